@@ -1,0 +1,9 @@
+"""Methods by name. The only table of names: to add a method, write its file and one line here."""
+
+from rlhf_bilevel.algorithm import Method
+from rlhf_bilevel.baselines.pebble import PEBBLE
+from rlhf_bilevel.baselines.penalty import PENALTY
+from rlhf_bilevel.baselines.sac import SAC
+from rlhf_bilevel.baselines.twin import TWIN
+
+METHODS: dict[str, Method] = {method.name: method for method in (PENALTY, TWIN, PEBBLE, SAC)}

@@ -1,0 +1,17 @@
+"""PEBBLE: one learner on the reward that fits the labels; the policy's share in the loss is ignored [Lee 2021].
+
+phi descends the cross-entropy of labelled pairs under Bradley-Terry; the learner sees the ensemble's mean.
+"""
+
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    return cross_entropy(logits, batch.label).mean()
+
+
+PEBBLE = Method("pebble", learners=1, sees=lambda run: [run.store.learned(run.reward)], upper=upper)

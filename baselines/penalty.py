@@ -1,0 +1,60 @@
+"""The penalty method: bilevel preference learning by a Hessian-free penalty on the value gap [arXiv 2503.17644].
+
+phi descends      cross-entropy + [J(phi, lambda_a) - J(phi, lambda_b)] / (a - b)
+learner k sees    r + tilt_k c,  tilts (a, b) = (0, -sigma) one-sided, (sigma, -sigma) two-sided
+
+with c the cost of the upper objective. lambda_a, one-sided, is the best response to r: the policy a user gets.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Row, Run
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.cost import label_targets, posterior_targets
+from rlhf_bilevel.penalty import proxy, tilted, tilts, value
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences, Signal
+
+
+def sides(config: Config) -> tuple[float, float]:
+    return tilts(config.sigma, config.sides == "two")
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    loss = cross_entropy(logits, batch.label).mean()
+    visits = run.sample_visits() if run.config.use_gap else None
+    if visits is None:
+        return loss
+    return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run.config))
+
+
+def sees(run: Run) -> Sequence[Signal]:
+    if not run.config.use_cost:
+        return [run.store.learned(run.reward)] * 2
+    fit_cost(run)
+    return [run.store.learned(tilted(run.reward, run.cost, tilt)) for tilt in sides(run.config)]
+
+
+def fit_cost(run: Run) -> None:
+    c = run.config
+    if c.cost == "labels":
+        answers = run.prefs[-c.cost_labels :]
+        run.cost.fit(answers, label_targets(c, answers, run.prefs.fresh_loss[-c.cost_labels :]), c.cost_steps)
+    else:
+        pairs = run.sample_pairs(c.cost_labels)
+        run.cost.fit(pairs, posterior_targets(c, run.reward.members, pairs), c.cost_steps)
+
+
+def diagnose(run: Run) -> Row:
+    """The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies."""
+    visits = run.sample_visits()
+    if run.config.sides == "two" or visits is None:
+        return {}
+    best, penalised = run.learners
+    return {"penalty/value_gap": best.value_gap(penalised, visits[1].obs)}
+
+
+PENALTY = Method("penalty", 2, sees, upper, agent=lambda config: config.sides == "two", diagnose=diagnose)

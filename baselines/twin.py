@@ -1,0 +1,14 @@
+"""The control for the penalty method: two learners on one store and one reward, no coupling whatever.
+
+Whatever the penalty method has over PEBBLE that twin has too is not due to the penalty.
+"""
+
+from rlhf_bilevel.algorithm import Method
+from rlhf_bilevel.preference import cross_entropy
+
+TWIN = Method(
+    "twin",
+    learners=2,
+    sees=lambda run: [run.store.learned(run.reward)] * 2,
+    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+)

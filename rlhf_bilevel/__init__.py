@@ -1,0 +1,17 @@
+"""rlhf_bilevel: reward models from preferences above, Stable-Baselines3 below, coupled by a penalty on the value gap."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_bilevel.agent import Agent as Agent
+
+__all__ = ["Agent"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; a command line with a typing error should not wait for it
+    if name == "Agent":
+        from rlhf_bilevel.agent import Agent
+
+        return Agent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

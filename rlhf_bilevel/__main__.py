@@ -1,0 +1,254 @@
+"""The command line. What a user can get wrong is checked before torch is loaded and before anything is written.
+
+Each command first checks, and returns the work to be done: only what the checks raise is a user's mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+
+from rlhf_bilevel import envs
+from rlhf_bilevel.config import PRESETS, Config, preset
+
+Work = Callable[[], None]
+
+METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
+"""A method's file bears its name (a test holds this), so that names are known without importing torch."""
+COMMANDS = ("train", "evaluate", "export", "plot", "doctor")
+PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    args = parser().parse_args(argv)
+    try:
+        work = args.function(args)
+    except ValueError as error:
+        fail(str(error))
+    work()
+
+
+def train(args: argparse.Namespace) -> Work:
+    args.env = envs.resolve(args.env)
+    settings = configure(args)
+    out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{args.seed}")
+    if args.device == "cuda" and not shutil.which("nvidia-smi"):
+        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
+    if args.reference and not args.reference.is_file():
+        raise ValueError(f"--reference {args.reference}: no such file")
+    envs.make(args.env, args.seed).close()  # refuses spaces that cannot be learnt on
+
+    def work() -> None:
+        import torch
+
+        from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.plot import draw, points, read_table
+
+        torch.set_num_threads(args.threads)
+        agent = Agent(args.method, args.env, preset=args.preset, device=args.device, out=out, **settings)
+        agent.learn(args.steps, progress_bar=not args.verbose, screen=args.verbose)
+        found = points(out)
+        last = [point for point in found if point.is_agent][-1]
+        told = f"{args.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
+        told += f"{args.env} after {last.step:,} steps with {last.labels} labels"
+        earlier = [
+            point.true_return
+            for point in (read_table(args.reference) if args.reference else [])
+            if (point.method, point.env, point.step) == ("sac", last.env, last.step)
+        ]
+        if earlier:
+            mean = sum(earlier) / len(earlier)
+            told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
+        print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
+
+    return work
+
+
+def evaluate(args: argparse.Namespace) -> Work:
+    finished(args.dir)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+
+        summary = Agent.load(args.dir).evaluate(args.episodes).summary()
+        if args.json:
+            print(json.dumps(summary))
+            return
+        for name in ("true_return", "success"):
+            if summary[name]:
+                print("{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})".format(name, **summary[name]))
+        print(f"episodes: {summary['episodes']}")
+
+    return work
+
+
+def export(args: argparse.Namespace) -> Work:
+    source, target = finished(args.dir) / "model.zip", new_path(args.sb3)
+
+    def work() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        algorithm = yaml.safe_load((args.dir / "config.yaml").read_text())["algorithm"]
+        print(f"stable_baselines3.{algorithm}.load({str(target)!r}) acts as this run's agent")
+
+    return work
+
+
+def plot(args: argparse.Namespace) -> Work:
+    for path in args.dirs:
+        if not (run_folder(path) / "evaluations.csv").is_file():
+            raise ValueError(f"{path} has no evaluations.csv yet")
+    if args.out.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
+    out = new_path(args.out)
+
+    def work() -> None:
+        from rlhf_bilevel.plot import draw, points
+
+        print(draw([point for path in args.dirs for point in points(path)], out))
+
+    return work
+
+
+def doctor(args: argparse.Namespace) -> Work:
+    from rlhf_bilevel.doctor import report
+
+    return lambda: print(report())
+
+
+def configure(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that differ from Config's defaults, in the order preset, options, --set."""
+    given: dict[str, Any] = {"labels": args.labels, "seed": args.seed}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, not {pair!r}")
+        if key in ("steps", "labels", "seed"):
+            raise ValueError(f"{key} has an option of its own: --{key}")
+        if key not in Config.model_fields:
+            raise ValueError(f"unknown setting {key!r}; {nearest(key, Config.model_fields)}")
+        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+    chosen = preset(args.preset, args.env) | {key: value for key, value in given.items() if value is not None}
+    try:
+        Config(steps=args.steps, **chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+    return chosen
+
+
+def new_path(path: Path) -> Path:
+    if path.exists():
+        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+    return path
+
+
+def run_folder(path: Path) -> Path:
+    if not (path / "config.yaml").is_file():
+        runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
+        raise ValueError(f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else ""))
+    return path
+
+
+def finished(path: Path) -> Path:
+    if not (run_folder(path) / "model.zip").is_file():
+        raise ValueError(f"{path} has no model.zip: its training has not come to its end")
+    return path
+
+
+def nearest(value: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def fail(message: str) -> NoReturn:
+    print(f"rlhf-bilevel: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest right name, and exit code 2."""
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
+        args, unknown = self.parse_known_args(*given)
+        if unknown:
+            options = {option for command in args.commands.values() for option in command._option_string_actions}
+            fail(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].split('=')[0], sorted(options))}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice: " in message:  # a command: argparse lists all, and names no nearest
+            wrong = message.split("invalid choice: ")[1].split("'")[1]
+            message = f"unknown command {wrong!r}; {nearest(wrong, COMMANDS)}"
+        fail(message)
+
+
+def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in known:
+            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {nearest(value, known)}")
+        return value
+
+    return parse
+
+
+def positive(value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
+def parser() -> Parser:
+    top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=does, description=does, allow_abbrev=False)
+        sub.set_defaults(function=function, commands=commands.choices)
+        return sub
+
+    sub = command(train, "train an agent from preference labels")
+    sub.add_argument("method", metavar="METHOD", type=one_of("method", METHODS), help=", ".join(METHODS))
+    sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
+    sub.add_argument("--steps", type=positive, required=True, help="environment steps, all learners together")
+    sub.add_argument("--labels", help="answers that may be asked of the teacher (100)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
+    sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")
+    sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
+    sub.add_argument("--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto")
+    sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
+    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
+    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+    sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("--episodes", type=positive, default=10)
+    sub.add_argument("--json", action="store_true")
+
+    sub = command(export, "write a run's agent as a plain Stable-Baselines3 file")
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("--sb3", type=Path, required=True, metavar="FILE.zip")
+
+    sub = command(plot, "learning curves: interquartile mean and 95 % bootstrap interval over seeds")
+    sub.add_argument("dirs", type=Path, nargs="+", metavar="DIR")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
+
+    command(doctor, "what works on this machine, and what to install")
+    return top
+
+
+if __name__ == "__main__":
+    main()

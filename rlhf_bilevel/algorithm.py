@@ -1,0 +1,233 @@
+"""The whole algorithm. Two time scales: learners climb their rewards at every step, the reward model descends its
+upper objective at every session and refresh.
+
+Methods differ only in (a) the scalar that the reward model descends and (b) the reward that each learner sees.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_bilevel import query
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.explore import state_entropy
+from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits
+from rlhf_bilevel.replay import Store
+from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.types import Preferences, Queries, Signal, Teacher, Visits
+
+Row = dict[str, float]
+"""Metrics by their log key."""
+
+
+class Learner(Protocol):
+    """An off-policy learner on the shared store."""
+
+    def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The exploring action for the environment, and the same scaled to [-1, 1]."""
+
+    def improve(self, updates: int) -> Row:
+        """Gradient steps on batches of the store, rewarded by what it sees."""
+
+    def see(self, signal: Signal, keep: bool = True) -> None:
+        """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
+
+    def reset_critic(self) -> None:
+        """Forget the values, keep the policy."""
+
+    def value_gap(self, other: Any, obs: Tensor) -> float:
+        """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    learners: int
+    sees: Callable[[Run], Sequence[Signal]]
+    """What each learner is rewarded with; asked at the start and after every move of the reward model."""
+    upper: Callable[[Run, Preferences, Tensor], Tensor] | None = None
+    """The scalar that the reward model descends, from labelled pairs and the members' logits on them (M, B).
+    None: no reward is learnt and no label is asked."""
+    agent: Callable[[Config], int] = lambda config: 0
+    """The learner whose policy a user gets."""
+    diagnose: Callable[[Run], Row] = lambda run: {}
+    """Metrics at each move of the reward model."""
+
+
+@dataclass
+class Run:
+    """Everything that moves during training."""
+
+    method: Method
+    config: Config
+    envs: Sequence[Any]  # gymnasium environments, one a learner
+    learners: Sequence[Learner]
+    teacher: Teacher
+    store: Store
+    reward: RewardEnsemble
+    cost: LearnedCost
+    prefs: PreferenceStore = field(default_factory=PreferenceStore)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        c = self.config
+        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), c.reward_learning_rate)
+        # One generator a purpose, so that switching one part off leaves the draws of the others as they were
+        self.rng_query, self.rng_reward, self.rng_visits, self.rng_entropy = (
+            np.random.default_rng([c.seed, purpose]) for purpose in range(4)
+        )
+
+    @property
+    def on_policy_since(self) -> int:
+        """First row that was written after a reward had been learnt (a row is a step)."""
+        return self.config.learning_starts + self.config.pretrain_steps
+
+    def sample_pairs(self, count: int) -> Queries:
+        """Random pairs of segments from recent episodes, of all learners or as ``query_source`` says."""
+        c = self.config
+        recent = c.aligned_episodes if c.query == "policy_aligned" else c.recent_episodes
+        two = len(self.learners) == 2
+        sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
+        pools = [self.store.episodes(writer)[-recent:] or self.store.episodes()[-recent:] for writer in sources]
+        first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng_query) for p in pools)
+        return Queries(first, second)
+
+    def sample_visits(self) -> tuple[Visits, Visits] | None:
+        """On-policy steps of both learners; None until both have acted on a learnt reward."""
+        c = self.config
+        recent = [self.store.episodes(writer, self.on_policy_since)[-c.visit_episodes :] for writer in (0, 1)]
+        if not all(recent):
+            return None
+        first, second = (
+            self.store.sample_visits(episodes, c.visit_batch, c.visit_discount, c.gamma, self.rng_visits)
+            for episodes in recent
+        )
+        return first, second
+
+
+def train(run: Run) -> Iterator[Row]:
+    """Yields after every environment step, with the metrics that came up in it. Learners act in turn, an episode each."""
+    c, learns_reward = run.config, run.method.upper is not None
+    if learns_reward:
+        for learner in run.learners:
+            learner.see(lambda rows: entropy(run, rows), keep=False)
+    else:
+        show(run)
+    episode = 0
+    while run.step < c.steps:
+        who = episode % len(run.learners)
+        learner, env = run.learners[who], run.envs[who]
+        run.store.begin(who)
+        obs, _ = env.reset()
+        start, done, row = run.store.size, False, Row()
+        while not done and run.step < c.steps:
+            action, scaled = learner.act(obs, run.step)
+            next_obs, truth, terminated, truncated, info = env.step(action)
+            run.store.add(obs, scaled, next_obs, truth, terminated)
+            obs, done, row = next_obs, terminated or truncated, {}
+            run.step += 1
+            if learns_reward:
+                row |= move_reward(run)
+            if run.step > c.learning_starts:
+                for index, each in enumerate(run.learners):
+                    row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates).items()}
+            if done:
+                row |= episode_metrics(run, start)
+            yield row
+        episode += 1
+
+
+def move_reward(run: Run) -> Row:
+    """The upper level at this step: a session with new labels, a refresh without, or nothing."""
+    c = run.config
+    since = run.step - run.on_policy_since
+    if since < 0 or c.labels == 0:
+        return {}
+    if since % c.session_every == 0 and len(run.prefs) < c.labels:
+        if not ask(run):
+            return {}
+        epochs = c.reward_epochs
+    elif c.refresh_every and since % c.refresh_every == 0 and len(run.prefs):
+        epochs = c.refresh_epochs
+    else:
+        return {}
+    first_time = not run.reward_optimizer.state
+    row = update_reward(run, epochs)
+    show(run)
+    if first_time:  # values of the state entropy say nothing of the reward
+        for learner in run.learners:
+            learner.reset_critic()
+            learner.improve(c.reset_updates)
+    return row | run.method.diagnose(run)
+
+
+def ask(run: Run) -> int:
+    """One query session; the number of answers."""
+    c = run.config
+    count = min(c.session_labels, c.labels - len(run.prefs))
+    try:
+        candidates = run.sample_pairs(count * c.oversample)
+    except ValueError as too_short:
+        warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
+        return 0
+    # Before the first session all members are untrained: their disagreement means nothing
+    score = query.disagreement if c.query == "disagreement" and len(run.prefs) else query.uniform
+    with torch.no_grad():
+        answers = run.teacher(query.best(candidates, score(run.reward.members, candidates), count))
+        run.prefs.add(answers, cross_entropy(logits(run.reward, answers), answers.label))
+    return len(answers.label)
+
+
+def update_reward(run: Run, epochs: int) -> Row:
+    """Adam on the method's upper objective, until the labels are fitted or ``epochs`` have passed."""
+    c = run.config
+    assert run.method.upper is not None
+    losses, right, epoch = [], torch.zeros(()), 0
+    for epoch in range(1, epochs + 1):
+        outputs = []
+        for batch in run.prefs.batches(c.reward_batch, run.rng_reward):
+            output = logits(run.reward.members, batch)  # (M, B)
+            loss = run.method.upper(run, batch, output)
+            run.reward_optimizer.zero_grad()
+            loss.backward()
+            run.reward_optimizer.step()
+            losses.append(loss.item())
+            outputs.append((accuracy(output, batch.label).mean(), len(batch.label)))
+        right = sum(share * size for share, size in outputs) / len(run.prefs)
+        if right >= c.reward_accuracy:
+            break
+    return {
+        "reward/loss": float(np.mean(losses)),
+        "reward/accuracy": float(right),
+        "reward/epochs": epoch,
+        "reward/labels": len(run.prefs),
+        "reward/fresh_loss": run.prefs.fresh_loss[-c.session_labels :].mean().item(),
+    }
+
+
+def show(run: Run) -> None:
+    """Let each learner see its reward as it is now."""
+    for learner, signal in zip(run.learners, run.method.sees(run), strict=True):
+        learner.see(signal)
+
+
+def entropy(run: Run, rows: Tensor) -> Tensor:
+    """The reward of pre-training at these rows of the store."""
+    visited = run.rng_entropy.integers(run.store.size, size=run.config.entropy_states)
+    return state_entropy(run.store.obs[rows], run.store.obs[torch.from_numpy(visited)], run.config.neighbour)
+
+
+def episode_metrics(run: Run, start: int) -> Row:
+    rows = torch.arange(start, run.store.size)
+    row = {"rollout/true_return": run.store.truth[rows].sum().item(), "rollout/length": float(len(rows))}
+    if len(run.prefs):  # a diagnostic only: a rising learned return proves nothing
+        row["rollout/learned_return"] = run.store.learned(run.reward)(rows).sum().item()
+    return row

@@ -1,0 +1,121 @@
+"""Every setting of a run, with its unit and range. Phases that are left out scale with ``steps`` and ``labels``.
+
+This file imports neither torch nor an environment, so that a wrong value is refused before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[tuple[Size, ...], Field(min_length=1)]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Budget
+    steps: Size  # environment steps, those of all learners together
+    labels: Count = 100  # answers that may be asked of the teacher
+    seed: Count = 0
+    protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
+
+    # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
+    learning_starts: Count  # steps with random actions before any learning
+    pretrain_steps: Count  # steps that follow with state entropy as the reward
+    session_every: Size  # between two query sessions; the first is at the end of pre-training
+    session_labels: Size  # labels asked in one session
+    refresh_every: Count  # between two reward updates without new labels; 0 for never
+    eval_every: Size  # between two evaluations
+    eval_episodes: Size = 10
+
+    # Learners (SB3)
+    hidden: Layers = (256, 256)  # units of the actor's and of each critic's layers
+    batch: Size = 256  # transitions
+    learning_rate: Positive = 5e-4
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    tau: Fraction = 0.005  # step of the target critics, at each update
+    initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
+    updates: Size = 1  # gradient steps a learner per environment step (the paper's K is updates * refresh_every)
+    reset_updates: Count = 100  # gradient steps right after the critics' reset at the end of pre-training
+
+    # State entropy
+    neighbour: Size = 5  # k of the k-nearest-neighbour estimate
+    entropy_states: Size = 1024  # stored states, drawn anew each time, among which neighbours are looked for
+
+    # Reward
+    members: Size = 3
+    reward_hidden: Layers = (256, 256, 256)
+    reward_learning_rate: Positive = 3e-4
+    reward_batch: Size = 128  # pairs
+    reward_epochs: Size = 50  # at most, per session
+    refresh_epochs: Size = 2  # per refresh
+    reward_accuracy: Fraction = 0.97  # on the labels; a session's epochs stop there
+
+    # Queries
+    segment_length: Size = 50  # steps
+    query: Literal["uniform", "disagreement", "policy_aligned"] = "disagreement"
+    query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
+    oversample: Size = 10  # candidate pairs per label that is asked
+    recent_episodes: Size = 100  # that segments are cut from
+    aligned_episodes: Size = 10  # the same for policy_aligned
+
+    # Penalty
+    sigma: Positive = 40.0  # discounted return per nat of the upper objective
+    sides: Literal["one", "two"] = "one"  # one: the paper's proxy; two: central difference
+    objective: Literal["preference_loss", "win_rate"] = "preference_loss"
+    win_weight: Positive = 1.0  # nats that a win rate of one is worth
+    cost: Literal["labels", "posterior"] = "labels"  # what c is fitted to
+    cost_hidden: Layers = (64, 64)
+    cost_learning_rate: Positive = 1e-3
+    cost_steps: Size = 50  # gradient steps after each reward update
+    cost_pairs: Size = 64  # pairs per gradient step
+    cost_labels: Size = 250  # newest labels that c is fitted to
+    visit_episodes: Size = 2  # newest episodes of a learner that stand for its occupancy
+    visit_batch: Size = 256  # their steps in each reward step
+    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
+    use_gap: bool = True  # ablation: the value gap in the reward's loss
+    use_cost: bool = True  # ablation: the cost in the learners' rewards
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_phases(cls, given: Any) -> Any:
+        """B-Pref's proportions: a fiftieth random, pre-training up to a tenth, labels over the next half of the run."""
+        if not isinstance(given, dict) or not isinstance(given.get("steps"), int) or given["steps"] < 1:
+            return given  # steps itself is at fault: let the field's own check say so
+        filled = {key: value for key, value in given.items() if value is not None}
+        steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
+        filled.setdefault("learning_starts", min(1000, steps // 50))
+        random = filled["learning_starts"]
+        if isinstance(random, int):
+            filled.setdefault("pretrain_steps", min(9000, max(0, steps // 10 - random)))
+        filled.setdefault("session_labels", max(1, math.ceil(labels / 10)) if isinstance(labels, int) else labels)
+        filled.setdefault("session_every", max(1, steps // 20))
+        filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
+        filled.setdefault("eval_every", max(1, steps // 20))
+        return filled
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (128, 128),
+              "eval_episodes": 5},
+    "cpu": {},
+    "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
+    "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,
+                         "reward_epochs": 10},
+}  # fmt: skip
+"""Differences from Config's defaults. ``paper`` holds B-Pref's sizes, which differ between the two suites.
+
+B-Pref moves the target critics by .005 every second update; SB3 moves them at every one, hence half the step.
+"""
+
+
+def preset(name: str, env_id: str) -> dict[str, Any]:
+    suite = env_id.split("/")[0]
+    return PRESETS.get(f"{name}/{suite}", PRESETS[name])

@@ -1,0 +1,67 @@
+"""The cost c(s, a) = dG/dvisits(s, a): how the upper objective G moves where a policy visits (s, a) more often.
+
+A penalised learner is rewarded with r - sigma c. For tables c is a derivative, see ``tabular``. Here it is estimated
+from pairs of segments of length T, by least-squares decomposition into per-step terms u(s, a), U = sum_t u over a
+segment:
+
+    preference_loss   G = E[loss(first, second)]    U(first) + U(second) ~ 2 loss   =>  U(x) = 2 E[loss | x] - const
+    win_rate          G = -w P(policy's better)     U(first) - U(second) ~ -w (y - 1/2)  =>  U(x) = -w P(x wins) + const
+
+A constant in c moves no best response. Segments are cut uniformly from episodes, so a change of the normalised
+occupancy moves G by T sum u, and c = (1 - gamma) T u in terms of ``Visits``, whose weights sum to 1 / (1 - gamma).
+The reference of the win rate is the distribution from which labelled segments come.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.preference import logits
+from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.types import Preferences, Queries, RewardFn
+
+BOUND = 4.0
+"""Nats: largest |U| of a segment. A loss of ln 2 is what an uninformed reward has."""
+
+
+def label_targets(config: Config, answers: Preferences, fresh_loss: Tensor) -> Tensor:
+    """What U(first) +- U(second) is fitted to, from labels (B,) and the losses (B,) before training on them."""
+    return 2 * fresh_loss if config.objective == "preference_loss" else -config.win_weight * (answers.label - 0.5)
+
+
+def posterior_targets(config: Config, members: RewardFn, queries: Queries) -> Tensor:
+    """The same without labels: expectations under the ensemble's mean preference, (B,). The loss's is its entropy."""
+    with torch.no_grad():
+        mean = logits(members, queries).sigmoid().mean(0)
+    if config.objective == "preference_loss":
+        return -2 * (torch.special.xlogy(mean, mean) + torch.special.xlogy(1 - mean, 1 - mean))
+    return -config.win_weight * (mean - 0.5)
+
+
+class LearnedCost(nn.Module):
+    """u(s, a) as a small bounded network; calling it gives c in discounted-return units: (..., o), (..., a) to (...)."""
+
+    def __init__(self, obs_size: int, act_size: int, config: Config, rng: torch.Generator) -> None:
+        super().__init__()
+        self._sign = 1 if config.objective == "preference_loss" else -1
+        self._scale = (1 - config.gamma) * config.segment_length
+        self._batch, self._rng = config.cost_pairs, rng
+        self.step = RewardEnsemble(obs_size, act_size, 1, config.cost_hidden, rng, bound=BOUND / config.segment_length)
+        self._optimizer = torch.optim.Adam(self.parameters(), config.cost_learning_rate)
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        return self._scale * self.step(obs, act)
+
+    def fit(self, pairs: Queries | Preferences, targets: Tensor, steps: int) -> float:
+        """Gradient steps on the squared error of the decomposition; returns the last one's, in nats squared."""
+        error = torch.zeros(())
+        for _ in range(steps):
+            rows = torch.randint(len(targets), (min(self._batch, len(targets)),), generator=self._rng)
+            first, second = (self.step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
+            error = (first + self._sign * second - targets[rows]).square().mean()
+            self._optimizer.zero_grad()
+            error.backward()
+            self._optimizer.step()
+        return error.item()

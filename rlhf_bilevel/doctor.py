@@ -1,0 +1,67 @@
+"""What works on this machine, and what to install where something does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from rlhf_bilevel import envs
+
+PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "dm-control", "metaworld")
+"""Those whose versions decide what a run does; they are recorded with every run."""
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def report() -> str:
+    """One line a check, ``ok`` or what is wrong."""
+    lines = [f"{name:18} {found}" for name, found in versions().items()]
+    checks: dict[str, Callable[[], str]] = {
+        "gymnasium": lambda: step("Pendulum-v1"),
+        "dm_control": lambda: step("dm_control/cartpole-balance-v0"),
+        "Meta-World": lambda: step("Meta-World/door-open-v3"),
+        "pictures": picture,
+        "device": device,
+        "folder": writable,
+    }
+    for name, check in checks.items():
+        try:
+            lines.append(f"{name:18} ok: {check()}")
+        except Exception as error:  # whatever is broken here, the other checks still count
+            lines.append(f"{name:18} fails: {' '.join(str(error).split())}")
+    return "\n".join(lines)
+
+
+def step(env_id: str) -> str:
+    env = envs.make(env_id, seed=0)
+    env.reset()
+    env.step(env.action_space.sample())
+    return f"{env_id} steps"
+
+
+def picture() -> str:
+    env = envs.make("dm_control/cartpole-balance-v0", seed=0, render_mode="rgb_array")
+    env.reset()
+    return f"{env.render().shape} with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"  # type: ignore[union-attr]
+
+
+def device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, no CUDA"
+
+
+def writable() -> str:
+    with tempfile.TemporaryDirectory(dir="."):
+        return f"{os.getcwd()} can be written to"

@@ -1,0 +1,256 @@
+"""Environments by name, every episode of which is a function of (seed, stream, episode) and of nothing else.
+
+Episode k of an env that has run for days equals, bit for bit, episode k of a fresh one under the same actions; so a
+run resumes by setting one number, and two methods meet the same starts. What ``make`` returns also has flat float32
+observations and bounded actions, whichever family it comes from: Gymnasium, the dm_control suite or Meta-World v3.
+No simulator is imported before it is made, no OpenGL before a picture is asked for, and numpy's and Python's global
+generators are neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+PROTOCOLS = ("bpref", "mt1")
+"""Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
+
+
+def resolve(env_id: str) -> str:
+    """The canonical id of an environment, from a canonical id or the literature's name for it.
+
+    ``walker_walk`` is dm_control/walker-walk-v0; ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
+    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium. ValueError names the nearest known ids.
+    """
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"unknown environment {env_id!r}: {error}") from None
+    known = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
+    if not colon:
+        known |= _task_ids()
+    if name not in known:
+        near = [known[key] for key in difflib.get_close_matches(name, known, n=6, cutoff=0.5)]
+        hint = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
+        raise ValueError(f"unknown environment {env_id!r}{hint}")
+    if known[name].startswith("Meta-World/") and name.endswith("-v2"):
+        warnings.warn(f"{env_id} runs as {known[name]}: results are not comparable with v2's", stacklevel=2)
+    return env_id if colon else known[name]
+
+
+def make(
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", render_mode: str | None = None
+) -> gymnasium.Env[np.ndarray, np.ndarray]:
+    """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
+
+    ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
+    ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
+    Raises ValueError for an unknown id, protocol or mode, and for spaces that are not as above; RuntimeError where a
+    picture is asked for and OpenGL is missing.
+    """
+    canonical = resolve(env_id)
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
+    family, _, name = canonical.rpartition("/")
+    env: gymnasium.Env[Any, Any]
+    if family == "dm_control":
+        domain, _, task = name.removesuffix("-v0").partition("-")
+        env = Suite(domain, task, render_mode)
+    elif family == "Meta-World":
+        env = Sawyer(name, protocol, render_mode)
+    else:
+        drawn = {} if render_mode is None else {"render_mode": render_mode}  # not every env takes the argument
+        env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
+    _refuse(canonical, env)
+    if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
+        _find_opengl()
+    return Episodes(env, seed, stream)
+
+
+class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
+    """``reset`` number k starts episode k of (seed, stream); observations are cast to flat float32.
+
+    ``episode`` is the number of the next episode; set it to resume, or to meet the same starts again (through other
+    wrappers: ``env.set_wrapper_attr("episode", k)``). A seed given to ``reset`` is ignored, because Stable-Baselines3
+    gives one to the first reset only and would so move one episode off its place; ``make`` is where the seed is set.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int) -> None:
+        super().__init__(env)
+        if seed < 0 or stream < 0:
+            raise ValueError(f"seed and stream must not be negative, got {seed} and {stream}")
+        self.episode, self._key = 0, (seed, stream)
+        space = env.observation_space
+        assert isinstance(space, Box)
+        low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
+        self.observation_space = Box(low, high, dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        del seed
+        draw = np.random.SeedSequence([*self._key, self.episode]).generate_state(1)
+        obs, info = self.env.reset(seed=int(draw[0]), options=options)
+        self.episode += 1
+        return np.asarray(obs, np.float32).ravel(), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return np.asarray(obs, np.float32).ravel(), float(reward), terminated, truncated, info
+
+
+class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A task of the dm_control suite: observations joined in its order, actions scaled to [-1, 1], 1000 steps.
+
+    ``env.unwrapped.physics`` and ``env.unwrapped.task`` are dm_control's own.
+    """
+
+    def __init__(self, domain: str, task: str, render_mode: str | None = None) -> None:
+        self._env = _suite().load(domain, task)
+        self.physics, self.task = self._env.physics, self._env.task
+        # quadruped-escape asks for an OpenGL context at every reset; None is its own word for "nothing is drawn".
+        self.physics._make_rendering_contexts = lambda: None
+        spec = self._env.action_spec()
+        self._centre, self._radius = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
+        bound = 1.0 if self._radius.max() < 1e10 else np.inf  # 1e10 is MuJoCo's word for "no limit"
+        self.action_space = Box(-bound, bound, spec.shape, np.float32)
+        size = sum(int(np.prod(part.shape)) for part in self._env.observation_spec().values())
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
+        self.render_mode = render_mode
+        self.mujoco_renderer: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.task.random.seed(seed)
+        self.close()  # a picture's terrain is uploaded when its context is made, so each episode makes its own
+        return _joined(self._env.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        timestep = self._env.step(self._centre + self._radius * action)
+        over = timestep.last()
+        terminated = over and timestep.discount == 0
+        return _joined(timestep.observation), timestep.reward, terminated, over and not terminated, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """A frame (480, 480, 3) uint8 of the task's first camera, which follows the body where there is one."""
+        if self.mujoco_renderer is None:
+            from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+            model, data = self.physics.model.ptr, self.physics.data.ptr
+            self.mujoco_renderer = MujocoRenderer(model, data, width=480, height=480, camera_id=0)
+        return self.mujoco_renderer.render("rgb_array")
+
+    def close(self) -> None:
+        if self.mujoco_renderer is not None:
+            self.mujoco_renderer.close()
+            self.mujoco_renderer = None
+
+
+class Sawyer(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """A Meta-World v3 task whose goal is drawn from ``reset(seed)`` in every episode of 500 steps.
+
+    Meta-World by itself ignores that seed; its own ``seed()`` would also reseed the action space, and so make random
+    exploration repeat itself in every episode.
+    """
+
+    def __init__(self, task: str, protocol: str, render_mode: str | None = None) -> None:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        env: Any = ALL_V3_ENVIRONMENTS[task](render_mode=render_mode, camera_name="corner2")  # type: ignore[arg-type]
+        env._set_task_called = True  # what set_task would fix, the goal above all, is free here
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True  # draw from the env's generator, not from numpy's global one
+        env._partially_observable = protocol == "bpref"
+        del env.sawyer_observation_space  # cached, and what clips the goal: to zero when it is hidden
+        env.observation_space = env.sawyer_observation_space
+        super().__init__(env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            self.unwrapped.np_random = np.random.default_rng(seed)
+        return self.env.reset(options=options)
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """A frame (480, 480, 3) uint8; the camera hangs upside down, so it is turned by half a circle."""
+        return np.ascontiguousarray(np.asarray(self.env.render())[::-1, ::-1])
+
+
+def _suite() -> Any:
+    """dm_control.suite without its renderer, which starts OpenGL when it is imported; pictures are Gymnasium's."""
+    import mujoco  # noqa: F401  (first, because it reads MUJOCO_GL too, and keeps its own renderer)
+
+    given = os.environ.pop("MUJOCO_GL", None)
+    os.environ["MUJOCO_GL"] = "off"
+    try:
+        return importlib.import_module("dm_control.suite")
+    finally:
+        del os.environ["MUJOCO_GL"]
+        os.environ |= {"MUJOCO_GL": given} if given else {}
+
+
+def _joined(observation: dict[str, Any]) -> np.ndarray:
+    return np.concatenate(list(observation.values()), axis=None, dtype=np.float32)
+
+
+def _refuse(env_id: str, env: gymnasium.Env[Any, Any]) -> None:
+    """ValueError unless observations are a Box, and actions a bounded Box of floats with one axis."""
+    obs, act = env.observation_space, env.action_space
+    if not isinstance(obs, Box):
+        fault = f"observations must be a Box (gymnasium.wrappers.FlattenObservation makes one of a Dict), not {obs}"
+    elif not (isinstance(act, Box) and act.is_bounded() and len(act.shape) == 1 and act.dtype.kind == "f"):
+        fault = f"actions must be a bounded Box of floats with one axis, not {act}"
+    else:
+        return
+    env.close()
+    raise ValueError(" ".join(f"{env_id}: {fault}".split()))  # a long space prints on many lines
+
+
+@functools.cache
+def _find_opengl() -> None:
+    """Sets MUJOCO_GL, if unset, to what can draw here: a child tries, since a bad driver may end its process."""
+    draw = "import mujoco as m; c = m.GLContext(9, 9); c.make_current(); m.MjrContext(m.MjSpec().compile(), 150)"
+    given = os.environ.get("MUJOCO_GL")
+    for backend in [given] if given else ["egl", "glfw", "osmesa"]:
+        tried = os.environ | {"MUJOCO_GL": backend}
+        if subprocess.run([sys.executable, "-c", draw], env=tried, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return
+    found = f"MUJOCO_GL={given} does not work here" if given else "no OpenGL was found"
+    raise RuntimeError(f"cannot draw pictures: {found}; on Debian or Ubuntu, apt-get install libegl1 libgl1")
+
+
+@functools.cache
+def _task_ids() -> dict[str, str]:
+    """Every name of a dm_control suite or Meta-World task to its canonical id, read from sources and not imported."""
+    names: dict[str, str] = {}
+    for path in [path for folder in _folders("dm_control") for path in folder.glob("suite/*.py")]:
+        for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8")):
+            canonical = f"dm_control/{path.stem}-{task}-v0"
+            names |= {canonical: canonical, f"{path.stem}_{task}": canonical}
+    for folder in _folders("metaworld"):
+        for task in re.findall(r'(?m)^    "([\w-]+)-v3": envs\.', (folder / "env_dict.py").read_text("utf-8")):
+            for name in (task, f"metaworld_{task}", f"Meta-World/{task}"):
+                names |= dict.fromkeys([f"{name}-v3", f"{name}-v2"], f"Meta-World/{task}-v3")
+    return names
+
+
+def _folders(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []

@@ -1,0 +1,62 @@
+"""What a policy is worth: true returns and successes of whole episodes, as a mean with a bootstrap interval.
+
+The episodes are those that the env comes to next, so an env whose ``episode`` is set back gives two policies, or one
+policy at two ages, the same starts. Nothing here learns, and nothing draws from a generator that others use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of one policy, in the order in which they ran."""
+
+    returns: np.ndarray  # (episodes,) undiscounted sums of the environment's own reward
+    successes: np.ndarray | None  # (episodes,) bool: success at any step; None where the env never speaks of it
+
+    def summary(self) -> dict[str, Any]:
+        """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, in plain numbers."""
+
+        def stated(samples: np.ndarray) -> dict[str, float]:
+            return dict(zip(("mean", "low", "high"), interval(samples), strict=True))
+
+        success = None if self.successes is None else stated(self.successes)
+        return {"true_return": stated(self.returns), "success": success, "episodes": len(self.returns)}
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray], env: gymnasium.Env[np.ndarray, np.ndarray], episodes: int
+) -> Evaluation:
+    """Runs ``predict``, obs (o,) to act (a,), for whole episodes (>= 1) and returns what the env said of them."""
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    returns, successes, reported = np.zeros(episodes), np.zeros(episodes, bool), False
+    for episode in range(episodes):
+        obs, _ = env.reset()
+        over = False
+        while not over:
+            obs, reward, terminated, truncated, info = env.step(predict(obs))
+            returns[episode] += float(reward)
+            successes[episode] |= bool(info.get("success", False))
+            reported = reported or "success" in info
+            over = terminated or truncated
+    return Evaluation(returns, successes if reported else None)
+
+
+def interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of samples (n,), n >= 1, and its percentile bootstrap interval of 2000 resamples.
+
+    The same samples always give the same interval. One sample, or equal ones, give an interval of width zero.
+    """
+    if len(samples) < 1:
+        raise ValueError("an interval needs at least one sample, got none")
+    picks = np.random.default_rng(0).integers(len(samples), size=(2000, len(samples)))
+    low, high = np.quantile(samples[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(samples.mean()), float(low), float(high)

@@ -1,0 +1,59 @@
+"""The penalty on the value gap: a bilevel gradient from first-order terms only.
+
+Upper level: min_phi Phi(phi) = G(phi, lambda*(phi)).  Lower level: lambda*(phi) = argmax_lambda J(phi, lambda).
+With the **tilted value** h(phi, t) = max_lambda { J(phi, lambda) + t G(phi, lambda) }, Danskin's theorem gives
+dh/dt = G at t = 0, so a difference quotient of h in t is a proxy of Phi,
+
+    Phi_sigma(phi) = [h(phi, a) - h(phi, b)] / (a - b),
+
+    one-sided   (a, b) = (0, -sigma):      min_lambda { G + [J(phi, lambda*) - J(phi, lambda)] / sigma }, gradient bias O(sigma)
+    two-sided   (a, b) = (sigma, -sigma):  the central difference, gradient bias O(sigma^2)
+
+and, by Danskin again, its gradient is the partial derivative in phi with both maximisers held fixed: no Hessian, no
+implicit differentiation. One-sided is the proxy of arXiv 2503.17644 (Algorithm 1); two-sided is ours.
+
+``lower`` and ``upper`` are J and G as functions of a response (a policy's ``Visits``, or any lower variable), up to
+terms that do not depend on phi. The same code serves tables, closed-form toys and deep networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+from rlhf_bilevel.types import RewardFn, Visits
+
+Response = TypeVar("Response")
+
+
+def tilts(sigma: float, two_sided: bool) -> tuple[float, float]:
+    """The pair (a, b). sigma has the unit of J over the unit of G: discounted return per nat of preference loss."""
+    return (sigma if two_sided else 0.0, -sigma)
+
+
+def value(reward: RewardFn, visits: Visits) -> Tensor:
+    """E[sum_t gamma^t r(s_t, a_t)], the part of J that depends on phi; differentiable in r and in the weights."""
+    return (visits.weight * reward(visits.obs, visits.act)).sum()
+
+
+def tilted(reward: RewardFn, cost: RewardFn, tilt: float) -> RewardFn:
+    """r + tilt c, the reward whose best response attains h(phi, tilt), for c = dG/dvisits at that response."""
+    return lambda obs, act: reward(obs, act) + tilt * cost(obs, act)
+
+
+def proxy(
+    lower: Callable[[Response], Tensor],
+    upper: Callable[[Response], Tensor],
+    responses: tuple[Response, Response],
+    sides: tuple[float, float],
+) -> Tensor:
+    """A scalar whose gradient in phi is that of Phi_sigma when ``responses`` attain h at ``sides`` = ``tilts(...)``.
+
+    Only its gradient is meaningful where ``lower`` leaves out terms free of phi (the policies' entropies): then its
+    value is not Phi_sigma, and what it holds in place of the value gap may be negative.
+    """
+    (high, low), (a, b) = responses, sides
+    gap = (lower(high) - lower(low)) / (a - b)
+    return gap + (a * upper(high) - b * upper(low)) / (a - b)

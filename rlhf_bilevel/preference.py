@@ -1,0 +1,57 @@
+"""Preferences and the Bradley-Terry model: P(first better) = sigmoid(sum_t r(first_t) - sum_t r(second_t))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
+
+
+def logits(reward: RewardFn, pairs: Queries | Preferences) -> Tensor:
+    """Difference of the two segments' returns under ``reward``: (..., B), leading axes as ``reward`` gives them."""
+    first, second = (reward(segment.obs, segment.act).sum(-1) for segment in pairs[:2])
+    return first - second
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Bradley-Terry loss in nats per pair, same shape as ``logits`` (..., B); ``label`` (B,) in [0, 1]."""
+    return functional.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
+
+
+def accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Share of the pairs without a tie that are ordered as labelled, per leading axis; one where all are ties."""
+    decided = label != 0.5
+    return (logits > 0).eq(label > 0.5)[..., decided].float().mean(-1).nan_to_num(1.0)
+
+
+class PreferenceStore:
+    """All answers in the order in which they came, and the loss of each before it was first trained on.
+
+    That loss is a fresh-sample (prequential) estimate of the upper objective: no reward had seen its label.
+    """
+
+    def __init__(self) -> None:
+        self.fresh_loss = torch.zeros(0)
+        self._columns: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.fresh_loss)
+
+    def add(self, answers: Preferences, fresh_loss: Tensor) -> None:
+        new = [*answers.first, *answers.second, answers.label]
+        self._columns = [torch.cat(pair) for pair in zip(self._columns, new, strict=True)] if self._columns else new
+        self.fresh_loss = torch.cat([self.fresh_loss, fresh_loss])
+
+    def __getitem__(self, rows: Tensor | slice) -> Preferences:
+        column = [values[rows] for values in self._columns]
+        return Preferences(Segments(*column[:3]), Segments(*column[3:6]), column[6])
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Preferences]:
+        """One epoch in shuffled minibatches of at most ``size`` pairs."""
+        order = torch.from_numpy(rng.permutation(len(self)))
+        return (self[rows] for rows in order.split(size))

@@ -1,0 +1,121 @@
+"""One store of facts for all learners, and each learner's view of it.
+
+No learned reward is ever written over a fact: a view computes the reward of a row when the row is sampled, and keeps
+it until the learner's signal changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.types import RewardFn, Segments, Signal, Visits
+
+
+class Store:
+    """Transitions in the order in which they happened, in whole episodes, one writer (learner) an episode.
+
+    Columns hold ``capacity`` rows; the first ``size`` are filled: obs and next_obs (., o), act (., a) in [-1, 1],
+    truth (.,) the environment's reward, terminated (.,) 1 where the episode ended for good (not by a time limit).
+    """
+
+    def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
+        self.obs = torch.zeros(capacity, obs_size)
+        self.next_obs = torch.zeros(capacity, obs_size)
+        self.act = torch.zeros(capacity, act_size)
+        self.truth = torch.zeros(capacity)
+        self.terminated = torch.zeros(capacity)
+        self.size = 0
+        self._starts: list[int] = []  # first row of each episode
+        self._writers: list[int] = []  # who acted in it
+        # numpy views of the same memory: writing one row through them is far cheaper than through torch
+        self._rows = [column.numpy() for column in (self.obs, self.act, self.next_obs, self.truth, self.terminated)]
+
+    def begin(self, writer: int) -> None:
+        """The rows that follow are one episode of ``writer``."""
+        self._starts.append(self.size)
+        self._writers.append(writer)
+
+    def add(self, obs: np.ndarray, act: np.ndarray, next_obs: np.ndarray, truth: float, terminated: bool) -> None:
+        for column, value in zip(self._rows, (obs, act, next_obs, truth, terminated), strict=True):
+            column[self.size] = value
+        self.size += 1
+
+    def episodes(self, writer: int | None = None, since: int = 0) -> list[tuple[int, int]]:
+        """(start, end) rows of each episode in order, the running one included, cut to the rows from ``since`` on."""
+        ends = [*self._starts[1:], self.size]
+        return [
+            (max(start, since), end)
+            for start, end, who in zip(self._starts, ends, self._writers, strict=True)
+            if (writer is None or who == writer) and end > max(start, since)
+        ]
+
+    def sample_segments(
+        self, episodes: Sequence[tuple[int, int]], count: int, length: int, rng: np.random.Generator
+    ) -> Segments:
+        """``count`` runs of ``length`` steps, uniform over all that lie within one of ``episodes``.
+
+        Raises ValueError where no episode is that long.
+        """
+        starts = np.concatenate([np.arange(start, end - length + 1) for start, end in episodes] or [np.zeros(0, int)])
+        if not len(starts):
+            longest = max((end - start for start, end in episodes), default=0)
+            raise ValueError(f"segment_length={length} is longer than every episode so far (longest: {longest} steps)")
+        rows = torch.from_numpy(rng.choice(starts, count)[:, None] + np.arange(length))  # (B, T)
+        return Segments(self.obs[rows], self.act[rows], self.truth[rows])
+
+    def sample_visits(
+        self, episodes: Sequence[tuple[int, int]], count: int, discount: float, gamma: float, rng: np.random.Generator
+    ) -> Visits:
+        """``count`` steps of ``episodes``, step t of each drawn with probability proportional to discount^t.
+
+        The weights are equal and sum to 1 / (1 - gamma). With discount = gamma this is an unbiased sample of the
+        discounted occupancy; with discount = 1, of the occupancy from where episodes have been, on average.
+        """
+        rows = np.concatenate([np.arange(start, end) for start, end in episodes])
+        weight = np.concatenate([discount ** np.arange(end - start) for start, end in episodes])
+        drawn = torch.from_numpy(rng.choice(rows, count, p=weight / weight.sum()))
+        return Visits(self.obs[drawn], self.act[drawn], torch.full((count,), 1 / (1 - gamma) / count))
+
+    def learned(self, reward: RewardFn) -> Signal:
+        """``reward`` at rows of this store."""
+
+        def signal(rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                return reward(self.obs[rows], self.act[rows])
+
+        return signal
+
+    def true_reward(self, rows: Tensor) -> Tensor:
+        return self.truth[rows]
+
+
+class View:
+    """The store as one learner is rewarded for it. Randomness is its own: ``seed`` fixes the order of sampling."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store = store
+        self._rng = np.random.RandomState(seed)  # the generator and the call of SB3's buffer: equal runs draw equal rows
+        self._signal: Signal = store.true_reward
+        self._keep = True
+        self._reward = torch.zeros(len(store.truth))
+        self._known = torch.zeros(len(store.truth), dtype=torch.bool)
+
+    def see(self, signal: Signal, keep: bool = True) -> None:
+        """From now on rows are rewarded by ``signal``; ``keep=False`` where it changes by itself."""
+        self._signal, self._keep = signal, keep
+        self._known[:] = False
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Uniform rows (N,) with replacement and their rewards (N,)."""
+        rows = torch.from_numpy(self._rng.randint(0, self.store.size, size=count))
+        if not self._keep:
+            return rows, self._signal(rows)
+        stale = rows[~self._known[rows]]
+        if len(stale):
+            self._reward[stale] = self._signal(stale)
+            self._known[stale] = True
+        return rows, self._reward[rows]

@@ -1,0 +1,117 @@
+"""Learners on Stable-Baselines3: its networks, its losses and its ``train``, on our store and our reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
+
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.replay import Store, View
+from rlhf_bilevel.types import Signal
+
+
+def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
+    """Keyword arguments of ``algorithm`` for ``config``: what a plain SB3 run needs to do the same."""
+    chosen: dict[str, Any] = {
+        "policy": "MlpPolicy",
+        "learning_rate": config.learning_rate,
+        "learning_starts": config.learning_starts,
+        "batch_size": config.batch,
+        "gamma": config.gamma,
+        "tau": config.tau,
+        "gradient_steps": config.updates,
+        "seed": config.seed,
+        "device": device,
+        # Fused Adam is the same rule in one call; a third of an update at small sizes is the loop over tensors
+        "policy_kwargs": {"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
+    }
+    if issubclass(algorithm, SAC):
+        chosen["ent_coef"] = f"auto_{config.initial_alpha}"
+    return chosen
+
+
+class ViewAsBuffer:
+    """What SB3's ``train`` asks of a replay buffer."""
+
+    def __init__(self, view: View, device: torch.device) -> None:
+        self._view, self._device = view, device
+
+    def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
+        rows, reward = self._view.sample(batch_size)
+        store = self._view.store
+        columns = (store.obs[rows], store.act[rows], store.next_obs[rows], store.terminated[rows, None], reward[:, None])
+        return ReplayBufferSamples(*(column.to(self._device) for column in columns))
+
+
+class SB3Learner:
+    """Any off-policy algorithm of SB3 with a Box action space, driven one environment step at a time.
+
+    ``number`` sets learners of one run apart; learner 0 draws what plain SB3 with the same seed would draw.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        config: Config,
+        store: Store,
+        number: int = 0,
+        algorithm: type[OffPolicyAlgorithm] = SAC,
+        device: str = "cpu",
+        **overrides: Any,
+    ) -> None:
+        seed = config.seed + number * 100_003
+        arguments = settings(config, algorithm, device) | {"buffer_size": 1, "seed": seed} | overrides
+        self.model: Any = algorithm(env=env, **arguments)
+        self.model.set_logger(Logger(folder=None, output_formats=[]))  # read below: SB3's train returns nothing
+        self._view = View(store, seed)
+        self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
+        self._config = config
+
+    def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        self.model.num_timesteps, self.model._last_obs = step, obs[None]
+        self.model.policy.set_training_mode(False)
+        action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
+        return action[0], scaled[0]
+
+    def improve(self, updates: int) -> dict[str, float]:
+        self.model._update_current_progress_remaining(self.model.num_timesteps, self._config.steps)
+        self.model.train(updates, self._config.batch)
+        return dict(self.model.logger.name_to_value)
+
+    def see(self, signal: Signal, keep: bool = True) -> None:
+        self._view.see(signal, keep)
+
+    def reset_critic(self) -> None:
+        critic = self.model.critic
+        for module in critic.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.reset_parameters()
+        critic.optimizer.state.clear()
+        self.model.critic_target.load_state_dict(critic.state_dict())
+
+    def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
+        """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
+
+        The performance-difference lemma: over states ``obs`` (N, o) that ``other`` visits, the mean of
+        V(s) - E_{a ~ other}[Q(s, a) - alpha log other(a|s)], over 1 - gamma. Never negative if this learner is optimal.
+        """
+        states = obs.to(self.model.device)
+        with torch.no_grad(), torch.random.fork_rng():  # a metric must not move the run
+            gap = self._soft_value(states, self.model.actor) - self._soft_value(states, other.model.actor)
+        return gap.mean().item() / (1 - self._config.gamma)
+
+    def _soft_value(self, states: Tensor, actor: Any) -> Tensor:
+        model = self.model
+        if not isinstance(model, SAC):  # no entropy term
+            return torch.stack(model.critic(states, actor(states))).amin(0).squeeze(-1)
+        alpha = model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
+        act, log_prob = actor.action_log_prob(states)
+        return torch.stack(model.critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob

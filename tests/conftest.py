@@ -1,0 +1,72 @@
+"""Small environments and shortcuts that several tests share."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from rlhf_bilevel import envs
+from rlhf_bilevel.algorithm import Run
+from rlhf_bilevel.baselines import METHODS
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.replay import Store
+from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.sac import SB3Learner
+from rlhf_bilevel.teacher import OracleTeacher
+
+torch.set_num_threads(1)
+
+
+class Steer(gymnasium.Env):
+    """A point on a line, pushed by the action; the reward is how near it is to a target at 0.5."""
+
+    observation_space = Box(-2, 2, (1,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1, 1).astype(np.float32), 0
+        return self.x.copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.x, self.t = np.clip(self.x + 0.2 * action, -2, 2).astype(np.float32), self.t + 1
+        return self.x.copy(), 1 - float(abs(self.x[0] - 0.5)), False, self.t == 50, {"success": abs(self.x[0] - 0.5) < 0.1}
+
+
+gymnasium.register("Steer-v0", Steer)
+
+SMALL: dict[str, Any] = {
+    "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,), "cost_hidden": (16,),
+    "segment_length": 10, "entropy_states": 64, "cost_steps": 5, "reset_updates": 5, "reward_epochs": 5,
+    "eval_episodes": 2, "labels": 40, "visit_batch": 64,
+}  # fmt: skip
+
+
+def small_config(steps: int = 300, **settings: Any) -> Config:
+    return Config(**({"steps": steps, **SMALL} | settings))
+
+
+def build(method: str, env_id: str = "Steer-v0", **settings: Any) -> Run:
+    config = small_config(**settings)
+    training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
+    sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
+    store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
+    return Run(
+        METHODS[method],
+        config,
+        training,
+        [SB3Learner(env, config, store, number) for number, env in enumerate(training)],
+        OracleTeacher(),
+        store,
+        RewardEnsemble(*sizes, config.members, config.reward_hidden, rng),
+        LearnedCost(*sizes, config, rng),
+    )
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,60 @@
+"""The rooms stay apart: who may import whom, held by reading the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
+        "cost", "evaluate", "envs", "config", "doctor", "plot")  # fmt: skip
+
+
+def imported(file: Path) -> set[str]:
+    """Full names of all modules that a file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(file: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(file) if name.startswith("rlhf_bilevel.")}
+
+
+def test_types_import_no_room() -> None:
+    assert not ours(ROOT / "rlhf_bilevel/types.py")
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_pure_rooms_know_neither_algorithm_nor_wiring(room: str) -> None:
+    assert not ours(ROOT / f"rlhf_bilevel/{room}.py") & {"algorithm", "sac", "log", "agent", "baselines", "__main__"}
+
+
+def test_the_algorithm_knows_no_library_of_learners_no_environment_and_no_logger() -> None:
+    file = ROOT / "rlhf_bilevel/algorithm.py"
+    assert not ours(file) & {"sac", "tabular", "envs", "log", "agent", "baselines"}
+    assert not {name.split(".")[0] for name in imported(file)} & {"stable_baselines3", "gymnasium"}
+    assert len(file.read_text().splitlines()) < 250
+
+
+def test_only_the_learners_name_sb3s_sac() -> None:
+    users = {
+        file.name for file in (ROOT / "rlhf_bilevel").glob("*.py") if "stable_baselines3.SAC" in imported(file)
+    }
+    assert users <= {"sac.py", "agent.py"}
+
+
+def test_methods_import_no_other_method_and_no_wiring() -> None:
+    for file in (ROOT / "baselines").glob("[!_]*.py"):
+        assert not ours(file) & {"baselines", "agent", "log", "envs", "sac"}, file
+
+
+def test_a_methods_file_bears_its_name() -> None:
+    from rlhf_bilevel.__main__ import METHODS as names_without_torch
+    from rlhf_bilevel.baselines import METHODS
+
+    assert sorted(METHODS) == sorted(names_without_torch)

@@ -1,0 +1,238 @@
+"""An episode is a function of (seed, stream, episode); names resolve; what cannot be trained on is refused."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+
+from rlhf_bilevel.envs import Episodes, make, resolve
+
+FAMILIES = [
+    "Pendulum-v1",
+    "dm_control/walker-walk-v0",
+    "dm_control/cartpole-swingup-v0",
+    "dm_control/reacher-easy-v0",
+    "dm_control/quadruped-escape-v0",
+    "Meta-World/door-open-v3",
+    "Meta-World/push-v3",
+]
+
+
+def play(env: gymnasium.Env, steps: int = 25) -> np.ndarray:
+    """One episode under fixed actions, (steps + 1, o + 1): observations beside rewards."""
+    rng = np.random.default_rng(0)
+    rows = [np.append(env.reset()[0], 0.0)]
+    for _ in range(steps):
+        obs, reward, *_ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        rows.append(np.append(obs, reward))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("env_id", FAMILIES)
+def test_used_env_equals_fresh_env(env_id: str) -> None:
+    used, fresh = make(env_id, seed=3), make(env_id, seed=3)
+    first = [play(used, steps) for steps in (30, 60)]
+    assert not np.array_equal(first[0][0], first[1][0])
+    fresh.set_wrapper_attr("episode", 2)
+    np.testing.assert_array_equal(play(used), play(fresh))
+    used.set_wrapper_attr("episode", 0)
+    np.testing.assert_array_equal(play(used, 30), first[0])
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "dm_control/walker-walk-v0", "Meta-World/door-open-v3"])
+def test_seed_stream_and_episode_each_matter_and_nothing_else_does(env_id: str) -> None:
+    np.random.seed(0)
+    random.seed(0)
+    before = repr(np.random.get_state()), random.getstate()
+    env = make(env_id, seed=0)
+    starts = [play(env, 3) for _ in range(2)] + [play(make(env_id, 1), 3), play(make(env_id, 0, stream=1), 3)]
+    assert len({start.tobytes() for start in starts}) == 4
+    assert (repr(np.random.get_state()), random.getstate()) == before
+    np.random.seed(1)
+    other = make(env_id, seed=0)
+    other.reset(seed=7)  # as Stable-Baselines3 does: the first reset is still episode 0
+    np.testing.assert_array_equal(play(other, 3), starts[1])
+
+
+def test_resets_leave_the_action_space_alone() -> None:
+    env = make("Meta-World/door-open-v3", seed=0)
+    env.action_space.seed(0)
+    draws = []
+    for _ in range(2):
+        env.reset()
+        draws.append(env.action_space.sample())
+    assert not np.array_equal(draws[0], draws[1])
+
+
+@pytest.mark.parametrize("env_id", FAMILIES)
+def test_observations_are_flat_float32_and_actions_bounded(env_id: str) -> None:
+    env = make(env_id, seed=0)
+    obs, _ = env.reset()
+    assert isinstance(env.observation_space, Box) and env.observation_space.contains(obs)
+    assert obs.dtype == env.observation_space.dtype == np.float32 and obs.ndim == 1
+    assert isinstance(env.action_space, Box) and env.action_space.is_bounded() and len(env.action_space.shape) == 1
+    obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(obs) and isinstance(reward, float)
+    assert (terminated, truncated) == (False, False)
+
+
+@pytest.mark.parametrize("env_id, length", [("cartpole_balance", 1000), ("Meta-World/reach-v3", 500)])
+def test_episodes_are_cut_off_at_their_length(env_id: str, length: int) -> None:
+    env = make(env_id, seed=0)
+    env.reset()
+    ends = [env.step(np.zeros(env.action_space.shape, np.float32))[2:4] for _ in range(length)]
+    assert ends == [(False, False)] * (length - 1) + [(False, True)]
+
+
+def test_dm_control_is_stepped_as_it_is_by_itself() -> None:
+    from dm_control import suite
+
+    env, plain = make("quadruped_walk", seed=0), suite.load("quadruped", "walk")
+    obs, _ = env.reset()
+    draw = np.random.SeedSequence([0, 0, 0]).generate_state(1)
+    plain.task.random.seed(int(draw[0]))
+    timestep = plain.reset()
+    spec = plain.action_spec()
+    assert env.metadata["render_fps"] == 50
+    for unit in (-1.0, 0.25, 1.0):
+        np.testing.assert_array_equal(obs, np.hstack([*timestep.observation.values()]).astype(np.float32))
+        obs, reward, *_ = env.step(np.full(12, unit, np.float32))
+        timestep = plain.step(spec.minimum + (spec.maximum - spec.minimum) * (unit + 1) / 2)
+        assert reward == pytest.approx(timestep.reward, rel=1e-9)
+
+
+def test_goal_is_hidden_in_bpref_and_visible_and_random_in_mt1() -> None:
+    hidden, visible = (make("Meta-World/door-open-v3", 0, protocol=name) for name in ("bpref", "mt1"))
+    goals = []
+    for _ in range(3):
+        seen, unseen = visible.reset()[0], hidden.reset()[0]
+        np.testing.assert_array_equal(seen[:-3], unseen[:-3])  # the same episode, but for the goal
+        np.testing.assert_allclose(seen[-3:], visible.unwrapped._target_pos, rtol=1e-6)
+        assert not unseen[-3:].any()
+        goals.append(tuple(seen[-3:]))
+        for env, start in ((visible, seen), (hidden, unseen)):
+            np.testing.assert_array_equal(env.step(np.zeros(4, np.float32))[0][-3:], start[-3:])
+    assert len(set(goals)) == 3
+    assert "success" in hidden.step(np.zeros(4, np.float32))[4]
+
+
+def test_names() -> None:
+    from dm_control.suite import ALL_TASKS
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    assert resolve("Pendulum-v1") == resolve("gymnasium:Pendulum-v1").removeprefix("gymnasium:") == "Pendulum-v1"
+    for domain, task in ALL_TASKS:
+        canonical = f"dm_control/{domain}-{task}-v0"
+        assert resolve(f"{domain}_{task}") == resolve(canonical) == canonical
+    for task in ALL_V3_ENVIRONMENTS:
+        canonical = f"Meta-World/{task}"
+        assert resolve(task) == resolve(f"metaworld_{task}") == resolve(canonical) == canonical
+    for old in ("metaworld_door-open-v2", "door-open-v2"):
+        with pytest.warns(UserWarning, match="not comparable"):
+            assert resolve(old) == "Meta-World/door-open-v3"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve("door-open-v3")
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        ("walker_wlak", "dm_control/walker-walk-v0"),
+        ("dm_control/walker_walk", "dm_control/walker-walk-v0"),
+        ("metaworld_dor-open-v3", "Meta-World/door-open-v3"),
+        ("pendulum-v1", "Pendulum-v1"),
+        ("no_such_module:Pendulum-v1", "no_such_module"),
+    ],
+)
+def test_unknown_name_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(wrong)
+    assert wrong in str(caught.value) and right in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Odd(gymnasium.Env):
+    """An env whose spaces are given."""
+
+    def __init__(self, obs: gymnasium.Space, act: gymnasium.Space, render_mode: str | None = None) -> None:
+        self.observation_space, self.action_space = obs, act
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self.np_random.random(self.observation_space.shape), {}
+
+
+BOX = Box(-1, 1, (2, 3), np.float64)
+UNIT = Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    "obs, act, word",
+    [
+        (Dict(a=UNIT), UNIT, "FlattenObservation"),
+        (Discrete(3), UNIT, "Discrete(3)"),
+        (UNIT, Discrete(4), "Discrete(4)"),
+        (UNIT, Box(-np.inf, np.inf, (100,)), "bounded"),
+        (UNIT, BOX, "one axis"),
+        (UNIT, Box(0, 9, (2,), np.int64), "floats"),
+    ],
+)
+def test_spaces_that_cannot_be_trained_on_are_refused_in_one_line(
+    obs: gymnasium.Space, act: gymnasium.Space, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Odd-v0", entry_point=Odd, kwargs={"obs": obs, "act": act})
+    monkeypatch.setitem(gymnasium.registry, "Odd-v0", spec)
+    with pytest.raises(ValueError) as caught:
+        make("Odd-v0", seed=0)
+    assert word in str(caught.value) and "Odd-v0" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_boxes_of_any_shape_and_type_become_flat_float32() -> None:
+    env = Episodes(Odd(BOX, UNIT), seed=0, stream=0)
+    obs, _ = env.reset()
+    assert env.observation_space == Box(-1, 1, (6,), np.float32) and obs.shape == (6,) and obs.dtype == np.float32
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="protocol 'mt2'"):
+        make("Pendulum-v1", 0, protocol="mt2")
+    with pytest.raises(ValueError, match="render_mode 'human'"):
+        make("Pendulum-v1", 0, render_mode="human")
+    with pytest.raises(ValueError, match="-1"):
+        make("Pendulum-v1", -1)
+    with pytest.raises(ValueError, match="bounded"):
+        make("lqr_lqr_2_1", 0)
+
+
+def test_resolving_loads_no_simulator_and_training_no_opengl() -> None:
+    program = """
+import os, sys
+from rlhf_bilevel.envs import make, resolve
+resolve("walker_walk"), resolve("door-open-v3")
+assert not {"torch", "mujoco", "dm_control", "metaworld"} & set(sys.modules)
+before = dict(os.environ)
+make("quadruped_escape", 0).reset(), make("door-open-v3", 0).reset()  # both simulators in one process
+assert os.environ == before and not {"OpenGL", "mujoco.egl"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_pictures_are_drawn_or_the_hint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    for env_id in ("walker_walk", "door-open-v3"):
+        try:
+            env = make(env_id, 0, render_mode="rgb_array")
+        except RuntimeError as error:
+            assert "apt-get" in str(error) and "\n" not in str(error)
+        else:
+            env.reset()
+            frame = env.render()
+            assert isinstance(frame, np.ndarray) and frame.shape == (480, 480, 3) and frame.std() > 10
+            env.close()

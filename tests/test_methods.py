@@ -1,0 +1,147 @@
+"""Methods differ where they say they differ, and nowhere else; above all, the penalty reaches the reward."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_bilevel.algorithm import Run, train
+from rlhf_bilevel.baselines import METHODS, pebble, penalty
+from rlhf_bilevel.preference import cross_entropy, logits
+from rlhf_bilevel.types import Visits
+from tests.conftest import build
+
+
+def trained(method: str, **settings) -> Run:  # noqa: ANN003
+    run = build(method, **settings)
+    for _ in train(run):
+        pass
+    return run
+
+
+def gradient(run: Run, method) -> torch.Tensor:  # noqa: ANN001
+    """Of a method's upper objective on all labels, over all of the reward's parameters."""
+    answers = run.prefs[:]
+    loss = method.upper(run, answers, logits(run.reward.members, answers))
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return trained("penalty", sigma=10.0)
+
+
+def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(run: Run) -> None:
+    ours, pebbles = gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE)
+    assert pebbles.norm() > 0 and ours.norm() > 0
+    assert (ours - pebbles).norm() > 0.1 * pebbles.norm()
+
+
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
+    run = trained("penalty", sides=sides, sigma=5.0)
+    run.reward.double()
+    fixed = tuple(Visits(*(column.double() for column in visits)) for visits in run.sample_visits())
+    run.sample_visits = lambda: fixed  # type: ignore[method-assign]
+    answers = run.prefs[:]
+    answers = answers._replace(
+        first=answers.first._replace(obs=answers.first.obs.double(), act=answers.first.act.double()),
+        second=answers.second._replace(obs=answers.second.obs.double(), act=answers.second.act.double()),
+        label=answers.label.double(),
+    )
+    width = 5.0 if sides == "one" else 10.0
+
+    def value(visits: Visits) -> torch.Tensor:
+        return (visits.weight * run.reward(visits.obs, visits.act)).sum()
+
+    def objective() -> float:  # written out again from the paper's formula, not through penalty.py
+        with torch.no_grad():
+            loss = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
+            return (loss + (value(fixed[0]) - value(fixed[1])) / width).item()
+
+    loss = penalty.upper(run, answers, logits(run.reward.members, answers))
+    grads = torch.autograd.grad(loss, list(run.reward.parameters()))
+    rng = np.random.default_rng(0)
+    for parameter, grad in zip(run.reward.parameters(), grads, strict=True):
+        for index in rng.choice(parameter.numel(), min(4, parameter.numel()), replace=False):
+            entry = parameter.data.view(-1)
+            kept, step = entry[index].item(), 1e-6
+            entry[index] = kept + step
+            up = objective()
+            entry[index] = kept - step
+            down = objective()
+            entry[index] = kept
+            assert grad.view(-1)[index].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+def test_equal_visits_leave_pebbles_gradient(run: Run) -> None:
+    same = run.sample_visits()[0]
+    run.sample_visits = lambda: (same, same)  # type: ignore[method-assign]
+    try:
+        assert torch.allclose(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE), atol=1e-7)
+    finally:
+        del run.sample_visits
+
+
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_learners_see_the_tilted_rewards(run: Run, sides: str) -> None:
+    rows = torch.arange(50)
+    object.__setattr__(run, "config", run.config.model_copy(update={"sides": sides}))
+    first, second = (signal(rows) for signal in penalty.sees(run))
+    with torch.no_grad():
+        reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.cost))
+    assert cost.std() > 0
+    assert torch.allclose(first, reward + (10 * cost if sides == "two" else 0), atol=1e-6)
+    assert torch.allclose(second, reward - 10 * cost, atol=1e-6)
+
+
+def same_weights(first: Run, second: Run) -> bool:
+    pairs = [(first.reward, second.reward)]
+    pairs += [(a.model.policy, b.model.policy) for a, b in zip(first.learners, second.learners, strict=True)]
+    return all(
+        torch.equal(a, b) for x, y in pairs for a, b in zip(x.parameters(), y.parameters(), strict=True)
+    )
+
+
+def test_without_cost_and_gap_the_penalty_method_is_the_control_bit_for_bit() -> None:
+    bare = trained("penalty", use_cost=False, use_gap=False)
+    control = trained("twin")
+    assert same_weights(bare, control)
+    assert not same_weights(control, trained("penalty", use_gap=False))
+    assert not same_weights(control, trained("penalty", use_cost=False))
+
+
+def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
+    """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
+    lone = build("pebble")
+    lone.method = penalty.PENALTY.__class__("lone", 1, lambda run: penalty.sees(run)[:1], penalty.upper)
+    lone.config = lone.config.model_copy(update={"use_cost": False, "use_gap": False})
+    for _ in train(lone):
+        pass
+    assert same_weights(lone, trained("pebble"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "win_rate"},
+        {"cost": "posterior"},
+        {"objective": "win_rate", "cost": "posterior", "sides": "two"},
+        {"query": "policy_aligned", "query_source": "second"},
+        {"query": "uniform", "query_source": "cross", "visit_discount": 0.99},
+    ],
+)
+def test_every_choice_runs_through_all_phases(settings: dict) -> None:
+    run = trained("penalty", **settings)
+    assert len(run.prefs) == run.config.labels and run.sample_visits() is not None
+    assert all(torch.isfinite(p).all() for p in run.reward.parameters())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
+    assert same_weights(trained("penalty"), trained("penalty"))
+    assert not same_weights(trained("penalty"), trained("penalty", seed=1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_a_method_with_an_upper_objective_asks_for_labels(name: str) -> None:
+    asked = len(trained(name).prefs)
+    assert asked == (0 if METHODS[name].upper is None else 40)

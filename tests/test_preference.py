@@ -1,0 +1,77 @@
+"""Bradley-Terry against its definition, and the store of answers."""
+
+import math
+
+import numpy as np
+import torch
+
+from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits
+from rlhf_bilevel.query import best, disagreement
+from rlhf_bilevel.teacher import OracleTeacher
+from rlhf_bilevel.types import Preferences, Queries, Segments
+
+
+def segments(count: int, length: int = 4, seed: int = 0) -> Segments:
+    rng = torch.Generator().manual_seed(seed)
+    return Segments(*(torch.randn(count, length, *last, generator=rng) for last in ((2,), (1,), ())))
+
+
+def pairs(count: int, seed: int = 0) -> Queries:
+    return Queries(segments(count, seed=seed), segments(count, seed=seed + 1000))
+
+
+def test_cross_entropy_is_bradley_terrys_log_likelihood() -> None:
+    for logit in (-3.0, 0.0, 2.0):
+        for label in (0.0, 0.5, 1.0):
+            first = math.exp(logit) / (1 + math.exp(logit))
+            expected = -(label * math.log(first) + (1 - label) * math.log(1 - first))
+            assert math.isclose(cross_entropy(torch.tensor([logit]), torch.tensor([label])).item(), expected, rel_tol=1e-5)
+
+
+def test_logits_are_differences_of_returns_for_each_member() -> None:
+    queries = pairs(5)
+    members = lambda obs, act: torch.stack([obs.sum(-1), 2 * act.sum(-1)])
+    got = logits(members, queries)
+    assert got.shape == (2, 5)
+    first, second = queries
+    assert torch.allclose(got[0], first.obs.sum((1, 2)) - second.obs.sum((1, 2)), atol=1e-5)
+    assert torch.allclose(got[1], 2 * (first.act.sum((1, 2)) - second.act.sum((1, 2))), atol=1e-5)
+
+
+def test_accuracy_leaves_ties_out() -> None:
+    label = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    assert accuracy(torch.tensor([2.0, 3.0, -1.0, 1.0]), label).item() == torch.tensor(2 / 3)
+    assert accuracy(torch.tensor([1.0]), torch.tensor([0.5])).item() == 1
+
+
+def test_the_oracle_prefers_the_higher_true_return_and_ties_equal_ones() -> None:
+    first, second = segments(3), segments(3, seed=7)
+    second.truth[2] = first.truth[2]
+    expected = (first.truth.sum(1) > second.truth.sum(1)).float()
+    expected[2] = 0.5
+    assert torch.equal(OracleTeacher()(Queries(first, second)).label, expected)
+
+
+def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once() -> None:
+    store = PreferenceStore()
+    for seed, count in ((0, 3), (1, 4)):
+        answers = Preferences(*pairs(count, seed), torch.full((count,), float(seed)))
+        store.add(answers, torch.arange(count) / 10)
+    assert len(store) == 7
+    assert torch.equal(store[3:].second.obs, segments(4, seed=1001).obs)
+    assert torch.equal(store.fresh_loss, torch.tensor([0, 0.1, 0.2, 0, 0.1, 0.2, 0.3]))
+    seen = [batch for batch in store.batches(2, np.random.default_rng(0))]
+    assert [len(batch.label) for batch in seen] == [2, 2, 2, 1]
+    everything = torch.cat([batch.first.truth for batch in seen])
+    assert torch.equal(everything.sum(1).sort().values, store[:].first.truth.sum(1).sort().values)
+
+
+def test_disagreement_asks_where_members_differ_most() -> None:
+    queries = pairs(20)
+    members = lambda obs, act: torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
+    first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
+    spread = first_better.std(0)
+    chosen = best(queries, disagreement(members, queries), 4)
+    rows = np.argsort(-spread)[:4]
+    assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
+    assert torch.equal(chosen.second.truth, queries.second.truth[rows.copy()])

@@ -1,0 +1,93 @@
+"""The store keeps episodes apart, samples what it says, and a view never serves a stale reward."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_bilevel.replay import Store, View
+
+
+def filled(lengths: tuple[int, ...] = (7, 3, 12, 5), writers: tuple[int, ...] = (0, 1, 0, 1)) -> Store:
+    """obs is (episode, step in it), truth the row's number."""
+    store = Store(2, 1, capacity=sum(lengths))
+    for episode, (length, writer) in enumerate(zip(lengths, writers, strict=True)):
+        store.begin(writer)
+        for t in range(length):
+            store.add(np.array([episode, t]), np.zeros(1), np.array([episode, t + 1]), store.size, t == length - 1)
+    return store
+
+
+def test_segments_never_cross_an_episode_or_a_writer_and_reach_every_start(rng: np.random.Generator) -> None:
+    store = filled()
+    got = store.sample_segments(store.episodes(), 500, 4, rng)
+    episode, step = got.obs[..., 0], got.obs[..., 1]
+    assert (episode == episode[:, :1]).all()
+    assert (step.diff(dim=1) == 1).all()
+    starts = {(int(e), int(t)) for e, t in zip(episode[:, 0], step[:, 0], strict=True)}
+    assert starts == {(0, t) for t in range(4)} | {(2, t) for t in range(9)} | {(3, t) for t in range(2)}
+    only = store.sample_segments(store.episodes(writer=1), 50, 4, rng)
+    assert (only.obs[..., 0] == 3).all()
+
+
+def test_a_segment_longer_than_every_episode_is_refused_with_both_numbers(rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match=r"segment_length=13 .*longest: 12"):
+        store = filled()
+        store.sample_segments(store.episodes(), 1, 13, rng)
+
+
+def test_episodes_are_cut_at_since_and_include_the_running_one() -> None:
+    store = filled()
+    assert store.episodes() == [(0, 7), (7, 10), (10, 22), (22, 27)]
+    assert store.episodes(writer=0, since=12) == [(12, 22)]
+    assert store.episodes(writer=1, since=10) == [(22, 27)]
+
+
+def test_visits_estimate_the_discounted_sum_without_bias(rng: np.random.Generator) -> None:
+    store, gamma = filled(), 0.9
+    episodes = store.episodes(writer=0)
+    visits = store.sample_visits(episodes, 200_000, gamma, gamma, rng)
+    assert torch.isclose(visits.weight.sum(), torch.tensor(1 / (1 - gamma)))
+    estimate = (visits.weight * visits.obs[:, 1]).sum().item()
+    weights = np.concatenate([gamma ** np.arange(7), gamma ** np.arange(12)])
+    steps = np.concatenate([np.arange(7), np.arange(12)])
+    exact = (weights * steps).sum() / weights.sum() / (1 - gamma)
+    assert abs(estimate / exact - 1) < 0.02
+
+
+def test_a_view_computes_each_reward_once_until_its_signal_changes() -> None:
+    store, asked = filled(), []
+    view = View(store, seed=0)
+
+    def signal(scale: float):  # noqa: ANN202
+        def at(rows: torch.Tensor) -> torch.Tensor:
+            asked.extend(rows.tolist())
+            return scale * store.truth[rows]
+
+        return at
+
+    view.see(signal(1.0))
+    for _ in range(20):
+        rows, reward = view.sample(16)
+        assert torch.equal(reward, store.truth[rows])
+    assert set(asked) == set(range(27))
+    computed = len(asked)
+    rows, _ = view.sample(16)
+    assert len(asked) == computed  # all are known
+    view.see(signal(-3.0))
+    rows, reward = view.sample(16)
+    assert torch.equal(reward, -3 * store.truth[rows])
+    view.see(signal(2.0), keep=False)
+    for _ in range(2):
+        asked.clear()
+        view.sample(16)
+        assert len(asked) == 16  # nothing is kept
+
+
+def test_the_views_of_two_learners_leave_the_facts_alone() -> None:
+    store = filled()
+    before = store.truth.clone()
+    first, second = View(store, 0), View(store, 1)
+    first.see(lambda rows: torch.ones(len(rows)))
+    second.see(lambda rows: torch.zeros(len(rows)))
+    assert first.sample(4)[1].sum() == 4 and second.sample(4)[1].sum() == 0
+    assert torch.equal(store.truth, before)

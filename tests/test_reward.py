@@ -1,0 +1,52 @@
+"""The batched ensemble against one network at a time, and state entropy against a plain search."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlhf_bilevel.explore import state_entropy
+from rlhf_bilevel.reward import RewardEnsemble
+
+
+def ensemble(seed: int = 0, **more: float) -> RewardEnsemble:
+    return RewardEnsemble(3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
+
+
+def test_members_equal_separate_networks() -> None:
+    reward, obs, act = ensemble(), torch.randn(5, 7, 3), torch.randn(5, 7, 2)
+    got = reward.members(obs, act)
+    assert got.shape == (4, 5, 7)
+    for m in range(4):
+        layers: list[nn.Module] = []
+        for weight, bias in zip(reward.weights, reward.biases, strict=True):
+            linear = nn.Linear(*weight.shape[1:])
+            linear.weight.data, linear.bias.data = weight[m].T.clone(), bias[m, 0].clone()
+            layers += [linear, nn.LeakyReLU()]
+        network = nn.Sequential(*layers[:-1], nn.Tanh())
+        assert torch.allclose(got[m], network(torch.cat([obs, act], -1)).squeeze(-1), atol=1e-6)
+    assert torch.allclose(reward(obs, act), got.mean(0))
+
+
+def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
+    reward = ensemble(bound=0.5)
+    with torch.no_grad():
+        for weight in reward.weights:
+            weight *= 1000
+    assert reward.members(torch.randn(100, 3), torch.randn(100, 2)).abs().max() <= 0.5
+
+
+def test_initial_weights_follow_their_generator_and_spare_the_global_one() -> None:
+    before = torch.get_rng_state()
+    first, again, other = ensemble(), ensemble(), ensemble(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.weights[0], again.weights[0]) and not torch.equal(first.weights[0], other.weights[0])
+    bound = 1 / np.sqrt(8)  # fan-in of the second layer, as in nn.Linear
+    assert 0.9 * bound < first.weights[1].abs().max() <= bound
+
+
+def test_state_entropy_is_the_log_distance_to_the_kth_neighbour() -> None:
+    states, visited = torch.randn(6, 3), torch.randn(30, 3)
+    distances = np.linalg.norm(states.numpy()[:, None] - visited.numpy(), axis=-1)
+    expected = np.log1p(np.sort(distances, axis=1)[:, 4])
+    assert np.allclose(state_entropy(states, visited, 5).numpy(), expected, atol=1e-4)
+    assert state_entropy(states, visited[:2], 5).shape == (6,)
