@@ -25,7 +25,9 @@ def sides(config: Config) -> tuple[float, float]:
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label).mean()
-    visits = run.sample_visits() if run.config.use_gap else None
+    # Danskin's theorem holds at best responses. A session moves the reward by many steps with none in between, so the
+    # gap acts in refreshes only, which are few steps each and far apart
+    visits = run.sample_visits() if run.config.use_gap and run.tracked else None
     if visits is None:
         return loss
     return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run.config))

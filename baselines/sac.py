@@ -1,4 +1,4 @@
-"""Soft actor-critic on the true reward: what could be reached if nothing had to be learnt from labels [Haarnoja 2018]."""
+"""SAC on the true reward: what could be reached if nothing had to be learnt from labels [Haarnoja 2018]."""
 
 from rlhf_bilevel.algorithm import Method
 

@@ -1,4 +1,4 @@
-"""rlhf_bilevel: reward models from preferences above, Stable-Baselines3 below, coupled by a penalty on the value gap."""
+"""Reward models from preferences above, Stable-Baselines3 below, coupled by a penalty on the value gap."""
 
 from typing import TYPE_CHECKING, Any
 

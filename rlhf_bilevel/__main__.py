@@ -157,7 +157,9 @@ def new_path(path: Path) -> Path:
 def run_folder(path: Path) -> Path:
     if not (path / "config.yaml").is_file():
         runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
-        raise ValueError(f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else ""))
+        raise ValueError(
+            f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
+        )
     return path
 
 
@@ -227,7 +229,9 @@ def parser() -> Parser:
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
     sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
-    sub.add_argument("--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto")
+    sub.add_argument(
+        "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
+    )
     sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")

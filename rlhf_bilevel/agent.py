@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from gymnasium.spaces.utils import flatdim
 from safetensors.torch import save_file
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
@@ -142,7 +144,7 @@ class Agent:
     def _build(self, config: Config) -> Run:
         count = self.method.learners
         training = [envs.make(self.env_id, config.seed, TRAINING, config.protocol) for _ in range(count)]
-        obs_size, act_size = (space.shape[0] for space in (training[0].observation_space, training[0].action_space))
+        obs_size, act_size = (flatdim(space) for space in (training[0].observation_space, training[0].action_space))
         store = Store(obs_size, act_size, config.steps)
         learners = [
             SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)
@@ -157,8 +159,7 @@ class Agent:
         row = Row()
         for number, learner in enumerate(run.learners):
             env.episode = 0  # the same episodes each time: curves differ by the policy alone
-            model = learner.model  # type: ignore[attr-defined]
-            result = evaluate(lambda obs, m=model: m.predict(obs, deterministic=True)[0], env, run.config.eval_episodes)
+            result = evaluate(partial(acts, learner), env, run.config.eval_episodes)
             log.evaluation(result, run.step, len(run.prefs), number, number == agent)
             prefix = "eval" if number == agent else "eval_other"
             row[f"{prefix}/true_return"] = float(result.returns.mean())
@@ -185,6 +186,10 @@ class Agent:
     def _read(self) -> dict[str, Any]:
         assert self.out
         return yaml.safe_load((self.out / CONFIG).read_text())
+
+
+def acts(learner: Any, obs: np.ndarray) -> np.ndarray:
+    return learner.model.predict(obs, deterministic=True)[0]
 
 
 def commit() -> str | None:

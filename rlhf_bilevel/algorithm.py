@@ -76,6 +76,7 @@ class Run:
     cost: LearnedCost
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
     step: int = 0
+    tracked: bool = False  # whether learners have had time to answer the reward as it is
 
     def __post_init__(self) -> None:
         c = self.config
@@ -114,7 +115,7 @@ class Run:
 
 
 def train(run: Run) -> Iterator[Row]:
-    """Yields after every environment step, with the metrics that came up in it. Learners act in turn, an episode each."""
+    """Yields after every environment step, with what was measured in it. Learners act in turn, an episode each."""
     c, learns_reward = run.config, run.method.upper is not None
     if learns_reward:
         for learner in run.learners:
@@ -130,13 +131,13 @@ def train(run: Run) -> Iterator[Row]:
         start, done, row = run.store.size, False, Row()
         while not done and run.step < c.steps:
             action, scaled = learner.act(obs, run.step)
-            next_obs, truth, terminated, truncated, info = env.step(action)
+            next_obs, truth, terminated, truncated, _ = env.step(action)
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done, row = next_obs, terminated or truncated, {}
             run.step += 1
             if learns_reward:
                 row |= move_reward(run)
-            if run.step > c.learning_starts:
+            if run.step > c.learning_starts and run.step % c.update_every == 0:
                 for index, each in enumerate(run.learners):
                     row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates).items()}
             if done:
@@ -154,9 +155,9 @@ def move_reward(run: Run) -> Row:
     if since % c.session_every == 0 and len(run.prefs) < c.labels:
         if not ask(run):
             return {}
-        epochs = c.reward_epochs
+        epochs, run.tracked = c.reward_epochs, False
     elif c.refresh_every and since % c.refresh_every == 0 and len(run.prefs):
-        epochs = c.refresh_epochs
+        epochs, run.tracked = c.refresh_epochs, True
     else:
         return {}
     first_time = not run.reward_optimizer.state
@@ -188,26 +189,25 @@ def ask(run: Run) -> int:
 
 def update_reward(run: Run, epochs: int) -> Row:
     """Adam on the method's upper objective, until the labels are fitted or ``epochs`` have passed."""
-    c = run.config
-    assert run.method.upper is not None
-    losses, right, epoch = [], torch.zeros(()), 0
-    for epoch in range(1, epochs + 1):
-        outputs = []
+    c, upper = run.config, run.method.upper
+    assert upper is not None
+    losses: list[float] = []
+    right, passed = 0.0, 0
+    while passed < epochs and right < c.reward_accuracy:
+        right = 0.0
         for batch in run.prefs.batches(c.reward_batch, run.rng_reward):
             output = logits(run.reward.members, batch)  # (M, B)
-            loss = run.method.upper(run, batch, output)
+            loss = upper(run, batch, output)
             run.reward_optimizer.zero_grad()
             loss.backward()
             run.reward_optimizer.step()
             losses.append(loss.item())
-            outputs.append((accuracy(output, batch.label).mean(), len(batch.label)))
-        right = sum(share * size for share, size in outputs) / len(run.prefs)
-        if right >= c.reward_accuracy:
-            break
+            right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(run.prefs)
+        passed += 1
     return {
         "reward/loss": float(np.mean(losses)),
-        "reward/accuracy": float(right),
-        "reward/epochs": epoch,
+        "reward/accuracy": right,
+        "reward/epochs": passed,
         "reward/labels": len(run.prefs),
         "reward/fresh_loss": run.prefs.fresh_loss[-c.session_labels :].mean().item(),
     }

@@ -42,7 +42,8 @@ class Config(BaseModel):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
     tau: Fraction = 0.005  # step of the target critics, at each update
     initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
-    updates: Size = 1  # gradient steps a learner per environment step (the paper's K is updates * refresh_every)
+    update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
+    updates: Size = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
     reset_updates: Count = 100  # gradient steps right after the critics' reset at the end of pre-training
 
     # State entropy
@@ -103,8 +104,8 @@ class Config(BaseModel):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (128, 128),
-              "eval_episodes": 5},
+    "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
+              "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5},
     "cpu": {},
     "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
     "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,

@@ -41,7 +41,7 @@ def posterior_targets(config: Config, members: RewardFn, queries: Queries) -> Te
 
 
 class LearnedCost(nn.Module):
-    """u(s, a) as a small bounded network; calling it gives c in discounted-return units: (..., o), (..., a) to (...)."""
+    """u(s, a) as a small bounded network. Called, it gives c = (1 - gamma) T u: (..., o), (..., a) to (...)."""
 
     def __init__(self, obs_size: int, act_size: int, config: Config, rng: torch.Generator) -> None:
         super().__init__()

@@ -8,7 +8,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    HumanOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
 
 from rlhf_bilevel.evaluate import Evaluation
 

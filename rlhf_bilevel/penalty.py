@@ -6,8 +6,8 @@ dh/dt = G at t = 0, so a difference quotient of h in t is a proxy of Phi,
 
     Phi_sigma(phi) = [h(phi, a) - h(phi, b)] / (a - b),
 
-    one-sided   (a, b) = (0, -sigma):      min_lambda { G + [J(phi, lambda*) - J(phi, lambda)] / sigma }, gradient bias O(sigma)
-    two-sided   (a, b) = (sigma, -sigma):  the central difference, gradient bias O(sigma^2)
+    one-sided   (a, b) = (0, -sigma):      min_lambda { G + [J(phi, lambda*) - J(phi, lambda)] / sigma }, bias O(sigma)
+    two-sided   (a, b) = (sigma, -sigma):  the central difference, bias O(sigma^2) on the gradient
 
 and, by Danskin again, its gradient is the partial derivative in phi with both maximisers held fixed: no Hessian, no
 implicit differentiation. One-sided is the proxy of arXiv 2503.17644 (Algorithm 1); two-sided is ours.

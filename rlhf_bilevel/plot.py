@@ -56,8 +56,8 @@ def write_table(rows: Iterable[Point], file: Path) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(Point._fields)
         for row in rows:
-            shown = row._replace(is_agent=int(row.is_agent), true_return=round(row.true_return, 2))
-            writer.writerow(["" if value is None else value for value in shown])
+            shown = row._replace(true_return=round(row.true_return, 2))
+            writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in shown])
 
 
 def read_table(file: Path) -> list[Point]:
@@ -95,13 +95,17 @@ def draw(rows: Sequence[Point], out: Path) -> Path:
 
     agents = [row for row in rows if row.is_agent]
     panels = list(dict.fromkeys(row.env for row in agents))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained"
+    )
     for axis, env in zip(axes[0], panels, strict=True):
         here = [row for row in agents if row.env == env]
         with_success = all(row.success is not None for row in here)
         for method in dict.fromkeys(row.method for row in here):
             curve(axis, [row for row in here if row.method == method], method, with_success)
-        axis.set(title=env, xlabel="environment steps (all learners)", ylabel="success" if with_success else "true return")
+        axis.set(
+            title=env, xlabel="environment steps (all learners)", ylabel="success" if with_success else "true return"
+        )
         axis.grid(alpha=0.3)
         axis.legend()
     out.parent.mkdir(parents=True, exist_ok=True)

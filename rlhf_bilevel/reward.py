@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class RewardEnsemble(nn.Module):
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
 
-        layers = list(zip(sizes, sizes[1:], strict=False))
+        layers = list(pairwise(sizes))
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
 
@@ -40,7 +41,7 @@ class RewardEnsemble(nn.Module):
         x = x.expand(len(self.weights[0]), *x.shape)  # (M, N, o + a)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, functional.leaky_relu(x) if layer else x, weight)
-        return self.bound * torch.tanh(x).reshape(-1, *shape)
+        return self.bound * torch.tanh(x).reshape(len(x), *shape)
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         """The members' mean: (..., o), (..., a) to (...)."""

@@ -27,6 +27,7 @@ def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = 
         "batch_size": config.batch,
         "gamma": config.gamma,
         "tau": config.tau,
+        "train_freq": config.update_every,
         "gradient_steps": config.updates,
         "seed": config.seed,
         "device": device,
@@ -47,7 +48,13 @@ class ViewAsBuffer:
     def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
         rows, reward = self._view.sample(batch_size)
         store = self._view.store
-        columns = (store.obs[rows], store.act[rows], store.next_obs[rows], store.terminated[rows, None], reward[:, None])
+        columns = (
+            store.obs[rows],
+            store.act[rows],
+            store.next_obs[rows],
+            store.terminated[rows, None],
+            reward[:, None],
+        )
         return ReplayBufferSamples(*(column.to(self._device) for column in columns))
 
 
@@ -69,7 +76,8 @@ class SB3Learner:
     ) -> None:
         seed = config.seed + number * 100_003
         arguments = settings(config, algorithm, device) | {"buffer_size": 1, "seed": seed} | overrides
-        self.model: Any = algorithm(env=env, **arguments)
+        model: Any = algorithm(env=env, **arguments)
+        self.model = model
         self.model.set_logger(Logger(folder=None, output_formats=[]))  # read below: SB3's train returns nothing
         self._view = View(store, seed)
         self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)

@@ -1,4 +1,4 @@
-"""The words that every room shares. Axes: B pairs, T steps, N samples, M ensemble members, o and a sizes of obs and act."""
+"""The words that every room shares. Axes: B pairs, T steps, N samples, M members, o and a the sizes of obs and act."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Preferences(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """A policy's discounted occupancy as weighted samples: sum_n weight_n f(obs_n, act_n) = E[sum_t gamma^t f(s_t, a_t)]."""
+    """A policy's discounted occupancy in samples: sum_n weight_n f(obs_n, act_n) = E[sum_t gamma^t f(s_t, a_t)]."""
 
     obs: Tensor  # (N, o)
     act: Tensor  # (N, a)

@@ -34,7 +34,13 @@ class Steer(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.x, self.t = np.clip(self.x + 0.2 * action, -2, 2).astype(np.float32), self.t + 1
-        return self.x.copy(), 1 - float(abs(self.x[0] - 0.5)), False, self.t == 50, {"success": abs(self.x[0] - 0.5) < 0.1}
+        return (
+            self.x.copy(),
+            1 - float(abs(self.x[0] - 0.5)),
+            False,
+            self.t == 50,
+            {"success": abs(self.x[0] - 0.5) < 0.1},
+        )
 
 
 gymnasium.register("Steer-v0", Steer)
@@ -42,7 +48,7 @@ gymnasium.register("Steer-v0", Steer)
 SMALL: dict[str, Any] = {
     "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,), "cost_hidden": (16,),
     "segment_length": 10, "entropy_states": 64, "cost_steps": 5, "reset_updates": 5, "reward_epochs": 5,
-    "eval_episodes": 2, "labels": 40, "visit_batch": 64,
+    "eval_episodes": 2, "labels": 40, "visit_batch": 64, "reward_learning_rate": 3e-3, "reward_batch": 16,
 }  # fmt: skip
 
 

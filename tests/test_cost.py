@@ -1,4 +1,4 @@
-"""The learnt cost against the exact derivative of the upper objective on a table, for both objectives and estimators."""
+"""The learnt cost against the exact derivative of the upper objective on a table, for both objectives and sources."""
 
 import pytest
 import torch

@@ -1,5 +1,7 @@
 """Methods differ where they say they differ, and nowhere else; above all, the penalty reaches the reward."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,25 @@ from rlhf_bilevel.types import Visits
 from tests.conftest import build
 
 
-def trained(method: str, **settings) -> Run:  # noqa: ANN003
-    run = build(method, **settings)
+def fresh(method: str, **settings) -> Run:
+    run = build(method, steps=160, **settings)
     for _ in train(run):
         pass
+    run.tracked = True
     return run
 
 
-def gradient(run: Run, method) -> torch.Tensor:  # noqa: ANN001
+@functools.cache
+def _trained(method: str, settings: tuple) -> Run:
+    return fresh(method, **dict(settings))
+
+
+def trained(method: str, **settings) -> Run:
+    """A run that is shared between tests: not to be changed."""
+    return _trained(method, tuple(settings.items()))
+
+
+def gradient(run: Run, method) -> torch.Tensor:
     """Of a method's upper objective on all labels, over all of the reward's parameters."""
     answers = run.prefs[:]
     loss = method.upper(run, answers, logits(run.reward.members, answers))
@@ -27,7 +40,7 @@ def gradient(run: Run, method) -> torch.Tensor:  # noqa: ANN001
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return trained("penalty", sigma=10.0)
+    return fresh("penalty", sigma=10.0)
 
 
 def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(run: Run) -> None:
@@ -38,7 +51,7 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
 
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
-    run = trained("penalty", sides=sides, sigma=5.0)
+    run = fresh("penalty", sides=sides, sigma=5.0)
     run.reward.double()
     fixed = tuple(Visits(*(column.double() for column in visits)) for visits in run.sample_visits())
     run.sample_visits = lambda: fixed  # type: ignore[method-assign]
@@ -97,9 +110,7 @@ def test_learners_see_the_tilted_rewards(run: Run, sides: str) -> None:
 def same_weights(first: Run, second: Run) -> bool:
     pairs = [(first.reward, second.reward)]
     pairs += [(a.model.policy, b.model.policy) for a, b in zip(first.learners, second.learners, strict=True)]
-    return all(
-        torch.equal(a, b) for x, y in pairs for a, b in zip(x.parameters(), y.parameters(), strict=True)
-    )
+    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x.parameters(), y.parameters(), strict=True))
 
 
 def test_without_cost_and_gap_the_penalty_method_is_the_control_bit_for_bit() -> None:
@@ -112,7 +123,7 @@ def test_without_cost_and_gap_the_penalty_method_is_the_control_bit_for_bit() ->
 
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
-    lone = build("pebble")
+    lone = build("pebble", steps=160)
     lone.method = penalty.PENALTY.__class__("lone", 1, lambda run: penalty.sees(run)[:1], penalty.upper)
     lone.config = lone.config.model_copy(update={"use_cost": False, "use_gap": False})
     for _ in train(lone):
@@ -137,7 +148,7 @@ def test_every_choice_runs_through_all_phases(settings: dict) -> None:
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
-    assert same_weights(trained("penalty"), trained("penalty"))
+    assert same_weights(trained("penalty"), fresh("penalty"))
     assert not same_weights(trained("penalty"), trained("penalty", seed=1))
 
 

@@ -14,7 +14,6 @@ from rlhf_bilevel.penalty import proxy, tilted, tilts, value
 from rlhf_bilevel.problems import central_difference, differentiate, phi_sigma
 from rlhf_bilevel.tabular import RewardLearning, random_mdp, reward_table, table_reward, visits
 
-torch.set_num_threads(1)  # the matrices are tiny: more threads only wait for each other
 STATES, ACTIONS, FEATURES = 4, 3, 3
 SIGMA = 1.0
 

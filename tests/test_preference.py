@@ -25,12 +25,17 @@ def test_cross_entropy_is_bradley_terrys_log_likelihood() -> None:
         for label in (0.0, 0.5, 1.0):
             first = math.exp(logit) / (1 + math.exp(logit))
             expected = -(label * math.log(first) + (1 - label) * math.log(1 - first))
-            assert math.isclose(cross_entropy(torch.tensor([logit]), torch.tensor([label])).item(), expected, rel_tol=1e-5)
+            assert math.isclose(
+                cross_entropy(torch.tensor([logit]), torch.tensor([label])).item(), expected, rel_tol=1e-5
+            )
 
 
 def test_logits_are_differences_of_returns_for_each_member() -> None:
     queries = pairs(5)
-    members = lambda obs, act: torch.stack([obs.sum(-1), 2 * act.sum(-1)])
+
+    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs.sum(-1), 2 * act.sum(-1)])
+
     got = logits(members, queries)
     assert got.shape == (2, 5)
     first, second = queries
@@ -68,7 +73,10 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
 
 def test_disagreement_asks_where_members_differ_most() -> None:
     queries = pairs(20)
-    members = lambda obs, act: torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
+
+    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
+
     first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
     spread = first_better.std(0)
     chosen = best(queries, disagreement(members, queries), 4)

@@ -58,7 +58,7 @@ def test_a_view_computes_each_reward_once_until_its_signal_changes() -> None:
     store, asked = filled(), []
     view = View(store, seed=0)
 
-    def signal(scale: float):  # noqa: ANN202
+    def signal(scale: float):
         def at(rows: torch.Tensor) -> torch.Tensor:
             asked.extend(rows.tolist())
             return scale * store.truth[rows]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DDPG, SAC, TD3
-from stable_baselines3.common.logger import Logger
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import train
@@ -46,7 +45,13 @@ def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) ->
         obs = next_obs
     assert "train/critic_loss" in learner.improve(4)
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.actor.parameters(), strict=True))
-    assert learner.value_gap(learner, store.obs, ) == 0  # deterministic policies: no noise in it
+    assert (
+        learner.value_gap(
+            learner,
+            store.obs,
+        )
+        == 0
+    )  # deterministic policies: no noise in it
 
 
 def test_actions_are_stored_in_the_learners_scale() -> None:
@@ -78,9 +83,9 @@ def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
     run = build("twin", steps=60, learning_starts=20)
     first, second = run.learners
     first.model.log_ent_coef.data.fill_(float(np.log(0.1)))
-    first.model.critic.forward = lambda s, a: (-(a - 0.3) ** 2, -(a - 0.3) ** 2)
+    first.model.critic.forward = lambda s, a: (-((a - 0.3) ** 2), -((a - 0.3) ** 2))
 
-    def actor(mean: float, scale: float):  # noqa: ANN202
+    def actor(mean: float, scale: float):
         class Gaussian:
             @staticmethod
             def action_log_prob(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

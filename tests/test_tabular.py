@@ -23,7 +23,6 @@ from rlhf_bilevel.tabular import (
     visits,
 )
 
-torch.set_num_threads(1)  # the matrices are tiny: more threads only wait for each other
 STATES, ACTIONS = 4, 3
 
 

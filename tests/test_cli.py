@@ -1,0 +1,119 @@
+"""The command line: it works from start to end, and a mistake costs one line and two seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_bilevel.__main__ import main
+
+QUICK = [
+    "--preset",
+    "quick",
+    "--set",
+    "eval_episodes=1",
+    "--set",
+    "segment_length=20",
+    "--set",
+    "cost_steps=5",
+    "--set",
+    "reward_epochs=5",
+]
+
+
+def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and not captured.out
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("trian pebble", "unknown command 'trian'; did you mean 'train'?"),
+        ("train pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
+        ("train pebble --env Pendulm-v1 --steps 9", "Pendulum-v1"),
+        ("train pebble --env walker_wlak --steps 9", "dm_control/walker-walk-v0"),
+        ("train pebble --env Meta-World/door-opn-v3 --steps 9", "Meta-World/door-open-v3"),
+        ("train pebble --env CartPole-v1 --steps 9", "Discrete(2)"),
+        ("train pebble --env Pendulum-v1 --steps ten", "'ten'"),
+        ("train pebble --env Pendulum-v1 --steps 0", "'0'"),
+        ("train pebble --env Pendulum-v1 --steps 9 --labels -1", "labels=-1"),
+        (
+            "train pebble --env Pendulum-v1 --steps 9 --lables 5",
+            "unknown argument '--lables'; did you mean '--labels'?",
+        ),
+        ("train pebble --env Pendulum-v1 --steps 9 --set sigm=1", "unknown setting 'sigm'; did you mean 'sigma'?"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set sigma=-1", "sigma=-1"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set sigma=big", "sigma='big'"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set query=uniformly", "query='uniformly'"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set sigma", "key=value"),
+        ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
+        ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
+        ("train pebble --env Pendulum-v1 --steps 9 --reference none.csv", "none.csv"),
+        ("evaluate nowhere", "nowhere"),
+        ("plot nowhere --out curve.svg", "nowhere"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_the_nearest_right_name(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in fails(capsys, *command.split())
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_a_mistake_is_found_without_loading_torch() -> None:
+    code = "import sys; from rlhf_bilevel.__main__ import main\ntry: main(sys.argv[1:])\n"
+    code += "except SystemExit: print('torch' in sys.modules, 'mujoco' in sys.modules)"
+    command = [sys.executable, "-c", code, *["train", "pebble", "--env", "walker_wlak", "--steps", "9"]]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+
+
+def test_train_evaluate_plot_and_doctor(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = "method,env,seed,step,labels,learner,is_agent,true_return,success,episodes,commit\n"
+    Path("earlier.csv").write_text(table + "sac,Pendulum-v1,0,450,0,0,1,-150,,5,\n")
+    train = [
+        "train",
+        "penalty",
+        "--env",
+        "Pendulum-v1",
+        "--steps",
+        "450",
+        "--labels",
+        "20",
+        "--out",
+        "run",
+        "--reference",
+        "earlier.csv",
+    ]
+    main([*train, *QUICK])
+    told = capsys.readouterr().out
+    assert "penalty reached a true return of -" in told and "450 steps with 20 labels" in told
+    assert "SAC on the true reward reaches -150" in told and "(mean of 1 seeds)" in told
+    assert Path("run/learning_curve.png").stat().st_size > 5000
+    main(["evaluate", "run", "--episodes", "2", "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["episodes"] == 2 and summary["success"] is None and summary["true_return"]["mean"] < 0
+    assert "exists already" in fails(capsys, *train)
+    main(["plot", "run", "--out", "curve.svg"])
+    assert Path("curve.svg").read_text().startswith("<?xml")
+    capsys.readouterr()
+    main(["doctor"])
+    report = capsys.readouterr().out
+    for line in ("gymnasium          ok", "dm_control         ok", "Meta-World         ok", "torch", "pictures"):
+        assert line in report
+
+
+def test_a_run_that_has_not_ended_is_named(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: pebble\n")
+    assert "no model.zip" in fails(capsys, "evaluate", str(tmp_path))
+    assert "no evaluations.csv" in fails(capsys, "plot", str(tmp_path), "--out", "curve.svg")
