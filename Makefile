@@ -20,7 +20,7 @@ train: install
 	    --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: install
 	$(BIN)/ruff check .

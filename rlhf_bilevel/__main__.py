@@ -224,7 +224,7 @@ def parser() -> Parser:
     sub.add_argument("method", metavar="METHOD", type=one_of("method", METHODS), help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
     sub.add_argument("--steps", type=positive, required=True, help="environment steps, all learners together")
-    sub.add_argument("--labels", help="answers that may be asked of the teacher (100)")
+    sub.add_argument("--labels", type=int, help="answers that may be asked of the teacher (100)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
     sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 import yaml
@@ -70,6 +71,7 @@ class Agent:
         self._algorithm, self._algorithm_settings = algorithm, algorithm_settings or {}
         self._device = device
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
+        self.config: Config | None = None
         self.run: Run | None = None
 
     def learn(
@@ -86,15 +88,15 @@ class Agent:
         """
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        config = Config(steps=total_timesteps, **(preset(self._preset, self.env_id) | self._settings))
+        config = self.config = Config(steps=total_timesteps, **(preset(self._preset, self.env_id) | self._settings))
         run = self.run = self._build(config)
         agent = int(run.method.agent(config))
         self.model = run.learners[agent].model  # type: ignore[attr-defined]
         if self.out:
             self.out.mkdir(parents=True)  # an existing folder is an error: nothing is overwritten
-            self._write_config(config)
+            self._write_config(self.out)
         hook = self.model._init_callback(callback)
-        test_env = envs.make(self.env_id, config.seed, EVALUATION, config.protocol)
+        test_env = self.make_env(EVALUATION)
         log, bar = Log(self.out, screen), tqdm(total=config.steps, unit="step", mininterval=1, disable=not progress_bar)
         hook.on_training_start(locals(), globals())
         try:
@@ -104,6 +106,7 @@ class Agent:
                     row |= self._evaluate(run, test_env, agent, log)
                     bar.set_postfix(true_return=f"{row['eval/true_return']:.0f}", labels=len(run.prefs))
                 log.record(row, run.step)
+                self.model.num_timesteps = run.step
                 if not hook.on_step():
                     break
         finally:
@@ -120,15 +123,21 @@ class Agent:
 
     def evaluate(self, episodes: int) -> Evaluation:
         """True returns and successes on episodes that were met neither in training nor in its evaluations."""
-        config = self._read()["settings"]
-        env = envs.make(self.env_id, config["seed"], TEST, config["protocol"])
-        return evaluate(lambda obs: self.predict(obs)[0], env, episodes)
+        return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
+
+    def make_env(self, stream: int = TEST, render_mode: str | None = None) -> gymnasium.Env:
+        """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
+        assert self.config is not None, "nothing has been learnt yet"
+        c = self.config
+        return envs.make(self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat)
 
     def save(self, folder: Path | str) -> None:
-        """``model.zip`` is a plain SB3 file, ``reward.safetensors`` the ensemble's weights."""
+        """Writes what ``load`` needs: ``model.zip`` is a plain SB3 file, ``reward.safetensors`` the ensemble."""
         assert self.run is not None, "nothing has been learnt yet"
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIG).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_config(folder)
         self.model.save(folder / MODEL, exclude=["replay_buffer", "_last_obs"])
         save_file(self.run.reward.state_dict(), folder / REWARD)
 
@@ -138,12 +147,13 @@ class Agent:
         folder = Path(folder)
         told = yaml.safe_load((folder / CONFIG).read_text())
         agent = cls(told["method"], told["env"], out=folder)
+        agent.config = Config(**told["settings"])
         agent.model = ALGORITHMS[told["algorithm"]].load(folder / MODEL, device="cpu")
         return agent
 
     def _build(self, config: Config) -> Run:
         count = self.method.learners
-        training = [envs.make(self.env_id, config.seed, TRAINING, config.protocol) for _ in range(count)]
+        training = [self.make_env(TRAINING) for _ in range(count)]
         obs_size, act_size = (flatdim(space) for space in (training[0].observation_space, training[0].action_space))
         store = Store(obs_size, act_size, config.steps)
         learners = [
@@ -167,9 +177,9 @@ class Agent:
                 row[f"{prefix}/success"] = float(result.successes.mean())
         return row
 
-    def _write_config(self, config: Config) -> None:
+    def _write_config(self, folder: Path) -> None:
         """All that is needed to repeat the run."""
-        assert self.out
+        assert self.config is not None
         told = {
             "method": self.method.name,
             "env": self.env_id,
@@ -177,15 +187,11 @@ class Agent:
             "algorithm": self._algorithm.__name__,
             "algorithm_settings": {key: str(value) for key, value in self._algorithm_settings.items()},
             "device": self._device,
-            "settings": config.model_dump(mode="json"),
+            "settings": self.config.model_dump(mode="json"),
             "versions": versions(),
             "commit": commit(),
         }
-        (self.out / CONFIG).write_text(yaml.safe_dump(told, sort_keys=False))
-
-    def _read(self) -> dict[str, Any]:
-        assert self.out
-        return yaml.safe_load((self.out / CONFIG).read_text())
+        (folder / CONFIG).write_text(yaml.safe_dump(told, sort_keys=False))
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

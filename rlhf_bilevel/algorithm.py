@@ -34,8 +34,8 @@ class Learner(Protocol):
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The exploring action for the environment, and the same scaled to [-1, 1]."""
 
-    def improve(self, updates: int) -> Row:
-        """Gradient steps on batches of the store, rewarded by what it sees."""
+    def improve(self, updates: int, step: int) -> Row:
+        """Gradient steps on batches of the store, rewarded by what it sees, at environment step ``step``."""
 
     def see(self, signal: Signal, keep: bool = True) -> None:
         """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
@@ -128,18 +128,19 @@ def train(run: Run) -> Iterator[Row]:
         learner, env = run.learners[who], run.envs[who]
         run.store.begin(who)
         obs, _ = env.reset()
-        start, done, row = run.store.size, False, Row()
+        start, done = run.store.size, False
         while not done and run.step < c.steps:
             action, scaled = learner.act(obs, run.step)
             next_obs, truth, terminated, truncated, _ = env.step(action)
             run.store.add(obs, scaled, next_obs, truth, terminated)
-            obs, done, row = next_obs, terminated or truncated, {}
+            obs, done = next_obs, terminated or truncated
             run.step += 1
+            row = Row()
             if learns_reward:
                 row |= move_reward(run)
             if run.step > c.learning_starts and run.step % c.update_every == 0:
                 for index, each in enumerate(run.learners):
-                    row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates).items()}
+                    row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates, run.step).items()}
             if done:
                 row |= episode_metrics(run, start)
             yield row
@@ -166,7 +167,7 @@ def move_reward(run: Run) -> Row:
     if first_time:  # values of the state entropy say nothing of the reward
         for learner in run.learners:
             learner.reset_critic()
-            learner.improve(c.reset_updates)
+            learner.improve(c.reset_updates, run.step)
     return row | run.method.diagnose(run)
 
 

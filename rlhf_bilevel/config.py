@@ -24,6 +24,7 @@ class Config(BaseModel):
     steps: Size  # environment steps, those of all learners together
     labels: Count = 100  # answers that may be asked of the teacher
     seed: Count = 0
+    action_repeat: Size = 1  # simulator steps in a step, their rewards summed
     protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
 
     # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
@@ -105,7 +106,8 @@ class Config(BaseModel):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
-              "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5},
+              "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5, "action_repeat": 4,
+              "segment_length": 25},
     "cpu": {},
     "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
     "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,

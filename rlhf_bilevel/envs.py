@@ -54,12 +54,18 @@ def resolve(env_id: str) -> str:
 
 
 def make(
-    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", render_mode: str | None = None
+    env_id: str,
+    seed: int,
+    stream: int = 0,
+    protocol: str = "bpref",
+    render_mode: str | None = None,
+    action_repeat: int = 1,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
 
     ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
+    ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
     Raises ValueError for an unknown id, protocol or mode, and for spaces that are not as above; RuntimeError where a
     picture is asked for and OpenGL is missing.
     """
@@ -83,7 +89,7 @@ def make(
     _refuse(canonical, env)
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
-    return Episodes(env, seed, stream)
+    return Episodes(Repeat(env, action_repeat) if action_repeat > 1 else env, seed, stream)
 
 
 class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
@@ -114,6 +120,23 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         return np.asarray(obs, np.float32).ravel(), float(reward), terminated, truncated, info
+
+
+class Repeat(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
+    """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
+
+    def __init__(self, env: gymnasium.Env[Any, np.ndarray], count: int) -> None:
+        super().__init__(env)
+        self.count = count
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        total, success = 0.0, False
+        for _ in range(self.count):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total, success = total + float(reward), success or bool(info.get("success", False))
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info | ({"success": success} if "success" in info else {})
 
 
 class Suite(gymnasium.Env[np.ndarray, np.ndarray]):

@@ -89,8 +89,8 @@ class SB3Learner:
         action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
         return action[0], scaled[0]
 
-    def improve(self, updates: int) -> dict[str, float]:
-        self.model._update_current_progress_remaining(self.model.num_timesteps, self._config.steps)
+    def improve(self, updates: int, step: int) -> dict[str, float]:
+        self.model._update_current_progress_remaining(step, self._config.steps)
         self.model.train(updates, self._config.batch)
         return dict(self.model.logger.name_to_value)
 

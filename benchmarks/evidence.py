@@ -1,0 +1,78 @@
+"""The learning runs behind docs and figures. What is missing is run, two side by side; the rest is left as it is.
+
+    python -m benchmarks.evidence [--group quick|walker|door] [--workers 2] [--collect]
+
+A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
+``benchmarks/results/GROUP.csv``. A run that was cut off starts anew. ``--collect`` gathers what has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from rlhf_bilevel.plot import points, write_table
+
+RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
+GROUPS: dict[str, list[str]] = {
+    "walker": [
+        f"{method} --env dm_control/walker-walk-v0 --preset cpu --steps 100000 --labels 500 --seed 0"
+        for method in ("penalty", "twin", "pebble")
+    ],
+    "door": ["penalty --env Meta-World/door-open-v3 --preset cpu --steps 50000 --labels 500 --seed 0"],
+    "quick": [
+        f"{method} --env dm_control/cartpole-balance-v0 --preset quick --steps 30000 --labels 200 --seed {seed}"
+        for seed, method in product(range(5), ("penalty", "twin", "pebble", "sac"))
+    ],
+}
+
+
+def folder(group: str, run: str) -> Path:
+    words = run.split()
+    return RUNS / group / f"{words[0]}-{words[-1]}"
+
+
+def execute(group: str, run: str) -> None:
+    out = folder(group, run)
+    if (out / "model.zip").is_file():
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "rlhf_bilevel", "train", *shlex.split(run), "--out", str(out)]
+    print(shlex.join(command[1:]), flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".log").open("w") as log:
+        subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    print(out, "ended" if (out / "model.zip").is_file() else f"failed: see {out.with_suffix('.log')}", flush=True)
+
+
+def collect(group: str) -> None:
+    ended = [folder(group, run) for run in GROUPS[group] if (folder(group, run) / "model.zip").is_file()]
+    if ended:
+        write_table((point for run in ended for point in points(run)), RESULTS / f"{group}.csv")
+        print(f"{RESULTS / group}.csv: {len(ended)} of {len(GROUPS[group])} runs")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", choices=GROUPS, action="append", help="may be given more than once (all)")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    parser.add_argument("--collect", action="store_true", help="run nothing")
+    args = parser.parse_args(argv)
+    groups = args.group or list(GROUPS)
+    if not args.collect:
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(execute, *zip(*((group, run) for group in groups for run in GROUPS[group]), strict=True)))
+    for group in groups:
+        collect(group)
+
+
+if __name__ == "__main__":
+    main()
