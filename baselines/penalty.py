@@ -28,7 +28,9 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     # Danskin's theorem holds at best responses. A session moves the reward by many steps with none in between, so the
     # gap acts in refreshes only, which are few steps each and far apart
     visits = run.sample_visits() if run.config.use_gap and run.tracked else None
-    if visits is None:
+    # The value gap is never negative: where the sample says so, the best response is stale, and descending further
+    # would teach the reward to tell the two policies apart, at the labels' expense
+    if visits is None or value(run.reward, visits[0]) <= value(run.reward, visits[1]):
         return loss
     return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run.config))
 

@@ -8,13 +8,14 @@ import torch
 
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.baselines import METHODS, pebble, penalty
+from rlhf_bilevel.penalty import value
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Visits
 from tests.conftest import build
 
 
 def fresh(method: str, **settings) -> Run:
-    run = build(method, steps=160, **settings)
+    run = build(method, **({"steps": 160} | settings))
     for _ in train(run):
         pass
     run.tracked = True
@@ -38,9 +39,19 @@ def gradient(run: Run, method) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
+def ahead(run: Run) -> tuple[Visits, Visits]:
+    """Visits of the two learners, the one with the higher value first: a positive gap."""
+    with torch.no_grad():
+        pair = sorted(run.sample_visits() or (), key=lambda visits: -value(run.reward, visits).item())
+    return pair[0], pair[1]
+
+
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return fresh("penalty", sigma=10.0)
+    run = fresh("penalty", sigma=10.0)
+    pair = ahead(run)
+    run.sample_visits = lambda: pair  # type: ignore[method-assign]
+    return run
 
 
 def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(run: Run) -> None:
@@ -52,8 +63,8 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
     run = fresh("penalty", sides=sides, sigma=5.0)
+    fixed = tuple(Visits(*(column.double() for column in visits)) for visits in ahead(run))
     run.reward.double()
-    fixed = tuple(Visits(*(column.double() for column in visits)) for visits in run.sample_visits())
     run.sample_visits = lambda: fixed  # type: ignore[method-assign]
     answers = run.prefs[:]
     answers = answers._replace(
@@ -63,13 +74,13 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
     )
     width = 5.0 if sides == "one" else 10.0
 
-    def value(visits: Visits) -> torch.Tensor:
+    def discounted(visits: Visits) -> torch.Tensor:
         return (visits.weight * run.reward(visits.obs, visits.act)).sum()
 
     def objective() -> float:  # written out again from the paper's formula, not through penalty.py
         with torch.no_grad():
             loss = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
-            return (loss + (value(fixed[0]) - value(fixed[1])) / width).item()
+            return (loss + (discounted(fixed[0]) - discounted(fixed[1])) / width).item()
 
     loss = penalty.upper(run, answers, logits(run.reward.members, answers))
     grads = torch.autograd.grad(loss, list(run.reward.parameters()))
@@ -86,19 +97,22 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
             assert grad.view(-1)[index].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-8)
 
 
-def test_equal_visits_leave_pebbles_gradient(run: Run) -> None:
-    same = run.sample_visits()[0]
-    run.sample_visits = lambda: (same, same)  # type: ignore[method-assign]
-    try:
-        assert torch.allclose(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE), atol=1e-7)
-    finally:
-        del run.sample_visits
+def test_visits_that_show_no_gap_leave_pebbles_gradient(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    high, low = ahead(run)
+    for visits in ((high, high), (low, high)):  # equal; and negative, which a value gap cannot be
+        monkeypatch.setattr(run, "sample_visits", lambda visits=visits: visits)
+        assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
+
+
+def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "tracked", False)
+    assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 
 @pytest.mark.parametrize("sides", ["one", "two"])
-def test_learners_see_the_tilted_rewards(run: Run, sides: str) -> None:
+def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPatch, sides: str) -> None:
     rows = torch.arange(50)
-    object.__setattr__(run, "config", run.config.model_copy(update={"sides": sides}))
+    monkeypatch.setattr(run, "config", run.config.model_copy(update={"sides": sides}))
     first, second = (signal(rows) for signal in penalty.sees(run))
     with torch.no_grad():
         reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.cost))
@@ -118,7 +132,10 @@ def test_without_cost_and_gap_the_penalty_method_is_the_control_bit_for_bit() ->
     control = trained("twin")
     assert same_weights(bare, control)
     assert not same_weights(control, trained("penalty", use_gap=False))
-    assert not same_weights(control, trained("penalty", use_cost=False))
+
+
+def test_the_gap_alone_moves_a_run_away_from_the_control() -> None:
+    assert not same_weights(trained("twin", steps=300), trained("penalty", steps=300, use_cost=False))
 
 
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
