@@ -19,19 +19,21 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from rlhf_bilevel.plot import points, write_table
+from rlhf_bilevel.plot import Point, points, read_table, write_table
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 GROUPS: dict[str, list[str]] = {
+    "quick": [
+        f"{method} --env dm_control/cartpole-balance-v0 --preset quick --steps 12000 --labels 200"
+        f" --set session_every=1000 --set eval_every=1000 --seed {seed}"
+        for methods in (("penalty", "pebble", "sac"), ("twin",))
+        for seed, method in product(range(5), methods)
+    ],
     "walker": [
         f"{method} --env dm_control/walker-walk-v0 --preset cpu --steps 100000 --labels 500 --seed 0"
         for method in ("penalty", "twin", "pebble")
     ],
     "door": ["penalty --env Meta-World/door-open-v3 --preset cpu --steps 50000 --labels 500 --seed 0"],
-    "quick": [
-        f"{method} --env dm_control/cartpole-balance-v0 --preset quick --steps 30000 --labels 200 --seed {seed}"
-        for seed, method in product(range(5), ("penalty", "twin", "pebble", "sac"))
-    ],
 }
 
 
@@ -40,9 +42,16 @@ def folder(group: str, run: str) -> Path:
     return RUNS / group / f"{words[0]}-{words[-1]}"
 
 
+def in_results(group: str, run: str) -> bool:
+    """Whether the run's evaluations, to its last step, are in the committed table."""
+    words, table = run.split(), RESULTS / f"{group}.csv"
+    key = (words[0], words[words.index("--env") + 1], int(words[-1]), int(words[words.index("--steps") + 1]))
+    return table.is_file() and any(key == (p.method, p.env, p.seed, p.step) for p in read_table(table))
+
+
 def execute(group: str, run: str) -> None:
     out = folder(group, run)
-    if (out / "model.zip").is_file():
+    if (out / "model.zip").is_file() or in_results(group, run):
         return
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "rlhf_bilevel", "train", *shlex.split(run), "--out", str(out)]
@@ -54,10 +63,20 @@ def execute(group: str, run: str) -> None:
 
 
 def collect(group: str) -> None:
-    ended = [folder(group, run) for run in GROUPS[group] if (folder(group, run) / "model.zip").is_file()]
-    if ended:
-        write_table((point for run in ended for point in points(run)), RESULTS / f"{group}.csv")
-        print(f"{RESULTS / group}.csv: {len(ended)} of {len(GROUPS[group])} runs")
+    """Adds what has ended to what the table holds already, in the order of the group."""
+    table = RESULTS / f"{group}.csv"
+    known = read_table(table) if table.is_file() else []
+    rows: list[Point] = []
+    for run in GROUPS[group]:
+        out, words = folder(group, run), run.split()
+        if (out / "model.zip").is_file():
+            rows += points(out)
+        else:
+            rows += [p for p in known if (p.method, p.seed) == (words[0], int(words[-1]))]
+    if rows:
+        RESULTS.mkdir(exist_ok=True)
+        write_table(rows, table)
+        print(f"{table}: {len({(p.method, p.seed) for p in rows})} of {len(GROUPS[group])} runs")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -69,7 +69,7 @@ class Config(BaseModel):
     aligned_episodes: Size = 10  # the same for policy_aligned
 
     # Penalty
-    sigma: Positive = 40.0  # discounted return per nat of the upper objective
+    sigma: Positive = 10.0  # discounted return per nat of the upper objective
     sides: Literal["one", "two"] = "one"  # one: the paper's proxy; two: central difference
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
     win_weight: Positive = 1.0  # nats that a win rate of one is worth
