@@ -61,4 +61,4 @@ def diagnose(run: Run) -> Row:
     return {"penalty/value_gap": best.value_gap(penalised, visits[1].obs)}
 
 
-PENALTY = Method("penalty", 2, sees, upper, agent=lambda config: config.sides == "two", diagnose=diagnose)
+PENALTY = Method("penalty", 2, sees, upper, agent=lambda config: 0 if config.sides == "one" else 1, diagnose=diagnose)

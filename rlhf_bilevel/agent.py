@@ -63,6 +63,8 @@ class Agent:
         out: Path | str | None = None,
         **settings: Any,
     ) -> None:
+        if isinstance(method, str) and method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
         self.method = METHODS[method] if isinstance(method, str) else method
         self.env_id = envs.resolve(env_id)
         self.teacher = teacher or OracleTeacher()

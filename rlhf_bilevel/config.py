@@ -120,5 +120,8 @@ B-Pref moves the target critics by .005 every second update; SB3 moves them at e
 
 
 def preset(name: str, env_id: str) -> dict[str, Any]:
+    """The settings of preset ``name`` for an environment of that id; ValueError where there is no such preset."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
