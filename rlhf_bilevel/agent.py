@@ -144,13 +144,18 @@ class Agent:
         save_file(self.run.reward.state_dict(), folder / REWARD)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Agent:
-        """The agent of a run's folder, ready to predict. SB3's file is a pickle: load only what you trust."""
+    def load(
+        cls, folder: Path | str, method: Method | None = None, algorithm: type[OffPolicyAlgorithm] | None = None
+    ) -> Agent:
+        """The agent of a run's folder, ready to predict. SB3's file is a pickle: load only what you trust.
+
+        ``method`` and ``algorithm`` are needed only where they were your own.
+        """
         folder = Path(folder)
         told = yaml.safe_load((folder / CONFIG).read_text())
-        agent = cls(told["method"], told["env"], out=folder)
+        agent = cls(method or told["method"], told["env"], out=folder)
         agent.config = Config(**told["settings"])
-        agent.model = ALGORITHMS[told["algorithm"]].load(folder / MODEL, device="cpu")
+        agent.model = (algorithm or ALGORITHMS[told["algorithm"]]).load(folder / MODEL, device="cpu")
         return agent
 
     def _build(self, config: Config) -> Run:
