@@ -53,7 +53,9 @@ def step(env_id: str) -> str:
 def picture() -> str:
     env = envs.make("dm_control/cartpole-balance-v0", seed=0, render_mode="rgb_array")
     env.reset()
-    return f"{env.render().shape} with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"  # type: ignore[union-attr]
+    frame = env.render()
+    env.close()
+    return f"{frame.shape} with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"  # type: ignore[union-attr]
 
 
 def device() -> str:
