@@ -82,9 +82,8 @@ def make(
     elif family == "Meta-World":
         env = Sawyer(name, protocol, render_mode)
     else:
-        drawn: dict[str, Any] = (
-            {} if render_mode is None else {"render_mode": render_mode}
-        )  # not every env takes the argument
+        # Not every env takes the argument
+        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
     _refuse(canonical, env)
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):

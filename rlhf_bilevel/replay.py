@@ -98,9 +98,7 @@ class View:
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
-        self._rng = np.random.RandomState(
-            seed
-        )  # the generator and the call of SB3's buffer: equal runs draw equal rows
+        self._rng = np.random.RandomState(seed)  # generator and call are those of SB3's buffer: equal runs, equal rows
         self._signal: Signal = store.true_reward
         self._keep = True
         self._reward = torch.zeros(len(store.truth))
