@@ -144,7 +144,10 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         Config(steps=args.steps, **chosen)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+        told = (
+            f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
+        )  # no place: a matter of several settings
+        raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
     return chosen
 
 

@@ -103,6 +103,15 @@ class Config(BaseModel):
         filled.setdefault("eval_every", max(1, steps // 20))
         return filled
 
+    @model_validator(mode="after")
+    def leave_steps_to_learn(self) -> Config:
+        if self.learning_starts + self.pretrain_steps >= self.steps:
+            raise ValueError(
+                f"learning_starts={self.learning_starts} and pretrain_steps={self.pretrain_steps} leave no step "
+                f"of steps={self.steps} to learn from labels"
+            )
+        return self
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),

@@ -52,6 +52,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=-1", "sigma=-1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=big", "sigma='big'"),
         ("train pebble --env Pendulum-v1 --steps 9 --set query=uniformly", "query='uniformly'"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set learning_starts=9", "learning_starts=9"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma", "key=value"),
         ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
