@@ -9,6 +9,7 @@ with c the cost of the upper objective. lambda_a, one-sided, is the best respons
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Row, Run
@@ -53,12 +54,19 @@ def fit_cost(run: Run) -> None:
 
 
 def diagnose(run: Run) -> Row:
-    """The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies."""
     visits = run.sample_visits()
-    if run.config.sides == "two" or visits is None:
+    if visits is None:
         return {}
-    best, penalised = run.learners
-    return {"penalty/value_gap": best.value_gap(penalised, visits[1].obs)}
+    row = Row()
+    if run.config.use_cost:
+        # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
+        reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.cost))
+        row["penalty/cost_to_reward"] = run.config.sigma * cost / max(reward, 1e-8)
+    if run.config.sides == "one":
+        # The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies
+        best, penalised = run.learners
+        row["penalty/value_gap"] = best.value_gap(penalised, visits[1].obs)
+    return row
 
 
 PENALTY = Method("penalty", 2, sees, upper, agent=lambda config: 0 if config.sides == "one" else 1, diagnose=diagnose)

@@ -180,11 +180,13 @@ def ask(run: Run) -> int:
     except ValueError as too_short:
         warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
         return 0
-    # Before the first session all members are untrained: their disagreement means nothing
-    score = query.disagreement if c.query == "disagreement" and len(run.prefs) else query.uniform
+    # Before the first session the reward is untrained: neither its members' disagreement nor its loss means anything
+    trained = len(run.prefs) > 0
+    score = query.disagreement if c.query == "disagreement" and trained else query.uniform
     with torch.no_grad():
         answers = run.teacher(query.best(candidates, score(run.reward.members, candidates), count))
-        run.prefs.add(answers, cross_entropy(logits(run.reward, answers), answers.label))
+        output = logits(run.reward, answers) if trained else torch.zeros_like(answers.label)
+        run.prefs.add(answers, cross_entropy(output, answers.label))
     return len(answers.label)
 
 

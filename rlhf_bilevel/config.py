@@ -69,7 +69,7 @@ class Config(BaseModel):
     aligned_episodes: Size = 10  # the same for policy_aligned
 
     # Penalty
-    sigma: Positive = 40.0  # discounted return per nat of the upper objective
+    sigma: Positive = 10.0  # discounted return per nat of the upper objective
     sides: Literal["one", "two"] = "one"  # one: the paper's proxy; two: central difference
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
     win_weight: Positive = 1.0  # nats that a win rate of one is worth
@@ -116,7 +116,7 @@ class Config(BaseModel):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
               "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5, "action_repeat": 4,
-              "segment_length": 25, "sigma": 10.0},
+              "segment_length": 25},
     "cpu": {},
     "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
     "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,

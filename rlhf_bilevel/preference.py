@@ -33,6 +33,7 @@ class PreferenceStore:
     """All answers in the order in which they came, and the loss of each before it was first trained on.
 
     That loss is a fresh-sample (prequential) estimate of the upper objective: no reward had seen its label.
+    Before the first session there is no reward to speak of, and the loss is that of even odds, ln 2.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,8 @@ def test_a_run_leaves_all_that_repeats_and_shows_it(folder: Path) -> None:
     assert any(name.startswith("events.out.tfevents") for name in names)
     header = (folder / "progress.csv").read_text().splitlines()[0].split(",")
     expected = {"rollout/true_return", "rollout/learned_return", "train/actor_loss", "train_1/actor_loss",
-                "reward/labels", "reward/fresh_loss", "penalty/value_gap", "eval/true_return", "time/fps"}  # fmt: skip
+                "reward/labels", "reward/fresh_loss", "penalty/value_gap", "penalty/cost_to_reward",
+                "eval/true_return", "time/fps"}  # fmt: skip
     assert expected <= set(header)
 
 
