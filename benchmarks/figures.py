@@ -16,25 +16,35 @@ LAST = 3
 
 
 def last(rows: list[Point]) -> list[str]:
-    """A line a method: true return of the agent and of the other learner at the end, IQM over seeds, 95 % interval."""
-    runs: dict[tuple[str, int], list[list[float]]] = defaultdict(lambda: [[], []])
-    for row in sorted(rows, key=lambda row: row.step):
-        runs[row.method, row.seed][0 if row.is_agent else 1].append(row.true_return)
+    """A line a method: true return of the agent and of the other learner at the end, and the agent's success."""
     lines = []
     for method in dict.fromkeys(row.method for row in rows):
-        seeds = [both for (name, _), both in runs.items() if name == method]
-        ends = [np.array([np.mean(both[who][-LAST:]) for both in seeds if both[who]]) for who in (0, 1)]
-        shown = ["{:.0f} [{:.0f}, {:.0f}]".format(*iqm_interval(end)) if len(end) else "" for end in ends]
-        labels = max(row.labels for row in rows if row.method == method)
-        lines.append(f"| {method} | {len(seeds)} | {labels} | {shown[0]} | {shown[1]} |")
+        here = [row for row in rows if row.method == method]
+        agents, others = ([row for row in here if row.is_agent is agent] for agent in (True, False))
+        success = stated(agents, "success", "{:.2f}") if agents[0].success is not None else ""
+        returns = " | ".join(stated(who, "true_return", "{:.0f}") for who in (agents, others))
+        seeds, labels = len({row.seed for row in here}), max(row.labels for row in here)
+        lines.append(f"| {method} | {seeds} | {labels} | {returns} | {success} |")
     return lines
+
+
+def stated(rows: list[Point], column: str, form: str) -> str:
+    """Each seed's mean over its last evaluations; of these, the IQM with its 95 % interval, which one seed has not."""
+    runs: dict[int, list[float]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.step):
+        runs[row.seed].append(getattr(row, column))
+    ends = [float(np.mean(values[-LAST:])) for values in runs.values()]
+    if len(ends) > 1:
+        return f"{form} [{form}, {form}]".format(*iqm_interval(np.array(ends)))
+    return form.format(ends[0]) if ends else ""
 
 
 def main() -> None:
     for table in sorted(RESULTS.glob("*.csv")):
         rows = read_table(table)
         print(f"\n{draw(rows, FIGURES / f'{table.stem}.svg')}: {rows[0].env}, {max(row.step for row in rows):,} steps")
-        print("| method | seeds | labels | true return of the agent | of the other learner |\n|---|---|---|---|---|")
+        print("| method | seeds | labels | true return of the agent | of the other learner | success |")
+        print("|---|---|---|---|---|---|")
         print("\n".join(last(rows)))
 
 
