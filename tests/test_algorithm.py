@@ -59,8 +59,9 @@ def test_labels_are_asked_in_sessions_within_their_budget() -> None:
     assert sorted(set(counts)) == [12, 24, 36, 40] and counts == sorted(counts)
     assert len(counts) > 4  # refreshes in between and after
     assert [i + 1 for i, row in enumerate(rows) if "rollout/true_return" in row] == [50, 100, 150, 200]
-    # fresh losses were taken before training: a loss of about ln 2 for the untrained reward of the first session
-    assert run.prefs.fresh_loss[:12].mean() == pytest.approx(np.log(2), abs=0.25)
+    first, later = run.prefs.fresh_loss[:12], run.prefs.fresh_loss[12:]
+    assert first.numpy() == pytest.approx(np.log(2))  # even odds, before there is a reward to speak of
+    assert later.std() > 0.01 and later.mean() > 0  # before training on them, by the reward as it was
 
 
 @pytest.mark.parametrize("fault", ["skip", "tie"])

@@ -33,4 +33,5 @@ def test_a_table_comes_back_and_is_drawn(tmp_path: Path) -> None:
     write_table(rows, tmp_path / "table.csv")
     assert read_table(tmp_path / "table.csv") == rows
     picture = draw(rows, tmp_path / "figure.svg").read_text()
-    assert "pebble (10 labels, 3 seeds)" in picture or "<svg" in picture
+    assert "pebble (10 labels, 3 seeds)" in picture and "sac (10 labels, 3 seeds)" in picture
+    assert draw(rows, tmp_path / "again.svg").read_text() == picture
