@@ -100,7 +100,7 @@ class Config(BaseModel):
         filled.setdefault("session_labels", max(1, math.ceil(labels / 10)) if isinstance(labels, int) else labels)
         filled.setdefault("session_every", max(1, steps // 20))
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
-        filled.setdefault("eval_every", max(1, steps // 20))
+        filled.setdefault("eval_every", max(1000, steps // 20))  # a short run is not spent on its evaluations
         return filled
 
     @model_validator(mode="after")
