@@ -144,9 +144,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         Config(steps=args.steps, **chosen)
     except ValidationError as error:
         first = error.errors()[0]
-        told = (
-            f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
-        )  # no place: a matter of several settings
+        # A fault without a place is one of several settings together
+        told = f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
         raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
     return chosen
 

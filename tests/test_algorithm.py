@@ -6,6 +6,7 @@ import torch
 
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.config import PRESETS, Config
+from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import build
 
@@ -59,9 +60,22 @@ def test_labels_are_asked_in_sessions_within_their_budget() -> None:
     assert sorted(set(counts)) == [12, 24, 36, 40] and counts == sorted(counts)
     assert len(counts) > 4  # refreshes in between and after
     assert [i + 1 for i, row in enumerate(rows) if "rollout/true_return" in row] == [50, 100, 150, 200]
-    first, later = run.prefs.fresh_loss[:12], run.prefs.fresh_loss[12:]
-    assert first.numpy() == pytest.approx(np.log(2))  # even odds, before there is a reward to speak of
-    assert later.std() > 0.01 and later.mean() > 0  # before training on them, by the reward as it was
+
+
+def test_fresh_losses_are_those_of_the_reward_before_it_was_trained_on_the_labels() -> None:
+    run = build("pebble", steps=200, session_labels=12, labels=40)
+    teacher, by_the_reward_as_it_is = run.teacher, []
+
+    def spy(queries: Queries) -> Preferences:
+        answers = teacher(queries)
+        by_the_reward_as_it_is.append(cross_entropy(logits(run.reward, answers), answers.label))
+        return answers
+
+    run.teacher = spy
+    list(train(run))
+    assert len(run.prefs) == 40
+    assert run.prefs.fresh_loss[:12].numpy() == pytest.approx(np.log(2))  # even odds, before there is a reward
+    assert torch.equal(run.prefs.fresh_loss[12:], torch.cat(by_the_reward_as_it_is[1:]))
 
 
 @pytest.mark.parametrize("fault", ["skip", "tie"])
