@@ -9,6 +9,7 @@ drawn with replacement, and a batch the counts of rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -155,10 +156,13 @@ class Rows(General):
 
     def batch(self, x: Tensor, y: Tensor, count: int, rng: np.random.Generator, hessian: bool = False) -> Batch:
         rows = self.rows[0][1].shape
-        weights = (torch.from_numpy(rng.multinomial(count, np.full(rows[1], 1 / rows[1]), rows[0])) for _ in range(2))
-        lower, upper = (weight.double() / count for weight in weights)
-        held_out = self._held_out(upper)
-        return Sampled(self._training(lower), lambda x, y: self.scale * held_out(x, y))
+
+        def weight() -> Tensor:
+            drawn = rng.multinomial(count, np.full(rows[1], 1 / rows[1]), rows[0])
+            return torch.from_numpy(drawn).double() / count
+
+        held_out = cache(lambda: self._held_out(weight()))  # not drawn where nobody asks for f
+        return Sampled(self._training(weight()), lambda x, y: self.scale * held_out()(x, y))
 
 
 def _standard(z: np.ndarray) -> np.ndarray:

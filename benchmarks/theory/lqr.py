@@ -23,6 +23,8 @@ from torch import Tensor
 
 from benchmarks.theory.problem import dense_solve, implicit_gradient, steps
 
+CHUNK = 2048  # pairs of trajectories that are walked at once: what they need stays in a core's own cache
+
 
 class Regulator:
     gamma, beta, noise, rho, horizon = 0.6, 0.3, 1.0, 0.1, 14  # noise is v
@@ -94,20 +96,22 @@ class Regulator:
     def simulate(self, y: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Means over n trajectories of the moments, (R, 4), and of their products with the scores before, (R, 2, 4)."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        half = (len(y), (count + 1) // 2)
-        A, B, gain = (z.float() for z in (self.A.mT, self.B.mT, -y[..., None]))
-        states = torch.randn(*half, 2, generator=generator).repeat(1, 2, 1)
-        scores = torch.zeros_like(states)
+        A, B, gain = (z.float() for z in (self.A, self.B, -y[:, None]))
         moments, products = torch.zeros(len(y), 4), torch.zeros(len(y), 2, 4)
-        for t in range(self.horizon):
-            noise = self.noise**0.5 * torch.randn(*half, 1, generator=generator)
-            noise = torch.cat([noise, -noise], 1)
-            action = states @ gain + noise
-            scores = scores - noise / self.noise * states
-            seen = torch.cat([states[..., :1] * states, states[..., 1:] ** 2, action**2], -1)
-            moments = moments + self.gamma**t * seen.mean(1)
-            products = products + self.gamma**t / states.shape[1] * scores.mT @ seen
-            states = states @ A + action @ B
+        pairs = (count + 1) // 2
+        for begun in range(0, pairs, CHUNK):
+            size = min(CHUNK, pairs - begun)
+            states = torch.randn(len(y), 2, size, generator=generator).repeat(1, 1, 2)
+            scores = torch.zeros_like(states)
+            for t in range(self.horizon):
+                noise = self.noise**0.5 * torch.randn(len(y), 1, size, generator=generator)
+                noise = torch.cat([noise, -noise], -1)
+                action = gain @ states + noise
+                scores = scores - noise / self.noise * states
+                seen = torch.cat([states[:, :1] * states, states[:, 1:] ** 2, action**2], 1)
+                moments += self.gamma**t / (2 * pairs) * seen.sum(-1)
+                products += self.gamma**t / (2 * pairs) * scores @ seen.mT
+                states = A @ states + B @ action
         return moments.double(), products.double()
 
 

@@ -54,6 +54,9 @@ class RewardLearning:
         self.states, self.actions, pairs = states, actions, states * actions
         self.transition, self.initial = simplex(pairs, states), simplex(states)
         self.truth, self.features = normal(pairs), normal(pairs, features) / features**0.5
+        # P(the teacher prefers the first), (R, N, N): Boltzmann in the true reward
+        self.likely = torch.sigmoid(self.truth[..., :, None] - self.truth[..., None, :])
+        self._states, self._first = (z.repeat_interleave(actions, -1) for z in (self.transition, self.initial))
         self.x, self.y = normal(features) * 0, torch.zeros(replicates, pairs).double()
         self.scale = torch.ones(replicates, dtype=torch.float64)
         self.scale = 1 / self.gradient(self.x).norm(dim=-1)
@@ -84,24 +87,18 @@ class RewardLearning:
         """The loss less a coin's: as a factor of a score it has the same expectation and far less noise."""
         return self.loss(x) - math.log(2) * self.scale[:, None, None, None]
 
-    def teacher(self) -> Tensor:
-        """P(the teacher prefers the first), (R, N, N): Boltzmann in the true reward."""
-        return torch.sigmoid(self.truth[..., :, None] - self.truth[..., None, :])
-
     def law(self, y: Tensor) -> Law:
         policy = self.log_policy(y).exp()
-        states = self.transition.repeat_interleave(self.actions, -1)  # (R, N, N) P(s' | pair), at each of s' pairs
-        step = states * policy[:, None]
+        step = self._states * policy[:, None]  # (R, N, N) P(s' | pair) at each of s' pairs, times pi there
         eye = torch.eye(policy.shape[-1], dtype=policy.dtype)
         later = (1 - self.gamma) * torch.linalg.inv(eye - self.gamma * step)
-        first = self.initial.repeat_interleave(self.actions, -1) * policy
-        return Law((first[:, None] @ later)[:, 0], later, step @ later)
+        return Law(((self._first * policy)[:, None] @ later)[:, 0], later, step @ later)
 
     def lower(self, x: Tensor, y: Tensor) -> Tensor:
         return (self.law(y).pair * self.regularised(x, y)).sum(-1) / (1 - self.gamma)
 
     def upper(self, x: Tensor, y: Tensor) -> Tensor:
-        p, likely = self.law(y).pair, self.teacher()
+        p, likely = self.law(y).pair, self.likely
         expected = (self.loss(x) * torch.stack([1 - likely, likely], -1)).sum(-1)
         return (p[:, None] @ expected @ p[..., None])[:, 0, 0]
 
@@ -151,7 +148,7 @@ class Trajectories:
         """An opponent from p and a label for every trajectory: counts (R, ..., N) to (R, ..., N, N, 2)."""
         middle = (slice(None), *[None] * (counts.dim() - 1))
         pairs = self.draw(counts, self.law.pair[middle].expand(*counts.shape, -1))
-        likely = self.problem.teacher()[(slice(None), *[None] * (counts.dim() - 2))].expand_as(pairs)
+        likely = self.problem.likely[(slice(None), *[None] * (counts.dim() - 2))].expand_as(pairs)
         first = torch.from_numpy(self.rng.binomial(pairs.numpy().astype(np.int64), likely.numpy())).double()
         return torch.stack([pairs - first, first], -1)
 
