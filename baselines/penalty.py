@@ -39,12 +39,13 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 def sees(run: Run) -> Sequence[Signal]:
     if not run.config.use_cost:
         return [run.store.learned(run.reward)] * 2
-    fit_cost(run)
     return [run.store.learned(tilted(run.reward, run.cost, tilt)) for tilt in sides(run.config)]
 
 
 def fit_cost(run: Run) -> None:
     c = run.config
+    if not c.use_cost:
+        return
     if c.cost == "labels":
         answers = run.prefs[-c.cost_labels :]
         run.cost.fit(answers, label_targets(c, answers, run.prefs.fresh_loss[-c.cost_labels :]), c.cost_steps)
@@ -69,4 +70,8 @@ def diagnose(run: Run) -> Row:
     return row
 
 
-PENALTY = Method("penalty", 2, sees, upper, agent=lambda config: 0 if config.sides == "one" else 1, diagnose=diagnose)
+def agent(config: Config) -> int:
+    return 0 if config.sides == "one" else 1
+
+
+PENALTY = Method("penalty", 2, sees, upper, agent, fit_cost, diagnose)

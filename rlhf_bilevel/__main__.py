@@ -6,26 +6,25 @@ Each command first checks, and returns the work to be done: only what the checks
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from pydantic import ValidationError
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.config import PRESETS, Config, preset
+from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
+from rlhf_bilevel.files import SUMS, Refused, read_yaml
 
 Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
-COMMANDS = ("train", "evaluate", "export", "plot", "doctor")
+COMMANDS = ("train", "resume", "evaluate", "export", "plot", "doctor")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -36,43 +35,85 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = args.function(args)
     except ValueError as error:
         fail(str(error))
-    work()
+    try:
+        work()
+    except KeyboardInterrupt:
+        going_on = f"; rlhf-bilevel resume {args.dir} goes on" if args.function in (train, resume) else ""
+        print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Refused as error:
+        fail(str(error))
 
 
 def train(args: argparse.Namespace) -> Work:
     args.env = envs.resolve(args.env)
     settings = configure(args)
-    out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{args.seed}")
+    checkpoint_interval(args.checkpoint_every)
+    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
-    if args.reference and not args.reference.is_file():
-        raise ValueError(f"--reference {args.reference}: no such file")
-    envs.make(args.env, args.seed).close()  # refuses spaces that cannot be learnt on
+    existing(args.reference)
+    envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
 
     def work() -> None:
         import torch
 
         from rlhf_bilevel.agent import Agent
-        from rlhf_bilevel.plot import draw, points, read_table
 
         torch.set_num_threads(args.threads)
-        agent = Agent(args.method, args.env, preset=args.preset, device=args.device, out=out, **settings)
-        agent.learn(args.steps, progress_bar=not args.verbose, screen=args.verbose)
-        found = points(out)
-        last = [point for point in found if point.is_agent][-1]
-        told = f"{args.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
-        told += f"{args.env} after {last.step:,} steps with {last.labels} labels"
-        earlier = [
-            point.true_return
-            for point in (read_table(args.reference) if args.reference else [])
-            if (point.method, point.env, point.step) == ("sac", last.env, last.step)
-        ]
-        if earlier:
-            mean = sum(earlier) / len(earlier)
-            told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
-        print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
+        agent = Agent(
+            args.method,
+            args.env,
+            preset=args.preset,
+            device=args.device,
+            out=out,
+            checkpoint_every=args.checkpoint_every,
+            **settings,
+        )
+        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+        tell(out, args.reference)
 
     return work
+
+
+def resume(args: argparse.Namespace) -> Work:
+    if (run_folder(args.dir) / SUMS).is_file():
+        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    checkpoint_interval(args.checkpoint_every)
+    existing(args.reference)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+
+        Agent.resume(
+            args.dir,
+            progress_bar=not args.verbose,
+            screen=args.verbose,
+            trust=args.trust,
+            checkpoint_every=args.checkpoint_every,
+        )
+        tell(args.dir, args.reference)
+
+    return work
+
+
+def tell(out: Path, reference: Path | None) -> None:
+    """What was learnt, against what the true reward allows; and the learning curve."""
+    from rlhf_bilevel.plot import draw, points, read_table
+
+    found = points(out)
+    last = [point for point in found if point.is_agent][-1]
+    told = f"{last.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
+    told += f"{last.env} after {last.step:,} steps with {last.labels} labels"
+    earlier = [
+        point.true_return
+        for point in (read_table(reference) if reference else [])
+        if (point.method, point.env, point.step) == ("sac", last.env, last.step)
+    ]
+    if earlier:
+        mean = sum(earlier) / len(earlier)
+        told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
+    print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
 
 
 def evaluate(args: argparse.Namespace) -> Work:
@@ -81,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.agent import Agent
 
-        summary = Agent.load(args.dir).evaluate(args.episodes).summary()
+        summary = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes).summary()
         if args.json:
             print(json.dumps(summary))
             return
@@ -94,13 +135,16 @@ def evaluate(args: argparse.Namespace) -> Work:
 
 
 def export(args: argparse.Namespace) -> Work:
-    source, target = finished(args.dir) / "model.zip", new_path(args.sb3)
+    finished(args.dir)
+    target = new_path(args.sb3)
 
     def work() -> None:
+        from rlhf_bilevel.agent import Agent
+
+        model = Agent.load(args.dir, trust=args.trust).model
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        algorithm = yaml.safe_load((args.dir / "config.yaml").read_text())["algorithm"]
-        print(f"stable_baselines3.{algorithm}.load({str(target)!r}) acts as this run's agent")
+        model.save(target, exclude=["replay_buffer", "_last_obs"])
+        print(f"stable_baselines3.{type(model).__name__}.load({str(target)!r}) acts as this run's agent")
 
     return work
 
@@ -128,30 +172,30 @@ def doctor(args: argparse.Namespace) -> Work:
 
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that differ from Config's defaults, in the order preset, options, --set."""
-    given: dict[str, Any] = {"labels": args.labels, "seed": args.seed}
+    """The settings that differ from Config's defaults, in the order preset, --config, options, --set."""
+    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     for pair in args.set:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set takes key=value, not {pair!r}")
         if key in ("steps", "labels", "seed"):
             raise ValueError(f"{key} has an option of its own: --{key}")
-        if key not in Config.model_fields:
-            raise ValueError(f"unknown setting {key!r}; {nearest(key, Config.model_fields)}")
         given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
-    chosen = preset(args.preset, args.env) | {key: value for key, value in given.items() if value is not None}
-    try:
-        Config(steps=args.steps, **chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # A fault without a place is one of several settings together
-        told = f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
-        raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
-    return chosen
+    told = read_yaml(args.config) if args.config else {}
+    filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
+    chosen = preset(args.preset, args.env) | filed | {key: value for key, value in given.items() if value is not None}
+    if "steps" not in chosen:
+        raise ValueError("--steps is missing, and no --config gives it")
+    return settle(chosen).model_dump()
+
+
+def existing(reference: Path | None) -> None:
+    if reference and not reference.is_file():
+        raise ValueError(f"--reference {reference}: no such file")
 
 
 def new_path(path: Path) -> Path:
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
@@ -166,14 +210,9 @@ def run_folder(path: Path) -> Path:
 
 
 def finished(path: Path) -> Path:
-    if not (run_folder(path) / "model.zip").is_file():
-        raise ValueError(f"{path} has no model.zip: its training has not come to its end")
+    if not (run_folder(path) / SUMS).is_file():
+        raise ValueError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
     return path
-
-
-def nearest(value: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def fail(message: str) -> NoReturn:
@@ -225,9 +264,9 @@ def parser() -> Parser:
     sub = command(train, "train an agent from preference labels")
     sub.add_argument("method", metavar="METHOD", type=one_of("method", METHODS), help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
-    sub.add_argument("--steps", type=positive, required=True, help="environment steps, all learners together")
+    sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=int, help="answers that may be asked of the teacher (100)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, help="(0)")
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
     sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
@@ -235,18 +274,27 @@ def parser() -> Parser:
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
     )
     sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
+    )
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
-    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
-    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+    while_training(sub)
+
+    sub = command(resume, "go on with a run that was cut off, as if it had not been")
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    trusting(sub)
+    while_training(sub)
 
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--episodes", type=positive, default=10)
     sub.add_argument("--json", action="store_true")
+    trusting(sub)
 
     sub = command(export, "write a run's agent as a plain Stable-Baselines3 file")
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--sb3", type=Path, required=True, metavar="FILE.zip")
+    trusting(sub)
 
     sub = command(plot, "learning curves: interquartile mean and 95 % bootstrap interval over seeds")
     sub.add_argument("dirs", type=Path, nargs="+", metavar="DIR")
@@ -254,6 +302,16 @@ def parser() -> Parser:
 
     command(doctor, "what works on this machine, and what to install")
     return top
+
+
+def while_training(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--checkpoint-every", default="5m", metavar="5m|STEPS", help="minutes or steps; 0 for never")
+    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
+    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+
+def trusting(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--trust", action="store_true", help="import the module that the run names for its environment")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 import yaml
 from gymnasium.spaces.utils import flatdim
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -22,10 +26,13 @@ from tqdm import tqdm
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import Method, Row, Run, train
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, preset
+from rlhf_bilevel.config import Config, footprint, preset, settle
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
+from rlhf_bilevel.files import SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
+from rlhf_bilevel.guard import Guard, Isolated
+from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
@@ -33,9 +40,11 @@ from rlhf_bilevel.sac import SB3Learner
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.types import Teacher
 
-CONFIG, MODEL, REWARD = "config.yaml", "model.zip", "reward.safetensors"
+CONFIG, POLICY, REWARD, MODEL = "config.yaml", "policy.safetensors", "reward.safetensors", "model.zip"
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG)}
+TEACHERS: dict[str, type] = {cls.__name__: cls for cls in (OracleTeacher,)}
+OWN = "own"  # settings that YAML cannot hold
 
 
 class Agent:
@@ -46,8 +55,9 @@ class Agent:
 
     ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries (default: the oracle on the true reward), ``algorithm`` any off-policy
-    algorithm of SB3 with ``algorithm_settings`` passed on to it. ``out`` is the run's folder: it must not exist.
-    ``settings`` are fields of ``Config``. Raises ValueError (pydantic's ValidationError is one) on a wrong value.
+    algorithm of SB3 with ``algorithm_settings`` passed on to it. ``out`` is the run's folder: it must be new or empty.
+    A run with a folder goes on after a fault (``resume``) from its newest checkpoint; ``checkpoint_every`` is as
+    ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``. Raises ValueError on a wrong value.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class Agent:
         algorithm_settings: dict[str, Any] | None = None,
         device: str = "cpu",
         out: Path | str | None = None,
+        checkpoint_every: str = "5m",
         **settings: Any,
     ) -> None:
         if isinstance(method, str) and method not in METHODS:
@@ -71,8 +82,9 @@ class Agent:
         self.out = Path(out) if out is not None else None
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = algorithm, algorithm_settings or {}
-        self._device = device
+        self._device, self._checkpoint_every = device, checkpoint_every
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
+        self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
 
@@ -90,18 +102,58 @@ class Agent:
         """
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        config = self.config = Config(steps=total_timesteps, **(preset(self._preset, self.env_id) | self._settings))
-        run = self.run = self._build(config)
-        agent = int(run.method.agent(config))
-        self.model = run.learners[agent].model  # type: ignore[attr-defined]
+        self.config = settle({"steps": total_timesteps} | preset(self._preset, self.env_id) | self._settings)
+        run = self._build(self.config)
         if self.out:
-            self.out.mkdir(parents=True)  # an existing folder is an error: nothing is overwritten
+            if self.out.exists() and any(self.out.iterdir()):
+                raise FileExistsError(f"{self.out} exists already and is not overwritten")
+            self.out.mkdir(parents=True, exist_ok=True)
             self._write_config(self.out)
-        hook = self.model._init_callback(callback)
-        test_env = self.make_env(EVALUATION)
-        log, bar = Log(self.out, screen), tqdm(total=config.steps, unit="step", mininterval=1, disable=not progress_bar)
+        return self._train(run, callback, progress_bar, screen)
+
+    @classmethod
+    def resume(
+        cls,
+        folder: Path | str,
+        callback: BaseCallback | Sequence[BaseCallback] | None = None,
+        progress_bar: bool = False,
+        screen: bool = False,
+        *,
+        trust: bool = False,
+        checkpoint_every: str = "5m",
+        **own: Any,
+    ) -> Agent:
+        """Goes on with the training of a run that was cut off, as if it had not been: on one CPU, bit for bit.
+
+        ``own`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were your own.
+        Callbacks begin anew. Sets torch's number of threads to what it was. Refused where there is nothing to resume,
+        where another process trains the run, and where no checkpoint can be used; then nothing has changed.
+        """
+        agent, told = cls._read(Path(folder), trust, own)
+        agent._checkpoint_every, agent._device = checkpoint_every, told["device"]
+        assert agent.out is not None and agent.config is not None
+        if (agent.out / SUMS).exists():
+            raise Refused(f"{folder} has come to its end: there is nothing to resume")
+        for name, version in versions().items():
+            if told["versions"].get(name) != version:
+                warnings.warn(
+                    f"{name} was {told['versions'].get(name)} and is {version}: results may differ", stacklevel=2
+                )
+        torch.set_num_threads(told["threads"])
+        return agent._train(agent._build(agent.config), callback, progress_bar, screen)
+
+    def _train(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
+        config, agent = run.config, int(run.method.agent(run.config))
+        self.run, self.reward = run, run.reward
+        self.model = run.learners[agent].model  # type: ignore[attr-defined]
+        hook, test_env = self.model._init_callback(callback), self.make_env(EVALUATION)
         hook.on_training_start(locals(), globals())
-        try:
+        with ExitStack() as stack:
+            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
+            events = keeper.restore(run) if keeper else {}
+            log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
+            bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=1, disable=not progress_bar)
+            stack.enter_context(closing(bar))
             for row in train(run):
                 bar.update()
                 if run.step % config.eval_every == 0 or run.step == config.steps:
@@ -111,12 +163,12 @@ class Agent:
                 self.model.num_timesteps = run.step
                 if not hook.on_step():
                     break
-        finally:
+                if keeper and "rollout/true_return" in row:  # between two episodes
+                    keeper.offer(run, log.marks)
             hook.on_training_end()
-            bar.close()
-            log.close()
-        if self.out:
-            self.save(self.out)
+            if keeper and self.out:
+                self.save(self.out)
+                keeper.discard()
         return self
 
     def predict(self, obs: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
@@ -127,50 +179,99 @@ class Agent:
         """True returns and successes on episodes that were met neither in training nor in its evaluations."""
         return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
 
-    def make_env(self, stream: int = TEST, render_mode: str | None = None) -> gymnasium.Env:
+    def make_env(self, stream: int = TEST, render_mode: str | None = None) -> Guard:
         """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
         assert self.config is not None, "nothing has been learnt yet"
         c = self.config
-        return envs.make(self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat)
+        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat)
+        apart = c.env_timeout and render_mode is None
+        return Guard(partial(Isolated, make, self.env_id, c.env_timeout) if apart else make)
 
     def save(self, folder: Path | str) -> None:
-        """Writes what ``load`` needs: ``model.zip`` is a plain SB3 file, ``reward.safetensors`` the ensemble."""
+        """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one."""
         assert self.run is not None, "nothing has been learnt yet"
         folder = Path(folder)
         if not (folder / CONFIG).exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write_config(folder)
-        self.model.save(folder / MODEL, exclude=["replay_buffer", "_last_obs"])
-        save_file(self.run.reward.state_dict(), folder / REWARD)
+        model = io.BytesIO()
+        self.model.save(model, exclude=["replay_buffer", "_last_obs"])
+        write(folder / MODEL, model.getvalue())
+        write(folder / POLICY, to_bytes(self.model.policy.state_dict()))
+        write(folder / REWARD, to_bytes(self.run.reward.state_dict()))
+        write_sums(folder, (CONFIG, MODEL, POLICY, REWARD))  # the last to be written: with it, a run has ended
 
     @classmethod
-    def load(
-        cls, folder: Path | str, method: Method | None = None, algorithm: type[OffPolicyAlgorithm] | None = None
-    ) -> Agent:
-        """The agent of a run's folder, ready to predict. SB3's file is a pickle: load only what you trust.
+    def load(cls, folder: Path | str, *, trust: bool = False, **own: Any) -> Agent:
+        """The agent of a run's folder, ready to predict, and its reward. No code of the folder's runs.
 
-        ``method`` and ``algorithm`` are needed only where they were your own.
+        ``own`` are those of ``method``, ``algorithm`` and ``algorithm_settings`` that were your own. ``trust`` lets the
+        folder name a module that is imported for its environment. Damaged, a ValueError, where a file is not as it was
+        written.
         """
         folder = Path(folder)
-        told = yaml.safe_load((folder / CONFIG).read_text())
-        agent = cls(method or told["method"], told["env"], out=folder)
-        agent.config = Config(**told["settings"])
-        agent.model = (algorithm or ALGORITHMS[told["algorithm"]]).load(folder / MODEL, device="cpu")
+        agent, _ = cls._read(folder, trust, {"teacher": OracleTeacher()} | own)  # it will not be asked
+        config = agent.config
+        assert config is not None
+        check_sums(folder)
+        env = agent.make_env()
+        sizes = flatdim(env.observation_space), flatdim(env.action_space)
+        agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
+        agent.reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, torch.Generator())
+        for module, name in ((agent.model.policy, POLICY), (agent.reward, REWARD)):
+            try:
+                module.load_state_dict(tensors((folder / name).read_bytes(), folder / name))
+            except RuntimeError as error:
+                raise Damaged(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
         return agent
 
+    @classmethod
+    def _read(cls, folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[Agent, dict[str, Any]]:
+        """An agent with the settings that ``folder`` tells, before it learns; and all that is told there."""
+        told = read_yaml(folder / CONFIG)
+        if missing := {"method", "env", "teacher", "algorithm", "algorithm_settings", "settings"} - told.keys():
+            raise Damaged(f"{folder / CONFIG} does not tell {', '.join(sorted(missing))}")
+        module = str(told["env"]).rpartition(":")[0]
+        if module and module not in sys.modules and not trust:
+            raise Refused(f"{folder} would import the module {module!r}: only with explicit trust")
+
+        def part(name: str, known: Mapping[str, Any]) -> Any:
+            if name not in own and told[name] not in known:
+                raise Refused(f"{folder} was trained with a {name} of your own, {told[name]}: give it as {name}=")
+            return own[name] if name in own else known[told[name]]
+
+        if told["algorithm_settings"] == OWN and "algorithm_settings" not in own:
+            raise Refused(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
+        teacher = part("teacher", TEACHERS)
+        agent = cls(
+            part("method", METHODS),
+            told["env"],
+            teacher=teacher() if isinstance(teacher, type) else teacher,
+            algorithm=part("algorithm", ALGORITHMS),
+            algorithm_settings=own.get("algorithm_settings", told["algorithm_settings"]),
+            out=folder,
+        )
+        agent.config = settle(told["settings"])
+        return agent, told
+
     def _build(self, config: Config) -> Run:
-        count = self.method.learners
-        training = [self.make_env(TRAINING) for _ in range(count)]
-        obs_size, act_size = (flatdim(space) for space in (training[0].observation_space, training[0].action_space))
-        store = Store(obs_size, act_size, config.steps)
-        learners = [
-            SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)
-            for number, env in enumerate(training)
-        ]
+        training = [self.make_env(TRAINING) for _ in range(self.method.learners)]
+        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+        needed, there = (
+            footprint(config, *sizes, len(training)),
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        )
+        if needed > there:
+            raise Refused(f"this run needs {needed >> 30} GiB of memory, and the machine has {there >> 30}")
+        store = Store(*sizes, config.steps)
+        learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
         rng = torch.Generator().manual_seed(config.seed)
-        reward = RewardEnsemble(obs_size, act_size, config.members, config.reward_hidden, rng)
-        cost = LearnedCost(obs_size, act_size, config, rng)
+        reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, rng)
+        cost = LearnedCost(*sizes, config, rng)
         return Run(self.method, config, training, learners, self.teacher, store, reward, cost)
+
+    def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> SB3Learner:
+        return SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)
 
     def _evaluate(self, run: Run, env: Any, agent: int, log: Log) -> Row:
         row = Row()
@@ -192,13 +293,29 @@ class Agent:
             "env": self.env_id,
             "teacher": type(self.teacher).__name__,
             "algorithm": self._algorithm.__name__,
-            "algorithm_settings": {key: str(value) for key, value in self._algorithm_settings.items()},
+            "algorithm_settings": self._algorithm_settings if _plain(self._algorithm_settings) else OWN,
             "device": self._device,
+            "threads": torch.get_num_threads(),
             "settings": self.config.model_dump(mode="json"),
             "versions": versions(),
             "commit": commit(),
         }
-        (folder / CONFIG).write_text(yaml.safe_dump(told, sort_keys=False))
+        write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """What ``files.read_yaml`` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _plain(value: Any) -> bool:
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

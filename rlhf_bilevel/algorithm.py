@@ -9,19 +9,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_bilevel import query
+from rlhf_bilevel import health, query
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.explore import state_entropy
-from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits
+from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.tree import Tree
 from rlhf_bilevel.types import Preferences, Queries, Signal, Teacher, Visits
 
 Row = dict[str, float]
@@ -46,18 +49,24 @@ class Learner(Protocol):
     def value_gap(self, other: Any, obs: Tensor) -> float:
         """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
 
+    def state(self) -> Tree: ...
+
+    def load(self, state: Tree) -> None: ...  # go on from there
+
 
 @dataclass(frozen=True)
 class Method:
     name: str
     learners: int
     sees: Callable[[Run], Sequence[Signal]]
-    """What each learner is rewarded with; asked at the start and after every move of the reward model."""
+    """What each learner is rewarded with; asked at the start and after each move of the reward model. Moves nothing."""
     upper: Callable[[Run, Preferences, Tensor], Tensor] | None = None
     """The scalar that the reward model descends, from labelled pairs and the members' logits on them (M, B).
     None: no reward is learnt and no label is asked."""
     agent: Callable[[Config], int] = lambda config: 0
     """The learner whose policy a user gets."""
+    estimate: Callable[[Run], None] = lambda run: None
+    """What is estimated anew after each move of the reward model, before learners see it."""
     diagnose: Callable[[Run], Row] = lambda run: {}
     """Metrics at each move of the reward model."""
 
@@ -76,15 +85,21 @@ class Run:
     cost: LearnedCost
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
     step: int = 0
+    episode: int = 0  # of all learners together
     tracked: bool = False  # whether learners have had time to answer the reward as it is
 
     def __post_init__(self) -> None:
-        c = self.config
-        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), c.reward_learning_rate)
+        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_learning_rate)
+        self.health = health.Health(self.reward, self.reward_optimizer)
         # One generator a purpose, so that switching one part off leaves the draws of the others as they were
-        self.rng_query, self.rng_reward, self.rng_visits, self.rng_entropy = (
-            np.random.default_rng([c.seed, purpose]) for purpose in range(4)
-        )
+        purposes = ("query", "reward", "visits", "entropy")
+        self.rng = {purpose: np.random.default_rng([self.config.seed, i]) for i, purpose in enumerate(purposes)}
+        show(self)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the reward has been fitted to any label."""
+        return bool(self.reward_optimizer.state)
 
     @property
     def on_policy_since(self) -> int:
@@ -98,7 +113,7 @@ class Run:
         two = len(self.learners) == 2
         sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
         pools = [self.store.episodes(writer)[-recent:] or self.store.episodes()[-recent:] for writer in sources]
-        first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng_query) for p in pools)
+        first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng["query"]) for p in pools)
         return Queries(first, second)
 
     def sample_visits(self) -> tuple[Visits, Visits] | None:
@@ -107,51 +122,43 @@ class Run:
         recent = [self.store.episodes(writer, self.on_policy_since)[-c.visit_episodes :] for writer in (0, 1)]
         if not all(recent):
             return None
-        first, second = (
-            self.store.sample_visits(episodes, c.visit_batch, c.visit_discount, c.gamma, self.rng_visits)
-            for episodes in recent
-        )
+        settings = c.visit_batch, c.visit_discount, c.gamma, self.rng["visits"]
+        first, second = (self.store.sample_visits(episodes, *settings) for episodes in recent)
         return first, second
 
 
 def train(run: Run) -> Iterator[Row]:
     """Yields after every environment step, with what was measured in it. Learners act in turn, an episode each."""
-    c, learns_reward = run.config, run.method.upper is not None
-    if learns_reward:
-        for learner in run.learners:
-            learner.see(lambda rows: entropy(run, rows), keep=False)
-    else:
-        show(run)
-    episode = 0
+    c = run.config
     while run.step < c.steps:
-        who = episode % len(run.learners)
+        who = run.episode % len(run.learners)
+        run.episode += 1
         learner, env = run.learners[who], run.envs[who]
         run.store.begin(who)
         obs, _ = env.reset()
         start, done = run.store.size, False
         while not done and run.step < c.steps:
             action, scaled = learner.act(obs, run.step)
-            next_obs, truth, terminated, truncated, _ = env.step(action)
+            next_obs, truth, terminated, truncated, info = env.step(action)
+            if "fault" in info:  # the environment failed: nothing of this step is stored, and the episode is cut
+                break
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated
             run.step += 1
-            row = Row()
-            if learns_reward:
-                row |= move_reward(run)
+            row = move_reward(run)
             if run.step > c.learning_starts and run.step % c.update_every == 0:
                 for index, each in enumerate(run.learners):
                     row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates, run.step).items()}
             if done:
                 row |= episode_metrics(run, start)
             yield row
-        episode += 1
 
 
 def move_reward(run: Run) -> Row:
     """The upper level at this step: a session with new labels, a refresh without, or nothing."""
     c = run.config
     since = run.step - run.on_policy_since
-    if since < 0 or c.labels == 0:
+    if since < 0 or c.labels == 0 or run.method.upper is None:
         return {}
     if since % c.session_every == 0 and len(run.prefs) < c.labels:
         if not ask(run):
@@ -161,10 +168,12 @@ def move_reward(run: Run) -> Row:
         epochs, run.tracked = c.refresh_epochs, True
     else:
         return {}
-    first_time = not run.reward_optimizer.state
-    row = update_reward(run, epochs)
+    learnt_before, row = run.learnt, update_reward(run, epochs)
+    if fault := run.health.check(run.prefs, session=not run.tracked):
+        warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
+    run.method.estimate(run)
     show(run)
-    if first_time:  # values of the state entropy say nothing of the reward
+    if run.learnt and not learnt_before:  # values of the state entropy say nothing of the reward
         for learner in run.learners:
             learner.reset_critic()
             learner.improve(c.reset_updates, run.step)
@@ -181,12 +190,15 @@ def ask(run: Run) -> int:
         warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
         return 0
     # Before the first session the reward is untrained: neither its members' disagreement nor its loss means anything
-    trained = len(run.prefs) > 0
-    score = query.disagreement if c.query == "disagreement" and trained else query.uniform
+    score = query.disagreement if c.query == "disagreement" and run.learnt else query.uniform
     with torch.no_grad():
-        answers = run.teacher(query.best(candidates, score(run.reward.members, candidates), count))
-        output = logits(run.reward, answers) if trained else torch.zeros_like(answers.label)
+        queries = query.best(candidates, score(run.reward.members, candidates), count)
+        answers = checked(run.teacher(queries), queries)
+        answers = take(answers, slice(c.labels - len(run.prefs)))  # late answers may come on top of those asked for now
+        output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))
+    if not len(answers.label):
+        warnings.warn(f"step {run.step}: the teacher answered none of {count} queries", stacklevel=2)
     return len(answers.label)
 
 
@@ -194,11 +206,10 @@ def update_reward(run: Run, epochs: int) -> Row:
     """Adam on the method's upper objective, until the labels are fitted or ``epochs`` have passed."""
     c, upper = run.config, run.method.upper
     assert upper is not None
-    losses: list[float] = []
-    right, passed = 0.0, 0
+    losses, right, passed = list[float](), 0.0, 0
     while passed < epochs and right < c.reward_accuracy:
         right = 0.0
-        for batch in run.prefs.batches(c.reward_batch, run.rng_reward):
+        for batch in run.prefs.batches(c.reward_batch, run.rng["reward"]):
             output = logits(run.reward.members, batch)  # (M, B)
             loss = upper(run, batch, output)
             run.reward_optimizer.zero_grad()
@@ -217,20 +228,22 @@ def update_reward(run: Run, epochs: int) -> Row:
 
 
 def show(run: Run) -> None:
-    """Let each learner see its reward as it is now."""
-    for learner, signal in zip(run.learners, run.method.sees(run), strict=True):
-        learner.see(signal)
+    """Let each learner see its reward as it is now: state entropy until a reward has been learnt."""
+    pretraining = run.method.upper is not None and not run.learnt
+    signals: Sequence[Signal] = [partial(entropy, run)] * len(run.learners) if pretraining else run.method.sees(run)
+    for learner, signal in zip(run.learners, signals, strict=True):
+        learner.see(signal, keep=not pretraining)
 
 
 def entropy(run: Run, rows: Tensor) -> Tensor:
     """The reward of pre-training at these rows of the store."""
-    visited = run.rng_entropy.integers(run.store.size, size=run.config.entropy_states)
+    visited = run.rng["entropy"].integers(run.store.size, size=run.config.entropy_states)
     return state_entropy(run.store.obs[rows], run.store.obs[torch.from_numpy(visited)], run.config.neighbour)
 
 
 def episode_metrics(run: Run, start: int) -> Row:
     rows = torch.arange(start, run.store.size)
     row = {"rollout/true_return": run.store.truth[rows].sum().item(), "rollout/length": float(len(rows))}
-    if len(run.prefs):  # a diagnostic only: a rising learned return proves nothing
+    if run.learnt:  # a diagnostic only: a rising learned return proves nothing
         row["rollout/learned_return"] = run.store.learned(run.reward)(rows).sum().item()
     return row

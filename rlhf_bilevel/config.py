@@ -5,16 +5,20 @@ This file imports neither torch nor an environment, so that a wrong value is ref
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Layers = Annotated[tuple[Size, ...], Field(min_length=1)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 
 class Config(BaseModel):
@@ -25,6 +29,7 @@ class Config(BaseModel):
     labels: Count = 100  # answers that may be asked of the teacher
     seed: Count = 0
     action_repeat: Size = 1  # simulator steps in a step, their rewards summed
+    env_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds for a step; above 0, envs run in processes of their own
     protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
 
     # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
@@ -134,3 +139,43 @@ def preset(name: str, env_id: str) -> dict[str, Any]:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
+
+
+def settle(given: Mapping[str, Any]) -> Config:
+    """The settings, complete; ValueError in one line that names the first wrong value and, for a name, the nearest."""
+    for key in given:
+        if key not in Config.model_fields:
+            raise ValueError(f"unknown setting {key!r}; {nearest(key, Config.model_fields)}")
+    try:
+        return Config(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # A fault without a place is one of several settings together
+        told = f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
+        raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
+
+
+def nearest(value: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def checkpoint_interval(told: str) -> tuple[float, float]:
+    """``5m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
+    if not re.fullmatch(r"\d{1,9}m?", told):
+        raise ValueError(
+            f"{told!r} is no interval between checkpoints: 5m is five minutes, 5000 so many steps, 0 never"
+        )
+    count = int(told.removesuffix("m")) or math.inf
+    return (math.inf, 60.0 * count) if told.endswith("m") else (count, math.inf)
+
+
+def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
+    """About how many bytes a run holds: its store, and weights with their gradients, Adam's moments and copies."""
+
+    def weights(hidden: tuple[int, ...]) -> int:
+        return sum(i * j for i, j in pairwise((obs_size + act_size, *hidden, 1)))
+
+    row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
+    networks = 14 * learners * weights(config.hidden) + 7 * config.members * weights(config.reward_hidden)
+    return 4 * (config.steps * row + networks)

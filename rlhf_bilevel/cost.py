@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.preference import logits
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
 from rlhf_bilevel.types import Preferences, Queries, RewardFn
 
 BOUND = 4.0
@@ -65,3 +66,12 @@ class LearnedCost(nn.Module):
             error.backward()
             self._optimizer.step()
         return error.item()
+
+    def state(self) -> Tree:
+        rng = self._rng.get_state()
+        return {"step": self.step.state_dict(), "optimizer": optimizer_state(self._optimizer), "rng": rng}
+
+    def load(self, state: Tree) -> None:
+        self.step.load_state_dict(state["step"])
+        load_optimizer(self._optimizer, state["optimizer"])
+        self._rng.set_state(state["rng"])

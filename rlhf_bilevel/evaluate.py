@@ -34,19 +34,25 @@ class Evaluation:
 def evaluate(
     predict: Callable[[np.ndarray], np.ndarray], env: gymnasium.Env[np.ndarray, np.ndarray], episodes: int
 ) -> Evaluation:
-    """Runs ``predict``, obs (o,) to act (a,), for whole episodes (>= 1) and returns what the env said of them."""
+    """Runs ``predict``, obs (o,) to act (a,), for whole episodes (>= 1) and returns what the env said of them.
+
+    An episode in which the environment fails (``guard.Guard``) is not counted, and another takes its place.
+    """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     returns, successes, reported = np.zeros(episodes), np.zeros(episodes, bool), False
-    for episode in range(episodes):
+    episode = 0
+    while episode < episodes:
+        returns[episode], successes[episode] = 0.0, False
         obs, _ = env.reset()
-        over = False
+        over, info = False, dict[str, Any]()
         while not over:
             obs, reward, terminated, truncated, info = env.step(predict(obs))
             returns[episode] += float(reward)
             successes[episode] |= bool(info.get("success", False))
             reported = reported or "success" in info
             over = terminated or truncated
+        episode += "fault" not in info
     return Evaluation(returns, successes if reported else None)
 
 

@@ -1,59 +1,123 @@
-"""The only writer of a run's folder while it trains: metrics to CSV, TensorBoard and screen, evaluations to CSV."""
+"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV; each step once, also after a resume."""
 
 from __future__ import annotations
 
 import csv
+import io
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from stable_baselines3.common.logger import (
-    CSVOutputFormat,
-    HumanOutputFormat,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-)
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from rlhf_bilevel.evaluate import Evaluation
+from rlhf_bilevel.files import sync, write
 
-EVALUATIONS = "evaluations.csv"
+PROGRESS, EVALUATIONS, STEP = "progress.csv", "evaluations.csv", "time/total_timesteps"
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
 
 class Log:
     """Collects metrics and writes the newest of each once an episode. Keys follow SB3; the second learner's are under
-    ``train_1/``. ``folder=None`` writes no file."""
+    ``train_1/``. ``folder=None`` writes no file.
 
-    def __init__(self, folder: Path | None, screen: bool) -> None:
+    It goes on after ``step``, where TensorBoard's files had the sizes ``events``: what they hold beyond is cut off.
+    """
+
+    def __init__(self, folder: Path | None, screen: bool, step: int, events: Mapping[str, int]) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen else []
+        self._folder, self._tensorboard = folder, None
         if folder:
-            writers += [CSVOutputFormat(str(folder / "progress.csv")), TensorBoardOutputFormat(str(folder))]
-        self._evaluations = folder / EVALUATIONS if folder else None
+            for path in folder.glob("events.out.tfevents.*"):
+                if path.name in events:
+                    os.truncate(path, min(events[path.name], path.stat().st_size))
+                else:
+                    path.unlink()
+            _cut(folder / EVALUATIONS, "step", step)
+            self._tensorboard = TensorBoardOutputFormat(str(folder))
+            writers += [Progress(folder / PROGRESS, step), self._tensorboard]
         self._logger = Logger(folder=None, output_formats=writers)
-        self._started = time.monotonic()
+        self._started, self._resumed = time.monotonic(), step
+
+    def marks(self) -> dict[str, int]:
+        """Puts everything on the disk; ``events`` of a log that goes on from here."""
+        if self._folder is None or self._tensorboard is None:
+            return {}
+        self._tensorboard.writer.flush()
+        paths = [*self._folder.glob("events.out.tfevents.*"), self._folder / PROGRESS, self._folder / EVALUATIONS]
+        for path in paths:
+            if path.exists():
+                sync(path)
+        return {path.name: path.stat().st_size for path in paths[:-2]}
 
     def record(self, row: Mapping[str, float], step: int) -> None:
         for key, value in row.items():
             self._logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
         if "rollout/true_return" in row or "eval/true_return" in row:
-            self._logger.record("time/fps", step / (time.monotonic() - self._started))
-            self._logger.record("time/total_timesteps", step)
+            self._logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
+            self._logger.record(STEP, step)
             self._logger.dump(step)
 
     def evaluation(self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool) -> None:
         """One row an episode: return, and success as 0, 1 or empty where the environment knows none."""
-        if self._evaluations is None:
+        if self._folder is None:
             return
         successes = [""] * len(result.returns) if result.successes is None else [int(s) for s in result.successes]
-        new = not self._evaluations.exists()
-        with self._evaluations.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
-                writer.writerow([step, labels, learner, int(is_agent), episode, round(float(value), 4), success])
+        file = self._folder / EVALUATIONS
+        rows: list[Sequence[object]] = [] if file.exists() else [COLUMNS]
+        for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
+            rows.append((step, labels, learner, int(is_agent), episode, round(float(value), 4), success))
+        with file.open("ab") as stream:
+            stream.write(_lines(rows))
 
     def close(self) -> None:
         self._logger.close()
+
+
+class Progress(KVWriter):
+    """A CSV with a row a dump, and a column for each key that has ever been given."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        self._columns = _cut(path, STEP, step)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        new = sorted(set(key_values) - set(self._columns))
+        if new:
+            self._columns += new
+            rows = _read(self._path)
+            write(self._path, _lines([self._columns, *([row.get(key, "") for key in self._columns] for row in rows)]))
+        with self._path.open("ab") as stream:
+            stream.write(_lines([[key_values.get(key, "") for key in self._columns]]))
+
+    def close(self) -> None:
+        pass
+
+
+def _cut(path: Path, column: str, step: int) -> list[str]:
+    """Drops what was written after ``step``; the columns that stay."""
+    rows = _read(path)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return []
+    columns = list(rows[0])
+    kept = [list(row.values()) for row in rows if int(row[column]) <= step]
+    write(path, _lines([columns, *kept]))
+    return columns
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows; one that a fault cut short is none."""
+    if not path.exists():
+        return []
+    whole, newline, _ = path.read_text().rpartition("\n")
+    return list(csv.DictReader(io.StringIO(whole + newline)))
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
+
+from rlhf_bilevel.files import read_yaml
 
 
 class Point(NamedTuple):
@@ -32,7 +33,7 @@ class Point(NamedTuple):
 
 def points(folder: Path) -> list[Point]:
     """Every evaluation in a run's folder, in order."""
-    told = yaml.safe_load((folder / "config.yaml").read_text())
+    told = read_yaml(folder / "config.yaml")
     with (folder / "evaluations.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = []

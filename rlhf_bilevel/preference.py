@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -29,12 +29,20 @@ def accuracy(logits: Tensor, label: Tensor) -> Tensor:
     return (logits > 0).eq(label > 0.5)[..., decided].float().mean(-1).nan_to_num(1.0)
 
 
+def take(answers: Preferences, rows: Tensor | slice) -> Preferences:
+    """Some of the pairs."""
+    first, second = (Segments(*(column[rows] for column in segments)) for segments in answers[:2])
+    return Preferences(first, second, answers.label[rows])
+
+
 class PreferenceStore:
     """All answers in the order in which they came, and the loss of each before it was first trained on.
 
     That loss is a fresh-sample (prequential) estimate of the upper objective: no reward had seen its label.
     Before the first session there is no reward to speak of, and the loss is that of even odds, ln 2.
     """
+
+    COLUMNS = ("first_obs", "first_act", "first_truth", "second_obs", "second_act", "second_truth", "label")
 
     def __init__(self) -> None:
         self.fresh_loss = torch.zeros(0)
@@ -51,6 +59,14 @@ class PreferenceStore:
     def __getitem__(self, rows: Tensor | slice) -> Preferences:
         column = [values[rows] for values in self._columns]
         return Preferences(Segments(*column[:3]), Segments(*column[3:6]), column[6])
+
+    def columns(self) -> dict[str, Tensor]:
+        """Everything, an answer a row; no column before the first answer."""
+        return dict(zip(self.COLUMNS, self._columns, strict=False)) | {"fresh_loss": self.fresh_loss}
+
+    def load(self, columns: Mapping[str, Tensor]) -> None:
+        self.fresh_loss = columns.get("fresh_loss", torch.zeros(0))
+        self._columns = [columns[name] for name in self.COLUMNS] if columns else []
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Preferences]:
         """One epoch in shuffled minibatches of at most ``size`` pairs."""

@@ -6,12 +6,13 @@ it until the learner's signal changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_bilevel.tree import Tree, random_state
 from rlhf_bilevel.types import RewardFn, Segments, Signal, Visits
 
 
@@ -21,6 +22,8 @@ class Store:
     Columns hold ``capacity`` rows; the first ``size`` are filled: obs and next_obs (., o), act (., a) in [-1, 1],
     truth (.,) the environment's reward, terminated (.,) 1 where the episode ended for good (not by a time limit).
     """
+
+    COLUMNS = ("obs", "act", "next_obs", "truth", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
         self.obs = torch.zeros(capacity, obs_size)
@@ -32,7 +35,21 @@ class Store:
         self._starts: list[int] = []  # first row of each episode
         self._writers: list[int] = []  # who acted in it
         # numpy views of the same memory: writing one row through them is far cheaper than through torch
-        self._rows = [column.numpy() for column in (self.obs, self.act, self.next_obs, self.truth, self.terminated)]
+        self._rows = [getattr(self, name).numpy() for name in self.COLUMNS]
+
+    def columns(self) -> dict[str, Tensor]:
+        """The filled rows."""
+        return {name: getattr(self, name)[: self.size] for name in self.COLUMNS}
+
+    def index(self) -> dict[str, Tensor]:
+        """First row and writer of each episode."""
+        return {"starts": torch.tensor(self._starts), "writers": torch.tensor(self._writers)}
+
+    def load(self, columns: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
+        self.size = len(columns["truth"])
+        for name in self.COLUMNS:
+            getattr(self, name)[: self.size] = columns[name]
+        self._starts, self._writers = index["starts"].tolist(), index["writers"].tolist()
 
     def begin(self, writer: int) -> None:
         """The rows that follow are one episode of ``writer``."""
@@ -119,3 +136,14 @@ class View:
             self._reward[stale] = self._signal(stale)
             self._known[stale] = True
         return rows, self._reward[rows]
+
+    def state(self) -> Tree:
+        known = self._known.nonzero().squeeze(-1)
+        # The rewards too, although they follow from the signal: computed in other batches, their last bits would differ
+        return {"rng": random_state(self._rng), "known": known.int(), "reward": self._reward[known]}
+
+    def load(self, state: Tree) -> None:
+        """Go on from ``state``, whose signal is the one that is seen now."""
+        self._rng.set_state(state["rng"])
+        known = state["known"].long()
+        self._known[known], self._reward[known] = True, state["reward"]

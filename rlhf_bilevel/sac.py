@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import gymnasium
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.replay import Store, View
+from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
 from rlhf_bilevel.types import Signal
 
 
@@ -92,7 +95,11 @@ class SB3Learner:
     def improve(self, updates: int, step: int) -> dict[str, float]:
         self.model._update_current_progress_remaining(step, self._config.steps)
         self.model.train(updates, self._config.batch)
-        return dict(self.model.logger.name_to_value)
+        values = dict(self.model.logger.name_to_value)
+        for key, value in values.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
+        return values
 
     def see(self, signal: Signal, keep: bool = True) -> None:
         self._view.see(signal, keep)
@@ -104,6 +111,33 @@ class SB3Learner:
                 module.reset_parameters()
         critic.optimizer.state.clear()
         self.model.critic_target.load_state_dict(critic.state_dict())
+
+    def state(self) -> Tree:
+        modules, variables = self.model._get_torch_save_params()
+        noise = self.model.action_noise
+        return {
+            "modules": {name: _state(attrgetter(name)(self.model)) for name in modules},
+            "variables": {name: getattr(self.model, name) for name in variables},
+            "updates": self.model._n_updates,
+            "actions": self.model.action_space.np_random.bit_generator.state,
+            "noise": torch.from_numpy(noise.noise_prev) if isinstance(noise, OrnsteinUhlenbeckActionNoise) else None,
+            "view": self._view.state(),
+        }
+
+    def load(self, state: Tree) -> None:
+        for name, saved in state["modules"].items():
+            part = attrgetter(name)(self.model)
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, saved)
+            else:
+                part.load_state_dict(saved)
+        for name, saved in state["variables"].items():
+            getattr(self.model, name).data.copy_(saved)  # in place: an optimizer holds it
+        self.model._n_updates = state["updates"]
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+        if state["noise"] is not None:
+            self.model.action_noise.noise_prev = state["noise"].numpy()
+        self._view.load(state["view"])
 
     def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
         """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
@@ -123,3 +157,7 @@ class SB3Learner:
         alpha = model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
         act, log_prob = actor.action_log_prob(states)
         return torch.stack(model.critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob
+
+
+def _state(part: Any) -> Tree:
+    return optimizer_state(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()

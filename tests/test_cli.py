@@ -1,13 +1,18 @@
 """The command line: it works from start to end, and a mistake costs one line and two seconds."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
+from tests.faults import child, kill
 
 QUICK = [
     "--preset",
@@ -57,6 +62,11 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --reference none.csv", "none.csv"),
+        ("train pebble --env Pendulum-v1 --steps 9 --checkpoint-every soon", "'soon' is no interval"),
+        ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
+        ("train pebble --env Pendulum-v1", "--steps is missing"),
+        ("train pebble --env Pendulum-v1 --steps 99999999999", "less than or equal to 1000000000"),
+        ("resume nowhere", "nowhere is not a run's folder"),
         ("evaluate nowhere", "nowhere"),
         ("plot nowhere --out curve.svg", "nowhere"),
     ],
@@ -118,5 +128,81 @@ def test_the_doctor_says_what_works_here() -> None:
 
 def test_a_run_that_has_not_ended_is_named(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("method: pebble\n")
-    assert "no model.zip" in fails(capsys, "evaluate", str(tmp_path))
+    assert f"rlhf-bilevel resume {tmp_path}" in fails(capsys, "evaluate", str(tmp_path))
     assert "no evaluations.csv" in fails(capsys, "plot", str(tmp_path), "--out", "curve.svg")
+
+
+def test_settings_come_from_a_file_and_options_go_before_it(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "steps: 120\nlabels: 8\nhidden: [16, 16]\nsegment_length: 10\neval_episodes: 1\nreward_hidden: [8]\n"
+    )
+    train = ["train", "pebble", "--env", "Steer-v0", "--config", str(file)]
+    main([*train, "--labels", "6", "--out", str(tmp_path / "run")])
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
+    assert (settings["steps"], settings["labels"], settings["hidden"]) == (120, 6, [16, 16])
+    main(["train", "pebble", "--env", "Steer-v0", "--config", str(tmp_path / "run" / "config.yaml"),
+          "--out", str(tmp_path / "again")])  # fmt: skip
+    for name in ("policy.safetensors", "evaluations.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    capsys.readouterr()
+    file.write_text("steps: 120\nlables: 8\n")
+    assert "unknown setting 'lables'; did you mean 'labels'?" in fails(capsys, *train, "--out", str(tmp_path / "new"))
+    file.write_text("steps: &a [1, 2]\nlabels: *a\n")
+    assert "aliases" in fails(capsys, *train, "--out", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_python_refuses_what_the_command_line_refuses_in_the_same_words() -> None:
+    for wrong, told in (
+        ({"lables": 5}, "unknown setting 'lables'; did you mean 'labels'?"),
+        ({"sigma": -1}, "sigma=-1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)) as error:
+            Agent("pebble", "Pendulum-v1", **wrong).learn(100)
+        assert "\n" not in str(error.value)
+
+
+def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    train = ["train", "pebble", "--env", "Pendulum-v1", "--steps", "700", "--labels", "10", "--checkpoint-every", "1"]
+    arguments = [*train, *QUICK, "--set", "update_every=10"]
+    main([*arguments, "--out", str(tmp_path / "whole")])
+    told = capsys.readouterr().out
+
+    def interrupted() -> None:
+        def stop(agent: Agent, run: Any, *rest: Any) -> Any:
+            if run.step > 450:
+                kill()
+            return evaluated(agent, run, *rest)
+
+        evaluated = Agent._evaluate
+        Agent._evaluate = stop  # type: ignore[method-assign]
+        main([*arguments, "--out", str(tmp_path / "run")])
+
+    assert child(interrupted) == 9
+    assert "resume" in fails(capsys, "evaluate", str(tmp_path / "run"))
+    main(["resume", str(tmp_path / "run")])
+    assert capsys.readouterr().out == told.replace("whole", "run")
+    assert "nothing to resume" in fails(capsys, "resume", str(tmp_path / "run"))
+
+
+def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Agent, "_evaluate", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
+    assert stop.value.code == 130
+    assert f"interrupted; rlhf-bilevel resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [["--steps", "999999999"], ["--steps", "9", "--set", "hidden=65536,65536"]])
+def test_what_no_memory_holds_is_refused_at_once(
+    capsys: pytest.CaptureFixture, tmp_path: Path, size: list[str]
+) -> None:
+    train = ["train", "penalty", "--env", "dm_control/humanoid-walk-v0", "--out", str(tmp_path / "run")]
+    assert "GiB of memory" in fails(capsys, *train, *size)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,164 @@
+"""Checkpoints of a run: whole or absent, checked before they are believed, and no row is written twice.
+
+    FOLDER/step-000010000/   state.json, state.safetensors    what changes
+                             manifest.json                    the settings' hash; size and SHA-256 of every file
+    FOLDER/rows-0-8000.safetensors, rows-8000-10000 ...       what only grows
+
+Written in this order: new rows, the state in a hidden folder, its manifest, the folder's rename. Each is on the disk
+before the next begins, so that a fault at any moment leaves the checkpoints before as they were. The newest two stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, Field
+from safetensors.torch import save as to_bytes
+
+from rlhf_bilevel.files import Damaged, read_json, sha256, sync, tensors, write
+from rlhf_bilevel.tree import Table, Tree, pack, unpack
+
+KEPT = 2
+MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
+STEP, PIECE = re.compile(r"step-\d{9,}"), r"^[a-z]+-\d+-\d+\.safetensors$"
+
+
+class Entry(BaseModel):
+    size: int
+    sha256: str
+
+
+class Piece(Entry):
+    """Rows ``start`` to ``end`` of a table."""
+
+    file: Annotated[str, Field(pattern=PIECE)]
+    start: int
+    end: int
+
+
+class Manifest(BaseModel):
+    format: Literal[1] = 1
+    step: int
+    settings: str
+    files: dict[Literal["state.json", "state.safetensors"], Entry]
+    tables: dict[str, list[Piece]]
+
+    def seal(self) -> bytes:
+        body = self.model_dump()
+        return json.dumps(body | {"sha256": sha256(json.dumps(body).encode())}).encode()
+
+    @classmethod
+    def unseal(cls, path: Path) -> Manifest:
+        """Damaged unless every byte is as it was written."""
+        manifest = cls.model_validate(read_json(path))
+        if manifest.seal() != path.read_bytes():
+            raise Damaged(f"{path.name} is not as it was written")
+        return manifest
+
+
+class Loaded(NamedTuple):
+    step: int
+    tree: Tree
+    tables: dict[str, Table]
+
+
+class Checkpoints:
+    """Those of one run; ``settings`` is a hash of its configuration, which a checkpoint must share to be resumed."""
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder, self._settings = folder, settings
+        self._sound: list[Path] = []  # written or checked by this object, oldest first
+        self._tables: dict[str, list[Piece]] = {}  # what of each table is on the disk
+
+    def save(self, step: int, tree: Tree, tables: Mapping[str, Table]) -> Path:
+        """On the disk and checked when this returns. OSError where that fails; those before are as they were."""
+        self.folder.mkdir(exist_ok=True)
+        pieces = {name: [*self._tables.get(name, []), *self._append(name, table)] for name, table in tables.items()}
+        told, found = pack(tree)
+        state = {"state.json": json.dumps(told).encode(), "state.safetensors": to_bytes(found)}
+        files = {name: Entry(size=len(data), sha256=sha256(data)) for name, data in state.items()}
+        manifest = Manifest(step=step, settings=self._settings, files=files, tables=pieces)  # type: ignore[arg-type]
+        unfinished, target = self.folder / UNFINISHED, self.folder / f"step-{step:09d}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for name, data in state.items():
+            write(unfinished / name, data)
+        write(unfinished / MANIFEST, manifest.seal())
+        if target.exists():  # a damaged one, or the run would have gone on from there
+            shutil.rmtree(target)
+        os.replace(unfinished, target)
+        sync(self.folder)
+        self._check(target)
+        self._tables, self._sound = pieces, [*self._sound, target][-KEPT:]
+        with contextlib.suppress(OSError):
+            self._clean()
+        return target
+
+    def load(self) -> Loaded | None:
+        """The newest that is sound, with a warning for each newer one that is not; None where there is none at all.
+
+        Damaged where there are some and not one is sound.
+        """
+        found = sorted((path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name)), reverse=True)
+        for path in found:
+            try:
+                manifest = self._check(path)
+            except (ValueError, OSError) as error:
+                warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
+                continue
+            self._sound, self._tables = [path], manifest.tables
+            state = path / "state.safetensors"
+            tree = unpack(read_json(path / "state.json"), tensors(state.read_bytes(), state))
+            return Loaded(manifest.step, tree, {name: self._joined(pieces) for name, pieces in manifest.tables.items()})
+        if found:
+            raise Damaged(f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed")
+        return None
+
+    def _append(self, name: str, table: Table) -> list[Piece]:
+        """Writes the rows that are not on the disk yet: one piece, or none."""
+        known = self._tables.get(name)
+        start, end = known[-1].end if known else 0, len(next(iter(table.values())))
+        if start == end:
+            return []
+        data = to_bytes({column: values[start:end].contiguous() for column, values in table.items()})
+        file = f"{name}-{start}-{end}.safetensors"
+        write(self.folder / file, data)
+        return [Piece(file=file, start=start, end=end, size=len(data), sha256=sha256(data))]
+
+    def _joined(self, pieces: list[Piece]) -> Table:
+        parts = [tensors((self.folder / piece.file).read_bytes(), piece.file) for piece in pieces]
+        return {column: torch.cat([part[column] for part in parts]) for column in parts[0]} if parts else {}
+
+    def _check(self, path: Path) -> Manifest:
+        """The manifest, if all that it names is as it was written. Pieces that are known were checked before."""
+        manifest = Manifest.unseal(path / MANIFEST)
+        if manifest.settings != self._settings:
+            raise Damaged("config.yaml is not the one that it was made with")
+        known = [piece for pieces in self._tables.values() for piece in pieces]
+        new = [piece for pieces in manifest.tables.values() for piece in pieces if piece not in known]
+        for file, entry in [*((path / name, entry) for name, entry in manifest.files.items()),
+                            *((self.folder / piece.file, piece) for piece in new)]:  # fmt: skip
+            with file.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                    raise Damaged(f"{file.name} is not as it was written")
+        return manifest
+
+    def _clean(self) -> None:
+        """Removes what no kept checkpoint needs."""
+        manifests = [Manifest.unseal(path / MANIFEST) for path in self._sound]
+        needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
+        for path in self.folder.iterdir():
+            if STEP.fullmatch(path.name) and path not in self._sound:
+                shutil.rmtree(path)
+            elif path.suffix in (".safetensors", ".tmp") and path.name not in needed:
+                path.unlink()

@@ -1,0 +1,77 @@
+"""What keeps a run that is killed: a lock, the labels that it used, and checkpoints from which it goes on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rlhf_bilevel.algorithm import Run
+from rlhf_bilevel.checkpoint import Checkpoints
+from rlhf_bilevel.config import checkpoint_interval
+from rlhf_bilevel.files import Damaged, Refused, sha256
+from rlhf_bilevel.labels import LabelLog, Recorded
+from rlhf_bilevel.state import capture, restore
+
+CONFIG, LOCK, LABELS, CHECKPOINTS = "config.yaml", ".lock", "labels.sqlite", "checkpoints"
+
+
+class Keeper:
+    """Of the run in ``folder``, while this process trains it. Refused where another process does."""
+
+    def __init__(self, folder: Path, every: str) -> None:
+        self._folder, self._every = folder, checkpoint_interval(every)
+
+    def __enter__(self) -> Keeper:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self._folder / LOCK, timeout=0))
+            except Timeout:
+                raise Refused(f"{self._folder} is being trained by another process") from None
+            self._labels = stack.enter_context(closing(LabelLog(self._folder / LABELS)))
+            self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, sha256((self._folder / CONFIG).read_bytes()))
+            self._saved = 0, time.monotonic()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._open.close()
+
+    def restore(self, run: Run) -> dict[str, int]:
+        """Records the answers of the run's teacher from now on, and goes to the newest checkpoint, if there is one.
+
+        What the log's marks were then; none at the start.
+        """
+        run.teacher = self._teacher = Recorded(run.teacher, self._labels)
+        loaded = self._checkpoints.load()
+        if loaded is None:
+            return {}
+        restore(run, loaded.tree["run"], loaded.tables)
+        self._teacher.session, known = loaded.tree["sessions"], len(self._labels)
+        if self._teacher.session > known:
+            raise Damaged(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
+        self._saved = run.step, time.monotonic()
+        return loaded.tree["marks"]
+
+    def offer(self, run: Run, marks: Callable[[], dict[str, int]]) -> None:
+        """To be called after an episode: saves if it is time. Where that fails, the checkpoints before stay."""
+        steps, seconds = self._every
+        if run.step - self._saved[0] < steps and time.monotonic() - self._saved[1] < seconds:
+            return
+        state, tables = capture(run)
+        try:
+            self._checkpoints.save(
+                run.step, {"run": state, "sessions": self._teacher.session, "marks": marks()}, tables
+            )
+        except (OSError, Damaged) as error:
+            warnings.warn(f"no checkpoint at step {run.step}: {error}; those before are as they were", stacklevel=2)
+        self._saved = run.step, time.monotonic()
+
+    def discard(self) -> None:
+        """Removes the checkpoints of a run that has come to its end; its labels stay."""
+        shutil.rmtree(self._checkpoints.folder, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""Everything that moves in a run: after ``restore(run, *capture(other))`` run goes on as other would, bit for bit.
+
+Not part of it, because they follow from the rest: what learners see, and the environments, whose episode k is a
+function of the seed and of k. A state is therefore taken between two episodes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from rlhf_bilevel.algorithm import Run, show
+from rlhf_bilevel.tree import Table, Tree, load_optimizer, optimizer_state, random_state
+
+
+def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
+    """A tree of what changes, and the tables of what only grows: transitions and labels. Tensors are not copied."""
+    tree = {
+        "step": run.step,
+        "episode": run.episode,
+        "tracked": run.tracked,
+        "envs": [env.episode for env in run.envs],
+        "store": run.store.index(),
+        "reward": run.reward.state_dict(),
+        "reward_optimizer": optimizer_state(run.reward_optimizer),
+        "health": run.health.state(),
+        "cost": run.cost.state(),
+        "learners": [learner.state() for learner in run.learners],
+        "rng": {purpose: rng.bit_generator.state for purpose, rng in run.rng.items()},
+        "global_rng": {
+            "python": random.getstate(),
+            "numpy": random_state(np.random.mtrand._rand),
+            "torch": torch.get_rng_state(),
+        },
+    }
+    return tree, {"rows": run.store.columns(), "labels": run.prefs.columns()}
+
+
+def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
+    """Into a run that was built from the same settings."""
+    run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
+    for env, episode in zip(run.envs, tree["envs"], strict=True):
+        env.episode = episode
+    run.store.load(tables["rows"], tree["store"])
+    run.prefs.load(tables["labels"])
+    run.reward.load_state_dict(tree["reward"])
+    load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
+    run.health.load(tree["health"])
+    run.cost.load(tree["cost"])
+    show(run)
+    for learner, state in zip(run.learners, tree["learners"], strict=True):
+        learner.load(state)  # after show: what it remembers of its reward is part of it
+    for purpose, rng in run.rng.items():
+        rng.bit_generator.state = tree["rng"][purpose]
+    version, internal, gauss = tree["global_rng"]["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tree["global_rng"]["numpy"])
+    torch.set_rng_state(tree["global_rng"]["torch"])
