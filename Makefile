@@ -6,7 +6,7 @@ QUICK := dm_control/cartpole-balance-v0
 # Small networks gain nothing from more threads, and two runs side by side gain much from fewer
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install train test lint exactness evidence figures tables table1 table2 figure-theory clean
+.PHONY: install train test test-slow lint exactness evidence figures tables table1 table2 figure-theory clean
 install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest -q -n 2
+
+# Twenty real kills of the command line, twenty healthy runs, ten thousand poisoned steps: about ten minutes
+test-slow: install
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
     python -m benchmarks.evidence [--group quick|walker|door] [--workers 2] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
-``benchmarks/results/GROUP.csv``. A run that was cut off starts anew. ``--collect`` gathers what has ended.
+``benchmarks/results/GROUP.csv``. A run that was cut off goes on. ``--collect`` gathers what has ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,11 +52,11 @@ def execute(group: str, run: str) -> None:
     out = folder(group, run)
     if (out / "model.zip").is_file() or in_results(group, run):
         return
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "rlhf_bilevel", "train", *shlex.split(run), "--out", str(out)]
+    words = ["resume", str(out)] if (out / "config.yaml").is_file() else ["train", *shlex.split(run), "--out", str(out)]
+    command = [sys.executable, "-m", "rlhf_bilevel", *words]
     print(shlex.join(command[1:]), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("w") as log:
+    with out.with_suffix(".log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     print(out, "ended" if (out / "model.zip").is_file() else f"failed: see {out.with_suffix('.log')}", flush=True)
 

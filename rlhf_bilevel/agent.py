@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -15,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from gymnasium.spaces.utils import flatdim
-from safetensors.torch import save as to_bytes
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -26,11 +21,12 @@ from tqdm import tqdm
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import Method, Row, Run, train
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, footprint, preset, settle
+from rlhf_bilevel.config import Config, checkpoint_interval, footprint, preset, settle
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.folder import CONFIG, OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.log import Log
@@ -40,11 +36,9 @@ from rlhf_bilevel.sac import SB3Learner
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.types import Teacher
 
-CONFIG, POLICY, REWARD, MODEL = "config.yaml", "policy.safetensors", "reward.safetensors", "model.zip"
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG)}
 TEACHERS: dict[str, type] = {cls.__name__: cls for cls in (OracleTeacher,)}
-OWN = "own"  # settings that YAML cannot hold
 
 
 class Agent:
@@ -82,6 +76,7 @@ class Agent:
         self.out = Path(out) if out is not None else None
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = algorithm, algorithm_settings or {}
+        checkpoint_interval(checkpoint_every)
         self._device, self._checkpoint_every = device, checkpoint_every
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
@@ -132,13 +127,11 @@ class Agent:
         agent, told = cls._read(Path(folder), trust, own)
         agent._checkpoint_every, agent._device = checkpoint_every, told["device"]
         assert agent.out is not None and agent.config is not None
-        if (agent.out / SUMS).exists():
+        if ended(agent.out):
             raise Refused(f"{folder} has come to its end: there is nothing to resume")
         for name, version in versions().items():
-            if told["versions"].get(name) != version:
-                warnings.warn(
-                    f"{name} was {told['versions'].get(name)} and is {version}: results may differ", stacklevel=2
-                )
+            if (then := told["versions"].get(name)) != version:
+                warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
         torch.set_num_threads(told["threads"])
         return agent._train(agent._build(agent.config), callback, progress_bar, screen)
 
@@ -194,12 +187,7 @@ class Agent:
         if not (folder / CONFIG).exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write_config(folder)
-        model = io.BytesIO()
-        self.model.save(model, exclude=["replay_buffer", "_last_obs"])
-        write(folder / MODEL, model.getvalue())
-        write(folder / POLICY, to_bytes(self.model.policy.state_dict()))
-        write(folder / REWARD, to_bytes(self.run.reward.state_dict()))
-        write_sums(folder, (CONFIG, MODEL, POLICY, REWARD))  # the last to be written: with it, a run has ended
+        write_models(folder, self.model, self.run.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, **own: Any) -> Agent:
@@ -213,27 +201,17 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": OracleTeacher()} | own)  # it will not be asked
         config = agent.config
         assert config is not None
-        check_sums(folder)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
         agent.reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, torch.Generator())
-        for module, name in ((agent.model.policy, POLICY), (agent.reward, REWARD)):
-            try:
-                module.load_state_dict(tensors((folder / name).read_bytes(), folder / name))
-            except RuntimeError as error:
-                raise Damaged(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+        read_models(folder, agent.model, agent.reward)
         return agent
 
     @classmethod
     def _read(cls, folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[Agent, dict[str, Any]]:
         """An agent with the settings that ``folder`` tells, before it learns; and all that is told there."""
-        told = read_yaml(folder / CONFIG)
-        if missing := {"method", "env", "teacher", "algorithm", "algorithm_settings", "settings"} - told.keys():
-            raise Damaged(f"{folder / CONFIG} does not tell {', '.join(sorted(missing))}")
-        module = str(told["env"]).rpartition(":")[0]
-        if module and module not in sys.modules and not trust:
-            raise Refused(f"{folder} would import the module {module!r}: only with explicit trust")
+        told = read_config(folder, trust)
 
         def part(name: str, known: Mapping[str, Any]) -> Any:
             if name not in own and told[name] not in known:
@@ -257,10 +235,8 @@ class Agent:
     def _build(self, config: Config) -> Run:
         training = [self.make_env(TRAINING) for _ in range(self.method.learners)]
         sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        needed, there = (
-            footprint(config, *sizes, len(training)),
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        )
+        needed = footprint(config, *sizes, len(training))
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             raise Refused(f"this run needs {needed >> 30} GiB of memory, and the machine has {there >> 30}")
         store = Store(*sizes, config.steps)
@@ -286,44 +262,19 @@ class Agent:
         return row
 
     def _write_config(self, folder: Path) -> None:
-        """All that is needed to repeat the run."""
         assert self.config is not None
         told = {
             "method": self.method.name,
             "env": self.env_id,
             "teacher": type(self.teacher).__name__,
             "algorithm": self._algorithm.__name__,
-            "algorithm_settings": self._algorithm_settings if _plain(self._algorithm_settings) else OWN,
+            "algorithm_settings": self._algorithm_settings,
             "device": self._device,
             "threads": torch.get_num_threads(),
             "settings": self.config.model_dump(mode="json"),
-            "versions": versions(),
-            "commit": commit(),
         }
-        write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
-
-
-class _WithoutAliases(yaml.SafeDumper):
-    """What ``files.read_yaml`` reads."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _plain(value: Any) -> bool:
-    try:
-        yaml.safe_dump(value)
-    except yaml.YAMLError:
-        return False
-    return True
+        write_config(folder, told)
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:
     return learner.model.predict(obs, deterministic=True)[0]
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    call = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True)
-    return call.stdout.decode().strip() or None if call.returncode == 0 else None

@@ -15,10 +15,11 @@ from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
 from rlhf_bilevel.files import Damaged, Refused, sha256
+from rlhf_bilevel.folder import CONFIG
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
-CONFIG, LOCK, LABELS, CHECKPOINTS = "config.yaml", ".lock", "labels.sqlite", "checkpoints"
+LOCK, LABELS, CHECKPOINTS = ".lock", "labels.sqlite", "checkpoints"
 
 
 class Keeper:

@@ -1,5 +1,6 @@
 """The Python front door: SB3's habits, a user's own teacher and environment, save, load and export."""
 
+import subprocess
 from pathlib import Path
 
 import gymnasium
@@ -25,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_all_that_repeats_and_shows_it(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "progress.csv", "evaluations.csv", "model.zip", "reward.safetensors"} <= names
+    assert {"config.yaml", "progress.csv", "evaluations.csv", "labels.sqlite"} <= names
+    assert {"model.zip", "policy.safetensors", "reward.safetensors", "SHA256SUMS"} <= names
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     assert any(name.startswith("events.out.tfevents") for name in names)
     header = (folder / "progress.csv").read_text().splitlines()[0].split(",")
     expected = {"rollout/true_return", "rollout/learned_return", "train/actor_loss", "train_1/actor_loss",
@@ -44,6 +47,9 @@ def test_saved_and_loaded_agents_act_the_same_and_so_does_the_exported_file(fold
     assert expected.std() > 0
     for other in (loaded, plain):
         assert np.array_equal(other.predict(obs, deterministic=True)[0], expected)
+    x = torch.from_numpy(obs)
+    assert loaded.reward is not None and agent.reward is not None
+    assert torch.equal(loaded.reward(x, x), agent.reward(x, x))
     env = gymnasium.make("Steer-v0")
     assert np.isfinite(evaluate_policy(plain, env, 2, warn=False)[0])
 
@@ -88,7 +94,13 @@ def test_another_algorithm_of_sb3_is_a_learner() -> None:
 
 
 def test_a_wrong_name_or_value_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    for wrong in ({"method": "pebbel"}, {"env_id": "walker_wlak"}, {"preset": "quik"}, {"sigma": -1}):
+    for wrong in (
+        {"method": "pebbel"},
+        {"env_id": "walker_wlak"},
+        {"preset": "quik"},
+        {"sigma": -1},
+        {"checkpoint_every": "soon"},
+    ):
         arguments = {"method": "pebble", "env_id": "Steer-v0", "out": tmp_path / "run"} | wrong
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             Agent(**arguments).learn(100)

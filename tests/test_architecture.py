@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
-        "cost", "evaluate", "envs", "config", "doctor", "plot")  # fmt: skip
+        "cost", "evaluate", "envs", "config", "doctor", "plot", "files", "tree", "checkpoint", "labels", "guard",
+        "health", "folder")  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:

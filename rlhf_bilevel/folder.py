@@ -1,0 +1,86 @@
+"""What a run's folder tells of its start and its end: what was run, and what was learnt. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save as to_bytes
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import nn
+
+from rlhf_bilevel.doctor import versions
+from rlhf_bilevel.files import SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
+
+CONFIG, POLICY, REWARD, MODEL = "config.yaml", "policy.safetensors", "reward.safetensors", "model.zip"
+TOLD = {"method", "env", "teacher", "algorithm", "algorithm_settings", "device", "threads", "settings", "versions"}
+OWN = "own"  # in place of algorithm settings that no file can hold
+
+
+def write_config(folder: Path, told: Mapping[str, Any]) -> None:
+    """All that is needed to repeat the run."""
+    own = not _plain(told["algorithm_settings"])
+    told = {**told, **({"algorithm_settings": OWN} if own else {}), "versions": versions(), "commit": commit()}
+    write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
+
+
+def read_config(folder: Path, trust: bool) -> dict[str, Any]:
+    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``."""
+    told = read_yaml(folder / CONFIG)
+    if missing := TOLD - told.keys():
+        raise Damaged(f"{folder / CONFIG} does not tell {', '.join(sorted(missing))}")
+    module = str(told["env"]).rpartition(":")[0]
+    if module and module not in sys.modules and not trust:
+        raise Refused(f"{folder} would import the module {module!r}: only with explicit trust (--trust)")
+    return told
+
+
+def write_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
+    """``model.zip`` is for other programs: a plain SB3 file, which is a pickle, and which nothing here reads."""
+    file = io.BytesIO()
+    model.save(file, exclude=["replay_buffer", "_last_obs"])
+    write(folder / MODEL, file.getvalue())
+    write(folder / POLICY, to_bytes(model.policy.state_dict()))
+    write(folder / REWARD, to_bytes(reward.state_dict()))
+    write_sums(folder, (CONFIG, MODEL, POLICY, REWARD))  # the last to be written: with it, a run has ended
+
+
+def ended(folder: Path) -> bool:
+    return (folder / SUMS).exists()
+
+
+def read_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
+    """Into a model and a reward of the same settings. Damaged where a file is not as it was written."""
+    check_sums(folder)
+    for module, name in ((model.policy, POLICY), (reward, REWARD)):
+        try:
+            module.load_state_dict(tensors((folder / name).read_bytes(), folder / name))
+        except RuntimeError as error:
+            raise Damaged(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """What ``files.read_yaml`` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _plain(value: Any) -> bool:
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError:
+        return False
+    return True
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    call = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True)
+    return call.stdout.decode().strip() or None if call.returncode == 0 else None
