@@ -99,14 +99,12 @@ class Progress(KVWriter):
 
 def _cut(path: Path, column: str, step: int) -> list[str]:
     """Drops what was written after ``step``; the columns that stay."""
-    rows = _read(path)
-    if not rows:
+    kept = [row for row in _read(path) if int(row[column]) <= step]
+    if not kept:
         path.unlink(missing_ok=True)
         return []
-    columns = list(rows[0])
-    kept = [list(row.values()) for row in rows if int(row[column]) <= step]
-    write(path, _lines([columns, *kept]))
-    return columns
+    write(path, _lines([list(kept[0]), *(list(row.values()) for row in kept)]))
+    return list(kept[0])
 
 
 def _read(path: Path) -> list[dict[str, str]]:

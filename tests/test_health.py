@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Run, train, update_reward
+from rlhf_bilevel.health import Vitals, describe
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences
 from tests.conftest import build
@@ -100,6 +101,8 @@ def test_a_learner_that_diverges_stops_the_run_and_names_what_did() -> None:
 
 
 def test_ties_alone_are_no_collapse() -> None:
+    assert describe(Vitals(loss=0.69, spread=1e-6, gradient=0.1, decided=True), sound_loss=0.69)
+    assert not describe(Vitals(loss=0.69, spread=1e-6, gradient=0.1, decided=False), sound_loss=0.69)
     run = build("pebble", steps=150, update_every=10)
     run.teacher = lambda queries: Preferences(*queries, label=torch.full((len(queries.first.truth),), 0.5))
     with warnings.catch_warnings():

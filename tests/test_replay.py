@@ -91,3 +91,23 @@ def test_the_views_of_two_learners_leave_the_facts_alone() -> None:
     second.see(lambda rows: torch.zeros(len(rows)))
     assert first.sample(4)[1].sum() == 4 and second.sample(4)[1].sum() == 0
     assert torch.equal(store.truth, before)
+
+
+def test_a_view_that_is_loaded_knows_what_was_known_and_samples_on() -> None:
+    """Rewards computed anew, in other batches, may differ in their last bits."""
+    store = filled()
+    asked: list[int] = []
+
+    def signal(rows: torch.Tensor) -> torch.Tensor:
+        asked.extend(rows.tolist())
+        return rows.float()
+
+    first, second = View(store, 0), View(store, 0)
+    first.see(signal)
+    known = set(first.sample(6)[0].tolist())
+    second.see(signal)
+    second.load(first.state())
+    asked.clear()
+    rows, reward = second.sample(50)
+    assert known & set(rows.tolist()) and not known & set(asked)
+    assert torch.equal(rows, first.sample(50)[0]) and torch.equal(reward, rows.float())

@@ -142,30 +142,37 @@ def test_random_kills(tmp_path: Path, whole: tuple[Path, str]) -> None:
     assert interrupted
 
 
-@pytest.mark.slow
-def test_twenty_random_kills_of_the_command_line(tmp_path: Path) -> None:
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rlhf_bilevel", *arguments]
+
+
+def train_command(out: Path) -> list[str]:
     words = ["--env", "tests.conftest:Steer-v0", "--steps", "1500", "--checkpoint-every", "100", "--labels", "40"]
     settings = [f"--set={key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
                 for key, value in QUICK.items() if key != "labels"]  # fmt: skip
-    rng = random.Random(1)
+    return command("train", "penalty", *words, *settings, "--out", str(out))
 
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "rlhf_bilevel", *arguments]
 
-    began = time.monotonic()
-    subprocess.run(command("train", "penalty", *words, *settings, "--out", str(tmp_path / "whole")), check=True)
-    took = time.monotonic() - began
-    for number in range(20):
-        out = tmp_path / str(number)
-        process = subprocess.Popen(command("train", "penalty", *words, *settings, "--out", str(out)))
-        time.sleep(took * rng.uniform(0.3, 0.95))
-        process.kill()
-        process.wait()
-        if not (out / "config.yaml").exists():  # not begun
-            subprocess.run(command("train", "penalty", *words, *settings, "--out", str(out)), check=True)
-        elif not (out / "SHA256SUMS").exists():
-            subprocess.run(command("resume", str(out), "--trust"), check=True)
-        equal(out, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run of the command line that nothing happened to, and its seconds."""
+    out, began = tmp_path_factory.mktemp("runs") / "whole", time.monotonic()
+    subprocess.run(train_command(out), check=True)
+    return out, time.monotonic() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_twenty_random_kills_of_the_command_line(tmp_path: Path, commanded: tuple[Path, float], number: int) -> None:
+    whole, took = commanded
+    out = tmp_path / "run"
+    process = subprocess.Popen(train_command(out))
+    time.sleep(took * random.Random(number).uniform(0.3, 0.9))
+    process.kill()
+    process.wait()
+    assert not (out / "SHA256SUMS").exists(), "it had ended before the kill"
+    subprocess.run(command("resume", str(out), "--trust") if out.exists() else train_command(out), check=True)
+    equal(out, whole)
 
 
 def test_logs_show_each_step_once(tmp_path: Path, whole: tuple[Path, str]) -> None:

@@ -128,13 +128,16 @@ def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, canary: Canary, n
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
-    file = tmp_path / "step-000000001" / "manifest.json"
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    saved(folder, 1)
+    shutil.copy(folder / "rows-0-4.safetensors", tmp_path / "secret-0-4.safetensors")
+    file = folder / "step-000000001" / "manifest.json"
     manifest = Manifest.unseal(file)
-    manifest.tables["rows"][0].file = "../secret.safetensors"
+    manifest.tables["rows"][0].file = "../secret-0-4.safetensors"
     file.write_bytes(manifest.seal())
     with pytest.warns(UserWarning, match="passed over"), pytest.raises(Damaged):
-        Checkpoints(tmp_path, "same").load()
+        Checkpoints(folder, "same").load()
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ../../etc/passwd\n")
     with pytest.raises(Damaged, match=f"{tmp_path}/passwd"):
         check_sums(tmp_path)
