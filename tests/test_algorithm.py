@@ -89,6 +89,23 @@ def test_a_teacher_that_skips_or_ties_all_stops_nothing(fault: str) -> None:
     assert moved == (fault == "tie")
 
 
+def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
+    run = build("pebble", steps=200, session_labels=12, labels=40)
+    oracle, waiting = run.teacher, list[Queries]()
+
+    def late(queries: Queries) -> Preferences:
+        waiting.append(queries)
+        if len(waiting) == 1:
+            return oracle(Queries(*(type(part)(*(column[:0] for column in part)) for part in queries)))
+        return oracle(waiting[-2])
+
+    run.teacher = late
+    with pytest.warns(UserWarning, match="answered none of 12 queries"):
+        assert len(list(train(run))) == 200
+    assert len(run.prefs) == 40 and len(waiting) == 5
+    assert torch.equal(run.prefs[:12].first.obs, waiting[0].first.obs)
+
+
 def test_segments_longer_than_any_episode_are_named_and_training_goes_on() -> None:
     run = build("pebble", steps=100, segment_length=51)
     with pytest.warns(UserWarning, match="segment_length=51"):
