@@ -24,10 +24,11 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import settle
+from rlhf_bilevel.keeper import THRIFT
 from rlhf_bilevel.state import capture, restore
 
 ENV, NEW, REPEATS = "dm_control/walker-walk-v0", 1000, 7
-INTERVAL = 300.0  # seconds, the default
+INTERVAL = 60.0  # seconds, the default
 
 
 class Cost(NamedTuple):
@@ -39,7 +40,7 @@ class Cost(NamedTuple):
     state_mb: float  # of the checkpoint's own files
     new_rows_mb: float
     load_s: float
-    share_percent: float  # of a run that saves every five minutes
+    share_percent: float  # of a run's time, by default
 
 
 def filled(rows: int) -> Run:
@@ -91,7 +92,7 @@ def measure(sizes: Sequence[int], folder: Path) -> list[Cost]:
         took = time.perf_counter() - begun
         middle = statistics.median(seconds[size])
         state = sum(path.stat().st_size for path in newest.iterdir())
-        share = 100 * middle / (INTERVAL + middle)
+        share = 100 * middle / (max(INTERVAL, THRIFT * middle) + middle)
         costs.append(
             Cost(size, NEW, middle, min(seconds[size]), max(seconds[size]), state / 1e6, piece.stat().st_size / 1e6,
                  took, share)

@@ -305,7 +305,7 @@ def parser() -> Parser:
 
 
 def while_training(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--checkpoint-every", default="5m", metavar="5m|STEPS", help="minutes or steps; 0 for never")
+    sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 for never")
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
 

@@ -65,7 +65,7 @@ class Agent:
         algorithm_settings: dict[str, Any] | None = None,
         device: str = "cpu",
         out: Path | str | None = None,
-        checkpoint_every: str = "5m",
+        checkpoint_every: str = "1m",
         **settings: Any,
     ) -> None:
         if isinstance(method, str) and method not in METHODS:
@@ -115,7 +115,7 @@ class Agent:
         screen: bool = False,
         *,
         trust: bool = False,
-        checkpoint_every: str = "5m",
+        checkpoint_every: str = "1m",
         **own: Any,
     ) -> Agent:
         """Goes on with the training of a run that was cut off, as if it had not been: on one CPU, bit for bit.

@@ -161,11 +161,9 @@ def nearest(value: str, known: Collection[str]) -> str:
 
 
 def checkpoint_interval(told: str) -> tuple[float, float]:
-    """``5m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
+    """``1m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
     if not re.fullmatch(r"\d{1,9}m?", told):
-        raise ValueError(
-            f"{told!r} is no interval between checkpoints: 5m is five minutes, 5000 so many steps, 0 never"
-        )
+        raise ValueError(f"{told!r} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
     count = int(told.removesuffix("m")) or math.inf
     return (math.inf, 60.0 * count) if told.endswith("m") else (count, math.inf)
 

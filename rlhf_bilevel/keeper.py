@@ -19,6 +19,7 @@ from rlhf_bilevel.folder import CONFIG
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
+THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
 LOCK, LABELS, CHECKPOINTS = ".lock", "labels.sqlite", "checkpoints"
 
 
@@ -36,7 +37,7 @@ class Keeper:
                 raise Refused(f"{self._folder} is being trained by another process") from None
             self._labels = stack.enter_context(closing(LabelLog(self._folder / LABELS)))
             self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, sha256((self._folder / CONFIG).read_bytes()))
-            self._saved = 0, time.monotonic()
+            self._saved, self._took = (0, time.monotonic()), 0.0
             self._open = stack.pop_all()
         return self
 
@@ -61,8 +62,8 @@ class Keeper:
 
     def offer(self, run: Run, marks: Callable[[], dict[str, int]]) -> None:
         """To be called after an episode: saves if it is time. Where that fails, the checkpoints before stay."""
-        steps, seconds = self._every
-        if run.step - self._saved[0] < steps and time.monotonic() - self._saved[1] < seconds:
+        (steps, seconds), now = self._every, time.monotonic()
+        if run.step - self._saved[0] < steps and now - self._saved[1] < max(seconds, THRIFT * self._took):
             return
         state, tables = capture(run)
         try:
@@ -72,6 +73,7 @@ class Keeper:
         except (OSError, Damaged) as error:
             warnings.warn(f"no checkpoint at step {run.step}: {error}; those before are as they were", stacklevel=2)
         self._saved = run.step, time.monotonic()
+        self._took = self._saved[1] - now
 
     def discard(self) -> None:
         """Removes the checkpoints of a run that has come to its end; its labels stay."""

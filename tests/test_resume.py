@@ -21,11 +21,12 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.agent import train
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
-from tests.conftest import SMALL
+from tests.conftest import SMALL, build
 from tests.faults import child, kill, tables
 
 STEPS = 300
@@ -265,3 +266,22 @@ def test_a_run_that_has_ended_keeps_its_labels_and_no_checkpoint(whole: tuple[Pa
     assert "labels.sqlite" in names and "checkpoints" not in names
     labels = [row[2] for row in tables(whole[0] / "labels.sqlite")[1]]
     assert len(labels) == 40 and set(labels) <= {0.0, 0.5, 1.0}
+
+
+def test_checkpoints_that_take_long_are_made_more_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, saved = [0.0], list[float]()
+
+    def slow(*_: Any) -> None:
+        saved.append(clock[0])
+        clock[0] += 3.0
+
+    monkeypatch.setattr("rlhf_bilevel.keeper.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    (tmp_path / "config.yaml").write_text("")
+    run = build("pebble", steps=10)
+    with Keeper(tmp_path, "1m") as keeper:
+        keeper.restore(run)
+        while clock[0] < 1000:
+            clock[0] += 1.0
+            keeper.offer(run, dict)
+    assert saved == [60, 363, 666, 969]  # after a minute, and then a hundred times what the last one took
