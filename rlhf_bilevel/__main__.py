@@ -12,13 +12,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
 from rlhf_bilevel.files import SUMS, Refused, read_yaml
+from rlhf_bilevel.options import Parser, fail, one_of, positive
 
 Work = Callable[[], None]
 
@@ -215,45 +216,9 @@ def finished(path: Path) -> Path:
     return path
 
 
-def fail(message: str) -> NoReturn:
-    print(f"rlhf-bilevel: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, with the nearest right name, and exit code 2."""
-
-    def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
-        args, unknown = self.parse_known_args(*given)
-        if unknown:
-            options = {option for command in args.commands.values() for option in command._option_string_actions}
-            fail(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].split('=')[0], sorted(options))}")
-        return args
-
-    def error(self, message: str) -> NoReturn:
-        if "invalid choice: " in message:  # a command: argparse lists all, and names no nearest
-            wrong = message.split("invalid choice: ")[1].split("'")[1]
-            message = f"unknown command {wrong!r}; {nearest(wrong, COMMANDS)}"
-        fail(message)
-
-
-def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in known:
-            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {nearest(value, known)}")
-        return value
-
-    return parse
-
-
-def positive(value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
-    return int(value)
-
-
 def parser() -> Parser:
     top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
+    top.commands = COMMANDS
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
