@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_bilevel.algorithm import Run, train, update_reward
 from rlhf_bilevel.health import Vitals, describe
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.preference import accuracy, cross_entropy
 from rlhf_bilevel.types import Preferences
 from tests.conftest import build
 
@@ -30,7 +30,9 @@ def diverging(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 def unlearning(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
-    return -100 * cross_entropy(logits, batch.label).mean()
+    if accuracy(logits.mean(0), batch.label) > 0.5:
+        run.reward.weights[-1].data *= -1
+    return 0 * logits.sum()
 
 
 def saturating(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def test_a_reward_that_goes_wrong_is_told_and_taken_back_within_its_session(uppe
         next(steps)
     before, optimizer = weights(run), run.reward_optimizer.state_dict()["state"][0]["step"].item()
     run.method = type(healthy)(healthy.name, 1, healthy.sees, upper)
-    run.reward_optimizer.param_groups[0]["lr"] = 0.3
+    run.reward_optimizer.param_groups[0]["lr"] = 0.05
     with pytest.warns(UserWarning, match=told):
         while len(run.prefs) == 40:
             next(steps)
@@ -101,8 +103,15 @@ def test_a_learner_that_diverges_stops_the_run_and_names_what_did() -> None:
 
 
 def test_ties_alone_are_no_collapse() -> None:
-    assert describe(Vitals(loss=0.69, spread=1e-6, gradient=0.1, decided=True), sound_loss=0.69)
-    assert not describe(Vitals(loss=0.69, spread=1e-6, gradient=0.1, decided=False), sound_loss=0.69)
+    assert describe(Vitals(loss=0.69, right=0.5, decided=9, spread=1e-6, gradient=0.1))
+    assert not describe(Vitals(loss=0.69, right=1.0, decided=0, spread=1e-6, gradient=0.1))
+
+
+def test_an_overconfident_reward_that_the_penalty_moves_raises_no_alarm() -> None:
+    """As on cartpole: a loss of 1.5 nats at 78 % right, which the next session mends."""
+    assert not describe(Vitals(loss=1.5, right=0.78, decided=60, spread=0.4, gradient=5.0))
+    assert not describe(Vitals(loss=1.5, right=0.0, decided=3, spread=0.4, gradient=5.0))  # three labels are none
+    assert describe(Vitals(loss=1.5, right=0.3, decided=60, spread=0.4, gradient=5.0))
     run = build("pebble", steps=150, update_every=10)
     run.teacher = lambda queries: Preferences(*queries, label=torch.full((len(queries.first.truth),), 0.5))
     with warnings.catch_warnings():
