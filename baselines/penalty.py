@@ -12,12 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Row, Run
+from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.cost import label_targets, posterior_targets
 from rlhf_bilevel.penalty import proxy, tilted, tilts, value
 from rlhf_bilevel.preference import cross_entropy
-from rlhf_bilevel.types import Preferences, Signal
+from rlhf_bilevel.types import Preferences, Row, Signal
 
 
 def sides(config: Config) -> tuple[float, float]:

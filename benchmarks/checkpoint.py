@@ -51,7 +51,6 @@ def filled(rows: int) -> Run:
     run = agent._build(config)
     grow(run, rows)
     for learner in run.learners:
-        learner.improve(1, 1)
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last
         learner._view._known[: min(rows, config.refresh_every * config.batch)] = True  # type: ignore[attr-defined]
     run.reward(run.store.obs[:8], run.store.act[:8]).sum().backward()

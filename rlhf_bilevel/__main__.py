@@ -25,7 +25,7 @@ Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
-COMMANDS = ("train", "resume", "evaluate", "export", "plot", "doctor")
+COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "plot", "doctor")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -51,8 +51,6 @@ def train(args: argparse.Namespace) -> Work:
     settings = configure(args)
     checkpoint_interval(args.checkpoint_every)
     args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
-    if args.device == "cuda" and not shutil.which("nvidia-smi"):
-        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     existing(args.reference)
     envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
 
@@ -117,6 +115,62 @@ def tell(out: Path, reference: Path | None) -> None:
     print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
 
 
+def sweep(args: argparse.Namespace) -> Work:
+    args.env = [envs.resolve(env) for env in args.env]
+    settings = {}
+    for env in args.env:
+        settings[env] = configure(argparse.Namespace(**vars(args) | {"env": env}))
+        envs.make(env, 0).close()
+    seeds = range(args.seed or 0, (args.seed or 0) + args.seeds)
+    groups = {
+        (method, env): {seed: args.out / f"{method}-{env.split('/')[-1]}-{seed}" for seed in seeds}
+        for env in args.env
+        for method in args.method
+    }
+
+    def work() -> None:
+        from rlhf_bilevel.sweep import Planned, begun, ended, side_by_side, table
+
+        if args.cohort:
+            import torch
+
+            from rlhf_bilevel.agent import Agent
+            from rlhf_bilevel.cohort import learn_together
+
+            torch.set_num_threads(args.threads)
+            for (method, env), outs in groups.items():
+                own = settings[env]
+                new = [
+                    Agent(method, env, preset=args.preset, device=args.device, out=out, **own | {"seed": seed})
+                    for seed, out in outs.items()
+                    if not begun(out)
+                ]
+                if new:
+                    learn_together(new, own["steps"], progress_bar=True)
+        runs = [
+            Planned(out, [method, "--env", env, "--seed", str(seed), *told(args)])
+            for (method, env), outs in groups.items()
+            for seed, out in outs.items()
+        ]
+        complete = side_by_side(runs, args.jobs)
+        print(table(runs))
+        if not complete:
+            lost = sum(not ended(run.out) for run in runs)
+            raise Refused(f"{lost} of {len(runs)} runs did not come to their ends: the same command goes on with them")
+
+    return work
+
+
+def told(args: argparse.Namespace) -> list[str]:
+    """The settings of a sweep, as ``train`` takes them."""
+    words = [
+        f"--{name}={getattr(args, name)}"
+        for name in ("steps", "labels", "config", "preset", "device", "threads")
+        if getattr(args, name) is not None
+    ]
+    return words + [f"--set={pair}" for pair in args.set]
+
+
 def evaluate(args: argparse.Namespace) -> Work:
     finished(args.dir)
 
@@ -174,6 +228,8 @@ def doctor(args: argparse.Namespace) -> Work:
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that differ from Config's defaults, in the order preset, --config, options, --set."""
+    if args.device == "cuda" and not shutil.which("nvidia-smi"):
+        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     for pair in args.set:
         key, equals, value = pair.partition("=")
@@ -227,23 +283,24 @@ def parser() -> Parser:
         return sub
 
     sub = command(train, "train an agent from preference labels")
-    sub.add_argument("method", metavar="METHOD", type=one_of("method", METHODS), help=", ".join(METHODS))
+    method = one_of("method", METHODS)
+    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
-    sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
-    sub.add_argument("--labels", type=int, help="answers that may be asked of the teacher (100)")
     sub.add_argument("--seed", type=int, help="(0)")
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
     sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")
-    sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
-    sub.add_argument(
-        "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
-    )
-    sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
-    sub.add_argument(
-        "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
-    )
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
+    configuring(sub)
     while_training(sub)
+
+    sub = command(sweep, "train many: methods x environments x seeds; again, it goes on with what is missing")
+    sub.add_argument("method", nargs="+", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("--env", required=True, action="append", help="may be given more than once")
+    sub.add_argument("--seed", type=int, help="the first one (0)")
+    sub.add_argument("--seeds", type=positive, default=5, help="how many (5)")
+    sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="holds a folder a run (runs/sweep)")
+    sub.add_argument("--jobs", type=positive, default=2, help="processes side by side (2)")
+    sub.add_argument("--cohort", action="store_true", help="all seeds of a method in one process, in one update")
+    configuring(sub)
 
     sub = command(resume, "go on with a run that was cut off, as if it had not been")
     sub.add_argument("dir", type=Path, metavar="DIR")
@@ -267,6 +324,20 @@ def parser() -> Parser:
 
     command(doctor, "what works on this machine, and what to install")
     return top
+
+
+def configuring(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
+    sub.add_argument("--labels", type=int, help="answers that may be asked of the teacher (100)")
+    sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
+    sub.add_argument(
+        "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
+    )
+    sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
+    )
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
 
 
 def while_training(sub: argparse.ArgumentParser) -> None:

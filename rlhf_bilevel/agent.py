@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.algorithm import Method, Row, Run, train
+from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import Config, checkpoint_interval, footprint, preset, settle
 from rlhf_bilevel.cost import LearnedCost
@@ -32,9 +32,9 @@ from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.sac import SB3Learner
+from rlhf_bilevel.sac import SB3Learner, on_its_own, together
 from rlhf_bilevel.teacher import OracleTeacher
-from rlhf_bilevel.types import Teacher
+from rlhf_bilevel.types import Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG)}
@@ -95,6 +95,11 @@ class Agent:
         SB3 callbacks get the agent's SB3 model; one that returns False stops the training. ``screen`` prints the
         metrics as a table.
         """
+        run = self.start(total_timesteps)
+        return self._follow(run, callback, progress_bar, screen)
+
+    def start(self, total_timesteps: int) -> Run:
+        """A run at its first step, with its folder."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
         self.config = settle({"steps": total_timesteps} | preset(self._preset, self.env_id) | self._settings)
@@ -104,7 +109,7 @@ class Agent:
                 raise FileExistsError(f"{self.out} exists already and is not overwritten")
             self.out.mkdir(parents=True, exist_ok=True)
             self._write_config(self.out)
-        return self._train(run, callback, progress_bar, screen)
+        return run
 
     @classmethod
     def resume(
@@ -133,9 +138,24 @@ class Agent:
             if (then := told["versions"].get(name)) != version:
                 warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
         torch.set_num_threads(told["threads"])
-        return agent._train(agent._build(agent.config), callback, progress_bar, screen)
+        return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
 
-    def _train(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
+    def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
+        with self.recording(run, callback, progress_bar, screen) as record:
+            for row in train(run):
+                if not record(row):
+                    break
+        return self
+
+    @contextmanager
+    def recording(
+        self, run: Run, callback: Any = None, progress_bar: bool = False, screen: bool = False
+    ) -> Iterator[Callable[[Row], bool]]:
+        """All that goes on around a run: what it yields after each step goes in, and whether to go on comes out.
+
+        Evaluations, log, checkpoints, callbacks; if there is a checkpoint, the run goes to it first. What was learnt is
+        written at the end, unless that is an error.
+        """
         config, agent = run.config, int(run.method.agent(run.config))
         self.run, self.reward = run, run.reward
         self.model = run.learners[agent].model  # type: ignore[attr-defined]
@@ -147,22 +167,24 @@ class Agent:
             log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
             bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=1, disable=not progress_bar)
             stack.enter_context(closing(bar))
-            for row in train(run):
+
+            def record(row: Row) -> bool:
                 bar.update()
                 if run.step % config.eval_every == 0 or run.step == config.steps:
                     row |= self._evaluate(run, test_env, agent, log)
                     bar.set_postfix(true_return=f"{row['eval/true_return']:.0f}", labels=len(run.prefs))
                 log.record(row, run.step)
                 self.model.num_timesteps = run.step
-                if not hook.on_step():
-                    break
-                if keeper and "rollout/true_return" in row:  # between two episodes
+                go_on = hook.on_step()
+                if go_on and keeper and "rollout/true_return" in row:  # between two episodes
                     keeper.offer(run, log.marks)
+                return go_on
+
+            yield record
             hook.on_training_end()
             if keeper and self.out:
                 self.save(self.out)
                 keeper.discard()
-        return self
 
     def predict(self, obs: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
         """Actions for one observation (o,) or a batch (N, o), as SB3 gives them."""
@@ -187,7 +209,8 @@ class Agent:
         if not (folder / CONFIG).exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write_config(folder)
-        write_models(folder, self.model, self.run.reward)
+        with on_its_own(self.model):
+            write_models(folder, self.model, self.run.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, **own: Any) -> Agent:
@@ -244,7 +267,7 @@ class Agent:
         rng = torch.Generator().manual_seed(config.seed)
         reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, rng)
         cost = LearnedCost(*sizes, config, rng)
-        return Run(self.method, config, training, learners, self.teacher, store, reward, cost)
+        return Run(self.method, config, training, learners, self.teacher, store, reward, cost, together(learners))
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> SB3Learner:
         return SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)

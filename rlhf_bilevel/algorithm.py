@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,34 +24,7 @@ from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, lo
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.teacher import checked
-from rlhf_bilevel.tree import Tree
-from rlhf_bilevel.types import Preferences, Queries, Signal, Teacher, Visits
-
-Row = dict[str, float]
-"""Metrics by their log key."""
-
-
-class Learner(Protocol):
-    """An off-policy learner on the shared store."""
-
-    def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The exploring action for the environment, and the same scaled to [-1, 1]."""
-
-    def improve(self, updates: int, step: int) -> Row:
-        """Gradient steps on batches of the store, rewarded by what it sees, at environment step ``step``."""
-
-    def see(self, signal: Signal, keep: bool = True) -> None:
-        """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
-
-    def reset_critic(self) -> None:
-        """Forget the values, keep the policy."""
-
-    def value_gap(self, other: Any, obs: Tensor) -> float:
-        """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
-
-    def state(self) -> Tree: ...
-
-    def load(self, state: Tree) -> None: ...  # go on from there
+from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Signal, Teacher, Visits
 
 
 @dataclass(frozen=True)
@@ -83,6 +56,7 @@ class Run:
     store: Store
     reward: RewardEnsemble
     cost: LearnedCost
+    improve: Improve
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
     step: int = 0
     episode: int = 0  # of all learners together
@@ -128,7 +102,19 @@ class Run:
 
 
 def train(run: Run) -> Iterator[Row]:
-    """Yields after every environment step, with what was measured in it. Learners act in turn, an episode each."""
+    """Yields after every environment step, with what was measured in it."""
+    for row, updates in interact(run):
+        if updates:
+            for number, told in enumerate(run.improve(updates, run.step)):
+                row |= {f"learner_{number}/{key}": value for key, value in told.items()}
+        yield row
+
+
+def interact(run: Run) -> Iterator[tuple[Row, int]]:
+    """All but the learners' gradient steps: after every environment step, what was measured, and how many are due.
+
+    Learners act in turn, an episode each.
+    """
     c = run.config
     while run.step < c.steps:
         who = run.episode % len(run.learners)
@@ -145,39 +131,39 @@ def train(run: Run) -> Iterator[Row]:
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated
             run.step += 1
-            row = move_reward(run)
+            row, updates = move_reward(run)
             if run.step > c.learning_starts and run.step % c.update_every == 0:
-                for index, each in enumerate(run.learners):
-                    row |= {f"learner_{index}/{key}": value for key, value in each.improve(c.updates, run.step).items()}
+                updates += c.updates
             if done:
                 row |= episode_metrics(run, start)
-            yield row
+            yield row, updates
 
 
-def move_reward(run: Run) -> Row:
-    """The upper level at this step: a session with new labels, a refresh without, or nothing."""
+def move_reward(run: Run) -> tuple[Row, int]:
+    """The upper level at this step: a session with new labels, a refresh without, or nothing; and updates due to it."""
     c = run.config
     since = run.step - run.on_policy_since
     if since < 0 or c.labels == 0 or run.method.upper is None:
-        return {}
+        return {}, 0
     if since % c.session_every == 0 and len(run.prefs) < c.labels:
         if not ask(run):
-            return {}
+            return {}, 0
         epochs, run.tracked = c.reward_epochs, False
     elif c.refresh_every and since % c.refresh_every == 0 and len(run.prefs):
         epochs, run.tracked = c.refresh_epochs, True
     else:
-        return {}
-    learnt_before, row = run.learnt, update_reward(run, epochs)
+        return {}, 0
+    first, row = not run.learnt, update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):
         warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
     run.method.estimate(run)
     show(run)
-    if run.learnt and not learnt_before:  # values of the state entropy say nothing of the reward
-        for learner in run.learners:
-            learner.reset_critic()
-            learner.improve(c.reset_updates, run.step)
-    return row | run.method.diagnose(run)
+    row |= run.method.diagnose(run)
+    if not (first and run.learnt):
+        return row, 0
+    for learner in run.learners:  # values of the state entropy say nothing of the reward
+        learner.reset_critic()
+    return row, c.reset_updates
 
 
 def ask(run: Run) -> int:
@@ -192,7 +178,10 @@ def ask(run: Run) -> int:
     # Before the first session the reward is untrained: neither its members' disagreement nor its loss means anything
     score = query.disagreement if c.query == "disagreement" and run.learnt else query.uniform
     with torch.no_grad():
-        queries = query.best(candidates, score(run.reward.members, candidates), count)
+        if c.query == "k_center":
+            queries = query.k_center(candidates, run.prefs[:] if len(run.prefs) else None, count)
+        else:
+            queries = query.best(candidates, score(run.reward.members, candidates), count)
         answers = checked(run.teacher(queries), queries)
         answers = take(answers, slice(c.labels - len(run.prefs)))  # late answers may come on top of those asked for now
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)

@@ -67,7 +67,7 @@ class Config(BaseModel):
 
     # Queries
     segment_length: Size = 50  # steps
-    query: Literal["uniform", "disagreement", "policy_aligned"] = "disagreement"
+    query: Literal["uniform", "disagreement", "policy_aligned", "k_center"] = "disagreement"
     query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
     oversample: Size = 10  # candidate pairs per label that is asked
     recent_episodes: Size = 100  # that segments are cut from

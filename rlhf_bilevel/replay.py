@@ -19,18 +19,17 @@ from rlhf_bilevel.types import RewardFn, Segments, Signal, Visits
 class Store:
     """Transitions in the order in which they happened, in whole episodes, one writer (learner) an episode.
 
-    Columns hold ``capacity`` rows; the first ``size`` are filled: obs and next_obs (., o), act (., a) in [-1, 1],
-    truth (.,) the environment's reward, terminated (.,) 1 where the episode ended for good (not by a time limit).
+    ``table`` has ``capacity`` rows, of which the first ``size`` are filled. Its columns, as views: obs (., o),
+    act (., a) in [-1, 1], next_obs (., o), truth (.,) the environment's reward, terminated (.,) 1 where the episode
+    ended for good (not by a time limit).
     """
 
     COLUMNS = ("obs", "act", "next_obs", "truth", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
-        self.obs = torch.zeros(capacity, obs_size)
-        self.next_obs = torch.zeros(capacity, obs_size)
-        self.act = torch.zeros(capacity, act_size)
-        self.truth = torch.zeros(capacity)
-        self.terminated = torch.zeros(capacity)
+        self.table = torch.zeros(capacity, 2 * obs_size + act_size + 2)  # one gather a batch, not one a column
+        self.obs, self.act, self.next_obs, ends = self.table.split([obs_size, act_size, obs_size, 2], dim=-1)
+        self.truth, self.terminated = ends.unbind(-1)
         self.size = 0
         self._starts: list[int] = []  # first row of each episode
         self._writers: list[int] = []  # who acted in it
@@ -108,6 +107,22 @@ class Store:
 
     def true_reward(self, rows: Tensor) -> Tensor:
         return self.truth[rows]
+
+
+class Mirror:
+    """The rows of a store on a learner's device; those that are new there are copied when they are asked for."""
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self._store, self._size = store, 0
+        self._table = store.table if device.type == "cpu" else torch.empty_like(store.table, device=device)
+
+    def take(self, rows: Tensor, out: Tensor) -> None:
+        """Rows (N,) of the store's table to ``out`` (N, width)."""
+        store = self._store
+        if self._table is not store.table:
+            self._table[self._size : store.size] = store.table[self._size : store.size]
+            self._size = store.size
+        torch.index_select(self._table, 0, rows.to(out.device), out=out)
 
 
 class View:

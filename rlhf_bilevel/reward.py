@@ -1,4 +1,4 @@
-"""A bounded reward ensemble: r_m(s, a) = bound * tanh(net_m([s, a])), all members in one batched matrix product.
+"""A bounded reward ensemble: r_m(s, a) = bound * tanh(net_m([s, a])), members in the leading axis of every weight.
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
 """
@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+ROWS = 2048
 
 
 class RewardEnsemble(nn.Module):
@@ -38,11 +40,22 @@ class RewardEnsemble(nn.Module):
         """obs (..., o) and act (..., a) to (M, ...), each value within [-bound, bound]."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
-        x = x.expand(len(self.weights[0]), *x.shape)  # (M, N, o + a)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, functional.leaky_relu(x) if layer else x, weight)
-        return self.bound * torch.tanh(x).reshape(len(x), *shape)
+        layers = list(zip(self.weights, self.biases, strict=True))
+        if x.is_cuda:
+            y = x.expand(len(layers[0][0]), *x.shape)
+            for number, (weight, bias) in enumerate(layers):
+                y = torch.baddbmm(bias, functional.leaky_relu(y, inplace=True) if number else y, weight)
+        else:  # a CPU is faster member by member, on as many rows as its cache holds
+            members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
+            y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
+        return self.bound * torch.tanh(y).reshape(len(y), *shape)
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         """The members' mean: (..., o), (..., a) to (...)."""
         return self.members(obs, act).mean(0)
+
+
+def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    for number, (weight, bias) in enumerate(layers):
+        x = torch.addmm(bias, functional.leaky_relu(x, inplace=True) if number else x, weight)
+    return x

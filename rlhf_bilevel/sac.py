@@ -1,7 +1,10 @@
-"""Learners on Stable-Baselines3: its networks, its losses and its ``train``, on our store and our reward."""
+"""Learners on Stable-Baselines3: its networks and its algorithms, on our store and our reward."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -17,8 +20,9 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.replay import Store, View
+from rlhf_bilevel.stack import Stack, stackable
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
-from rlhf_bilevel.types import Signal
+from rlhf_bilevel.types import Improve, Signal
 
 
 def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
@@ -81,6 +85,10 @@ class SB3Learner:
         arguments = settings(config, algorithm, device) | {"buffer_size": 1, "seed": seed} | overrides
         model: Any = algorithm(env=env, **arguments)
         self.model = model
+        model.action_space = copy.deepcopy(model.action_space)  # which environments may share, and its random stream
+        # A stream of its own, from where SB3's seed has put torch's: beside other learners it draws as it would alone
+        self._rng = torch.Generator()
+        self._rng.set_state(torch.get_rng_state())
         self.model.set_logger(Logger(folder=None, output_formats=[]))  # read below: SB3's train returns nothing
         self._view = View(store, seed)
         self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
@@ -89,12 +97,14 @@ class SB3Learner:
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         self.model.num_timesteps, self.model._last_obs = step, obs[None]
         self.model.policy.set_training_mode(False)
-        action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
+        with drawing_from(self._rng):
+            action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
         return action[0], scaled[0]
 
     def improve(self, updates: int, step: int) -> dict[str, float]:
         self.model._update_current_progress_remaining(step, self._config.steps)
-        self.model.train(updates, self._config.batch)
+        with drawing_from(self._rng):
+            self.model.train(updates, self._config.batch)
         values = dict(self.model.logger.name_to_value)
         for key, value in values.items():
             if not np.isfinite(value):
@@ -106,10 +116,13 @@ class SB3Learner:
 
     def reset_critic(self) -> None:
         critic = self.model.critic
-        for module in critic.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.reset_parameters()
-        critic.optimizer.state.clear()
+        with drawing_from(self._rng):
+            for module in critic.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.reset_parameters()
+        for moments in critic.optimizer.state.values():
+            for moment in moments.values():
+                moment.zero_()
         self.model.critic_target.load_state_dict(critic.state_dict())
 
     def state(self) -> Tree:
@@ -121,6 +134,7 @@ class SB3Learner:
             "updates": self.model._n_updates,
             "actions": self.model.action_space.np_random.bit_generator.state,
             "noise": torch.from_numpy(noise.noise_prev) if isinstance(noise, OrnsteinUhlenbeckActionNoise) else None,
+            "rng": self._rng.get_state(),
             "view": self._view.state(),
         }
 
@@ -137,6 +151,7 @@ class SB3Learner:
         self.model.action_space.np_random.bit_generator.state = state["actions"]
         if state["noise"] is not None:
             self.model.action_noise.noise_prev = state["noise"].numpy()
+        self._rng.set_state(state["rng"])
         self._view.load(state["view"])
 
     def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
@@ -157,6 +172,47 @@ class SB3Learner:
         alpha = model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
         act, log_prob = actor.action_log_prob(states)
         return torch.stack(model.critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob
+
+
+def together(learners: Sequence[Any]) -> Improve:
+    """These learners improved as one, where that is SB3's own update but for rounding; else one after another."""
+    stack = stacked(learners)
+    return stack.improve if stack else lambda updates, step: [each.improve(updates, step) for each in learners]
+
+
+def stacked(learners: Sequence[Any]) -> Stack | None:
+    models = [learner.model for learner in learners]
+    if not all(map(stackable, models)):
+        return None
+    views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
+    return Stack(models, views, rngs, learners[0]._config.batch)
+
+
+@contextmanager
+def on_its_own(model: Any) -> Iterator[None]:
+    """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner."""
+    variables = model._get_torch_save_params()[1]
+    tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
+    held = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.clone()
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, held, strict=True):
+            tensor.data = data
+
+
+@contextmanager
+def drawing_from(rng: torch.Generator) -> Iterator[None]:
+    """SB3 draws from torch's global generator: here it is ``rng``."""
+    outer = torch.get_rng_state()
+    torch.set_rng_state(rng.get_state())
+    try:
+        yield
+    finally:
+        rng.set_state(torch.get_rng_state())
+        torch.set_rng_state(outer)
 
 
 def _state(part: Any) -> Tree:

@@ -65,7 +65,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tree: Tree) -> None:
     indices = [index for group in tree["groups"] for index in group["params"]]
     entries = zip(indices, tree["parameters"], strict=True)
     state = {index: entry for index, entry in entries if entry is not None}
+    held = dict(optimizer.state)
     optimizer.load_state_dict({"state": state, "param_groups": tree["groups"]})
+    for parameter in held.keys() & optimizer.state.keys():  # in place, as a CUDA graph may hold them
+        loaded = optimizer.state[parameter]
+        optimizer.state[parameter] = {name: moment.copy_(loaded[name]) for name, moment in held[parameter].items()}
 
 
 def random_state(rng: np.random.RandomState) -> Tree:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
+
+Row = dict[str, float]
+"""Metrics by their log key."""
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
 """obs (..., o) and act (..., a) to a reward per step (...)."""
@@ -49,3 +53,28 @@ class Teacher(Protocol):
     """Whoever answers queries: a script, a file or a person. Pairs that it skips are left out of the answer."""
 
     def __call__(self, queries: Queries, /) -> Preferences: ...
+
+
+class Learner(Protocol):
+    """An off-policy learner on the shared store."""
+
+    def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The exploring action for the environment, and the same scaled to [-1, 1]."""
+
+    def see(self, signal: Signal, keep: bool = True) -> None:
+        """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
+
+    def reset_critic(self) -> None:
+        """Forget the values, keep the policy."""
+
+    def value_gap(self, other: Any, obs: Tensor) -> float:
+        """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
+
+    def state(self) -> Any: ...
+
+    def load(self, state: Any) -> None: ...  # go on from there
+
+
+Improve = Callable[[int, int], Sequence[Row]]
+"""So many gradient steps of every learner, each on a batch of the store rewarded by what it sees, at environment step
+so and so; the metrics of each."""

@@ -1,5 +1,6 @@
 """Small environments and shortcuts that several tests share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.sac import SB3Learner
+from rlhf_bilevel.sac import SB3Learner, together
 from rlhf_bilevel.teacher import OracleTeacher
 
 torch.set_num_threads(1)
@@ -56,20 +57,23 @@ def small_config(steps: int = 300, **settings: Any) -> Config:
     return Config(**({"steps": steps, **SMALL} | settings))
 
 
-def build(method: str, env_id: str = "Steer-v0", **settings: Any) -> Run:
+def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **settings: Any) -> Run:
+    """``own`` are arguments of the learners."""
     config = small_config(**settings)
     training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
+    learners = [SB3Learner(env, config, store, number, **own) for number, env in enumerate(training)]
     return Run(
         METHODS[method],
         config,
         training,
-        [SB3Learner(env, config, store, number) for number, env in enumerate(training)],
+        learners,
         OracleTeacher(),
         store,
         RewardEnsemble(*sizes, config.members, config.reward_hidden, rng),
         LearnedCost(*sizes, config, rng),
+        together(learners),
     )
 
 

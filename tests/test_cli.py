@@ -53,6 +53,11 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
             "train pebble --env Pendulum-v1 --steps 9 --lables 5",
             "unknown argument '--lables'; did you mean '--labels'?",
         ),
+        ("sweep pebble pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
+        ("sweep pebble --env Pendulm-v1 --steps 9", "Pendulum-v1"),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --seeds 0", "'0'"),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --seed -1", "seed=-1"),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --device cuda", "no NVIDIA GPU"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigm=1", "unknown setting 'sigm'; did you mean 'sigma'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=-1", "sigma=-1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=big", "sigma='big'"),
@@ -206,3 +211,28 @@ def test_what_no_memory_holds_is_refused_at_once(
     train = ["train", "penalty", "--env", "dm_control/humanoid-walk-v0", "--out", str(tmp_path / "run")]
     assert "GiB of memory" in fails(capsys, *train, *size)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--labels", "20", "--out", str(tmp_path)]
+    main([*command, *QUICK, "--seeds", "2", "--cohort"])
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == ["pebble-Pendulum-v1-0", "pebble-Pendulum-v1-1"]
+    assert all((tmp_path / folder / "SHA256SUMS").is_file() for folder in folders)
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["pebble", "Pendulum-v1"]
+    before = (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns
+    main([*command, *QUICK, "--seeds", "3"])
+    assert (tmp_path / "pebble-Pendulum-v1-2/SHA256SUMS").is_file()
+    assert (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "3"
+
+
+def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = tmp_path / "pebble-Pendulum-v1-0"
+    broken.mkdir()
+    (broken / "stranger").touch()  # not empty, and not a run's folder
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--seeds", "1", "--out", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and "1 of 1 runs" in captured.err
+    assert f"{broken} failed: see {broken}.log" in captured.out and (tmp_path / f"{broken.name}.log").is_file()
