@@ -1,4 +1,5 @@
-# Everything a person does here is one word: make train, make test, make lint, make exactness, make tables, make figures.
+# Everything a person does here is one word: make train, make test, make lint, make exactness, make tables,
+# make bench, make figures.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICK := dm_control/cartpole-balance-v0
@@ -6,7 +7,7 @@ QUICK := dm_control/cartpole-balance-v0
 # Small networks gain nothing from more threads, and two runs side by side gain much from fewer
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install train test test-slow lint exactness evidence figures tables table1 table2 figure-theory clean
+.PHONY: install train test test-slow lint exactness bench evidence figures tables table1 table2 figure-theory clean
 install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,16 @@ lint: install
 exactness: install
 	$(BIN)/python -m benchmarks.exactness --mdps 20 --seed 0 --json
 
+# Our speed against the peers', side by side, and how time grows: about half an hour, alone on the machine
+bench: install .venv-peers/sb3/installed .venv-peers/imitation/installed
+	$(BIN)/python -m benchmarks.speed.compare
+	$(BIN)/python -m benchmarks.speed.growth
+.venv-peers/%/installed: benchmarks/speed/peers/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	@echo "Installing what is compared with into .venv-peers/$* (once; some minutes) ..."
+	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 # Runs what is missing of the learning runs behind docs and figures: hours on two cores, resumed run by run
 evidence: install
 	$(BIN)/python -m benchmarks.evidence
@@ -56,4 +67,4 @@ figures: install
 	$(BIN)/python -m benchmarks.figures
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
