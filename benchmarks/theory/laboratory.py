@@ -82,7 +82,7 @@ class Job(NamedTuple):
     replicates: int
 
 
-LIMIT = 58_000  # batches in one run; a schedule that wants more is not run, and the table says so
+LIMIT = 130_000  # batches in one run; a schedule that wants more is not run, and the table says so
 
 
 @lru_cache(maxsize=2)
