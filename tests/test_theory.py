@@ -326,6 +326,18 @@ def test_every_method_runs_and_its_samples_are_counted(method: str) -> None:
     assert [row._replace(seconds=0) for row in again] == [row._replace(seconds=0) for row in rows]
 
 
+def test_a_long_run_is_judged_at_iterates_that_are_all_as_likely() -> None:
+    assert laboratory.drawn(7, np.random.default_rng(0)) == set(range(7))
+    times, steps = 2000, laboratory.JUDGED * 3 // 2
+    counts = np.zeros(steps)
+    for seed in range(times):
+        asked = list(laboratory.drawn(steps, np.random.default_rng(seed)))
+        assert len(asked) == laboratory.JUDGED and max(asked) < steps
+        counts[asked] += 1
+    share = laboratory.JUDGED / steps
+    assert abs(counts / times - share).max() < 6 * math.sqrt(share * (1 - share) / times)
+
+
 def test_rates_come_out_on_the_quadratic() -> None:
     wanted = "penalty", "central difference", "naive alternation"
     rows = [row for m in wanted for eps in (0.1, 0.03, 0.01) for row in laboratory.run(Job("quadratic", m, eps, 0, 4))]
