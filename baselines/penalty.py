@@ -17,7 +17,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.cost import label_targets, posterior_targets
 from rlhf_bilevel.penalty import proxy, tilted, tilts, value
 from rlhf_bilevel.preference import cross_entropy
-from rlhf_bilevel.types import Preferences, Row, Signal
+from rlhf_bilevel.types import Preferences, RewardFn, Row, Signal, Visits
 
 
 def sides(config: Config) -> tuple[float, float]:
@@ -29,17 +29,30 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     # Danskin's theorem holds at best responses. A session moves the reward by many steps with none in between, so the
     # gap acts in refreshes only, which are few steps each and far apart
     visits = run.sample_visits() if run.config.use_gap and run.tracked else None
-    # The value gap is never negative: where the sample says so, the best response is stale, and descending further
-    # would teach the reward to tell the two policies apart, at the labels' expense
-    if visits is None or value(run.reward, visits[0]) <= value(run.reward, visits[1]):
+    if visits is None or stale(run, visits):
         return loss
     return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run.config))
 
 
-def sees(run: Run) -> Sequence[Signal]:
+def stale(run: Run, visits: tuple[Visits, Visits]) -> bool:
+    """Whether a learner does worse on what it sees than the other does: then neither Danskin's theorem holds, and
+    descending the gap would teach the reward to tell the two policies apart, at the labels' expense."""
+    with torch.no_grad():
+        own, others = (
+            [value(reward, at).item() for reward, at in zip(rewards(run), order, strict=True)]
+            for order in (visits, visits[::-1])
+        )
+    return own[0] <= others[0] or own[1] <= others[1]
+
+
+def rewards(run: Run) -> Sequence[RewardFn]:
     if not run.config.use_cost:
-        return [run.store.learned(run.reward)] * 2
-    return [run.store.learned(tilted(run.reward, run.cost, tilt)) for tilt in sides(run.config)]
+        return [run.reward] * 2
+    return [tilted(run.reward, run.cost, tilt) for tilt in sides(run.config)]
+
+
+def sees(run: Run) -> Sequence[Signal]:
+    return [run.store.learned(reward) for reward in rewards(run)]
 
 
 def fit_cost(run: Run) -> None:
@@ -58,7 +71,7 @@ def diagnose(run: Run) -> Row:
     visits = run.sample_visits()
     if visits is None:
         return {}
-    row = Row()
+    row = Row({"penalty/stale": float(stale(run, visits))})
     if run.config.use_cost:
         # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
         reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.cost))

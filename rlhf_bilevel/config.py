@@ -88,7 +88,7 @@ class Config(BaseModel):
     visit_batch: Size = 256  # their steps in each reward step
     visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
     use_gap: bool = True  # ablation: the value gap in the reward's loss
-    use_cost: bool = True  # ablation: the cost in the learners' rewards
+    use_cost: bool = True  # ablation: the cost in the learners' rewards; without it there is no gap either
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,6 @@ import torch
 
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.baselines import METHODS, pebble, penalty
-from rlhf_bilevel.penalty import value
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Visits
 from tests.conftest import build
@@ -39,17 +38,19 @@ def gradient(run: Run, method) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
-def ahead(run: Run) -> tuple[Visits, Visits]:
-    """Visits of the two learners, the one with the higher value first: a positive gap."""
+def best_responses(run: Run) -> tuple[Visits, Visits]:
+    """The steps in the store that each learner's reward likes best: neither could do better with the other's."""
+    obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
     with torch.no_grad():
-        pair = sorted(run.sample_visits() or (), key=lambda visits: -value(run.reward, visits).item())
-    return pair[0], pair[1]
+        best = [reward(obs, act).topk(40).indices for reward in penalty.rewards(run)]
+    high, low = (Visits(obs[rows], act[rows], torch.full((40,), 100 / 40)) for rows in best)
+    return high, low
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
     run = fresh("penalty", sigma=10.0)
-    pair = ahead(run)
+    pair = best_responses(run)
     run.sample_visits = lambda: pair  # type: ignore[method-assign]
     return run
 
@@ -63,8 +64,9 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
     run = fresh("penalty", sides=sides, sigma=5.0)
-    fixed = tuple(Visits(*(column.double() for column in visits)) for visits in ahead(run))
+    fixed = tuple(Visits(*(column.double() for column in visits)) for visits in best_responses(run))
     run.reward.double()
+    run.cost.double()
     run.sample_visits = lambda: fixed  # type: ignore[method-assign]
     answers = run.prefs[:]
     answers = answers._replace(
@@ -97,11 +99,22 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
             assert grad.view(-1)[index].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-8)
 
 
-def test_visits_that_show_no_gap_leave_pebbles_gradient(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    high, low = ahead(run)
-    for visits in ((high, high), (low, high)):  # equal; and negative, which a value gap cannot be
+@pytest.mark.parametrize("sides", ["one", "two"])
+def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
+    run: Run, monkeypatch: pytest.MonkeyPatch, sides: str
+) -> None:
+    monkeypatch.setattr(run, "config", run.config.model_copy(update={"sides": sides}))
+    high, low = best_responses(run)
+    obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
+    with torch.no_grad():
+        for_high, for_low = (reward(obs, act) for reward in penalty.rewards(run))
+        neither = (for_high + for_low).argsort()[:40]  # what both like least
+    worst = Visits(obs[neither], act[neither], high.weight)
+    for visits in ((high, high), (low, high), (worst, low), (high, worst)):
         monkeypatch.setattr(run, "sample_visits", lambda visits=visits: visits)
         assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
+    monkeypatch.setattr(run, "sample_visits", lambda: (high, low))
+    assert not torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 
 def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +140,16 @@ def same_weights(first: Run, second: Run) -> bool:
     return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x.parameters(), y.parameters(), strict=True))
 
 
-def test_without_cost_and_gap_the_penalty_method_is_the_control_bit_for_bit() -> None:
-    bare = trained("penalty", use_cost=False, use_gap=False)
-    control = trained("twin")
-    assert same_weights(bare, control)
-    assert not same_weights(control, trained("penalty", use_gap=False))
+@pytest.mark.parametrize("use_gap", [True, False])  # without a cost, the best responses are one, and there is no gap
+def test_without_cost_the_penalty_method_is_the_control_bit_for_bit(use_gap: bool) -> None:
+    bare = trained("penalty", use_cost=False, use_gap=use_gap)
+    assert same_weights(bare, trained("twin"))
 
 
-def test_the_gap_alone_moves_a_run_away_from_the_control() -> None:
-    assert not same_weights(trained("twin", steps=300), trained("penalty", steps=300, use_cost=False))
+def test_cost_and_gap_each_move_a_run() -> None:
+    costly = trained("penalty", steps=300, use_gap=False)
+    assert not same_weights(costly, trained("twin", steps=300))
+    assert not same_weights(costly, trained("penalty", steps=300))
 
 
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
