@@ -143,14 +143,15 @@ class View:
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Uniform rows (N,) with replacement and their rewards (N,)."""
-        rows = torch.from_numpy(self._rng.randint(0, self.store.size, size=count))
+        rows = self._rng.randint(0, self.store.size, size=count)
+        drawn, known, reward = torch.from_numpy(rows), self._known.numpy(), self._reward.numpy()
         if not self._keep:
-            return rows, self._signal(rows)
-        stale = rows[~self._known[rows]]
+            return drawn, self._signal(drawn)
+        stale = rows[~known[rows]]
         if len(stale):
-            self._reward[stale] = self._signal(stale)
-            self._known[stale] = True
-        return rows, self._reward[rows]
+            reward[stale] = self._signal(torch.from_numpy(stale)).numpy()
+            known[stale] = True
+        return drawn, torch.from_numpy(reward[rows])  # numpy's indexing costs a tenth of torch's
 
     def state(self) -> Tree:
         known = self._known.nonzero().squeeze(-1)

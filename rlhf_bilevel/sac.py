@@ -191,8 +191,11 @@ def stacked(learners: Sequence[Any]) -> Stack | None:
 @contextmanager
 def on_its_own(model: Any) -> Iterator[None]:
     """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner."""
-    variables = model._get_torch_save_params()[1]
+    modules, variables = model._get_torch_save_params()
     tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
+    for name in modules:
+        if isinstance(part := attrgetter(name)(model), torch.optim.Optimizer):
+            tensors += [moment for moments in part.state.values() for moment in moments.values()]
     held = [tensor.data for tensor in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.clone()
