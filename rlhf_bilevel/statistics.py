@@ -1,19 +1,20 @@
-"""Statistics of few runs: aggregates, the probability of improvement, and bootstrap intervals that cover with few seeds.
+"""Statistics of few runs: aggregates, the probability of improvement, and intervals that cover with few seeds.
 
 Scores of a method are x[m, n]: task m, run n (a seed), one number a run. What is uncertain is which seeds were drawn,
-so runs are resampled and nothing else: never episodes, of which a run may have as many as one likes, and never tasks. A
-resample draws, for each task by itself (a stratum), as many runs as the task has, with replacement.
+so runs are resampled and nothing else: never episodes, of which a run may have as many as one likes, and never tasks.
+A resample draws, for each task by itself (a stratum), as many runs as the task has, with replacement.
 
-The bootstrap's own interval, from quantile to quantile of the resamples, is too narrow for few runs, for two reasons
-with known remedies: a stratum of n runs spreads by (n - 1) / n of its variance, and the spread is itself estimated, with
-d degrees of freedom. The interval here moves both quantiles q away from the estimate e, to e + c (q - e),
+The bootstrap's own interval, from quantile to quantile of the resamples, is too narrow for few runs: n runs are spread
+about their own mean by (n - 1) / n of the variance only, and the variance is itself an estimate, with d degrees of
+freedom. The interval here moves both quantiles q away from the estimate e, to e + c (q - e), with
 
-    c^2 = sum_m v_m / sum_m v_m (n - 1) / n  *  (t_d / z)^2,    d = (sum_m v_m)^2 / sum_m v_m^2 / (n - 1),
+    c = t_d / z  *  sqrt(sum_m v_m / sum_m ((n - 1) / n v_m)),    d = (sum_m v_m)^2 / sum_m (v_m^2 / (n - 1)),
 
-where v_m is what stratum m adds to the variance. For the mean of one task this is Student's interval; docs/statistics.md
-has how often it covers. All arrays are (..., tasks, runs): axes before these are separate data, resampled alike.
+where v_m is what stratum m, of n runs, adds to the variance, and t_d and z are the quantiles of Student's t and of the
+normal distribution. For the mean of one task this is Student's interval. docs/statistics.md tells how often it covers.
+All arrays are (..., tasks, runs): axes before these are separate data, resampled alike.
 
-Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (aggregates, strata, profiles);
+Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (aggregates, strata);
 Hesterberg 2015, "What teachers should know about the bootstrap" (narrowness); Satterthwaite 1946 (degrees of freedom);
 Efron 2014, "Estimation and accuracy after model selection" (influence from a bootstrap's counts).
 """
@@ -23,13 +24,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf, prod
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 Statistic = Callable[..., np.ndarray]
 """Scores (..., tasks, runs) of one or more methods to (...)."""
-Method = Literal["corrected", "percentile"]
 AT_ONCE = 2**22  # numbers that a batch of resamples may hold
 
 
@@ -72,36 +72,42 @@ def improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.sign(ours[..., :, None] - theirs[..., None, :]).mean((-3, -2, -1)) / 2 + 0.5
 
 
+def above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """1 where a score (tasks, runs) is above a threshold (t,), else 0, as (t, tasks, runs).
+
+    Its ``mean`` is the performance profile, the share of runs above each threshold, and its ``interval`` the band.
+    """
+    return (scores > thresholds[:, None, None]).astype(float)
+
+
 def interval(
     statistic: Statistic,
     *scores: np.ndarray,
     level: float = 0.95,
-    method: Method = "corrected",
+    corrected: bool = True,
     resamples: int = 2000,
     within: tuple[float, float] = (-inf, inf),
 ) -> Interval:
-    """``statistic`` of scores (..., tasks, runs), an array a method, with its stratified bootstrap interval, each (...).
+    """``statistic`` of scores (..., tasks, runs), an array a method, with a stratified bootstrap interval, each (...).
 
-    ``percentile`` is the bootstrap's own interval (rliable's), ``corrected`` the one above. Bounds stay ``within`` what
-    the statistic can be. Methods are resampled apart from one another and may have different numbers of runs. The same
-    scores always give the same interval; equal ones give one of width zero. ValueError for one run.
+    ``corrected=False`` is the percentile bootstrap (rliable's), without c. Bounds stay ``within`` what the statistic
+    can be. Methods are resampled apart from one another and may have different numbers of runs. The same scores always
+    give the same interval; equal ones give one of width zero. ValueError for one run.
     """
-    if method not in ("corrected", "percentile"):
-        raise ValueError(f"method {method!r} is not known: corrected or percentile")
     if any(x.shape[-1] < 2 for x in scores):
         raise ValueError("one seed, no interval: what other seeds would give is not known from one")
     rng = np.random.default_rng(0)
     picks = [rng.integers(x.shape[-1], size=(resamples, *x.shape[-2:])) for x in scores]
     value, draws = statistic(*scores), resampled(statistic, scores, picks)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    if method == "corrected":
+    if corrected:
         wider = correction(draws, picks, level)
         low, high = value + wider * (low - value), value + wider * (high - value)
     return Interval(value, np.clip(low, *within), np.clip(high, *within))
 
 
 def improvement_interval(
-    ours: np.ndarray, theirs: np.ndarray, level: float = 0.95, method: Method = "corrected", resamples: int = 2000
+    ours: np.ndarray, theirs: np.ndarray, level: float = 0.95, corrected: bool = True, resamples: int = 2000
 ) -> Interval:
     """``improvement`` with its interval. Where all comparisons go one way, resamples say nothing of the others.
 
@@ -109,21 +115,13 @@ def improvement_interval(
     probability prod_m P_m^min(n, m) <= P^k (arithmetic over geometric mean), so P is above ((1 - level) / 2)^(1 / k).
     """
     value, low, high = interval(
-        improvement, ours, theirs, level=level, method=method, resamples=resamples, within=(0, 1)
+        improvement, ours, theirs, level=level, corrected=corrected, resamples=resamples, within=(0, 1)
     )
-    if method == "corrected":
+    if corrected:
         independent = ours.shape[-2] * min(ours.shape[-1], theirs.shape[-1])
         least = ((1 - level) / 2) ** (1 / independent)
         low, high = np.where(value == 1, least, low), np.where(value == 0, 1 - least, high)
     return Interval(value, low, high)
-
-
-def profile(
-    scores: np.ndarray, thresholds: np.ndarray, level: float = 0.95, method: Method = "corrected", resamples: int = 2000
-) -> Interval:
-    """Performance profile: the share of runs (tasks, runs) with a score above each threshold (t,), with its band, (t,)."""
-    above = (scores > thresholds[:, None, None]).astype(float)
-    return interval(mean, above, level=level, method=method, resamples=resamples, within=(0, 1))
 
 
 def resampled(statistic: Statistic, scores: Sequence[np.ndarray], picks: Sequence[np.ndarray]) -> np.ndarray:
@@ -141,10 +139,10 @@ def resampled(statistic: Statistic, scores: Sequence[np.ndarray], picks: Sequenc
 
 
 def correction(draws: np.ndarray, picks: Sequence[np.ndarray], level: float) -> np.ndarray:
-    """c of above, (...), from the statistic of the resamples (..., resamples) and their picks (resamples, tasks, runs).
+    """c of above, (...), from the statistic of resamples (..., resamples) and their picks (resamples, tasks, runs).
 
-    A run's influence is the covariance of the statistic with the number of times that the run was picked; the squares of
-    a stratum's influences add up to what it adds to the variance.
+    A run's influence is the covariance of the statistic with the number of times that the run was picked; the squares
+    of a stratum's influences add up to what it adds to the variance.
     """
     around = draws - draws.mean(-1, keepdims=True)
     parts, runs = [], []
