@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.statistics import improvement, improvement_interval, interval, iqm, mean
+from rlhf_bilevel.statistics import improvement_interval, interval, iqm, mean
 
 RUNS, TASKS = (3, 5, 10, 20, 50), (1, 3)
 STATISTICS = ("mean", "IQM", "improvement")
-BATCH = 250  # repeats at once
+BATCH = 25  # repeats at once
 MANY = 200_000  # runs whose statistic is the truth
 
 Draw = Callable[[np.random.Generator, int, int, int, bool], np.ndarray]
@@ -64,32 +65,24 @@ def two_modes(rng: np.random.Generator, repeats: int, tasks: int, runs: int, our
 KINDS: dict[str, Draw] = {"normal": normal, "ceiling": ceiling, "two modes": two_modes}
 
 
-def true_value(draw: Draw, statistic: str, tasks: int, rng: np.random.Generator) -> float:
-    ours = draw(rng, 1, tasks, MANY, True)[0]
-    if statistic == "improvement":  # MANY^2 pairs are too many, and pairs of one run each are enough
-        theirs = draw(rng, 1, tasks, MANY, False)[0]
-        return float(improvement(ours.T[:, :, None], theirs.T[:, :, None]).mean())
+@cache
+def true_value(kind: str, statistic: str, tasks: int) -> float:
+    rng = np.random.default_rng(0)
+    ours, theirs = (KINDS[kind](rng, 1, tasks, MANY, moved)[0] for moved in (True, False))
+    if statistic == "improvement":  # MANY^2 pairs are too many, and MANY are enough
+        return float(np.mean(np.sign(ours - theirs)) / 2 + 0.5)
     return float({"mean": mean, "IQM": iqm}[statistic](ours))
 
 
 def covered(
-    draw: Draw,
-    statistic: str,
-    tasks: int,
-    runs: int,
-    repeats: int,
-    corrected: bool,
-    truth: float,
-    resamples: int = 2000,
+    kind: str, tasks: int, runs: int, statistic: str, repeats: int, corrected: bool, resamples: int = 2000
 ) -> tuple[float, float]:
     """Share of intervals that hold the truth, and their mean width."""
-    rng = np.random.default_rng(1)
+    rng, truth = np.random.default_rng(1), true_value(kind, statistic, tasks)
     held, width = 0, 0.0
     for start in range(0, repeats, BATCH):
-        count = min(BATCH, repeats - start)
-        ours = draw(rng, count, tasks, runs, True)
+        ours, theirs = (KINDS[kind](rng, min(BATCH, repeats - start), tasks, runs, moved) for moved in (True, False))
         if statistic == "improvement":
-            theirs = draw(rng, count, tasks, runs, False)
             found = improvement_interval(ours, theirs, corrected=corrected, resamples=resamples)
         else:
             found = interval({"mean": mean, "IQM": iqm}[statistic], ours, corrected=corrected, resamples=resamples)
@@ -99,10 +92,10 @@ def covered(
 
 
 def measured(kind: str, tasks: int, runs: int, statistic: str, repeats: int) -> Cell:
-    truth = true_value(KINDS[kind], statistic, tasks, np.random.default_rng(0))
     (old, old_width), (new, new_width) = (
-        covered(KINDS[kind], statistic, tasks, runs, repeats, corrected, truth) for corrected in (False, True)
+        covered(kind, tasks, runs, statistic, repeats, corrected) for corrected in (False, True)
     )
+    truth = true_value(kind, statistic, tasks)
     return Cell(kind, tasks, runs, statistic, *(round(x, 4) for x in (truth, old, new, old_width, new_width)))
 
 

@@ -22,14 +22,14 @@ Efron 2014, "Estimation and accuracy after model selection" (influence from a bo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf, prod
+from math import inf
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-Statistic = Callable[..., np.ndarray]
-"""Scores (..., tasks, runs) of one or more methods to (...)."""
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Scores (..., tasks, runs) to (...)."""
 AT_ONCE = 2**22  # numbers that a batch of resamples may hold
 
 
@@ -69,7 +69,12 @@ def improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
     On one task this is the Mann-Whitney U statistic over n m.
     """
-    return np.sign(ours[..., :, None] - theirs[..., None, :]).mean((-3, -2, -1)) / 2 + 0.5
+    return wins(ours, theirs).mean((-3, -2, -1))
+
+
+def wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """1 where a run of ours is better than one of theirs, 1/2 where it is as good, else 0: (..., tasks, n, m)."""
+    return np.sign(ours[..., :, None] - theirs[..., None, :]) / 2 + 0.5
 
 
 def above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -82,83 +87,100 @@ def above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 def interval(
     statistic: Statistic,
-    *scores: np.ndarray,
+    scores: np.ndarray,
     level: float = 0.95,
     corrected: bool = True,
     resamples: int = 2000,
     within: tuple[float, float] = (-inf, inf),
 ) -> Interval:
-    """``statistic`` of scores (..., tasks, runs), an array a method, with a stratified bootstrap interval, each (...).
+    """``statistic`` of scores (..., tasks, runs) with its stratified bootstrap interval, each (...).
 
     ``corrected=False`` is the percentile bootstrap (rliable's), without c. Bounds stay ``within`` what the statistic
-    can be. Methods are resampled apart from one another and may have different numbers of runs. The same scores always
-    give the same interval; equal ones give one of width zero. ValueError for one run.
+    can be. The same scores always give the same interval; equal ones give one of width zero. ValueError for one run.
     """
-    if any(x.shape[-1] < 2 for x in scores):
-        raise ValueError("one seed, no interval: what other seeds would give is not known from one")
-    rng = np.random.default_rng(0)
-    picks = [rng.integers(x.shape[-1], size=(resamples, *x.shape[-2:])) for x in scores]
-    value, draws = statistic(*scores), resampled(statistic, scores, picks)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    if corrected:
-        wider = correction(draws, picks, level)
-        low, high = value + wider * (low - value), value + wider * (high - value)
-    return Interval(value, np.clip(low, *within), np.clip(high, *within))
+    (picks,) = drawn(resamples, scores)
+    low, high = quantiles(statistic(scores), resampled(statistic, scores, picks), [picks], level, corrected)
+    return Interval(statistic(scores), np.clip(low, *within), np.clip(high, *within))
 
 
 def improvement_interval(
     ours: np.ndarray, theirs: np.ndarray, level: float = 0.95, corrected: bool = True, resamples: int = 2000
 ) -> Interval:
-    """``improvement`` with its interval. Where all comparisons go one way, resamples say nothing of the others.
+    """``improvement`` with its interval, the runs of both resampled; they may differ in number.
 
-    Then the k = tasks min(n, m) comparisons of run i with run i, which are independent, are all won. They are so with
-    probability prod_m P_m^min(n, m) <= P^k (arithmetic over geometric mean), so P is above ((1 - level) / 2)^(1 / k).
+    Where all comparisons go one way, resamples say nothing of the other way. But then, corrected, the k = tasks
+    min(n, m) comparisons of run i with run i, which are independent, are all won, which has probability
+    prod_m P_m^min(n, m) <= P^k (arithmetic over geometric mean): P is at least ((1 - level) / 2)^(1 / k).
     """
-    value, low, high = interval(
-        improvement, ours, theirs, level=level, corrected=corrected, resamples=resamples, within=(0, 1)
-    )
+    both = drawn(resamples, ours, theirs)
+    value = improvement(ours, theirs)
+    draws = improvement_resampled(ours, theirs, *both)
+    low, high = (np.clip(bound, 0, 1) for bound in quantiles(value, draws, both, level, corrected))
     if corrected:
-        independent = ours.shape[-2] * min(ours.shape[-1], theirs.shape[-1])
-        least = ((1 - level) / 2) ** (1 / independent)
+        least = ((1 - level) / 2) ** (1 / (ours.shape[-2] * min(ours.shape[-1], theirs.shape[-1])))
         low, high = np.where(value == 1, least, low), np.where(value == 0, 1 - least, high)
     return Interval(value, low, high)
 
 
-def resampled(statistic: Statistic, scores: Sequence[np.ndarray], picks: Sequence[np.ndarray]) -> np.ndarray:
-    """The statistic of each resample, (..., resamples), for picks (resamples, tasks, runs) of each of the scores."""
-    apart = prod(scores[0].shape[:-1]) * prod(x.shape[-1] for x in scores)  # numbers in one resample, compared in pairs
-    batch = max(1, AT_ONCE // apart)
-    draws = []
-    for start in range(0, len(picks[0]), batch):
-        drawn = [
-            x[..., np.arange(x.shape[-2])[:, None], pick[start : start + batch]]
-            for x, pick in zip(scores, picks, strict=True)
-        ]
-        draws.append(statistic(*drawn))
-    return np.concatenate(draws, axis=-1)
+def drawn(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
+    """Of each of the scores (..., tasks, runs), which runs a resample holds of each task: (resamples, tasks, runs)."""
+    if any(x.shape[-1] < 2 for x in scores):
+        raise ValueError("one seed, no interval: what other seeds would give is not known from one")
+    rng = np.random.default_rng(0)
+    return [rng.integers(x.shape[-1], size=(resamples, *x.shape[-2:])) for x in scores]
+
+
+def resampled(statistic: Statistic, scores: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """The statistic of each resample, (..., resamples)."""
+    tasks, batch = np.arange(scores.shape[-2])[:, None], max(1, AT_ONCE // scores.size)
+    parts = [picks[start : start + batch] for start in range(0, len(picks), batch)]
+    return np.concatenate([statistic(scores[..., tasks, part]) for part in parts], axis=-1)
+
+
+def improvement_resampled(ours: np.ndarray, theirs: np.ndarray, mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """``improvement`` of each resample, (..., resamples), from the pairs' outcomes and how often each run was drawn."""
+    left, right = (np.moveaxis(counted(picks), 0, -1) for picks in (mine, others))  # (tasks, runs, resamples)
+    pairs = ours.shape[-2] * ours.shape[-1] * theirs.shape[-1]
+    return (left * (wins(ours, theirs) @ right)).sum((-3, -2)) / pairs
+
+
+def counted(picks: np.ndarray) -> np.ndarray:
+    """How often each resample holds each run, (resamples, tasks, runs)."""
+    runs = picks.shape[-1]
+    rows = np.arange(picks.size // runs)[:, None] * runs
+    return (
+        np.bincount((rows + picks.reshape(-1, runs)).ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
+    )
+
+
+def quantiles(
+    value: np.ndarray, draws: np.ndarray, picks: Sequence[np.ndarray], level: float, corrected: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds (...) from a statistic's value (...) and its draws (..., resamples) with these picks."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    wider = correction(draws, picks, level) if corrected else np.ones_like(low)
+    return value + wider * (low - value), value + wider * (high - value)
 
 
 def correction(draws: np.ndarray, picks: Sequence[np.ndarray], level: float) -> np.ndarray:
     """c of above, (...), from the statistic of resamples (..., resamples) and their picks (resamples, tasks, runs).
 
     A run's influence is the covariance of the statistic with the number of times that the run was picked; the squares
-    of a stratum's influences add up to what it adds to the variance.
+    of a stratum's influences add up to what it adds to the resamples' variance, (n - 1) / n of v.
     """
     around = draws - draws.mean(-1, keepdims=True)
     parts, runs = [], []
     for pick in picks:
         resamples, tasks, count = pick.shape
-        places = np.arange(resamples * tasks)[:, None] * count + pick.reshape(-1, count)
-        times = np.bincount(places.ravel(), minlength=pick.size).reshape(resamples, -1)
-        influence = around @ (times - 1.0) / resamples
+        influence = around @ (counted(pick) - 1).reshape(resamples, -1) / resamples
         parts.append(np.square(influence.reshape(*draws.shape[:-1], tasks, count)).sum(-1))
         runs += [count] * tasks
-    biased, n = np.concatenate(parts, axis=-1), np.array(runs)
-    variance = biased * n / (n - 1)
-    total = variance.sum(-1)
-    spread = total > 0
-    freedom = np.where(spread, total, 1) ** 2 / np.where(spread, (variance**2 / (n - 1)).sum(-1), 1)
-    unbiased = np.sqrt(np.where(spread, total, 1) / np.where(spread, biased.sum(-1), 1))
+    narrow, n = np.concatenate(parts, axis=-1), np.array(runs)
+    variance = narrow * n / (n - 1)
+    spread = variance.sum(-1) > 0  # where there is none, any c will do
+    total = np.where(spread, variance.sum(-1), 1)
+    freedom = total**2 / np.where(spread, (variance**2 / (n - 1)).sum(-1), 1)
+    unbiased = np.sqrt(total / np.where(spread, narrow.sum(-1), 1))
     return unbiased * student((1 + level) / 2, freedom) / NormalDist().inv_cdf((1 + level) / 2)
 
 
