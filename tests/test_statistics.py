@@ -107,20 +107,20 @@ def test_percentiles_of_few_runs_are_too_narrow_and_the_correction_mends_it() ->
     assert 0.93 < covered("normal", 3, 3, "mean", repeats=4000, corrected=True, resamples=400)[0] < 0.97
 
 
-RLIABLE = json.loads((Path(__file__).parent / "rliable.json").read_text())
 STATISTICS = {"mean": mean, "median": median, "iqm": iqm, "optimality_gap": optimality_gap}
 
 
 @pytest.mark.parametrize("name", [*STATISTICS, "profile", "improvement"])
 def test_the_percentile_bootstrap_is_rliables(name: str) -> None:
-    ours, theirs, thresholds = (np.array(RLIABLE[key]) for key in ("ours", "theirs", "thresholds"))
+    told = json.loads((Path(__file__).parent / "rliable.json").read_text())  # benchmarks/rliable_numbers.py
+    ours, theirs, thresholds = (np.array(told[key]) for key in ("ours", "theirs", "thresholds"))
     if name == "improvement":
         found = improvement_interval(ours, theirs, corrected=False, resamples=20_000)
     elif name == "profile":
         found = interval(mean, above(ours, thresholds), corrected=False, resamples=20_000)
     else:
         found = interval(STATISTICS[name], ours, corrected=False, resamples=20_000)
-    value, low, high = (np.array(RLIABLE[name][key]) for key in ("value", "low", "high"))
+    value, low, high = (np.array(told[name][key]) for key in ("value", "low", "high"))
     np.testing.assert_allclose(np.atleast_1d(found.value), value, atol=1e-12)
     # a bound of 5000 resamples is off by about .04 of the spread they have, which is a quarter of the interval; where
     # the statistic takes few values (a share of 40 runs), by one of its steps
