@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_bilevel.plot import Point, draw, iqm_interval, read_table
+from benchmarks.evidence import GROUPS
+from rlhf_bilevel.compare import LAST, bounds, estimate, plain
+from rlhf_bilevel.plot import Point, draw, read_table
+from rlhf_bilevel.statistics import iqm
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/figures")
-LAST = 3
-"""Evaluations at the end of a run whose mean stands for the run: one alone is too noisy."""
 
 
 def last(rows: list[Point]) -> list[str]:
@@ -33,14 +34,15 @@ def stated(rows: list[Point], column: str, form: str) -> str:
     runs: dict[int, list[float]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.step):
         runs[row.seed].append(getattr(row, column))
-    ends = [float(np.mean(values[-LAST:])) for values in runs.values()]
-    if len(ends) > 1:
-        return f"{form} [{form}, {form}]".format(*iqm_interval(np.array(ends)))
-    return form.format(ends[0]) if ends else ""
+    if not runs:
+        return ""
+    ends = np.array([[np.mean(values[-LAST:]) for values in runs.values()]])
+    value, low, high = plain(estimate(iqm, ends, bounds(rows[0].env, column)))
+    return form.format(value) if low is None else f"{form} [{form}, {form}]".format(value, low, high)
 
 
 def main() -> None:
-    for table in sorted(RESULTS.glob("*.csv")):
+    for table in [file for file in (RESULTS / f"{group}.csv" for group in GROUPS) if file.is_file()]:
         rows = read_table(table)
         print(f"\n{draw(rows, FIGURES / f'{table.stem}.svg')}: {rows[0].env}, {max(row.step for row in rows):,} steps")
         print("| method | seeds | labels | true return of the agent | of the other learner | success |")

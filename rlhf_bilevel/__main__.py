@@ -20,12 +20,13 @@ from rlhf_bilevel import envs
 from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
 from rlhf_bilevel.files import SUMS, Refused, read_yaml
 from rlhf_bilevel.options import Parser, fail, one_of, positive
+from rlhf_bilevel.plot import KINDS
 
 Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
-COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "plot", "doctor")
+COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "plot", "compare", "doctor")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -183,7 +184,9 @@ def evaluate(args: argparse.Namespace) -> Work:
             return
         for name in ("true_return", "success"):
             if summary[name]:
-                print("{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})".format(name, **summary[name]))
+                form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
+                form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
+                print(form.format(name, **summary[name]))
         print(f"episodes: {summary['episodes']}")
 
     return work
@@ -205,19 +208,55 @@ def export(args: argparse.Namespace) -> Work:
 
 
 def plot(args: argparse.Namespace) -> Work:
-    for path in args.dirs:
-        if not (run_folder(path) / "evaluations.csv").is_file():
-            raise ValueError(f"{path} has no evaluations.csv yet")
+    rows = gathered(args.paths)
     if args.out.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
+    if args.baseline and args.kind != "improvement":
+        raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
     out = new_path(args.out)
 
     def work() -> None:
-        from rlhf_bilevel.plot import draw, points
+        from rlhf_bilevel.plot import draw
 
-        print(draw([point for path in args.dirs for point in points(path)], out))
+        print(draw(rows, out, args.kind, args.baseline))
 
     return work
+
+
+def compare(args: argparse.Namespace) -> Work:
+    rows = gathered(args.paths)
+
+    def work() -> None:
+        from rlhf_bilevel.compare import budgets, chosen, compared, grouped, overall, table
+
+        tasks = grouped(rows, together=True)
+        for line in budgets(tasks):
+            warnings.warn(line, stacklevel=1)
+        baseline = chosen(args.baseline, tasks)
+        lines = compared(tasks, baseline)
+        if len(tasks) > 1:
+            try:
+                lines += overall(tasks, baseline)
+            except Refused as error:
+                warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
+        print(json.dumps([line._asdict() for line in lines]) if args.json else table(lines))
+
+    return work
+
+
+def gathered(paths: Sequence[Path]) -> list[Any]:
+    """Evaluations (``plot.Point``) of runs' folders and tables."""
+    from rlhf_bilevel.plot import points, read_table
+
+    rows = []
+    for path in paths:
+        if path.suffix == ".csv":
+            rows += read_table(path)
+        elif (run_folder(path) / "evaluations.csv").is_file():
+            rows += points(path)
+        else:
+            raise ValueError(f"{path} has no evaluations.csv yet")
+    return rows
 
 
 def doctor(args: argparse.Namespace) -> Work:
@@ -318,9 +357,16 @@ def parser() -> Parser:
     sub.add_argument("--sb3", type=Path, required=True, metavar="FILE.zip")
     trusting(sub)
 
-    sub = command(plot, "learning curves: interquartile mean and 95 % bootstrap interval over seeds")
-    sub.add_argument("dirs", type=Path, nargs="+", metavar="DIR")
+    sub = command(plot, "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
+    sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=f"{', '.join(KINDS)} (curves)")
+    sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (pebble)")
+
+    sub = command(compare, "a table of runs: IQM a method and environment, and probability of improvement")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
+    sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (pebble, where it was run)")
+    sub.add_argument("--json", action="store_true")
 
     command(doctor, "what works on this machine, and what to install")
     return top

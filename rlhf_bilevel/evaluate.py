@@ -1,4 +1,6 @@
-"""What a policy is worth: true returns and successes of whole episodes, as a mean with a bootstrap interval.
+"""What one policy is worth: true returns and successes of whole episodes, as a mean with a bootstrap interval.
+
+The interval is over the episodes that this policy might have met, and says nothing of what another seed would learn.
 
 The episodes are those that the env comes to next, so an env whose ``episode`` is set back gives two policies, or one
 policy at two ages, the same starts. Nothing here learns, and nothing draws from a generator that others use.
@@ -8,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import gymnasium
 import numpy as np
+
+from rlhf_bilevel.statistics import interval, mean
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,20 @@ class Evaluation:
     successes: np.ndarray | None  # (episodes,) bool: success at any step; None where the env never speaks of it
 
     def summary(self) -> dict[str, Any]:
-        """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, in plain numbers."""
+        """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, in plain numbers.
 
-        def stated(samples: np.ndarray) -> dict[str, float]:
-            return dict(zip(("mean", "low", "high"), interval(samples), strict=True))
+        One episode has no interval: low and high are None.
+        """
 
-        success = None if self.successes is None else stated(self.successes)
-        return {"true_return": stated(self.returns), "success": success, "episodes": len(self.returns)}
+        def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
+            if len(samples) == 1:
+                return {"mean": float(samples[0]), "low": None, "high": None}
+            return dict(
+                zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True)
+            )
+
+        success = None if self.successes is None else stated(self.successes.astype(float), (0, 1))
+        return {"true_return": stated(self.returns, (-inf, inf)), "success": success, "episodes": len(self.returns)}
 
 
 def evaluate(
@@ -54,15 +66,3 @@ def evaluate(
             over = terminated or truncated
         episode += "fault" not in info
     return Evaluation(returns, successes if reported else None)
-
-
-def interval(samples: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of samples (n,), n >= 1, and its percentile bootstrap interval of 2000 resamples.
-
-    The same samples always give the same interval. One sample, or equal ones, give an interval of width zero.
-    """
-    if len(samples) < 1:
-        raise ValueError("an interval needs at least one sample, got none")
-    picks = np.random.default_rng(0).integers(len(samples), size=(2000, len(samples)))
-    low, high = np.quantile(samples[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(samples.mean()), float(low), float(high)

@@ -1,4 +1,9 @@
-"""Learning curves from evaluations: one line a method, the interquartile mean over seeds with a bootstrap interval.
+"""Figures from evaluations: learning curves, and methods side by side over all environments, with bootstrap intervals.
+
+``curves``: interquartile mean (IQM) over seeds, a panel an environment. ``efficiency``: IQM of scores over all
+environments at each step. ``profile``: share of runs that score above a threshold. ``improvement``: probability that a
+run is better than one of the baseline. ``aggregate``: median, IQM, mean and optimality gap of scores. A score is what
+``compare`` says, an interval what ``statistics`` says. After Agarwal et al. 2021, figures 2 and 7 to 10.
 
 A ``Point`` is one learner of one run at one evaluation; a table of them is what ``benchmarks/results`` holds.
 """
@@ -6,15 +11,22 @@ A ``Point`` is one learner of one run at one evaluation; a table of them is what
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.files import read_yaml
+from rlhf_bilevel import compare
+from rlhf_bilevel.compare import Task
+from rlhf_bilevel.files import Refused, read_yaml
+from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimality_gap
+
+KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
+AGGREGATES = {"median": median, "interquartile mean": iqm, "mean": mean, "optimality gap": optimality_gap}
+STEPS = "environment steps (all learners)"
 
 
 class Point(NamedTuple):
@@ -62,56 +74,123 @@ def write_table(rows: Iterable[Point], file: Path) -> None:
 
 
 def read_table(file: Path) -> list[Point]:
+    """What ``write_table`` wrote; more columns do no harm. Refused where it is no table of points."""
+    if not file.is_file():
+        raise Refused(f"{file}: no such file")
     with file.open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        if missing := [name for name in Point._fields if name not in (rows.fieldnames or ())]:
+            raise Refused(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
         return [
             Point(
                 row["method"], row["env"], int(row["seed"]), int(row["step"]), int(row["labels"]), int(row["learner"]),
                 row["is_agent"] == "1", float(row["true_return"]), float(row["success"]) if row["success"] else None,
                 int(row["episodes"]), row["commit"],
             )
-            for row in csv.DictReader(stream)
+            for row in rows
         ]  # fmt: skip
 
 
-def iqm(samples: np.ndarray) -> np.ndarray:
-    """Interquartile mean over the last axis: the mean after a quarter is cut off at either end."""
-    cut = samples.shape[-1] // 4
-    ordered = np.sort(samples, axis=-1)
-    return ordered[..., cut : samples.shape[-1] - cut].mean(-1)
-
-
-def iqm_interval(samples: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """IQM over seeds (n,) with its 95 % percentile-bootstrap bounds; both bounds are the IQM itself for one seed."""
-    drawn = np.random.default_rng(0).choice(samples, (resamples, len(samples)))
-    low, high = np.quantile(iqm(drawn), [0.025, 0.975])
-    return float(iqm(samples)), float(low), float(high)
-
-
-def draw(rows: Sequence[Point], out: Path) -> Path:
-    """A panel an environment, true return (success where it is known) of the agents against environment steps."""
+def draw(rows: Sequence[Point], out: Path, kind: str = "curves", baseline: str | None = None) -> Path:
+    """The figure of that kind, of what users get of each run: its agent. Refused where runs cannot be compared."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    agents = [row for row in rows if row.is_agent]
-    panels = list(dict.fromkeys(row.env for row in agents))
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, env in zip(axes[0], panels, strict=True):
-        here = [row for row in agents if row.env == env]
-        with_success = all(row.success is not None for row in here)
-        for method in dict.fromkeys(row.method for row in here):
-            curve(axis, [row for row in here if row.method == method], method, with_success)
-        axis.set(
-            title=env, xlabel="environment steps (all learners)", ylabel="success" if with_success else "true return"
-        )
-        axis.grid(alpha=0.3)
-        axis.legend()
+    tasks = compare.grouped(rows, together=kind != "curves")
+    figure = pyplot.figure(layout="constrained")
+    if kind == "improvement":
+        improvements(figure, tasks, baseline)
+    else:
+        {"curves": curves, "efficiency": efficiency, "profile": profiles, "aggregate": aggregates}[kind](figure, tasks)
     save(figure, out)
     pyplot.close(figure)
     return out
+
+
+def panels(figure: Any, count: int) -> Any:
+    """Axes side by side, (count,)."""
+    figure.set_size_inches(5.2 * count, 3.6)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return axes
+
+
+def curves(figure: Any, tasks: Sequence[Task]) -> None:
+    for axis, task in zip(panels(figure, len(tasks)), tasks, strict=True):
+        within = compare.bounds(task.env, task.measure)
+        for method, group in task.groups.items():
+            line(axis, group.steps, compare.estimate(iqm, group.values.T[:, None], within), label(method, [task]))
+        axis.set(title=task.env, xlabel=STEPS, ylabel=task.measure.replace("_", " "))
+        axis.legend()
+
+
+def efficiency(figure: Any, tasks: Sequence[Task]) -> None:
+    (axis,) = panels(figure, 1)
+    found = compare.scores(tasks)
+    steps, values = compare.efficiency(tasks)
+    for method, runs in values.items():
+        line(axis, steps, compare.estimate(iqm, runs, found.within), label(method, tasks))
+    axis.set(title=titled(tasks), xlabel=STEPS, ylabel=f"IQM of\n{found.rule}")
+    axis.legend()
+
+
+def profiles(figure: Any, tasks: Sequence[Task]) -> None:
+    (axis,) = panels(figure, 1)
+    values, _, rule = compare.scores(tasks)
+    pooled = np.concatenate([runs.ravel() for runs in values.values()])
+    thresholds = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 201)
+    for method, runs in values.items():
+        line(axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), label(method, tasks))
+    axis.set(title=titled(tasks), xlabel=f"threshold of {rule}", ylabel="share of runs above it")
+    axis.legend()
+
+
+def improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> None:
+    baseline = compare.known(baseline or compare.BASELINE, tasks)
+    (axis,) = panels(figure, 1)
+    found = compare.over(baseline, tasks)
+    bars(axis, list(found.values()), [label(method, tasks) for method in found])
+    axis.axvline(0.5, color="black", linewidth=1)
+    axis.set(title=titled(tasks), xlim=(0, 1), xlabel=f"P(better than {label(baseline, tasks)})")
+
+
+def aggregates(figure: Any, tasks: Sequence[Task]) -> None:
+    values, within, rule = compare.scores(tasks)
+    for axis, (name, statistic) in zip(panels(figure, len(AGGREGATES)), AGGREGATES.items(), strict=True):
+        limits = (0, inf) if statistic is optimality_gap else within
+        found = [compare.estimate(statistic, runs, limits) for runs in values.values()]
+        bars(axis, found, [label(method, tasks) for method in values])
+        axis.set(title=name, xlabel=rule)
+
+
+def line(axis: Any, x: np.ndarray, found: Interval, label: str) -> None:
+    """A line with a band, which one seed has not: its bounds are not numbers."""
+    (drawn,) = axis.plot(x, found.value, label=label)
+    if not np.isnan(found.low).any():
+        axis.fill_between(x, found.low, found.high, alpha=0.2, color=drawn.get_color(), linewidth=0)
+
+
+def bars(axis: Any, found: Sequence[Interval], labels: Sequence[str]) -> None:
+    """A row a method, from the top, with a bar to its value and a whisker from bound to bound."""
+    for row, (value, low, high) in enumerate(found):
+        axis.barh(row, value, height=0.6, color="C0", alpha=0.4)
+        axis.plot([low, high], [row, row], color="black")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+
+
+def label(method: str, tasks: Sequence[Task]) -> str:
+    groups = [task.groups[method] for task in tasks]
+    labels = min(group.labels[1] for group in groups), max(group.labels[1] for group in groups)
+    seeds = len(groups[0].values)
+    return f"{method} ({compare.between(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
+
+
+def titled(tasks: Sequence[Task]) -> str:
+    return tasks[0].env if len(tasks) == 1 else f"{len(tasks)} environments"
 
 
 def save(figure: Any, out: Path) -> None:
@@ -121,15 +200,3 @@ def save(figure: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "equal curves, equal file"}):  # names in an SVG are random otherwise
         figure.savefig(out, dpi=110, metadata={"Date": None} if out.suffix == ".svg" else None)
-
-
-def curve(axis: Any, rows: Sequence[Point], method: str, with_success: bool) -> None:
-    values = defaultdict(list)
-    for row in rows:
-        values[row.step].append(row.success if with_success else row.true_return)
-    steps = sorted(values)
-    middle, low, high = np.array([iqm_interval(np.array(values[step])) for step in steps]).T
-    seeds, labels = len({row.seed for row in rows}), max(row.labels for row in rows)
-    (line,) = axis.plot(steps, middle, label=f"{method} ({labels} labels, {seeds} seed{'s' * (seeds > 1)})")
-    if seeds > 1:
-        axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)

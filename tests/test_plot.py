@@ -1,37 +1,121 @@
-"""Statistics over seeds, and tables that come back as they went."""
+"""What a figure shows: lines, bands, whiskers and names; and tables that come back as they went."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from rlhf_bilevel.plot import Point, draw, iqm, iqm_interval, read_table, write_table
+from rlhf_bilevel import plot
+from rlhf_bilevel.compare import grouped
+from rlhf_bilevel.plot import KINDS, Point, draw, read_table, write_table
+from rlhf_bilevel.statistics import improvement_interval, interval, iqm, mean
 
-
-def test_iqm_is_the_mean_of_the_middle_half() -> None:
-    assert iqm(np.array([100.0, 1, 2, 3, 4, 5, 6, -100])) == pytest.approx(np.mean([2, 3, 4, 5]))
-    assert iqm(np.array([1.0, 2, 6])) == 3  # fewer than four: the mean
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        _, low, high = iqm_interval(rng.normal(size=20), resamples=400)
-        covered += low <= 0 <= high
-    assert 0.85 < covered / 200 <= 1
-    assert iqm_interval(np.array([3.0])) == (3, 3, 3)
+ENVS = ("dm_control/walker-walk-v0", "dm_control/cartpole-balance-v0")
+SEEDS, STEPS = {"pebble": 4, "surf": 3, "sac": 1}, (100, 200, 300)
 
 
-def test_a_table_comes_back_and_is_drawn(tmp_path: Path) -> None:
-    rows = [
-        Point(method, "Steer-v0", seed, step, 10, 0, True, float(step + seed), success, 5, "abc")
-        for method, success in (("pebble", None), ("sac", 0.5))
-        for seed in range(3)
-        for step in (100, 200)
-    ]
+def value(method: str, env: str, seed: int, step: int) -> float:
+    return (step + 7 * seed**2) * (1 + 0.1 * len(method)) + 20 * ENVS.index(env)
+
+
+ROWS = [
+    Point(method, env, seed, step, 0 if method == "sac" else step // 10, learner, learner == 0, reached, None, 5, "abc")
+    for env in ENVS
+    for method, seeds in SEEDS.items()
+    for seed in range(seeds)
+    for step in STEPS
+    for learner, reached in enumerate((value(method, env, seed, step), -1e6))
+]
+NAMES = ["pebble (30 labels, 4 seeds)", "surf (30 labels, 3 seeds)", "sac (0 labels, 1 seed: no interval)"]
+
+
+def values(method: str) -> np.ndarray:
+    """(steps, tasks, seeds), true returns."""
+    return np.array(
+        [[[value(method, env, seed, step) for seed in range(SEEDS[method])] for env in ENVS] for step in STEPS]
+    )
+
+
+REFERENCE = values("sac").mean(0)  # (tasks, 1): the mean of its last three evaluations
+
+
+def test_a_table_comes_back(tmp_path: Path) -> None:
+    rows = [row._replace(true_return=round(row.true_return, 2)) for row in ROWS]
+    rows[0] = rows[0]._replace(success=0.5)
     write_table(rows, tmp_path / "table.csv")
     assert read_table(tmp_path / "table.csv") == rows
-    picture = draw(rows, tmp_path / "figure.svg").read_text()
-    assert "pebble (10 labels, 3 seeds)" in picture and "sac (10 labels, 3 seeds)" in picture
-    assert draw(rows, tmp_path / "again.svg").read_text() == picture
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_runs_give_an_equal_file(tmp_path: Path, kind: str) -> None:
+    picture = draw(ROWS, tmp_path / "figure.svg", kind).read_text()
+    assert draw(ROWS, tmp_path / "again.svg", kind).read_text() == picture
+    assert all(name in picture for name in (NAMES[1:] if kind == "improvement" else NAMES))
+
+
+def legend(axis) -> list[str]:  # type: ignore[no-untyped-def]
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_there_are_seeds() -> None:
+    figure = Figure()
+    plot.curves(figure, grouped(ROWS, together=False))
+    assert [axis.get_title() for axis in figure.axes] == list(ENVS)
+    for number, axis in enumerate(figure.axes):
+        assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2  # none for one seed
+        assert axis.get_xlabel() == "environment steps (all learners)"
+        expected = interval(iqm, values("pebble")[:, [number]], within=(0, 1000))
+        assert axis.lines[0].get_xdata().tolist() == list(STEPS)
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), expected.value)
+        corners = axis.collections[0].get_paths()[0].vertices
+        for step, low, high in zip(STEPS, expected.low, expected.high, strict=True):
+            here = corners[corners[:, 0] == step, 1]
+            assert (here.min(), here.max()) == pytest.approx((low, high))
+
+
+def test_efficiency_is_the_iqm_of_scores_over_environments_at_each_step() -> None:
+    figure = Figure()
+    plot.efficiency(figure, grouped(ROWS, together=True))
+    (axis,) = figure.axes
+    assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), iqm(values("surf") / REFERENCE))
+    assert "SAC" in axis.get_ylabel() and axis.get_title() == "2 environments"
+
+
+def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
+    figure = Figure()
+    plot.profiles(figure, grouped(ROWS, together=True))
+    (axis,) = figure.axes
+    assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
+    scores = values("pebble").mean(0) / REFERENCE
+    thresholds, shares = axis.lines[0].get_data()
+    np.testing.assert_allclose(shares, [(scores > threshold).mean() for threshold in thresholds])
+    assert shares[0] == 1 and thresholds[-1] >= scores.max() and shares[-1] == 0
+
+
+def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
+    figure = Figure()
+    plot.improvements(figure, grouped(ROWS, together=True), "pebble")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == NAMES[1:]
+    surf, sac, even = axis.lines
+    expected = improvement_interval(values("surf").mean(0), values("pebble").mean(0))
+    assert axis.patches[0].get_width() == pytest.approx(expected.value)
+    np.testing.assert_allclose(surf.get_xdata(), [expected.low, expected.high])
+    assert np.isnan(sac.get_xdata()).all()  # one seed
+    assert list(even.get_xdata()) == [0.5, 0.5] and NAMES[0] in axis.get_xlabel()
+
+
+def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:
+    figure = Figure()
+    plot.aggregates(figure, grouped(ROWS, together=True))
+    assert [axis.get_title() for axis in figure.axes] == ["median", "interquartile mean", "mean", "optimality gap"]
+    scores = values("surf").mean(0) / REFERENCE
+    within = 0, float((1000 / REFERENCE).max())
+    for axis, statistic in zip(figure.axes[1:3], (iqm, mean), strict=True):
+        expected = interval(statistic, scores, within=within)
+        assert len(axis.patches) == len(axis.lines) == 3
+        assert axis.patches[1].get_width() == pytest.approx(expected.value)
+        np.testing.assert_allclose(axis.lines[1].get_xdata(), [expected.low, expected.high])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == NAMES

@@ -60,6 +60,7 @@ from torch.nn.functional import softplus
 from benchmarks.theory.laboratory import write
 from rlhf_bilevel.penalty import proxy, tilts
 from rlhf_bilevel.problems import differentiate
+from rlhf_bilevel.statistics import Interval, interval, mean
 from rlhf_bilevel.tabular import random_mdp
 
 STATES, ACTIONS, FEATURES = 20, 3, 6
@@ -117,8 +118,8 @@ class Outcome(NamedTuple):
     sweep: str
     level: float
     method: str
-    share: tuple[float, float, float]
-    gain: tuple[float, float, float]  # in return share over ``naive`` in the same MDPs
+    share: Interval
+    gain: Interval  # in return share over ``naive`` in the same MDPs
 
 
 class Pairs(NamedTuple):
@@ -460,16 +461,10 @@ def summary(rows: Sequence[Row]) -> list[Outcome]:
     outcomes = []
     for sweep, level, method in dict.fromkeys(row[:3] for row in rows):
         baseline = (sweep, 0.0 if sweep == "objective" else level, "naive")
-        own, other = np.array(shares[sweep, level, method]), np.array(shares[baseline])
-        outcomes.append(Outcome(sweep, level, method, interval(own), interval(own - other)))
+        own, other = np.array([shares[sweep, level, method]]), np.array([shares[baseline]])
+        share, gain = (interval(mean, values, corrected=False) for values in (own, own - other))
+        outcomes.append(Outcome(sweep, level, method, share, gain))
     return outcomes
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean over MDPs (n,) with its 95 % percentile-bootstrap bounds."""
-    drawn = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
 
 
 def panel(axes: Sequence[Any], rows: Sequence[Row]) -> None:
@@ -501,7 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     options = parser.parse_args(arguments)
-    for name, least in ("mdps", 1), ("seed", 0), ("workers", 1):
+    for name, least in ("mdps", 2), ("seed", 0), ("workers", 1):
         if getattr(options, name) < least:
             parser.exit(2, f"coupling: --{name} must be at least {least}, not {getattr(options, name)}\n")
     if not options.out.parent.is_dir() or options.out.is_dir():
