@@ -21,6 +21,7 @@ from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, s
 from rlhf_bilevel.files import SUMS, Refused, read_yaml
 from rlhf_bilevel.options import Parser, fail, one_of, positive
 from rlhf_bilevel.plot import KINDS
+from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
 Work = Callable[[], None]
 
@@ -166,7 +167,7 @@ def told(args: argparse.Namespace) -> list[str]:
     """The settings of a sweep, as ``train`` takes them."""
     words = [
         f"--{name}={getattr(args, name)}"
-        for name in ("steps", "labels", "config", "preset", "device", "threads")
+        for name in ("steps", "labels", "teacher", "config", "preset", "device", "threads")
         if getattr(args, name) is not None
     ]
     return words + [f"--set={pair}" for pair in args.set]
@@ -270,6 +271,7 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
+    given |= traits(args.teacher) if args.teacher is not None else {}
     for pair in args.set:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -279,6 +281,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
     told = read_yaml(args.config) if args.config else {}
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
+    if args.teacher is None and filed is not told and told.get("teacher", BY_SETTINGS) not in OURS:
+        raise ValueError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
     chosen = preset(args.preset, args.env) | filed | {key: value for key, value in given.items() if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
@@ -327,7 +331,6 @@ def parser() -> Parser:
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
     sub.add_argument("--seed", type=int, help="(0)")
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
-    sub.add_argument("--teacher", default="oracle", type=one_of("teacher", ("oracle",)), help="oracle: the true reward")
     configuring(sub)
     while_training(sub)
 
@@ -375,6 +378,11 @@ def parser() -> Parser:
 def configuring(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=int, help="answers that may be asked of the teacher (100)")
+    sub.add_argument(
+        "--teacher",
+        help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
+        "mistake=0.1,skip=0.1,beta=10; or replay=FILE, another run's labels.sqlite (oracle)",
+    )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"

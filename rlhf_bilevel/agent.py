@@ -29,16 +29,18 @@ from rlhf_bilevel.files import Refused
 from rlhf_bilevel.folder import CONFIG, OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
+from rlhf_bilevel.labels import sessions
 from rlhf_bilevel.log import Log
+from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, on_its_own, together
-from rlhf_bilevel.teacher import OracleTeacher
+from rlhf_bilevel.teacher import Replayed, SimulatedTeacher
+from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG)}
-TEACHERS: dict[str, type] = {cls.__name__: cls for cls in (OracleTeacher,)}
 
 
 class Agent:
@@ -48,7 +50,8 @@ class Agent:
         action, _ = agent.predict(obs)
 
     ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
-    ``teacher`` any object that answers queries (default: the oracle on the true reward), ``algorithm`` any off-policy
+    ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
+    ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), ``algorithm`` any off-policy
     algorithm of SB3 with ``algorithm_settings`` passed on to it. ``out`` is the run's folder: it must be new or empty.
     A run with a folder goes on after a fault (``resume``) from its newest checkpoint; ``checkpoint_every`` is as
     ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``. Raises ValueError on a wrong value.
@@ -59,7 +62,7 @@ class Agent:
         method: str | Method,
         env_id: str,
         *,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
         algorithm: type[OffPolicyAlgorithm] = SAC,
         algorithm_settings: dict[str, Any] | None = None,
@@ -72,7 +75,12 @@ class Agent:
             raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
         self.method = METHODS[method] if isinstance(method, str) else method
         self.env_id = envs.resolve(env_id)
-        self.teacher = teacher or OracleTeacher()
+        if isinstance(teacher, str):
+            settings |= traits(teacher)
+            teacher = None
+        if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
+            raise ValueError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+        self.teacher = teacher  # None: as the settings say
         self.out = Path(out) if out is not None else None
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = algorithm, algorithm_settings or {}
@@ -221,7 +229,7 @@ class Agent:
         written.
         """
         folder = Path(folder)
-        agent, _ = cls._read(folder, trust, {"teacher": OracleTeacher()} | own)  # it will not be asked
+        agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
         env = agent.make_env()
@@ -243,11 +251,10 @@ class Agent:
 
         if told["algorithm_settings"] == OWN and "algorithm_settings" not in own:
             raise Refused(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
-        teacher = part("teacher", TEACHERS)
         agent = cls(
             part("method", METHODS),
             told["env"],
-            teacher=teacher() if isinstance(teacher, type) else teacher,
+            teacher=part("teacher", dict.fromkeys(OURS)),
             algorithm=part("algorithm", ALGORITHMS),
             algorithm_settings=own.get("algorithm_settings", told["algorithm_settings"]),
             out=folder,
@@ -262,12 +269,19 @@ class Agent:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             raise Refused(f"this run needs {needed >> 30} GiB of memory, and the machine has {there >> 30}")
-        store = Store(*sizes, config.steps)
+        store, prefs = Store(*sizes, config.steps), PreferenceStore()
+        teacher = self._teacher_of(config, store, prefs)
         learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
         rng = torch.Generator().manual_seed(config.seed)
         reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, rng)
         cost = LearnedCost(*sizes, config, rng)
-        return Run(self.method, config, training, learners, self.teacher, store, reward, cost, together(learners))
+        return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
+
+    def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
+        if self.teacher is None:
+            path = config.teacher_replay
+            return Replayed(sessions(Path(path))).after(prefs) if path else SimulatedTeacher(config, store)
+        return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> SB3Learner:
         return SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)
@@ -289,7 +303,7 @@ class Agent:
         told = {
             "method": self.method.name,
             "env": self.env_id,
-            "teacher": type(self.teacher).__name__,
+            "teacher": BY_SETTINGS if self.teacher is None else type(self.teacher).__name__,
             "algorithm": self._algorithm.__name__,
             "algorithm_settings": self._algorithm_settings,
             "device": self._device,

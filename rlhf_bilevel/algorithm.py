@@ -83,7 +83,7 @@ class Run:
     def sample_pairs(self, count: int) -> Queries:
         """Random pairs of segments from recent episodes, of all learners or as ``query_source`` says."""
         c = self.config
-        recent = c.aligned_episodes if c.query == "policy_aligned" else c.recent_episodes
+        recent = c.aligned_episodes if c.policy_aligned else c.recent_episodes
         two = len(self.learners) == 2
         sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
         pools = [self.store.episodes(writer)[-recent:] or self.store.episodes()[-recent:] for writer in sources]
@@ -175,15 +175,11 @@ def ask(run: Run) -> int:
     except ValueError as too_short:
         warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
         return 0
-    # Before the first session the reward is untrained: neither its members' disagreement nor its loss means anything
-    score = query.disagreement if c.query == "disagreement" and run.learnt else query.uniform
     with torch.no_grad():
-        if c.query == "k_center":
-            queries = query.k_center(candidates, run.prefs[:] if len(run.prefs) else None, count)
-        else:
-            queries = query.best(candidates, score(run.reward.members, candidates), count)
+        queries = query.choose(c.query, run.reward.members, candidates, run.prefs[:] if run.learnt else None, count)
         answers = checked(run.teacher(queries), queries)
         answers = take(answers, slice(c.labels - len(run.prefs)))  # late answers may come on top of those asked for now
+        # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))
     if not len(answers.label):

@@ -18,7 +18,12 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
+
+Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
+                "k_center+entropy", "k_center+information_gain"]  # fmt: skip
+"""Rules of ``query.RULES``."""
 
 
 class Config(BaseModel):
@@ -67,11 +72,21 @@ class Config(BaseModel):
 
     # Queries
     segment_length: Size = 50  # steps
-    query: Literal["uniform", "disagreement", "policy_aligned", "k_center"] = "disagreement"
+    query: Query = "disagreement"  # policy_aligned for [QPA]'s: uniform ones, and the setting below
+    policy_aligned: bool = False  # candidates are cut from the newest episodes only
     query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
     oversample: Size = 10  # candidate pairs per label that is asked
     recent_episodes: Size = 100  # that segments are cut from
-    aligned_episodes: Size = 10  # the same for policy_aligned
+    aligned_episodes: Size = 10  # the same where policy_aligned
+
+    # Simulated teacher (B-Pref), as teacher.py uses them; at rest, all of them, it is the oracle
+    teacher_beta: Annotated[float, Field(gt=0)] = math.inf  # nats per return; infinite: always prefers the better
+    teacher_discount: Fraction = 1.0  # weight of a step against the one after it
+    teacher_mistake: Share = 0.0  # probability that a label is flipped
+    teacher_skip: Share = 0.0  # of the recent average return: where neither segment has more, no answer
+    teacher_equal: Share = 0.0  # of the recent average return: where the difference is less, a tie
+    teacher_bpref_compat: bool = False  # B-Pref's code: skip and equal squared after the first session, no other tie
+    teacher_replay: str = ""  # a run's labels.sqlite, whose answers are given in place of the teacher's
 
     # Penalty
     sigma: Positive = 10.0  # discounted return per nat of the upper objective
@@ -97,6 +112,8 @@ class Config(BaseModel):
         if not isinstance(given, dict) or not isinstance(given.get("steps"), int) or given["steps"] < 1:
             return given  # steps itself is at fault: let the field's own check say so
         filled = {key: value for key, value in given.items() if value is not None}
+        if filled.get("query") == "policy_aligned":
+            filled |= {"query": "uniform", "policy_aligned": True}
         steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random = filled["learning_starts"]

@@ -12,13 +12,14 @@ import hashlib
 import sqlite3
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.files import Damaged, tensors
+from rlhf_bilevel.files import Damaged, Refused, tensors
 from rlhf_bilevel.preference import take
 from rlhf_bilevel.teacher import checked
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
@@ -107,11 +108,28 @@ class Recorded:
             rows = self._log[number]
             if not rows:
                 return take(Preferences(*queries, torch.zeros(len(queries.first.truth))), slice(0))
-            label, first, second = zip(*rows, strict=True)
-            return Preferences(_segments(first), _segments(second), torch.tensor(label))
+            return _preferences(rows)
         answers = checked(self._teacher(queries), queries)
         self._log.append(len(queries.first.truth), answers)
         return answers
+
+
+def sessions(path: Path) -> Iterator[Preferences]:
+    """The answers in a run's label log, a session after the other without the empty ones, as they were given.
+
+    Refused where there is no such file; Damaged where it is not what was written.
+    """
+    if not path.is_file():
+        raise Refused(f"{path}: no such file")
+    with closing(LabelLog(path)) as log:
+        for number in range(len(log)):
+            if rows := log[number]:
+                yield _preferences(rows)
+
+
+def _preferences(rows: Sequence[Answer]) -> Preferences:
+    label, first, second = zip(*rows, strict=True)
+    return Preferences(_segments(first), _segments(second), torch.tensor(label))
 
 
 def _to_bytes(segments: Segments, i: int) -> bytes:

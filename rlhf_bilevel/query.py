@@ -1,4 +1,14 @@
-"""Which pairs to ask about: candidates are cut from recent episodes, and the best by a score are asked."""
+"""Which pairs to ask about: of candidates cut from recent episodes, the best by a score, or far from one another.
+
+With p_m = P(first better) by member m of the ensemble, H the entropy of a yes or no in nats, and means over members:
+
+    disagreement        standard deviation of p_m                                            [PEBBLE, B-Pref]
+    entropy             mean H(p_m)                                                          [B-Pref's code]
+    information_gain    H(mean p_m) - mean H(p_m)    [Biyik et al. 2019, APReL: members as the posterior's sample]
+
+The last is the mutual information of the label and the reward: what members are sure of and do not agree on. Where
+candidates are cut from (``policy_aligned``, [QPA]) is another matter: any rule goes with it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +26,9 @@ Members = RewardFn
 Score = Callable[[Members, Queries], Tensor]
 """The higher (B,), the rather is a pair asked."""
 
+Rule = Callable[[Members, Queries, Preferences, int], Queries]
+"""So many of the candidates, given what was asked before."""
+
 
 def uniform(members: Members, candidates: Queries) -> Tensor:
     """All alike; candidates come in random order, so the first ones are a uniform draw."""
@@ -23,8 +36,24 @@ def uniform(members: Members, candidates: Queries) -> Tensor:
 
 
 def disagreement(members: Members, candidates: Queries) -> Tensor:
-    """Standard deviation over members of P(first better) [PEBBLE, B-Pref]."""
     return logits(members, candidates).sigmoid().std(0, correction=0)
+
+
+def entropy(members: Members, candidates: Queries) -> Tensor:
+    return _entropies(members, candidates)[1]
+
+
+def information_gain(members: Members, candidates: Queries) -> Tensor:
+    of_mean, mean = _entropies(members, candidates)
+    return of_mean - mean
+
+
+def _entropies(members: Members, candidates: Queries) -> tuple[Tensor, Tensor]:
+    """H(mean p_m) and mean H(p_m), each (B,) in nats."""
+    output = logits(members, candidates)  # (M, B)
+    answers = torch.stack([output.sigmoid(), (-output).sigmoid()])  # 1 - p would round to 0 long before p's complement
+    entr = torch.special.entr
+    return entr(answers.mean(1)).sum(0), entr(answers).sum(0).mean(0)
 
 
 def k_center(candidates: Queries, asked: Queries | Preferences | None, count: int) -> Queries:
@@ -58,3 +87,41 @@ def best(candidates: Queries, score: Tensor, count: int) -> Queries:
 def _take(candidates: Queries, rows: Tensor) -> Queries:
     first, second = (Segments(*(column[rows] for column in segments)) for segments in candidates)
     return Queries(first, second)
+
+
+def top(score: Score) -> Rule:
+    return lambda members, candidates, asked, count: best(candidates, score(members, candidates), count)
+
+
+def spread(score: Score, share: float = 0.5) -> Rule:
+    """k-center among the ``share`` of the candidates that score highest: half of them in B-Pref."""
+
+    def rule(members: Members, candidates: Queries, asked: Preferences, count: int) -> Queries:
+        kept = max(count, int(share * len(candidates.first.obs)))
+        return k_center(best(candidates, score(members, candidates), kept), asked, count)
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "uniform": top(uniform),
+    "disagreement": top(disagreement),
+    "entropy": top(entropy),
+    "information_gain": top(information_gain),
+    "k_center": spread(uniform, share=1),
+    "k_center+disagreement": spread(disagreement),
+    "k_center+entropy": spread(entropy),
+    "k_center+information_gain": spread(information_gain),
+}
+"""By the name that ``Config.query`` gives."""
+
+
+def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
+    """``count`` of the candidates, or all where they are fewer.
+
+    ``asked`` are the labels that the members have learnt from. None before there are any: an untrained reward says
+    nothing about a pair, and the choice is uniform whatever the rule [B-Pref].
+    """
+    if asked is None:
+        return best(candidates, uniform(members, candidates), count)
+    return RULES[name](members, candidates, asked, count)

@@ -17,7 +17,7 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, together
-from rlhf_bilevel.teacher import OracleTeacher
+from rlhf_bilevel.teacher import SimulatedTeacher
 
 torch.set_num_threads(1)
 
@@ -69,7 +69,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
         config,
         training,
         learners,
-        OracleTeacher(),
+        SimulatedTeacher(config, store),
         store,
         RewardEnsemble(*sizes, config.members, config.reward_hidden, rng),
         LearnedCost(*sizes, config, rng),

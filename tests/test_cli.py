@@ -66,6 +66,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma", "key=value"),
         ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --teacher mistake=2", "teacher_mistake=2"),
         ("train pebble --env Pendulum-v1 --steps 9 --reference none.csv", "none.csv"),
         ("train pebble --env Pendulum-v1 --steps 9 --checkpoint-every soon", "'soon' is no interval"),
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),

@@ -36,7 +36,7 @@ def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     """Then one is due more updates at a step than the others."""
     runs = [build("pebble", seed=seed, steps=120, pretrain_steps=20) for seed in (0, 1)]
     answering, silent = runs[1].teacher, [True]
-    runs[1].teacher = lambda queries: type(answering)()(queries) if not silent else _none(queries)
+    runs[1].teacher = lambda queries: answering(queries) if not silent else _none(queries)
     with pytest.warns(UserWarning, match="answered none"):
         for rows in cohort.train(runs):
             if runs[0].step == 60:

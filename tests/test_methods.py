@@ -170,6 +170,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
         {"objective": "win_rate", "cost": "posterior", "sides": "two"},
         {"query": "policy_aligned", "query_source": "second"},
         {"query": "uniform", "query_source": "cross", "visit_discount": 0.99},
+        {"query": "k_center+information_gain", "policy_aligned": True, "teacher_mistake": 0.1},
     ],
 )
 def test_every_choice_runs_through_all_phases(settings: dict) -> None:

@@ -1,13 +1,11 @@
 """Bradley-Terry against its definition, and the store of answers."""
 
 import math
-from itertools import combinations
 
 import numpy as np
 import torch
 
 from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits
-from rlhf_bilevel.query import best, disagreement, k_center
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
@@ -70,48 +68,3 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
     assert [len(batch.label) for batch in seen] == [2, 2, 2, 1]
     everything = torch.cat([batch.first.truth for batch in seen])
     assert torch.equal(everything.sum(1).sort().values, store[:].first.truth.sum(1).sort().values)
-
-
-def test_disagreement_asks_where_members_differ_most() -> None:
-    queries = pairs(20)
-
-    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
-        return torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
-
-    first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
-    spread = first_better.std(0)
-    chosen = best(queries, disagreement(members, queries), 4)
-    rows = np.argsort(-spread)[:4]
-    assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
-    assert torch.equal(chosen.second.truth, queries.second.truth[rows.copy()])
-
-
-def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None:
-    """Against greedy k-center by its definition, and its guarantee: at most twice the best cover's radius."""
-    rng = torch.Generator().manual_seed(0)
-
-    def pairs(count: int) -> Queries:
-        first, second = (
-            Segments(torch.randn(count, 2, 3, generator=rng), torch.zeros(count, 2, 1), torch.arange(count)[:, None])
-            for _ in range(2)
-        )
-        return Queries(first, second)
-
-    candidates, asked = pairs(9), pairs(3)
-    points, before = (torch.cat([s.obs.flatten(1) for s in queries], 1) for queries in (candidates, asked))
-    for known, centers in ((asked, list(before)), (None, [points[0]])):
-        expected = [] if known else [0]
-        while len(expected) < 4:
-            gaps = [min((point - center).norm().item() for center in centers) for point in points]
-            expected.append(max(range(9), key=lambda i: gaps[i]))
-            centers.append(points[expected[-1]])
-        assert k_center(candidates, known, 4).first.truth[:, 0].tolist() == expected
-    radius = torch.cdist(points, points[expected]).amin(1).max()
-    best_radius = min(torch.cdist(points, points[list(four)]).amin(1).max() for four in combinations(range(9), 4))
-    assert best_radius <= radius <= 2 * best_radius
-
-
-def test_k_center_never_asks_one_candidate_twice() -> None:
-    same = Segments(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1), torch.arange(5)[:, None])
-    chosen = k_center(Queries(same, same), None, 9)
-    assert sorted(chosen.first.truth[:, 0].tolist()) == [0, 1, 2, 3, 4]

@@ -49,7 +49,7 @@ def everything(learner: SB3Learner) -> dict[str, Tensor]:
     found = dict(model.policy.state_dict())
     optimizers = {"actor": model.actor.optimizer, "critic": model.critic.optimizer, "alpha": model.ent_coef_optimizer}
     for name, optimizer in optimizers.items():
-        for i, entry in (optimizer.state_dict()["state"].items() if optimizer else ()):
+        for i, entry in optimizer.state_dict()["state"].items() if optimizer else ():
             found |= {f"{name}/{i}/{key}": value for key, value in entry.items()}
     if model.log_ent_coef is not None:
         found["log_ent_coef"] = model.log_ent_coef.detach()

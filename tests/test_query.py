@@ -1,0 +1,197 @@
+"""Each rule of which pairs are asked, against its definition by enumeration."""
+
+import math
+from itertools import combinations
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_bilevel import query
+from rlhf_bilevel.algorithm import train
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.preference import logits
+from rlhf_bilevel.query import best, disagreement, k_center
+from rlhf_bilevel.types import Preferences, Queries, Segments
+from tests.conftest import build
+from tests.test_preference import pairs
+
+
+def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+    """Three opinions on the same steps."""
+    return torch.stack([obs[..., 0], -obs[..., 0] + act[..., 0], 0.5 * obs[..., 1]])
+
+
+def probabilities(queries: Queries) -> np.ndarray:
+    """P(first better) by each member, (M, B), by the definition of Bradley-Terry in float64."""
+    first, second = (members(s.obs.double(), s.act.double()).sum(-1).exp() for s in queries)
+    return (first / (first + second)).numpy()
+
+
+def entropy(distribution: np.ndarray) -> np.ndarray:
+    return -(distribution * np.log(distribution)).sum(0)
+
+
+def rows(chosen: Queries, candidates: Queries) -> list[int]:
+    """Which of the candidates were chosen, in order."""
+    same = [
+        (everything.obs == some.obs[:, None]).flatten(2).all(2)  # (chosen, candidates)
+        for everything, some in zip(candidates, chosen, strict=True)
+    ]
+    return (same[0] & same[1]).int().argmax(1).tolist()
+
+
+def test_entropy_is_the_mean_of_the_members_entropies() -> None:
+    candidates = pairs(30)
+    expected = [np.mean([entropy(np.array([p, 1 - p])) for p in column]) for column in probabilities(candidates).T]
+    assert query.entropy(members, candidates).numpy() == pytest.approx(np.array(expected), rel=1e-4)
+
+
+def test_information_gain_is_the_mutual_information_of_member_and_answer() -> None:
+    """By its definition: sum over members m (each 1 / M) and answers y of P(m, y) ln(P(m, y) / P(m) P(y))."""
+    candidates = pairs(30)
+    for number, column in enumerate(probabilities(candidates).T):
+        joint = np.stack([column, 1 - column], 1) / len(column)  # (members, answers)
+        independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+        expected = (joint * np.log(joint / independent)).sum()
+        got = query.information_gain(members, candidates)[number].item()
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_members_that_are_sure_and_split_tell_most_and_members_that_agree_nothing() -> None:
+    def opinions(*returns: float) -> tuple[float, float]:
+        lone = Queries(*(Segments(torch.full((1, 1, 1), x), torch.zeros(1, 1, 1), torch.zeros(1, 1)) for x in (1.0, 0)))
+
+        def own(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+            return torch.stack([value * obs[..., 0] for value in returns])
+
+        return query.information_gain(own, lone).item(), query.entropy(own, lone).item()
+
+    assert opinions(200, -200) == (pytest.approx(math.log(2)), 0)  # both are sure of an answer, and not of the same
+    assert opinions(0, 0) == (pytest.approx(0, abs=1e-7), pytest.approx(math.log(2)))  # a coin, and all know it
+    assert opinions(200, 200) == (0, 0)
+    # Far from even odds p rounds to 1 in float32, but its complement does not round to 0
+    assert opinions(20, 20)[1] == pytest.approx(20 * math.exp(-20), rel=1e-2)
+
+
+def test_disagreement_asks_where_members_differ_most() -> None:
+    queries = pairs(20)
+
+    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
+
+    first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
+    spread = first_better.std(0)
+    chosen = best(queries, disagreement(members, queries), 4)
+    rows = np.argsort(-spread)[:4]
+    assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
+    assert torch.equal(chosen.second.truth, queries.second.truth[rows.copy()])
+
+
+def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None:
+    """Against greedy k-center by its definition, and its guarantee: at most twice the best cover's radius."""
+    rng = torch.Generator().manual_seed(0)
+
+    def pairs(count: int) -> Queries:
+        first, second = (
+            Segments(torch.randn(count, 2, 3, generator=rng), torch.zeros(count, 2, 1), torch.arange(count)[:, None])
+            for _ in range(2)
+        )
+        return Queries(first, second)
+
+    candidates, asked = pairs(9), pairs(3)
+    points, before = (torch.cat([s.obs.flatten(1) for s in queries], 1) for queries in (candidates, asked))
+    for known, centers in ((asked, list(before)), (None, [points[0]])):
+        expected = [] if known else [0]
+        while len(expected) < 4:
+            gaps = [min((point - center).norm().item() for center in centers) for point in points]
+            expected.append(max(range(9), key=lambda i: gaps[i]))
+            centers.append(points[expected[-1]])
+        assert k_center(candidates, known, 4).first.truth[:, 0].tolist() == expected
+    radius = torch.cdist(points, points[expected]).amin(1).max()
+    best_radius = min(torch.cdist(points, points[list(four)]).amin(1).max() for four in combinations(range(9), 4))
+    assert best_radius <= radius <= 2 * best_radius
+
+
+def test_k_center_never_asks_one_candidate_twice() -> None:
+    same = Segments(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1), torch.arange(5)[:, None])
+    chosen = k_center(Queries(same, same), None, 9)
+    assert sorted(chosen.first.truth[:, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
+def greedy(points: torch.Tensor, before: torch.Tensor, count: int) -> list[int]:
+    """k-center by its definition."""
+    picks: list[int] = []
+    for _ in range(count):
+        centers = torch.cat([before, points[picks]])
+        gaps = [-1.0 if i in picks else min((x - y).norm().item() for y in centers) for i, x in enumerate(points)]
+        picks.append(int(np.argmax(gaps)))
+    return picks
+
+
+@pytest.mark.parametrize("score", ["disagreement", "entropy", "information_gain"])
+def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> None:
+    candidates, asked = pairs(40), Preferences(*pairs(5, seed=9), torch.ones(5))
+    p = probabilities(candidates)
+    each = entropy(np.stack([p, 1 - p])).mean(0)
+    mean = entropy(np.stack([p.mean(0), 1 - p.mean(0)]))
+    scores = {"disagreement": p.std(0), "entropy": each, "information_gain": mean - each}[score]
+    kept = np.argsort(-scores)[:20]
+    points, before = (torch.cat([s.obs.flatten(1) for s in q[:2]], 1) for q in (candidates, asked))
+    expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 4)]
+    assert rows(query.choose(f"k_center+{score}", members, candidates, asked, 4), candidates) == expected
+    assert rows(query.choose(score, members, candidates, asked, 4), candidates) == list(kept[:4])
+    assert rows(query.choose("k_center", members, candidates, asked, 4), candidates) == greedy(points, before, 4)
+    assert expected != greedy(points, before, 4)
+
+
+@pytest.mark.parametrize("name", query.RULES)
+def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
+    """Candidates come in random order, so the first ones are a uniform draw."""
+
+    def untrained(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("an untrained reward was asked")
+
+    candidates = pairs(40)
+    assert rows(query.choose(name, untrained, candidates, None, 7), candidates) == list(range(7))
+    asked = Preferences(*pairs(5, seed=9), torch.ones(5))
+    assert len(query.choose(name, members, candidates, asked, 7).first.obs) == 7
+    assert len(query.choose(name, members, candidates, asked, 99).first.obs) == 40
+
+
+def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
+    run, calls = build("pebble", steps=120, query="k_center+entropy", labels=20, session_labels=10), []
+
+    def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
+        chosen = choose(name, members, candidates, asked, count)
+        uniform = torch.equal(chosen.first.obs, candidates.first.obs[:count])
+        calls.append((name, None if asked is None else len(asked.label), uniform))
+        return chosen
+
+    choose = query.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query, "choose", spy)
+        list(train(run))
+    assert calls == [("k_center+entropy", None, True), ("k_center+entropy", 10, False)]
+
+
+def test_config_knows_the_rules_by_their_names() -> None:
+    assert set(get_args(Config.model_fields["query"].annotation)) == set(query.RULES)
+
+
+def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:
+    run = build("pebble", steps=1000, aligned_episodes=2, recent_episodes=3)
+    for episode in range(5):
+        run.store.begin(0)
+        for _ in range(20):
+            run.store.add(*(np.full(1, episode, np.float32) for _ in range(3)), float(episode), False)
+    for settings, expected in (
+        ({}, {2, 3, 4}),
+        ({"policy_aligned": True}, {3, 4}),
+        ({"policy_aligned": True, "query": "k_center+entropy"}, {3, 4}),
+        ({"query": "policy_aligned"}, {3, 4}),
+    ):
+        run.config = Config(**(run.config.model_dump() | settings))
+        assert set(run.sample_pairs(200).first.truth.flatten().tolist()) == expected
+    assert (run.config.query, run.config.policy_aligned) == ("uniform", True)
