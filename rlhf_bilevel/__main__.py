@@ -190,16 +190,29 @@ def evaluate(args: argparse.Namespace) -> Work:
 
 
 def export(args: argparse.Namespace) -> Work:
-    finished(args.dir)
-    target = new_path(args.sb3)
+    if args.sb3 is None and args.preferences is None:
+        raise ValueError(
+            "export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered"
+        )
+    if args.sb3:
+        finished(args.dir)
+    run_folder(args.dir)
+    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.dataset import load
 
-        model = Agent.load(args.dir, trust=args.trust).model
-        target.parent.mkdir(parents=True, exist_ok=True)
-        model.save(target, exclude=["replay_buffer", "_last_obs"])
-        print(f"stable_baselines3.{type(model).__name__}.load({str(target)!r}) acts as this run's agent")
+        for target in filter(None, (sb3, preferences)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if preferences:
+            asked = load(args.dir)
+            asked.write(preferences)
+            print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
+        if sb3:
+            model = Agent.load(args.dir, trust=args.trust).model
+            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
+            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
 
     return work
 
@@ -313,9 +326,10 @@ def parser() -> Parser:
     sub.add_argument("--json", action="store_true")
     trusting(sub)
 
-    sub = command(export, "write a run's agent as a plain Stable-Baselines3 file")
+    sub = command(export, "write a run's agent as a plain Stable-Baselines3 file, or its labels as a dataset")
     sub.add_argument("dir", type=Path, metavar="DIR")
-    sub.add_argument("--sb3", type=Path, required=True, metavar="FILE.zip")
+    sub.add_argument("--sb3", type=Path, metavar="FILE.zip")
+    sub.add_argument("--preferences", type=Path, metavar="FILE.parquet", help="also of a run that was cut off")
     trusting(sub)
 
     sub = command(plot, "learning curves: interquartile mean and 95 % bootstrap interval over seeds")
