@@ -25,7 +25,7 @@ Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
-COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "plot", "doctor")
+COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "fit-reward", "import-minari", "plot", "doctor")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -217,6 +217,47 @@ def export(args: argparse.Namespace) -> Work:
     return work
 
 
+def fit_reward(args: argparse.Namespace) -> Work:
+    args.env = envs.resolve(args.env)
+    if not args.data.exists():
+        raise ValueError(f"{args.data}: no such file or folder")
+    if args.data.is_dir():
+        run_folder(args.data)
+    settings = assigned(args.set)
+    settle({"steps": 1000, "seed": args.seed} | settings)
+    out = args.out and new_path(args.out)
+
+    def work() -> None:
+        import torch
+
+        from rlhf_bilevel import fit
+
+        torch.set_num_threads(args.threads)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        if out:
+            found.write(out)
+        print(json.dumps(found.report) if args.json else fit.table(found.report))
+
+    return work
+
+
+def import_minari(args: argparse.Namespace) -> Work:
+    settle({"steps": 1000, "seed": args.seed})
+    out = new_path(args.out)
+
+    def work() -> None:
+        from rlhf_bilevel.offline import import_minari
+        from rlhf_bilevel.teacher import OracleTeacher
+
+        teacher = OracleTeacher() if args.teacher == "oracle" else None
+        data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        data.write(out)
+        print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
+
+    return work
+
+
 def plot(args: argparse.Namespace) -> Work:
     for path in args.dirs:
         if not (run_folder(path) / "evaluations.csv").is_file():
@@ -244,19 +285,26 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
-    for pair in args.set:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes key=value, not {pair!r}")
-        if key in ("steps", "labels", "seed"):
-            raise ValueError(f"{key} has an option of its own: --{key}")
-        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+    given |= assigned(args.set)
     told = read_yaml(args.config) if args.config else {}
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
     chosen = preset(args.preset, args.env) | filed | {key: value for key, value in given.items() if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
     return settle(chosen).model_dump()
+
+
+def assigned(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --set gives."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, not {pair!r}")
+        if key in ("steps", "labels", "seed"):
+            raise ValueError(f"{key} has an option of its own: --{key}")
+        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+    return given
 
 
 def existing(reference: Path | None) -> None:
@@ -291,7 +339,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__, help=does, description=does, allow_abbrev=False)
+        name = function.__name__.replace("_", "-")
+        sub = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
         sub.set_defaults(function=function, commands=commands.choices)
         return sub
 
@@ -331,6 +380,26 @@ def parser() -> Parser:
     sub.add_argument("--sb3", type=Path, metavar="FILE.zip")
     sub.add_argument("--preferences", type=Path, metavar="FILE.parquet", help="also of a run that was cut off")
     trusting(sub)
+
+    sub = command(fit_reward, "fit a reward to a preference dataset alone, and say how good it is")
+    sub.add_argument("data", type=Path, metavar="DATA", help="a Parquet file, or a run's folder")
+    sub.add_argument("--env", required=True, help="whose true reward it is compared with")
+    sub.add_argument("--out", type=Path, help="a folder, made anew, for reward.safetensors and report.json")
+    sub.add_argument("--seed", type=int, default=0, help="(0)")
+    sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command(import_minari, "make a preference dataset of a local Minari dataset")
+    sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
+    sub.add_argument("--pairs", type=positive, required=True, help="how many queries")
+    sub.add_argument("--segment-length", type=positive, default=50, help="steps (50)")
+    teachers = ("oracle", "none")
+    sub.add_argument(
+        "--teacher", default="oracle", type=one_of("teacher", teachers), help="oracle, or none: open labels"
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    sub.add_argument("--seed", type=int, default=0, help="(0)")
 
     sub = command(plot, "learning curves: interquartile mean and 95 % bootstrap interval over seeds")
     sub.add_argument("dirs", type=Path, nargs="+", metavar="DIR")

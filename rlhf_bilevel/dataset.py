@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from rlhf_bilevel.config import settle
-from rlhf_bilevel.files import Damaged, Refused, write
+from rlhf_bilevel.files import Damaged, Refused, enough_memory, write
 from rlhf_bilevel.folder import read_config
 from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy
@@ -140,7 +139,7 @@ class Dataset:
     ) -> Dataset:
         """Of B queries and their labels (B,) in [0, 1], NaN where there is none; equal segments become one.
 
-        ``unlabelled`` is the kind of those without a label. Raises ValueError where the file would be refused.
+        ``unlabelled`` is the kind of those without a label. Refused where the file would be.
         """
         both = [torch.stack(pair, 1).flatten(0, 1).float() for pair in zip(*queries, strict=True)]  # (2 B, T, ...)
         rows = np.concatenate([column.flatten(1).numpy() for column in both], 1)
@@ -168,7 +167,7 @@ class Dataset:
             protocol=protocol,
         )
         if fault := dataset._fault():
-            raise ValueError(f"these queries make no dataset: {fault}")
+            raise Refused(f"these queries make no dataset: {fault}")
         return dataset
 
     def __len__(self) -> int:
@@ -220,10 +219,10 @@ class Dataset:
         if not path.is_file():
             raise Refused(f"{path}: no such file")
         try:
-            with pq.ParquetFile(path, read_dictionary=list(TEXTS), page_checksum_verification=True) as file:
+            with pq.ParquetFile(path) as file:
                 facts = _checked(path, file)
-                table = file.read(use_threads=False)
-            dataset = cls._of_table(table, facts)
+            with pq.ParquetFile(path, read_dictionary=list(TEXTS), page_checksum_verification=True) as file:
+                dataset = cls._of_table(file.read(use_threads=False), facts)
         except Refused:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -403,10 +402,8 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
         for group in range(file.num_row_groups)
         for column in range(file.metadata.num_columns)
     ]
-    needed = COPIES * sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise Refused(f"{path} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
+    unfolded = sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
+    enough_memory(path, COPIES * unfolded)
     try:
         return Facts.model_validate(told)
     except ValidationError as error:
