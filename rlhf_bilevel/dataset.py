@@ -237,12 +237,9 @@ class Dataset:
         """Of all that a dataset holds; two are equal if it is."""
         total = hashlib.sha256()
         for column in (*self.segments, self.first, self.second, self.label, self.t_shown, self.t_answered):
-            values = column.numpy()
+            values, known = column.numpy(), ~column.isnan().numpy()  # a NaN has more than one form
             total.update(json.dumps([str(values.dtype), values.shape]).encode())
-            total.update(
-                np.where(values == values, values, values.dtype.type(0)).tobytes()
-            )  # a NaN has more than one form
-            total.update(np.packbits(values == values).tobytes())
+            total.update(np.where(known, values, values.dtype.type(0)).tobytes() + np.packbits(known).tobytes())
         texts = [list(getattr(self, name)) for name in TEXTS]
         total.update(json.dumps([*texts, self.action_repeat, self.protocol]).encode())
         return total.hexdigest()
@@ -322,7 +319,7 @@ class Dataset:
         columns |= {name: tuple(_texts(table[name])) for name in TEXTS}
         obs, act = floats("obs", length * facts.obs_size)[0], floats("act", length * facts.act_size)[0]
         return cls(
-            Segments(obs.reshape(count, length, -1), act.reshape(count, length, -1), truth),
+            Segments(obs.reshape(count, length, facts.obs_size), act.reshape(count, length, facts.act_size), truth),
             **columns,
             action_repeat=facts.action_repeat,
             protocol=facts.protocol,

@@ -168,8 +168,8 @@ def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    settings = SMALL | {"labels": 200, "eval_every": 1000, "reward_epochs": 1, "update_every": 10}
-    Agent("pebble", "Steer-v0", out=out, **settings).learn(600)
+    settings = SMALL | {"labels": 200, "eval_every": 1000, "reward_epochs": 1, "update_every": 40}
+    Agent("pebble", "Steer-v0", out=out, **settings).learn(1200)
     return out
 
 
@@ -182,7 +182,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     main([*command, "--out", str(out), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((out / "report.json").read_text())
-    assert told["labels"]["test"] == 30 and told["test"]["accuracy"]["low"] > 0.6  # chance is .5
+    assert 20 <= told["labels"]["test"] <= 30 and told["test"]["accuracy"]["low"] > 0.6  # chance is .5
     assert told["correlation"].keys() == {"random", "agent"}
     assert told["correlation"]["random"]["step"]["spearman"] > 0.5
     reward = RewardEnsemble(1, 1, 3, (16,), torch.Generator())
