@@ -22,19 +22,29 @@ LENGTHS = (30, 12, 50)
 
 @pytest.fixture(scope="module", autouse=True)
 def episodes(tmp_path_factory: pytest.TempPathFactory):
-    """Three episodes of Pendulum, written by Minari's own collector; what it holds."""
+    """Three episodes of Pendulum as Minari stores them, and reads them. Its DataCollector would need jax."""
     import gymnasium
+    from minari.data_collector import EpisodeBuffer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        env = minari.DataCollector(gymnasium.make("Pendulum-v1"))
+        env = gymnasium.make("Pendulum-v1")
         env.action_space.seed(0)
-        for seed, length in enumerate(LENGTHS):
-            env.reset(seed=seed)
+        buffers = []
+        for number, length in enumerate(LENGTHS):
+            observations, steps = [env.reset(seed=number)[0]], []
             for _ in range(length):
-                env.step(env.action_space.sample())
-        env.reset()
-        env.create_dataset(dataset_id=NAME, algorithm_name="random", author="us", author_email="us", description="d")
+                act = env.action_space.sample()
+                obs, reward, *ends, _ = env.step(act)
+                observations.append(obs)
+                steps.append((act, float(reward), *ends))
+            columns = dict(
+                zip(("actions", "rewards", "terminations", "truncations"), zip(*steps, strict=True), strict=True)
+            )
+            lists = {name: list(column) for name, column in columns.items()}
+            buffers.append(EpisodeBuffer(id=number, observations=observations, **lists))
+        minari.create_dataset_from_buffers(NAME, buffers, env=env, algorithm_name="random", author="us",
+                                           author_email="us", description="d")  # fmt: skip
         yield list(minari.load_dataset(NAME).iterate_episodes())
 
 
