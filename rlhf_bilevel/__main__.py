@@ -27,7 +27,9 @@ Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
-COMMANDS = ("train", "resume", "sweep", "evaluate", "export", "plot", "compare", "doctor")
+COMMANDS = (
+    "train", "resume", "sweep", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare", "doctor",
+)  # fmt: skip
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -194,16 +196,70 @@ def evaluate(args: argparse.Namespace) -> Work:
 
 
 def export(args: argparse.Namespace) -> Work:
-    finished(args.dir)
-    target = new_path(args.sb3)
+    if args.sb3 is None and args.preferences is None:
+        raise ValueError(
+            "export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered"
+        )
+    if args.sb3:
+        finished(args.dir)
+    run_folder(args.dir)
+    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.dataset import load
 
-        model = Agent.load(args.dir, trust=args.trust).model
-        target.parent.mkdir(parents=True, exist_ok=True)
-        model.save(target, exclude=["replay_buffer", "_last_obs"])
-        print(f"stable_baselines3.{type(model).__name__}.load({str(target)!r}) acts as this run's agent")
+        for target in filter(None, (sb3, preferences)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if preferences:
+            asked = load(args.dir)
+            asked.write(preferences)
+            print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
+        if sb3:
+            model = Agent.load(args.dir, trust=args.trust).model
+            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
+            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
+
+    return work
+
+
+def fit_reward(args: argparse.Namespace) -> Work:
+    args.env = envs.resolve(args.env)
+    if not args.data.exists():
+        raise ValueError(f"{args.data}: no such file or folder")
+    if args.data.is_dir():
+        run_folder(args.data)
+    settings = assigned(args.set)
+    settle({"steps": 1000, "seed": args.seed} | settings)
+    out = args.out and new_path(args.out)
+
+    def work() -> None:
+        import torch
+
+        from rlhf_bilevel import fit
+
+        torch.set_num_threads(args.threads)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        if out:
+            found.write(out)
+        print(json.dumps(found.report) if args.json else fit.table(found.report))
+
+    return work
+
+
+def import_minari(args: argparse.Namespace) -> Work:
+    settle({"steps": 1000, "seed": args.seed})
+    out = new_path(args.out)
+
+    def work() -> None:
+        from rlhf_bilevel.offline import import_minari
+        from rlhf_bilevel.teacher import OracleTeacher
+
+        teacher = OracleTeacher() if args.teacher == "oracle" else None
+        data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        data.write(out)
+        print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
 
     return work
 
@@ -272,13 +328,7 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
-    for pair in args.set:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes key=value, not {pair!r}")
-        if key in ("steps", "labels", "seed"):
-            raise ValueError(f"{key} has an option of its own: --{key}")
-        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+    given |= assigned(args.set)
     told = read_yaml(args.config) if args.config else {}
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
     if args.teacher is None and filed is not told and told.get("teacher", BY_SETTINGS) not in OURS:
@@ -287,6 +337,19 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
     return settle(chosen).model_dump()
+
+
+def assigned(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --set gives."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, not {pair!r}")
+        if key in ("steps", "labels", "seed"):
+            raise ValueError(f"{key} has an option of its own: --{key}")
+        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+    return given
 
 
 def existing(reference: Path | None) -> None:
@@ -321,7 +384,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__, help=does, description=does, allow_abbrev=False)
+        name = function.__name__.replace("_", "-")
+        sub = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
         sub.set_defaults(function=function, commands=commands.choices)
         return sub
 
@@ -355,10 +419,31 @@ def parser() -> Parser:
     sub.add_argument("--json", action="store_true")
     trusting(sub)
 
-    sub = command(export, "write a run's agent as a plain Stable-Baselines3 file")
+    sub = command(export, "write a run's agent as a plain Stable-Baselines3 file, or its labels as a dataset")
     sub.add_argument("dir", type=Path, metavar="DIR")
-    sub.add_argument("--sb3", type=Path, required=True, metavar="FILE.zip")
+    sub.add_argument("--sb3", type=Path, metavar="FILE.zip")
+    sub.add_argument("--preferences", type=Path, metavar="FILE.parquet", help="also of a run that was cut off")
     trusting(sub)
+
+    sub = command(fit_reward, "fit a reward to a preference dataset alone, and say how good it is")
+    sub.add_argument("data", type=Path, metavar="DATA", help="a Parquet file, or a run's folder")
+    sub.add_argument("--env", required=True, help="whose true reward it is compared with")
+    sub.add_argument("--out", type=Path, help="a folder, made anew, for reward.safetensors and report.json")
+    sub.add_argument("--seed", type=int, default=0, help="(0)")
+    sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command(import_minari, "make a preference dataset of a local Minari dataset")
+    sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
+    sub.add_argument("--pairs", type=positive, required=True, help="how many queries")
+    sub.add_argument("--segment-length", type=positive, default=50, help="steps (50)")
+    teachers = ("oracle", "none")
+    sub.add_argument(
+        "--teacher", default="oracle", type=one_of("teacher", teachers), help="oracle, or none: open labels"
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    sub.add_argument("--seed", type=int, default=0, help="(0)")
 
     sub = command(plot, "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals")
     sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")

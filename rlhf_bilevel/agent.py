@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
-from rlhf_bilevel import envs
+from rlhf_bilevel import dataset, envs
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import Config, checkpoint_interval, footprint, preset, settle
@@ -191,6 +191,8 @@ class Agent:
             yield record
             hook.on_training_end()
             if keeper and self.out:
+                if asked := dataset.of_run(self.out):
+                    asked.write(self.out / dataset.PREFERENCES)
                 self.save(self.out)
                 keeper.discard()
 

@@ -26,6 +26,13 @@ class Damaged(Refused):
     """A file is not what was written."""
 
 
+def enough_memory(what: object, needed: float) -> None:
+    """Refused where ``what`` needs more bytes than the machine has."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise Refused(f"{what} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -16,11 +16,11 @@ from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
 from rlhf_bilevel.files import Damaged, Refused, sha256
 from rlhf_bilevel.folder import CONFIG
-from rlhf_bilevel.labels import LabelLog, Recorded
+from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
 THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
-LOCK, LABELS, CHECKPOINTS = ".lock", "labels.sqlite", "checkpoints"
+LOCK, CHECKPOINTS = ".lock", "checkpoints"
 
 
 class Keeper:

@@ -1,9 +1,12 @@
 """The labels that training has used, in the order in which it did: one SQLite file, readable with any tool.
 
-    sessions(number, asked, answered_at, sha256)    a row for each time the teacher was asked; sha256 of its answers
+    sessions(number, asked, answered_at, sha256, asked_at)  a row for each time the teacher was asked
     answers(number, session, label, first, second)  label 1: first better, 0: second, .5: tie; segments as safetensors
+    skipped(number, session, first, second)         the pairs that the teacher was asked about and left out
 
-A session is on the disk, all of it or none, before training sees an answer (write-ahead log, synchronous=FULL).
+Times are seconds since 1970; sha256 is that of a session's answers, then of what was left out. A session is on the
+disk, all of it or none, before training sees an answer (write-ahead log, synchronous=FULL). A log that was begun before
+there was ``asked_at`` and ``skipped`` is read, with neither; one of a later form is refused.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import hashlib
 import sqlite3
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -24,16 +29,31 @@ from rlhf_bilevel.preference import take
 from rlhf_bilevel.teacher import checked
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
+LABELS = "labels.sqlite"
+FORM = 2  # 1 knew neither when a session was asked nor what was skipped
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
-    number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL
+    number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL, asked_at REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions, label REAL NOT NULL,
     first BLOB NOT NULL, second BLOB NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS skipped (
+    number INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions, first BLOB NOT NULL, second BLOB NOT NULL
+) STRICT;
 """
+COLUMNS = ("number", "asked", "answered_at", "sha256", "asked_at")
+Pair = tuple[bytes, bytes]
 Answer = tuple[float, bytes, bytes]
+
+
+class Session(NamedTuple):
+    asked: int
+    asked_at: float | None
+    answered_at: float
+    answers: list[Answer]
+    skipped: list[Pair]
 
 
 class LabelLog:
@@ -46,7 +66,14 @@ class LabelLog:
             for pragma in ("trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
             fault = self._connection.execute("PRAGMA quick_check").fetchone()[0]
+            (form,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if form > FORM:
+                self._connection.close()
+                raise Refused(f"{path} has the form {form}, and this version reads forms up to {FORM}: update it")
             self._connection.executescript(SCHEMA)
+            if "asked_at" not in [row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")]:
+                self._connection.execute("ALTER TABLE sessions ADD COLUMN asked_at REAL")
+            self._connection.execute(f"PRAGMA user_version = {FORM}")
         except sqlite3.DatabaseError as error:
             fault = str(error)
         if fault != "ok":
@@ -56,38 +83,46 @@ class LabelLog:
     def __len__(self) -> int:
         return self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
 
-    def append(self, asked: int, answers: Preferences) -> None:
-        """The next session: ``asked`` queries, and what was answered. Committed when this returns."""
+    def append(
+        self, asked: int, answers: Preferences, skipped: Sequence[Pair] = (), asked_at: float | None = None
+    ) -> None:
+        """The next session: ``asked`` queries, what was answered and what left out. Committed when this returns."""
         rows: list[Answer] = [
-            (label, _to_bytes(answers.first, i), _to_bytes(answers.second, i))
-            for i, label in enumerate(answers.label.tolist())
+            (label, *pair) for label, pair in zip(answers.label.tolist(), pairs(answers), strict=True)
         ]
         execute, number = self._connection.execute, len(self)
+        session = number, asked, time.time(), _sha256(rows, skipped), asked_at
         execute("BEGIN IMMEDIATE")
         try:
-            execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (number, asked, time.time(), _sha256(rows)))
+            execute(
+                "INSERT INTO sessions (number, asked, answered_at, sha256, asked_at) VALUES (?, ?, ?, ?, ?)", session
+            )
             for row in rows:
                 execute("INSERT INTO answers (session, label, first, second) VALUES (?, ?, ?, ?)", (number, *row))
+            for pair in skipped:
+                execute("INSERT INTO skipped (session, first, second) VALUES (?, ?, ?)", (number, *pair))
             execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
 
-    def __getitem__(self, number: int) -> list[Answer]:
-        """The answers of a session in their order; Damaged where they are not as they were written."""
+    def __getitem__(self, number: int) -> Session:
+        """A session, its answers in their order; Damaged where they are not as they were written."""
+        execute = self._connection.execute
         try:
-            (expected,) = self._connection.execute(
-                "SELECT sha256 FROM sessions WHERE number = ?", (number,)
-            ).fetchone() or (b"",)
-            rows = self._connection.execute(
-                "SELECT label, first, second FROM answers WHERE session = ? ORDER BY number", (number,)
-            ).fetchall()
+            asked, asked_at, answered_at, expected = execute(
+                "SELECT asked, asked_at, answered_at, sha256 FROM sessions WHERE number = ?", (number,)
+            ).fetchone() or (0, None, 0.0, b"")
+            answers, skipped = (
+                execute(f"SELECT {columns} WHERE session = ? ORDER BY number", (number,)).fetchall()
+                for columns in ("label, first, second FROM answers", "first, second FROM skipped")
+            )
         except sqlite3.DatabaseError as error:
             raise Damaged(f"{self.path} is damaged: {error}") from None
-        if _sha256(rows) != expected:
+        if _sha256(answers, skipped) != expected:
             raise Damaged(f"{self.path} is damaged: the answers of session {number} are not as they were written")
-        return rows
+        return Session(asked, asked_at, answered_at, answers, skipped)
 
     def close(self) -> None:
         self._connection.close()
@@ -105,12 +140,14 @@ class Recorded:
     def __call__(self, queries: Queries) -> Preferences:
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
-            rows = self._log[number]
+            rows = self._log[number].answers
             if not rows:
                 return take(Preferences(*queries, torch.zeros(len(queries.first.truth))), slice(0))
             return _preferences(rows)
+        asked_at = time.time()
         answers = checked(self._teacher(queries), queries)
-        self._log.append(len(queries.first.truth), answers)
+        skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
+        self._log.append(len(queries.first.truth), answers, list(skipped.elements()), asked_at)
         return answers
 
 
@@ -123,27 +160,36 @@ def sessions(path: Path) -> Iterator[Preferences]:
         raise Refused(f"{path}: no such file")
     with closing(LabelLog(path)) as log:
         for number in range(len(log)):
-            if rows := log[number]:
+            if rows := log[number].answers:
                 yield _preferences(rows)
 
 
 def _preferences(rows: Sequence[Answer]) -> Preferences:
     label, first, second = zip(*rows, strict=True)
-    return Preferences(_segments(first), _segments(second), torch.tensor(label))
+    return Preferences(stacked(first), stacked(second), torch.tensor(label))
 
 
-def _to_bytes(segments: Segments, i: int) -> bytes:
-    return to_bytes({name: column[i].contiguous() for name, column in segments._asdict().items()})
+def pairs(asked: Queries | Preferences) -> list[Pair]:
+    """Each pair's segments as safetensors; the same segments give the same bytes."""
+    first, second = (
+        [
+            to_bytes({name: column[i].contiguous() for name, column in segments._asdict().items()})
+            for i in range(len(segments.truth))
+        ]
+        for segments in asked[:2]
+    )
+    return list(zip(first, second, strict=True))
 
 
-def _segments(rows: Iterable[bytes]) -> Segments:
+def stacked(rows: Iterable[bytes]) -> Segments:
+    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1."""
     parts = [tensors(row, "a segment") for row in rows]
     return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
 
 
-def _sha256(rows: Iterable[Answer]) -> bytes:
+def _sha256(answers: Iterable[Answer], skipped: Iterable[Pair]) -> bytes:
     total = hashlib.sha256()
-    for label, first, second in rows:
-        for part in (struct.pack("<d", label), first, second):
+    for parts in [*((struct.pack("<d", label), *pair) for label, *pair in answers), *skipped]:
+        for part in parts:
             total.update(struct.pack("<q", len(part)) + part)
     return total.digest()

@@ -108,7 +108,7 @@ def test_a_kill_at_any_statement_leaves_all_of_a_session_or_none(tmp_path: Path,
         assert child(work) == 9
         log = LabelLog(path)
         kept.append(len(log))
-        assert [len(log[i]) for i in range(len(log))] == [3] * len(log)
+        assert [len(log[i].answers) for i in range(len(log))] == [3] * len(log)
         log.append(2, answers(2))  # nothing is in the way of the next one
         assert len(log) == kept[-1] + 1
     assert kept == [1] * (STATEMENTS - 1) + [2 if after else 1]

@@ -152,7 +152,7 @@ def test_a_pickle_among_the_labels_does_not_run(tmp_path: Path, canary: Canary) 
         connection.execute("UPDATE answers SET first = ?", (blob,))
         second = connection.execute("SELECT second FROM answers").fetchone()[0]
         label = connection.execute("SELECT label FROM answers").fetchone()[0]
-        connection.execute("UPDATE sessions SET sha256 = ?", (_sha256([(label, blob, second)]),))
+        connection.execute("UPDATE sessions SET sha256 = ?", (_sha256([(label, blob, second)], []),))
     with pytest.raises(Damaged, match="a segment is damaged"):
         Recorded(Never(), LabelLog(tmp_path / "labels.sqlite"))(queries(1))
     assert not canary.nest.exists()

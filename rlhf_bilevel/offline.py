@@ -1,0 +1,93 @@
+"""Queries about offline data: random pairs of segments of a Minari dataset, asked of a teacher or left open.
+
+Minari (the extra ``minari``) is read from this machine (MINARI_DATASETS_PATH); nothing is downloaded. Its episodes have
+one observation more than actions: step t of a segment is (obs_t, act_t, reward_t), actions scaled to [-1, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+
+from rlhf_bilevel.config import nearest
+from rlhf_bilevel.dataset import OPEN, SKIPPED, Dataset
+from rlhf_bilevel.files import Refused, enough_memory
+from rlhf_bilevel.labels import pairs as contents
+from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.types import Queries, Segments, Teacher
+
+
+def import_minari(
+    dataset_id: str, pairs: int, segment_length: int, teacher: Teacher | None = None, seed: int = 0
+) -> Dataset:
+    """``pairs`` random pairs of segments, uniform over all that lie within one episode, answered by ``teacher``.
+
+    Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. Refused where Minari or
+    the dataset is missing, where its spaces are no Box, where no episode is long enough, and where memory is short.
+    """
+    data = _local(dataset_id)
+    obs_space, act_space = data.observation_space, data.action_space
+    if not isinstance(obs_space, Box):
+        raise Refused(f"{dataset_id}: observations must be a Box, not {_line(obs_space)}")
+    if not (isinstance(act_space, Box) and act_space.is_bounded() and len(act_space.shape) == 1):
+        raise Refused(f"{dataset_id}: actions must be a bounded Box with one axis, not {_line(act_space)}")
+    numbers = data.episode_indices
+    lengths = np.array([int(told["total_steps"]) for told in data.storage.get_episode_metadata(numbers)])
+    starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
+    if not starts.sum():
+        raise Refused(
+            f"segment_length={segment_length} is longer than every episode of {dataset_id} (longest: "
+            f"{lengths.max(initial=0)} steps)"
+        )
+    row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats of a step
+    enough_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
+    drawn = np.random.default_rng(seed).integers(starts.sum(), size=2 * pairs)
+    episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # of each segment
+    start = drawn - (starts.cumsum() - starts)[episode]
+
+    obs = np.zeros((2 * pairs, segment_length, int(np.prod(obs_space.shape))), np.float32)
+    act = np.zeros((2 * pairs, segment_length, *act_space.shape), np.float32)
+    truth = np.zeros((2 * pairs, segment_length), np.float32)
+    used = np.unique(episode)
+    for number, found in zip(used, data.iterate_episodes(numbers[used]), strict=True):
+        for row in np.flatnonzero(episode == number):
+            steps = slice(start[row], start[row] + segment_length)
+            obs[row] = np.asarray(found.observations)[steps].reshape(segment_length, -1)
+            act[row] = 2 * (found.actions[steps] - act_space.low) / (act_space.high - act_space.low) - 1
+            truth[row] = found.rewards[steps]
+    segments = [torch.from_numpy(column).unflatten(0, (2, pairs)) for column in (obs, act, truth)]
+    queries = Queries(*(Segments(*(column[side] for column in segments)) for side in (0, 1)))
+    return Dataset.of(
+        queries,
+        torch.full((pairs,), torch.nan) if teacher is None else _asked(teacher, queries),
+        env_id=data.env_spec.id if data.env_spec else dataset_id,
+        labeller="" if teacher is None else type(teacher).__name__,
+        sampler="uniform",
+        unlabelled=OPEN if teacher is None else SKIPPED,
+    )
+
+
+def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:
+    """The label of each query (B,), NaN where the teacher leaves it out."""
+    answers = checked(teacher(queries), queries)
+    label = dict(zip(contents(answers), answers.label.tolist(), strict=True))
+    return torch.tensor([label.get(pair, torch.nan) for pair in contents(queries)])
+
+
+def _local(dataset_id: str) -> Any:
+    try:
+        import minari
+    except ImportError as error:
+        raise Refused(f"{error.name} is missing: pip install 'rlhf-bilevel[minari]'") from None
+    known = minari.list_local_datasets()
+    if dataset_id not in known:
+        hint = nearest(dataset_id, known) if known else "there are none on this machine"
+        raise Refused(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
+    return minari.load_dataset(dataset_id)
+
+
+def _line(space: Any) -> str:
+    return " ".join(str(space).split())[:200]
