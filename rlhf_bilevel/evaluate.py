@@ -32,15 +32,15 @@ class Evaluation:
         One episode has no interval: low and high are None.
         """
 
-        def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
-            if len(samples) == 1:
-                return {"mean": float(samples[0]), "low": None, "high": None}
-            return dict(
-                zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True)
-            )
-
         success = None if self.successes is None else stated(self.successes.astype(float), (0, 1))
         return {"true_return": stated(self.returns, (-inf, inf)), "success": success, "episodes": len(self.returns)}
+
+
+def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
+    """Mean of samples (n,), n >= 1, that cannot lie outside ``within``, and its 95 % interval: none of a single one."""
+    if len(samples) == 1:
+        return {"mean": float(samples[0]), "low": None, "high": None}
+    return dict(zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True))
 
 
 def evaluate(

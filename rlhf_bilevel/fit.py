@@ -33,7 +33,7 @@ from rlhf_bilevel import envs
 from rlhf_bilevel.agent import TEST, Agent
 from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.dataset import Dataset, load
-from rlhf_bilevel.evaluate import interval
+from rlhf_bilevel.evaluate import stated
 from rlhf_bilevel.files import Refused, write
 from rlhf_bilevel.folder import REWARD, ended
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy, logits
@@ -152,7 +152,7 @@ def judged(reward: RewardEnsemble, answers: Preferences) -> dict[str, Any]:
     right = ((output > 0) == (answers.label > 0.5))[decided].double().numpy()
     return {
         "cross_entropy": cross_entropy(output, answers.label).mean().item(),
-        "accuracy": dict(zip(("mean", "low", "high"), interval(right), strict=True)) if len(right) else None,
+        "accuracy": stated(right, (0, 1)) if len(right) else None,
         **calibration(output, answers.label),
     }
 
