@@ -2,13 +2,18 @@
 
 from rlhf_bilevel.algorithm import Method
 from rlhf_bilevel.baselines.detached import DETACHED
+from rlhf_bilevel.baselines.mrn import MRN
+from rlhf_bilevel.baselines.parl import PARL
 from rlhf_bilevel.baselines.pebble import PEBBLE
 from rlhf_bilevel.baselines.penalty import PENALTY
 from rlhf_bilevel.baselines.qpa import QPA
+from rlhf_bilevel.baselines.random import RANDOM
+from rlhf_bilevel.baselines.rime import RIME
 from rlhf_bilevel.baselines.rune import RUNE
 from rlhf_bilevel.baselines.sac import SAC
 from rlhf_bilevel.baselines.surf import SURF
 from rlhf_bilevel.baselines.twin import TWIN
+from rlhf_bilevel.baselines.unlabelled import UNLABELLED
 
-ALL = (PENALTY, TWIN, PEBBLE, SAC, SURF, RUNE, QPA, DETACHED)
+ALL = (PENALTY, TWIN, PEBBLE, SAC, SURF, RUNE, MRN, QPA, RIME, PARL, DETACHED, UNLABELLED, RANDOM)
 METHODS: dict[str, Method] = {method.name: method for method in ALL}
