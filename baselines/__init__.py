@@ -6,6 +6,7 @@ from rlhf_bilevel.baselines.mrn import MRN
 from rlhf_bilevel.baselines.parl import PARL
 from rlhf_bilevel.baselines.pebble import PEBBLE
 from rlhf_bilevel.baselines.penalty import PENALTY
+from rlhf_bilevel.baselines.prefppo import PREFPPO
 from rlhf_bilevel.baselines.qpa import QPA
 from rlhf_bilevel.baselines.random import RANDOM
 from rlhf_bilevel.baselines.rime import RIME
@@ -15,5 +16,5 @@ from rlhf_bilevel.baselines.surf import SURF
 from rlhf_bilevel.baselines.twin import TWIN
 from rlhf_bilevel.baselines.unlabelled import UNLABELLED
 
-ALL = (PENALTY, TWIN, PEBBLE, SAC, SURF, RUNE, MRN, QPA, RIME, PARL, DETACHED, UNLABELLED, RANDOM)
+ALL = (PENALTY, TWIN, PEBBLE, SAC, SURF, RUNE, MRN, QPA, RIME, PARL, DETACHED, PREFPPO, UNLABELLED, RANDOM)
 METHODS: dict[str, Method] = {method.name: method for method in ALL}

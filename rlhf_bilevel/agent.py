@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces.utils import flatdim
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -31,6 +31,7 @@ from rlhf_bilevel.folder import CONFIG, OWN, ended, read_config, read_models, wr
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.log import Log
+from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
@@ -38,7 +39,7 @@ from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.types import Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, Uniform)}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
 TEACHERS: dict[str, type] = {cls.__name__: cls for cls in (OracleTeacher,)}
 
 
@@ -276,7 +277,8 @@ class Agent:
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
         arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
-        return SB3Learner(env, config, store, number, self._algorithm, self._device, **arguments)
+        kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
+        return kind(env, config, store, number, self._algorithm, self._device, **arguments)
 
     def _options(self, config: Config) -> Options:
         return complete(self.method.options, config.options, f"{self.method.name}.")

@@ -15,6 +15,7 @@ from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import Config, complete
 from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, together
@@ -68,9 +69,10 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
+    kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
     arguments = METHODS[method].arguments(complete(METHODS[method].options, config.options, f"{method}."))
     arguments = {"algorithm": ALGORITHMS[METHODS[method].algorithm], **arguments, **own}
-    learners = [SB3Learner(env, config, store, number, **arguments) for number, env in enumerate(training)]
+    learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
     return Run(
         METHODS[method],
         config,
