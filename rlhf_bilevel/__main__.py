@@ -10,14 +10,14 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
+from rlhf_bilevel.config import PRESETS, checkpoint_interval, complete, nearest, preset, settle
 from rlhf_bilevel.files import SUMS, Refused, read_yaml
 from rlhf_bilevel.options import Parser, fail, one_of, positive
 from rlhf_bilevel.plot import KINDS
@@ -217,6 +217,8 @@ def export(args: argparse.Namespace) -> Work:
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
             model = Agent.load(args.dir, trust=args.trust).model
+            if not type(model).__module__.startswith("stable_baselines3"):
+                raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
             model.save(sb3, exclude=["replay_buffer", "_last_obs"])
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
 
@@ -323,7 +325,7 @@ def doctor(args: argparse.Namespace) -> Work:
 
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that differ from Config's defaults, in the order preset, --config, options, --set."""
+    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset."""
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
@@ -333,10 +335,12 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
     if args.teacher is None and filed is not told and told.get("teacher", BY_SETTINGS) not in OURS:
         raise ValueError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    chosen = preset(args.preset, args.env) | filed | {key: value for key, value in given.items() if value is not None}
+    chosen = {"seed": 0} | filed | {key: value for key, value in given.items() if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
-    return settle(chosen).model_dump()
+    check_options({key: value for key, value in chosen.items() if "." in key})
+    settle(preset(args.preset, args.env) | {key: value for key, value in chosen.items() if "." not in key})
+    return chosen
 
 
 def assigned(pairs: Sequence[str]) -> dict[str, Any]:
@@ -350,6 +354,17 @@ def assigned(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{key} has an option of its own: --{key}")
         given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
     return given
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Of methods, by their full names. Their files import torch: not for nothing."""
+    for key, value in given.items():
+        method, _, name = key.partition(".")
+        if method not in METHODS:
+            raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, METHODS)}")
+        from rlhf_bilevel.baselines import METHODS as methods
+
+        complete(methods[method].options, {name: value}, f"{method}.")
 
 
 def existing(reference: Path | None) -> None:
@@ -476,7 +491,9 @@ def configuring(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
     )
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py; METHOD.NAME"
+    )
 
 
 def while_training(sub: argparse.ArgumentParser) -> None:

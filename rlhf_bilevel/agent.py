@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces.utils import flatdim
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from rlhf_bilevel import dataset, envs
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, checkpoint_interval, footprint, preset, settle
+from rlhf_bilevel.config import Config, Options, checkpoint_interval, complete, footprint, gather, preset, settle
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
@@ -31,16 +32,17 @@ from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import sessions
 from rlhf_bilevel.log import Log
+from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.sac import SB3Learner, on_its_own, together
+from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
 from rlhf_bilevel.teacher import Replayed, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG)}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
 
 
 class Agent:
@@ -52,9 +54,11 @@ class Agent:
     ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
     ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), ``algorithm`` any off-policy
-    algorithm of SB3 with ``algorithm_settings`` passed on to it. ``out`` is the run's folder: it must be new or empty.
-    A run with a folder goes on after a fault (``resume``) from its newest checkpoint; ``checkpoint_every`` is as
-    ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``. Raises ValueError on a wrong value.
+    algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
+    it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
+    ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``, which go
+    before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
+    Raises ValueError on a wrong value.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Agent:
         *,
         teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
-        algorithm: type[OffPolicyAlgorithm] = SAC,
+        algorithm: type[BaseAlgorithm] | None = None,
         algorithm_settings: dict[str, Any] | None = None,
         device: str = "cpu",
         out: Path | str | None = None,
@@ -83,7 +87,7 @@ class Agent:
         self.teacher = teacher  # None: as the settings say
         self.out = Path(out) if out is not None else None
         self._preset, self._settings = preset, settings
-        self._algorithm, self._algorithm_settings = algorithm, algorithm_settings or {}
+        self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
         self._device, self._checkpoint_every = device, checkpoint_every
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
@@ -110,7 +114,9 @@ class Agent:
         """A run at its first step, with its folder."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        self.config = settle({"steps": total_timesteps} | preset(self._preset, self.env_id) | self._settings)
+        given = preset(self._preset, self.env_id) | dict(self.method.settings) | self._settings
+        config = settle(gather({"steps": total_timesteps} | given, self.method.name))
+        self.config = config.model_copy(update={"options": self._options(config).model_dump()})
         run = self._build(self.config)
         if self.out:
             if self.out.exists() and any(self.out.iterdir()):
@@ -285,8 +291,23 @@ class Agent:
             return Replayed(sessions(Path(path))).after(prefs) if path else SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 
-    def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> SB3Learner:
-        return SB3Learner(env, config, store, number, self._algorithm, self._device, **self._algorithm_settings)
+    def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
+        arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
+        kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
+        return kind(env, config, store, number, self._algorithm, self._device, **arguments)
+
+    def _options(self, config: Config) -> Options:
+        return complete(self.method.options, config.options, f"{self.method.name}.")
+
+    def _chosen(self, algorithm: type[BaseAlgorithm] | None) -> type[Any]:
+        """The learners' algorithm; ValueError where the method cannot do with it."""
+        own = ALGORITHMS[self.method.algorithm]
+        if algorithm is None or algorithm is own:
+            return own
+        if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
+            takes = "any off-policy algorithm" if own is SAC else own.__name__
+            raise ValueError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
+        return algorithm
 
     def _evaluate(self, run: Run, env: Any, agent: int, log: Log) -> Row:
         row = Row()

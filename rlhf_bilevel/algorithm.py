@@ -7,9 +7,8 @@ Methods differ only in (a) the scalar that the reward model descends and (b) the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel import health, query
-from rlhf_bilevel.config import Config
+from rlhf_bilevel.config import Config, Options, complete
 from rlhf_bilevel.cost import LearnedCost
-from rlhf_bilevel.explore import state_entropy
+from rlhf_bilevel.explore import entropy_signal
 from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
@@ -42,6 +41,13 @@ class Method:
     """What is estimated anew after each move of the reward model, before learners see it."""
     diagnose: Callable[[Run], Row] = lambda run: {}
     """Metrics at each move of the reward model."""
+    prepare: Callable[[Run], None] = lambda run: None
+    """What happens to the reward model before its first label."""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # where the published method leaves Config's defaults
+    options: type[Options] = Options  # hyper-parameters of its own, with their published values
+    keep: bool = True  # whether a row's reward stays as it is until the reward model moves
+    algorithm: str = "SAC"  # its learners', by the name that SB3 has for it
+    arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}  # of that algorithm
 
 
 @dataclass
@@ -61,13 +67,15 @@ class Run:
     step: int = 0
     episode: int = 0  # of all learners together
     tracked: bool = False  # whether learners have had time to answer the reward as it is
+    memory: dict[str, float] = field(default_factory=dict)  # the method's own, from one reward step to the next
 
     def __post_init__(self) -> None:
         self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_learning_rate)
         self.health = health.Health(self.reward, self.reward_optimizer)
         # One generator a purpose, so that switching one part off leaves the draws of the others as they were
-        purposes = ("query", "reward", "visits", "entropy")
+        purposes = ("query", "reward", "visits", "entropy", "method")
         self.rng = {purpose: np.random.default_rng([self.config.seed, i]) for i, purpose in enumerate(purposes)}
+        self.options: Any = complete(self.method.options, self.config.options, f"{self.method.name}.")
         show(self)
 
     @property
@@ -153,7 +161,9 @@ def move_reward(run: Run) -> tuple[Row, int]:
         epochs, run.tracked = c.refresh_epochs, True
     else:
         return {}, 0
-    first, row = not run.learnt, update_reward(run, epochs)
+    if first := not run.learnt:
+        run.method.prepare(run)
+    row = update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):
         warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
     run.method.estimate(run)
@@ -161,7 +171,7 @@ def move_reward(run: Run) -> tuple[Row, int]:
     row |= run.method.diagnose(run)
     if not (first and run.learnt):
         return row, 0
-    for learner in run.learners:  # values of the state entropy say nothing of the reward
+    for learner in run.learners if c.reset_critics else ():  # values of the state entropy say nothing of the reward
         learner.reset_critic()
     return row, c.reset_updates
 
@@ -215,15 +225,10 @@ def update_reward(run: Run, epochs: int) -> Row:
 def show(run: Run) -> None:
     """Let each learner see its reward as it is now: state entropy until a reward has been learnt."""
     pretraining = run.method.upper is not None and not run.learnt
-    signals: Sequence[Signal] = [partial(entropy, run)] * len(run.learners) if pretraining else run.method.sees(run)
+    exploring = entropy_signal(run.store, run.config, run.rng["entropy"])
+    signals = [exploring] * len(run.learners) if pretraining else run.method.sees(run)
     for learner, signal in zip(run.learners, signals, strict=True):
-        learner.see(signal, keep=not pretraining)
-
-
-def entropy(run: Run, rows: Tensor) -> Tensor:
-    """The reward of pre-training at these rows of the store."""
-    visited = run.rng["entropy"].integers(run.store.size, size=run.config.entropy_states)
-    return state_entropy(run.store.obs[rows], run.store.obs[torch.from_numpy(visited)], run.config.neighbour)
+        learner.see(signal, keep=run.method.keep and not pretraining)
 
 
 def episode_metrics(run: Run, start: int) -> Row:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,11 +19,21 @@ Size = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
                 "k_center+entropy", "k_center+information_gain"]  # fmt: skip
 """Rules of ``query.RULES``."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Options(BaseModel):
+    """Hyper-parameters that one method alone has: its file declares them, ``--set METHOD.NAME=VALUE`` sets them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Config(BaseModel):
@@ -55,7 +65,10 @@ class Config(BaseModel):
     initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
     update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
     updates: Size = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
-    reset_updates: Count = 100  # gradient steps right after the critics' reset at the end of pre-training
+    reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward
+    reset_updates: Count = 100  # gradient steps right then
+    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of each batch, drawn from the newest rows alone
+    newest_rows: Size = 10_000  # how many those are
 
     # State entropy
     neighbour: Size = 5  # k of the k-nearest-neighbour estimate
@@ -104,6 +117,8 @@ class Config(BaseModel):
     visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
     use_gap: bool = True  # ablation: the value gap in the reward's loss
     use_cost: bool = True  # ablation: the cost in the learners' rewards; without it there is no gap either
+
+    options: dict[str, Any] = {}  # of the method alone, see its file
 
     @model_validator(mode="before")
     @classmethod
@@ -160,21 +175,34 @@ def preset(name: str, env_id: str) -> dict[str, Any]:
 
 def settle(given: Mapping[str, Any]) -> Config:
     """The settings, complete; ValueError in one line that names the first wrong value and, for a name, the nearest."""
+    return complete(Config, given)
+
+
+def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> Model:
+    """The same for any settings; in messages ``prefix`` stands before their names."""
+    known = [prefix + name for name in model.model_fields]
     for key in given:
-        if key not in Config.model_fields:
-            raise ValueError(f"unknown setting {key!r}; {nearest(key, Config.model_fields)}")
+        if prefix + key not in known:
+            raise ValueError(f"unknown setting {prefix + key!r}; {nearest(prefix + key, known)}")
     try:
-        return Config(**given)
+        return model(**given)
     except ValidationError as error:
         first = error.errors()[0]
         # A fault without a place is one of several settings together
-        told = f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
+        told = f"{prefix}{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
         raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
+
+
+def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Settings by the names of ``Config``: ``method.name`` goes into ``options``, other methods' are left out."""
+    plain = {key: value for key, value in given.items() if "." not in key}
+    own = {key.removeprefix(f"{method}."): value for key, value in given.items() if key.startswith(f"{method}.")}
+    return plain | ({"options": {**plain.get("options", {}), **own}} if own else {})
 
 
 def nearest(value: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
 
 
 def checkpoint_interval(told: str) -> tuple[float, float]:

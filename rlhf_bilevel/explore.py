@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.replay import Store
+from rlhf_bilevel.types import Signal
 
 
 def state_entropy(states: Tensor, visited: Tensor, k: int) -> Tensor:
@@ -13,3 +18,13 @@ def state_entropy(states: Tensor, visited: Tensor, k: int) -> Tensor:
     """
     distance = torch.cdist(states, visited)  # (N, V)
     return distance.kthvalue(min(k, len(visited)), dim=-1).values.log1p()
+
+
+def entropy_signal(store: Store, config: Config, rng: np.random.Generator) -> Signal:
+    """State entropy at rows of ``store``, against ``entropy_states`` of its states, drawn anew each time."""
+
+    def signal(rows: Tensor) -> Tensor:
+        visited = rng.integers(store.size, size=config.entropy_states)
+        return state_entropy(store.obs[rows], store.obs[torch.from_numpy(visited)], config.neighbour)
+
+    return signal

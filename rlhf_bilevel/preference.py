@@ -29,6 +29,26 @@ def accuracy(logits: Tensor, label: Tensor) -> Tensor:
     return (logits > 0).eq(label > 0.5)[..., decided].float().mean(-1).nan_to_num(1.0)
 
 
+def crops(
+    first: Tensor, second: Tensor, shares: tuple[float, float], rng: np.random.Generator, copies: int = 1
+) -> Tensor:
+    """Logits of ``copies`` random crops of each pair, from rewards per step (..., B, T): (copies, ..., B).
+
+    Both segments of a pair are cut to one length, uniform between ``shares`` of T; where each begins is uniform
+    [temporal data augmentation, SURF]. Shares of (1, 1) are the pairs as they are.
+    """
+    count, steps = first.shape[-2:]
+    least, most = (max(1, round(share * steps)) for share in shares)
+    length = rng.integers(least, most + 1, (copies, count, 1))
+
+    def cut(rewards: Tensor) -> Tensor:
+        start, at = rng.integers(steps - length + 1), np.arange(steps)
+        inside = torch.from_numpy((at >= start) & (at < start + length))  # (copies, B, T)
+        return (rewards * inside.reshape(copies, *[1] * (first.dim() - 2), count, steps)).sum(-1)
+
+    return cut(first) - cut(second)
+
+
 def take(answers: Preferences, rows: Tensor | slice) -> Preferences:
     """Some of the pairs."""
     first, second = (Segments(*(column[rows] for column in segments)) for segments in answers[:2])

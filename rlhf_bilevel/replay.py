@@ -126,10 +126,13 @@ class Mirror:
 
 
 class View:
-    """The store as one learner is rewarded for it. Randomness is its own: ``seed`` fixes the order of sampling."""
+    """The store as one learner is rewarded for it. Randomness is its own: ``seed`` fixes the order of sampling.
 
-    def __init__(self, store: Store, seed: int) -> None:
-        self.store = store
+    ``newest`` is the share of a batch that is drawn from the newest rows alone, and how many those are.
+    """
+
+    def __init__(self, store: Store, seed: int, newest: tuple[float, int] = (0.0, 1)) -> None:
+        self.store, self._newest = store, newest
         self._rng = np.random.RandomState(seed)  # generator and call are those of SB3's buffer: equal runs, equal rows
         self._signal: Signal = store.true_reward
         self._keep = True
@@ -142,8 +145,12 @@ class View:
         self._known[:] = False
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Uniform rows (N,) with replacement and their rewards (N,)."""
-        rows = self._rng.randint(0, self.store.size, size=count)
+        """Rows (N,) with replacement, uniform but for the share of the newest, and their rewards (N,)."""
+        size, (share, rows_there) = self.store.size, self._newest
+        newest = round(share * count)
+        rows = self._rng.randint(0, size, size=count - newest)
+        if newest:
+            rows = np.concatenate([rows, self._rng.randint(max(0, size - rows_there), size, size=newest)])
         drawn, known, reward = torch.from_numpy(rows), self._known.numpy(), self._reward.numpy()
         if not self._keep:
             return drawn, self._signal(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -17,12 +18,16 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
+from torch.func import functional_call
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.replay import Store, View
 from rlhf_bilevel.stack import Stack, stackable
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
-from rlhf_bilevel.types import Improve, Signal
+from rlhf_bilevel.types import Improve, RewardFn, Signal, Steps
+
+INSIDE = 1 - 1e-4
+"""Largest action whose log-probability is taken: at 1, which rounding can reach, a squashed Gaussian has none."""
 
 
 def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
@@ -90,7 +95,7 @@ class SB3Learner:
         self._rng = torch.Generator()
         self._rng.set_state(torch.get_rng_state())
         self.model.set_logger(Logger(folder=None, output_formats=[]))  # read below: SB3's train returns nothing
-        self._view = View(store, seed)
+        self._view = View(store, seed, (config.newest_share, config.newest_rows))
         self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
         self._config = config
 
@@ -162,16 +167,71 @@ class SB3Learner:
         """
         states = obs.to(self.model.device)
         with torch.no_grad(), torch.random.fork_rng():  # a metric must not move the run
-            gap = self._soft_value(states, self.model.actor) - self._soft_value(states, other.model.actor)
+            critic = self.model.critic
+            gap = self._soft_value(states, self.model.actor, critic)
+            gap -= self._soft_value(states, other.model.actor, critic)
         return gap.mean().item() / (1 - self._config.gamma)
 
-    def _soft_value(self, states: Tensor, actor: Any) -> Tensor:
+    def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        flat_obs, flat_act = (part.flatten(0, -2).to(self.model.device) for part in (obs, act))
+        with torch.no_grad():
+            return torch.stack(self.model.critic(flat_obs, flat_act)).amin(0).reshape(obs.shape[:-1]).cpu()
+
+    def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
+        model, store = self.model, self._view.store
+        columns = (store.obs, store.act, store.next_obs, store.terminated)
+        obs, act, next_obs, terminated = (column[rows].to(model.device) for column in columns)
+        with torch.no_grad(), drawing_from(self._rng):
+            later = (1 - terminated) * model.gamma * self._soft_value(next_obs, model.actor, model.critic_target)
+        now = {name: weight.detach().requires_grad_() for name, weight in model.critic.named_parameters()}
+
+        def critics(weights: dict[str, Tensor], *pair: Tensor) -> Tensor:
+            return torch.stack(functional_call(model.critic, weights, pair)).squeeze(-1)
+
+        error = critics(now, obs, act) - (reward.to(model.device) + later)  # (Q, N)
+        slopes = torch.autograd.grad(error.square().mean(-1).sum(), list(now.values()), create_graph=True)
+        rate = self._config.learning_rate
+        after = {name: now[name].detach() - rate * slope for name, slope in zip(now, slopes, strict=True)}
+        return lambda obs, act: critics(after, obs.to(model.device), act.to(model.device)).to(reward.device)
+
+    def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
+        actor = self.model.actor
+        if not isinstance(self.model, SAC):
+            raise ValueError(
+                f"{type(self.model).__name__} has no action probabilities, which this method needs: SAC has"
+            )
+
+        def log_prob(obs: Tensor, act: Tensor) -> Tensor:
+            mean, log_std, _ = actor.get_action_dist_params(obs.to(self.model.device))
+            inside = act.to(self.model.device).clamp(-INSIDE, INSIDE)
+            return actor.action_dist.proba_distribution(mean, log_std).log_prob(inside)
+
+        weights = list(actor.parameters())
+        direction = torch.autograd.grad(weight.to(self.model.device) @ log_prob(*others), weights)
+        # d/du of the scores summed with weights u, which is linear in u: a derivative along ``direction`` for each step
+        u = torch.ones(len(steps[0]), device=self.model.device, requires_grad=True)
+        scores = torch.autograd.grad(u @ log_prob(*steps), weights, create_graph=True)
+        return torch.autograd.grad(scores, u, direction)[0].cpu()
+
+    def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
         model = self.model
         if not isinstance(model, SAC):  # no entropy term
-            return torch.stack(model.critic(states, actor(states))).amin(0).squeeze(-1)
+            return torch.stack(critic(states, actor(states))).amin(0).squeeze(-1)
         alpha = model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
         act, log_prob = actor.action_log_prob(states)
-        return torch.stack(model.critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob
+        return torch.stack(critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob
+
+
+class Uniform(SAC):
+    """Acts uniformly at random and never learns."""
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        pass
+
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        batch = np.shape(observation)[:-1]
+        actions = np.stack([self.action_space.sample() for _ in range(math.prod(batch))])
+        return actions.reshape(*batch, *actions.shape[1:]), None
 
 
 def together(learners: Sequence[Any]) -> Improve:

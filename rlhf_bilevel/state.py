@@ -22,6 +22,7 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "step": run.step,
         "episode": run.episode,
         "tracked": run.tracked,
+        "memory": run.memory,
         "envs": [env.episode for env in run.envs],
         "store": run.store.index(),
         "reward": run.reward.state_dict(),
@@ -42,6 +43,7 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
     """Into a run that was built from the same settings."""
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
+    run.memory = dict(tree["memory"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
     run.store.load(tables["rows"], tree["store"])

@@ -18,6 +18,10 @@ Signal = Callable[[Tensor], Tensor]
 """Row numbers (N,) of the store to what a learner is rewarded with there (N,)."""
 
 
+Steps = tuple[Tensor, Tensor]
+"""obs (N, o) and act (N, a)."""
+
+
 class Segments(NamedTuple):
     """B runs of T consecutive steps, each within one episode."""
 
@@ -56,7 +60,7 @@ class Teacher(Protocol):
 
 
 class Learner(Protocol):
-    """An off-policy learner on the shared store."""
+    """A learner on the shared store. What values and densities it has to offer depends on its algorithm."""
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The exploring action for the environment, and the same scaled to [-1, 1]."""
@@ -69,6 +73,21 @@ class Learner(Protocol):
 
     def value_gap(self, other: Any, obs: Tensor) -> float:
         """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
+
+    def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Q(s, a), the least of the critics', of obs (..., o) and act (..., a): (...), without gradient."""
+
+    def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
+        """The critics as after one plain gradient step on ``rows`` (N,) of the store, rewarded with ``reward``.
+
+        A function of obs (N, o) and act (N, a) to (Q, N), differentiable in ``reward`` (N,).
+        """
+
+    def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
+        """How the log-probabilities of ``steps`` move where the policy ascends those of ``others``: (N,).
+
+        <grad log pi(a_n|s_n), sum_m weight_m grad log pi(a_m|s_m)> over the policy's parameters, weight (M,).
+        """
 
     def state(self) -> Any: ...
 

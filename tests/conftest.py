@@ -10,10 +10,12 @@ import torch
 from gymnasium.spaces import Box
 
 from rlhf_bilevel import envs
+from rlhf_bilevel.agent import ALGORITHMS
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config
+from rlhf_bilevel.config import Config, complete
 from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, together
@@ -53,17 +55,24 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+FEW: dict[str, dict[str, Any]] = {"prefppo": {"options": {"n_steps": 64}}, "rime": {"options": {"warm_updates": 1}}}
+"""What a method needs to show itself in a few hundred steps."""
+
+
 def small_config(steps: int = 300, **settings: Any) -> Config:
     return Config(**({"steps": steps, **SMALL} | settings))
 
 
 def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **settings: Any) -> Run:
     """``own`` are arguments of the learners."""
-    config = small_config(**settings)
+    config = small_config(**{**METHODS[method].settings, **settings})
     training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
-    learners = [SB3Learner(env, config, store, number, **own) for number, env in enumerate(training)]
+    kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
+    arguments = METHODS[method].arguments(complete(METHODS[method].options, config.options, f"{method}."))
+    arguments = {"algorithm": ALGORITHMS[METHODS[method].algorithm], **arguments, **own}
+    learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
     return Run(
         METHODS[method],
         config,

@@ -64,6 +64,12 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --set query=uniformly", "query='uniformly'"),
         ("train pebble --env Pendulum-v1 --steps 9 --set learning_starts=9", "learning_starts=9"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma", "key=value"),
+        ("train surf --env Pendulum-v1 --steps 9 --set surf.treshold=1", "did you mean 'surf.threshold'?"),
+        ("train surf --env Pendulum-v1 --steps 9 --set surf.threshold=2", "surf.threshold=2: "),
+        (
+            "train surf --env Pendulum-v1 --steps 9 --set srf.threshold=1",
+            "no method is called 'srf'; did you mean 'surf'?",
+        ),
         ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --teacher mistake=2", "teacher_mistake=2"),

@@ -16,7 +16,7 @@ from tests.conftest import SMALL, build
 from tests.test_stack import Plain, assert_alike
 
 
-@pytest.mark.parametrize("method", ["pebble", "penalty"])
+@pytest.mark.parametrize("method", ["pebble", "penalty", "mrn"])
 def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
     settings: dict[str, Any] = {"steps": 120, "learning_starts": 20, "pretrain_steps": 40, "refresh_every": 10}
     runs, alone = ([build(method, seed=seed, **settings) for seed in (0, 1, 2)] for _ in range(2))

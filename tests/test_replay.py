@@ -111,3 +111,16 @@ def test_a_view_that_is_loaded_knows_what_was_known_and_samples_on() -> None:
     rows, reward = second.sample(50)
     assert known & set(rows.tolist()) and not known & set(asked)
     assert torch.equal(rows, first.sample(50)[0]) and torch.equal(reward, rows.float())
+
+
+def test_a_share_of_each_batch_is_drawn_from_the_newest_rows_and_none_by_default() -> None:
+    store = filled()
+    half, plain, same = View(store, 0, (0.5, 4)), View(store, 0), View(store, 0, (0.0, 4))
+    drawn = torch.stack([half.sample(10)[0] for _ in range(400)])
+    assert drawn.shape == (400, 10) and set(drawn[:, 5:].flatten().tolist()) == {23, 24, 25, 26}
+    assert set(drawn[:, :5].flatten().tolist()) == set(range(27))
+    counts = drawn[:, 5:].flatten().bincount()[23:]
+    assert (counts / 500 - 1).abs().max() < 0.2  # uniform among them
+    assert torch.equal(plain.sample(10)[0], same.sample(10)[0])
+    young = View(store, 0, (1.0, 1000))
+    assert young.sample(10)[0].max() < 27  # there are fewer

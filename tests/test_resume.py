@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.agent import train
+from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.keeper import Keeper
@@ -26,7 +27,7 @@ from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
-from tests.conftest import SMALL, build
+from tests.conftest import FEW, SMALL, build
 from tests.faults import child, kill, tables
 
 STEPS = 300
@@ -40,8 +41,8 @@ def state(agent: Agent) -> str:
     return digest([tree, {name: dict(columns) for name, columns in tables.items()}])
 
 
-def started(method: str, out: Path | None, **settings: Any) -> Agent:
-    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(STEPS)
+def started(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
+    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(steps)
 
 
 def killed(step: int, work: Callable[[], Any]) -> None:
@@ -105,10 +106,11 @@ def test_checkpoints_move_nothing(whole: tuple[Path, str]) -> None:
     assert state(started("penalty", None)) == whole[1]
 
 
-@pytest.mark.parametrize("method", ["pebble", "sac", "twin"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
-    expected = state(started(method, None))
-    killed(222, lambda: started(method, tmp_path / "run"))
+    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1} | FEW.get(method, {})
+    expected = state(started(method, None, **few))
+    killed(140, lambda: started(method, tmp_path / "run", **few))
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY)) == expected
 
 

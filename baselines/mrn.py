@@ -1,0 +1,46 @@
+"""Meta-Reward-Net: the reward is judged by the critic that learns from it [Liu et al., NeurIPS 2022].
+
+    theta' = theta - lr grad_theta E[(Q_theta(s, a) - r_phi(s, a) - gamma V(s'))^2]      one step of the critics
+
+In sessions phi descends the cross-entropy, as in PEBBLE; in refreshes, with Q in place of the return of a segment,
+
+    weight CE( Q_theta'(first step of the first) - Q_theta'(first step of the second) )  summed over the critics
+
+through theta', which depends on phi: the implicit derivative of the critics' answer.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Options, Weight
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences
+
+
+class MrnOptions(Options):
+    weight: Weight = 0.1  # of the critics' loss; 0 for a refresh as in PEBBLE
+
+
+def outer(run: Run, batch: Preferences, rows: Tensor) -> Tensor:
+    """The label loss of the critics after a step on these rows (N,) of the store."""
+    critics = run.learners[0].critics_after(rows, run.reward(run.store.obs[rows], run.store.act[rows]))
+    first, second = (critics(part.obs[:, 0], part.act[:, 0]) for part in batch[:2])  # (Q, B)
+    return cross_entropy(first - second, batch.label).mean(-1).sum()
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    if not (run.tracked and run.options.weight):
+        return cross_entropy(logits, batch.label).mean()
+    rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch))
+    return run.options.weight * outer(run, batch, rows)
+
+
+MRN = Method(
+    "mrn",
+    learners=1,
+    sees=lambda run: [run.store.learned(run.reward)],
+    upper=upper,
+    settings={"refresh_epochs": 1},
+    options=MrnOptions,
+)

@@ -1,0 +1,51 @@
+"""PARL: the labels' loss also moves with the policy, which answers the reward [Chakraborty et al., ICLR 2024].
+
+    dG/dphi = E[dl/dphi] + (dtheta*/dphi)' v,                           v = E[l sum_t grad_theta log pi(a_t|s_t)]
+    dtheta*/dphi = H^-1 d2J/dtheta dphi,  d2J/dtheta dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
+
+by the score function, l the cross-entropy of a pair and v over its steps. H^-1 is replaced by a multiple of the
+identity, one step of policy gradient in place of the best response, so that phi descends
+
+    CE + weight sum_t c_t r_t / sum_t |c_t|,        c_t = gamma^t sum_{k<=t} <v, grad log pi(a_k|s_k)>
+
+over the learner's newest episodes, c held fixed. The multiple is the one that makes ``weight`` nats the most that the
+term can be worth per unit of reward. In refreshes only, as in the penalty method: the policy has to have answered.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Options, Weight
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences
+
+
+class ParlOptions(Options):
+    weight: Weight = 0.1  # nats per unit of reward
+
+
+def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[int, int]]) -> Tensor:
+    """c_t of the rows of ``episodes``, end to end (N,), from the pairs' losses (B,), which are centred."""
+    steps = batch.first.obs.shape[1]
+    centred = ((losses - losses.mean()) / len(losses)).repeat_interleave(steps)
+    obs, act = (torch.cat([part[column].flatten(0, 1) for part in batch[:2]]) for column in (0, 1))
+    rows = torch.cat([torch.arange(*episode) for episode in episodes])
+    visited = run.store.obs[rows], run.store.act[rows]
+    along = run.learners[0].score_products(visited, (obs, act), centred.repeat(2))
+    parts = along.split([end - start for start, end in episodes])
+    return torch.cat([run.config.gamma ** torch.arange(len(part)) * part.cumsum(0) for part in parts])
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    loss = cross_entropy(logits, batch.label)
+    episodes = run.store.episodes(0, run.on_policy_since)[-run.config.visit_episodes :]
+    if not (run.options.weight and run.tracked and episodes):
+        return loss.mean()
+    c = credit(run, batch, loss.detach().mean(0), episodes)
+    rows = torch.cat([torch.arange(*episode) for episode in episodes])
+    response = (c * run.reward(run.store.obs[rows], run.store.act[rows])).sum() / c.abs().sum().clamp_min(1e-8)
+    return loss.mean() + run.options.weight * response
+
+
+PARL = Method("parl", 1, lambda run: [run.store.learned(run.reward)], upper, options=ParlOptions)

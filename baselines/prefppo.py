@@ -1,0 +1,31 @@
+"""PrefPPO: PEBBLE with PPO as the learner, which sees each step's reward once [Lee 2021; Christiano et al. 2017].
+
+phi descends the cross-entropy of labelled pairs; the learner sees the ensemble's mean, rollout by rollout.
+"""
+
+from rlhf_bilevel.algorithm import Method
+from rlhf_bilevel.config import Fraction, Options, Positive, Size, Weight
+from rlhf_bilevel.preference import cross_entropy
+
+
+class PrefPPOOptions(Options):
+    """By the names that Stable-Baselines3's PPO has for them."""
+
+    n_steps: Size = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
+    batch_size: Size = 64
+    n_epochs: Size = 20
+    learning_rate: Positive = 5e-5
+    clip_range: Positive = 0.4
+    gae_lambda: Fraction = 0.92
+    ent_coef: Weight = 0.0
+
+
+PREFPPO = Method(
+    "prefppo",
+    learners=1,
+    sees=lambda run: [run.store.learned(run.reward)],
+    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    options=PrefPPOOptions,
+    algorithm="PPO",
+    arguments=lambda options: options.model_dump(),
+)

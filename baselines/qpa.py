@@ -1,0 +1,38 @@
+"""QPA: queries and half of each batch come from the policy as it is now; crops of segments [Hu et al., ICLR 2024].
+
+phi descends    E over ``copies`` crops of CE(crop of a labelled pair)
+
+Queries are random pairs from the ``aligned_episodes`` newest episodes; ``newest_share`` of each batch of the learner
+is drawn from the ``newest_rows`` newest rows (hybrid replay). The learner sees the reward, of a single member.
+"""
+
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Count, Fraction, Options
+from rlhf_bilevel.preference import crops, cross_entropy
+from rlhf_bilevel.types import Preferences
+
+
+class QpaOptions(Options):
+    copies: Count = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
+    shortest: Fraction = 0.7  # of a segment: 35 to 45 steps of 50
+    longest: Fraction = 0.9
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    o = run.options
+    if o.copies:
+        first, second = (run.reward.members(part.obs, part.act) for part in batch[:2])
+        logits = crops(first, second, (o.shortest, o.longest), run.rng["method"], o.copies)
+    return cross_entropy(logits, batch.label).mean()
+
+
+QPA = Method(
+    "qpa",
+    learners=1,
+    sees=lambda run: [run.store.learned(run.reward)],
+    upper=upper,
+    settings={"query": "policy_aligned", "newest_share": 0.5, "members": 1},
+    options=QpaOptions,
+)

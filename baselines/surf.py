@@ -1,0 +1,48 @@
+"""SURF: pseudo-labels of pairs on which the reward is sure, and random crops of segments [Park et al., ICLR 2022].
+
+phi descends    CE(crops of labelled pairs)
+              + weight E[ 1{max(p, 1 - p) >= threshold} CE(crops of unlabelled pairs, 1{p > 1/2}) ]
+
+where p = P(first better) is each member's own, on the pair as it is, held fixed. The learner sees the members' mean.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_bilevel import preference
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Fraction, Options, Size, Weight
+from rlhf_bilevel.preference import crops, cross_entropy
+from rlhf_bilevel.types import Preferences, Queries
+
+
+class SurfOptions(Options):
+    threshold: Fraction = 0.99  # tau: how sure the reward must be of a pair
+    weight: Weight = 1.0  # lambda: of the unlabelled pairs' loss
+    unlabelled: Size = 4  # mu: unlabelled pairs per labelled one
+    shortest: Fraction = 0.75  # crops, as shares of a segment: 45 to 55 steps of 60
+    longest: Fraction = 0.92
+
+
+def cropped(run: Run, pairs: Queries | Preferences) -> Tensor:
+    """Each member's logits of one crop of each pair (M, B)."""
+    first, second = (run.reward.members(part.obs, part.act) for part in pairs[:2])
+    return crops(first, second, (run.options.shortest, run.options.longest), run.rng["method"])[0]
+
+
+def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """What the reward says of each pair, 1 or 0, and whether it is sure of it."""
+    return (logits > 0).float(), (logits.abs().sigmoid() >= threshold).float()
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    loss = cross_entropy(cropped(run, batch), batch.label).mean()
+    if not run.options.weight:
+        return loss
+    pairs = run.sample_pairs(run.options.unlabelled * len(batch.label))
+    with torch.no_grad():
+        label, sure = pseudo_labels(preference.logits(run.reward.members, pairs), run.options.threshold)
+    return loss + run.options.weight * (sure * cross_entropy(cropped(run, pairs), label)).mean()
+
+
+SURF = Method("surf", 1, lambda run: [run.store.learned(run.reward)], upper, options=SurfOptions)
