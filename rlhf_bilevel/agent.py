@@ -25,8 +25,8 @@ from rlhf_bilevel.config import Config, checkpoint_interval, footprint, preset, 
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import Refused
-from rlhf_bilevel.folder import CONFIG, OWN, ended, read_config, read_models, write_config, write_models
+from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.log import Log

@@ -6,6 +6,7 @@ A ``Point`` is one learner of one run at one evaluation; a table of them is what
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.files import read_yaml
+from rlhf_bilevel.files import read_yaml, write
 
 
 class Point(NamedTuple):
@@ -53,12 +54,18 @@ def points(folder: Path) -> list[Point]:
 
 
 def write_table(rows: Iterable[Point], file: Path) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(Point._fields)
-        for row in rows:
-            shown = row._replace(true_return=round(row.true_return, 2))
-            writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in shown])
+    """To hundredths: for a table that is kept in git."""
+    write(file, to_csv([row._replace(true_return=round(row.true_return, 2)) for row in rows]))
+
+
+def to_csv(rows: Iterable[Point]) -> bytes:
+    """What ``read_table`` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Point._fields)
+    for row in rows:
+        writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in row])
+    return text.getvalue().encode()
 
 
 def read_table(file: Path) -> list[Point]:
