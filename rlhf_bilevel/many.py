@@ -46,6 +46,7 @@ def sweep(args: argparse.Namespace, configure: Configure) -> Callable[[], None]:
         from rlhf_bilevel.board import Board
         from rlhf_bilevel.results import collect, table
 
+        args.out.mkdir(parents=True, exist_ok=True)
         if args.cohort:
             begin_together(runs, settings, args.device, args.threads)
         engine = engine_of(args)

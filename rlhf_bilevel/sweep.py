@@ -61,7 +61,10 @@ class Engine(Protocol):
 
 
 class Process:
+    """Its output goes to the end of ``log``."""
+
     def __init__(self, command: Sequence[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 command,
@@ -113,7 +116,6 @@ def complete(
             due = [run for run, start in queue.items() if start <= now]
             for run in due[: engine.room - len(going)]:
                 del queue[run]
-                run.out.parent.mkdir(parents=True, exist_ok=True)
                 if run not in elsewhere:
                     tell(f"{'going on with' if begun(run.out) else 'starting'} {run.out}: {shlex.join(run.words)}")
                 going[run] = engine.start(run)
@@ -160,7 +162,6 @@ def begin_together(
             agents = []
             for run in group:
                 with suppress(Timeout):
-                    run.out.parent.mkdir(parents=True, exist_ok=True)
                     claims.enter_context(claim(run.out))
                     if not begun(run.out):
                         own = {**settings[env], "seed": run.seed}

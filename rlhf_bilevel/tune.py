@@ -61,7 +61,6 @@ class Training:
             if self._started is None:
                 if time.monotonic() < self._not_before:
                     return None
-                self._runs[self._at].out.parent.mkdir(parents=True, exist_ok=True)
                 self._started = self._engine.start(self._runs[self._at])
             code = self._started.poll()
             if code is None:
@@ -143,13 +142,13 @@ def search(
         study.tell(trial, state=TrialState.FAIL)
         tell(f"trial {trial.number} failed: {why}")
 
+    def more() -> bool:
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return bool(left) or len(ended) + failed + len(going) < trials
+
     try:
-        while True:
-            ended = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-            wanted = min(jobs, trials - ended - failed)
-            if not going and not left and wanted <= 0:
-                return failed
-            while len(going) < jobs and (left or len(going) < wanted):
+        while going or more():
+            while len(going) < jobs and more():
                 trial = left.pop(0) if left else propose(study, seed)
                 settings = {key: suggest(trial, key, among) for key, among in space.items()}
                 tell(f"trial {trial.number}: {pasted(settings)}")
@@ -161,13 +160,13 @@ def search(
                 code = candidate.poll()
                 reports = candidate.reports()
                 pruned = prunes(trial, reports, whole=code == 0)
-                if not pruned and code is None:
+                if pruned is None and code is None:
                     continue
                 del going[trial.number]
-                if pruned:
+                if pruned is not None:
                     candidate.stop()
                     study.tell(trial, state=TrialState.PRUNED)
-                    tell(f"trial {trial.number} pruned at {max(reports):,} steps: {reports[max(reports)]:.4g}")
+                    tell(f"trial {trial.number} pruned after {pruned:,} steps: {reports[pruned]:.4g}")
                 elif code:
                     fail(trial, candidate.why())
                 else:
@@ -176,6 +175,7 @@ def search(
                     tell(f"trial {trial.number}: {value:.4g} (best: {study.best_value:.4g})")
             if going:
                 time.sleep(TICK)
+        return failed
     finally:
         for _, candidate in going.values():
             candidate.stop()
@@ -196,8 +196,8 @@ def suggest(trial: Trial, key: str, among: Range | Choice) -> Any:
     return trial.suggest_float(key, among.low, among.high, log=among.log)
 
 
-def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> bool:
-    """Reports what is new; whether the pruner then stops the trial.
+def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> int | None:
+    """Reports what is new; the step at which the pruner stops the trial, if it does.
 
     It is asked after each report but the last of a whole trial, in order: the answer is the same whenever one looks.
     """
@@ -207,8 +207,8 @@ def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> bool:
             continue
         trial.report(value, step)
         if not (whole and step == max(reports)) and trial.should_prune():
-            return True
-    return False
+            return step
+    return None
 
 
 def best(study: optuna.Study) -> optuna.trial.FrozenTrial:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
         "cost", "evaluate", "envs", "config", "doctor", "plot", "files", "tree", "checkpoint", "labels", "guard",
-        "health", "folder")  # fmt: skip
+        "health", "folder", "space", "board", "results", "tune")  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:

@@ -23,7 +23,7 @@ from rlhf_bilevel.files import LOCK
 from rlhf_bilevel.log import Progress
 from rlhf_bilevel.plot import Point, read_table
 from rlhf_bilevel.results import collect, table
-from rlhf_bilevel.sweep import Local, Planned, Process, agree, complete
+from rlhf_bilevel.sweep import Planned, Process, agree, complete
 from rlhf_bilevel.worker import ELSEWHERE, claim, ended, log_of, work
 from tests.conftest import SMALL
 from tests.faults import child, kill
@@ -70,6 +70,26 @@ class Scripted:
 
     def stop(self) -> None:
         self.stopped += 1
+
+
+class Forked:
+    """A real process, which does not import all anew."""
+
+    room = 1
+
+    def start(self, run: Planned) -> "Forked":
+        self.pid = os.fork()
+        if not self.pid:
+            os._exit(work(run.out, run.words))
+        return self
+
+    def poll(self) -> int | None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -149,20 +169,19 @@ def test_the_locks_of_a_killed_process_are_free(tmp_path: Path) -> None:
 def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit(tmp_path: Path) -> None:
     """Another sweep's worker has a run, is halted, then killed: the run is taken over where its checkpoint is."""
     run, told = planned(tmp_path / "run"), []
-    other = Local(1).start(run)._process
+    other = Forked().start(run)
     while not list((run.out / "checkpoints").glob("step-*")):
-        assert other.poll() is None, log_of(run.out).read_text()
+        assert other.poll() is None
         time.sleep(0.02)
-    other.send_signal(signal.SIGSTOP)
+    os.kill(other.pid, signal.SIGSTOP)
     assert not ended(run.out)
 
     def tell(line: str) -> None:
         told.append(line)
         if "another process" in line:
-            other.kill()
-            other.wait()
+            other.stop()
 
-    assert complete([run], Local(1), lambda _: None, tell) == []
+    assert complete([run], Forked(), lambda _: None, tell) == []
     assert [line.split(":")[0].replace(str(run.out), "run") for line in told] == [
         "going on with run",
         "run is being trained by another process, and is looked at again later",
@@ -264,7 +283,7 @@ def test_many_runs_have_a_line_a_method_and_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_spec("ray"), reason="needs Ray: pip install --constraint constraints.txt '.[ray]'")
+@pytest.mark.skipif(not find_spec("ray"), reason="needs Ray: make test-slow installs it")
 def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
