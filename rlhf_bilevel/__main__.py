@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work()
     except KeyboardInterrupt:
         going_on = f"; rlhf-bilevel resume {args.dir} goes on" if args.function in (train, resume) else ""
+        going_on = "; the same command goes on" if args.function in (sweep, tune) else going_on
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except Refused as error:

@@ -145,6 +145,8 @@ def tune(args: argparse.Namespace, configure: Configure) -> Callable[[], None]:
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
     """ValueError where ``out`` or ``storage`` holds something else than the beginning of this search."""
     file = out / SEARCH
+    if storage.parent != out and not storage.parent.is_dir():
+        raise ValueError(f"--storage {storage}: there is no folder {storage.parent}")
     if not file.is_file():
         for path in (out, storage):
             if path.is_file() or (path.is_dir() and any(path.iterdir())):

@@ -294,7 +294,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     from rlhf_bilevel.cluster import Cluster, Task
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    steps, run = 600, planned(tmp_path / "run", 600)
+    steps, run = 1500, planned(tmp_path / "run", 1500)
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0})
     first = machines.add_node(num_cpus=1)
     ray.init(address=machines.address, log_to_driver=False)
@@ -315,5 +315,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
         ray.shutdown()
         machines.shutdown()
     assert killed and not failed
+    begins = re.findall(r"(\d+)/1500 \[00:00<\?", log_of(run.out).read_text())  # the steps that its bars begin with
+    assert begins[0] == "0" and int(begins[-1]) > 0
     assert_equal(run.out, uninterrupted(tmp_path / "whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))

@@ -206,6 +206,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--space none.yaml", "none.yaml"),
         ("--tune sigma=1..5 --pruner mediam", "unknown pruner 'mediam'; did you mean 'median'?"),
         ("--tune sigma=1..5 --trials 0", "'0'"),
+        ("--tune sigma=1..5 --storage nowhere/tune.db", "there is no folder nowhere"),
         ("--tune sigma=1..5 --seed -1", "seed=-1"),
     ],
 )
