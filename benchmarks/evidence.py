@@ -9,56 +9,41 @@ A run is one command line, printed as it starts. When all of a group have ended,
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from rlhf_bilevel.board import Board
 from rlhf_bilevel.plot import Point, points, read_table, write_table
+from rlhf_bilevel.sweep import Local, Planned, complete
+from rlhf_bilevel.worker import ended
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
-GROUPS: dict[str, list[str]] = {
+
+
+def planned(group: str, method: str, env: str, seed: int, steps: int, words: str) -> Planned:
+    return Planned(RUNS / group / f"{method}-{seed}", method, env, seed, steps, tuple(words.split()))
+
+
+QUICK = "--preset quick --labels 200 --set session_every=1000 --set eval_every=1000"
+GROUPS = {
     "quick": [
-        f"{method} --env dm_control/cartpole-balance-v0 --preset quick --steps 12000 --labels 200"
-        f" --set session_every=1000 --set eval_every=1000 --seed {seed}"
+        planned("quick", method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK)
         for methods in (("penalty", "pebble", "sac"), ("twin",))
         for seed, method in product(range(5), methods)
     ],
     "walker": [
-        f"{method} --env dm_control/walker-walk-v0 --preset cpu --steps 100000 --labels 500 --seed 0"
+        planned("walker", method, "dm_control/walker-walk-v0", 0, 100_000, "--preset cpu --labels 500")
         for method in ("penalty", "twin", "pebble")
     ],
-    "door": ["penalty --env Meta-World/door-open-v3 --preset cpu --steps 50000 --labels 500 --seed 0"],
+    "door": [planned("door", "penalty", "Meta-World/door-open-v3", 0, 50_000, "--preset cpu --labels 500")],
 }
 
 
-def folder(group: str, run: str) -> Path:
-    words = run.split()
-    return RUNS / group / f"{words[0]}-{words[-1]}"
-
-
-def in_results(group: str, run: str) -> bool:
+def in_results(group: str, run: Planned) -> bool:
     """Whether the run's evaluations, to its last step, are in the committed table."""
-    words, table = run.split(), RESULTS / f"{group}.csv"
-    key = (words[0], words[words.index("--env") + 1], int(words[-1]), int(words[words.index("--steps") + 1]))
+    table, key = RESULTS / f"{group}.csv", (run.method, run.env, run.seed, run.steps)
     return table.is_file() and any(key == (p.method, p.env, p.seed, p.step) for p in read_table(table))
-
-
-def execute(group: str, run: str) -> None:
-    out = folder(group, run)
-    if (out / "model.zip").is_file() or in_results(group, run):
-        return
-    words = ["resume", str(out)] if (out / "config.yaml").is_file() else ["train", *shlex.split(run), "--out", str(out)]
-    command = [sys.executable, "-m", "rlhf_bilevel", *words]
-    print(shlex.join(command[1:]), flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("a") as log:
-        subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    print(out, "ended" if (out / "model.zip").is_file() else f"failed: see {out.with_suffix('.log')}", flush=True)
 
 
 def collect(group: str) -> None:
@@ -67,11 +52,9 @@ def collect(group: str) -> None:
     known = read_table(table) if table.is_file() else []
     rows: list[Point] = []
     for run in GROUPS[group]:
-        out, words = folder(group, run), run.split()
-        if (out / "model.zip").is_file():
-            rows += points(out)
-        else:
-            rows += [p for p in known if (p.method, p.seed) == (words[0], int(words[-1]))]
+        rows += (
+            points(run.out) if ended(run.out) else [p for p in known if (p.method, p.seed) == (run.method, run.seed)]
+        )
     if rows:
         RESULTS.mkdir(exist_ok=True)
         write_table(rows, table)
@@ -85,11 +68,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--collect", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     groups = args.group or list(GROUPS)
+    failed = []
     if not args.collect:
-        with ThreadPoolExecutor(args.workers) as pool:
-            list(pool.map(execute, *zip(*((group, run) for group in groups for run in GROUPS[group]), strict=True)))
+        missing = [run for group in groups for run in GROUPS[group] if not in_results(group, run)]
+        with Board(missing) as board:
+            failed = complete(missing, Local(args.workers), board.see)
     for group in groups:
         collect(group)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: the same command tries them again")
 
 
 if __name__ == "__main__":

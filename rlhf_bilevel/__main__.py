@@ -28,8 +28,10 @@ Work = Callable[[], None]
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "sweep", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare", "doctor",
+    "train", "resume", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
+    "doctor",
 )  # fmt: skip
+PRUNERS = ("median", "hyperband", "none")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work()
     except KeyboardInterrupt:
         going_on = f"; rlhf-bilevel resume {args.dir} goes on" if args.function in (train, resume) else ""
+        going_on = "; the same command goes on" if args.function in (sweep, tune) else going_on
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except Refused as error:
@@ -120,59 +123,15 @@ def tell(out: Path, reference: Path | None) -> None:
 
 
 def sweep(args: argparse.Namespace) -> Work:
-    args.env = [envs.resolve(env) for env in args.env]
-    settings = {}
-    for env in args.env:
-        settings[env] = configure(argparse.Namespace(**vars(args) | {"env": env}))
-        envs.make(env, 0).close()
-    seeds = range(args.seed or 0, (args.seed or 0) + args.seeds)
-    groups = {
-        (method, env): {seed: args.out / f"{method}-{env.split('/')[-1]}-{seed}" for seed in seeds}
-        for env in args.env
-        for method in args.method
-    }
+    from rlhf_bilevel import many
 
-    def work() -> None:
-        from rlhf_bilevel.sweep import Planned, begun, ended, side_by_side, table
-
-        if args.cohort:
-            import torch
-
-            from rlhf_bilevel.agent import Agent
-            from rlhf_bilevel.cohort import learn_together
-
-            torch.set_num_threads(args.threads)
-            for (method, env), outs in groups.items():
-                own = settings[env]
-                new = [
-                    Agent(method, env, preset=args.preset, device=args.device, out=out, **own | {"seed": seed})
-                    for seed, out in outs.items()
-                    if not begun(out)
-                ]
-                if new:
-                    learn_together(new, own["steps"], progress_bar=True)
-        runs = [
-            Planned(out, [method, "--env", env, "--seed", str(seed), *told(args)])
-            for (method, env), outs in groups.items()
-            for seed, out in outs.items()
-        ]
-        complete = side_by_side(runs, args.jobs)
-        print(table(runs))
-        if not complete:
-            lost = sum(not ended(run.out) for run in runs)
-            raise Refused(f"{lost} of {len(runs)} runs did not come to their ends: the same command goes on with them")
-
-    return work
+    return many.sweep(args, configure)
 
 
-def told(args: argparse.Namespace) -> list[str]:
-    """The settings of a sweep, as ``train`` takes them."""
-    words = [
-        f"--{name}={getattr(args, name)}"
-        for name in ("steps", "labels", "teacher", "config", "preset", "device", "threads")
-        if getattr(args, name) is not None
-    ]
-    return words + [f"--set={pair}" for pair in args.set]
+def tune(args: argparse.Namespace) -> Work:
+    from rlhf_bilevel import many
+
+    return many.tune(args, configure)
 
 
 def evaluate(args: argparse.Namespace) -> Work:
@@ -419,9 +378,26 @@ def parser() -> Parser:
     sub.add_argument("--seed", type=int, help="the first one (0)")
     sub.add_argument("--seeds", type=positive, default=5, help="how many (5)")
     sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="holds a folder a run (runs/sweep)")
-    sub.add_argument("--jobs", type=positive, default=2, help="processes side by side (2)")
+    sub.add_argument("--jobs", type=positive, help="processes side by side on this machine (2)")
+    sub.add_argument("--engine", default="local", type=one_of("engine", ("local", "ray")), help="local or ray")
     sub.add_argument("--cohort", action="store_true", help="all seeds of a method in one process, in one update")
     configuring(sub)
+    checkpointing(sub)
+
+    sub = command(tune, "search for settings with Optuna; again, it goes on")
+    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("--env", required=True)
+    sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
+    sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same in a file, KEY: LOW..HIGH")
+    sub.add_argument("--trials", type=positive, default=20, help="how many, those before included (20)")
+    sub.add_argument("--seed", type=int, default=1000, help="the first one; not one that is reported later (1000)")
+    sub.add_argument("--seeds", type=positive, default=1, help="runs a trial, one after another (1)")
+    sub.add_argument("--pruner", default="median", type=one_of("pruner", PRUNERS), help=", ".join(PRUNERS))
+    sub.add_argument("--storage", type=Path, metavar="FILE.db", help="SQLite, on this machine's disk (OUT/tune.db)")
+    sub.add_argument("--out", type=Path, help="holds a folder a run (runs/tune-METHOD-ENV)")
+    sub.add_argument("--jobs", type=positive, default=2, help="trials side by side, a process each (2)")
+    configuring(sub)
+    checkpointing(sub)
 
     sub = command(resume, "go on with a run that was cut off, as if it had not been")
     sub.add_argument("dir", type=Path, metavar="DIR")
@@ -496,8 +472,12 @@ def configuring(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def while_training(sub: argparse.ArgumentParser) -> None:
+def checkpointing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 for never")
+
+
+def while_training(sub: argparse.ArgumentParser) -> None:
+    checkpointing(sub)
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
 

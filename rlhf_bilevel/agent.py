@@ -26,8 +26,8 @@ from rlhf_bilevel.config import Config, Options, checkpoint_interval, complete, 
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import Refused
-from rlhf_bilevel.folder import CONFIG, OWN, ended, read_config, read_models, write_config, write_models
+from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import sessions
@@ -114,9 +114,7 @@ class Agent:
         """A run at its first step, with its folder."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        given = preset(self._preset, self.env_id) | dict(self.method.settings) | self._settings
-        config = settle(gather({"steps": total_timesteps} | given, self.method.name))
-        self.config = config.model_copy(update={"options": self._options(config).model_dump()})
+        self.config = settled(self.method, self.env_id, self._preset, {"steps": total_timesteps} | self._settings)
         run = self._build(self.config)
         if self.out:
             if self.out.exists() and any(self.out.iterdir()):
@@ -334,6 +332,13 @@ class Agent:
             "settings": self.config.model_dump(mode="json"),
         }
         write_config(folder, told)
+
+
+def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, Any]) -> Config:
+    """A run's settings: those ``given`` go before the method's own, and these before the preset's."""
+    config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
+    options = complete(method.options, config.options, f"{method.name}.")
+    return config.model_copy(update={"options": options.model_dump()})
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

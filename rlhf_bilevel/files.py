@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
+CONFIG, LOCK, PROGRESS, EVALUATIONS = "config.yaml", ".lock", "progress.csv", "evaluations.csv"  # in a run's folder
+STEP = "time/total_timesteps"  # column of PROGRESS
 TEXT_LIMIT = 2**26  # bytes of a JSON or YAML file that is read; ours are far below
 
 

@@ -15,9 +15,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
 from rlhf_bilevel.doctor import versions
-from rlhf_bilevel.files import SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
+from rlhf_bilevel.files import CONFIG, SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
 
-CONFIG, POLICY, REWARD, MODEL = "config.yaml", "policy.safetensors", "reward.safetensors", "model.zip"
+POLICY, REWARD, MODEL = "policy.safetensors", "reward.safetensors", "model.zip"
 TOLD = {"method", "env", "teacher", "algorithm", "algorithm_settings", "device", "threads", "settings", "versions"}
 OWN = "own"  # in place of algorithm settings that no file can hold
 

@@ -14,13 +14,12 @@ from filelock import FileLock, Timeout
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import Damaged, Refused, sha256
-from rlhf_bilevel.folder import CONFIG
+from rlhf_bilevel.files import CONFIG, LOCK, Damaged, Refused, sha256
 from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
 THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
-LOCK, CHECKPOINTS = ".lock", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 class Keeper:

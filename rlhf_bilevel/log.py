@@ -14,9 +14,8 @@ from typing import Any
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 from rlhf_bilevel.evaluate import Evaluation
-from rlhf_bilevel.files import sync, write
+from rlhf_bilevel.files import EVALUATIONS, PROGRESS, STEP, sync, write
 
-PROGRESS, EVALUATIONS, STEP = "progress.csv", "evaluations.csv", "time/total_timesteps"
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
 

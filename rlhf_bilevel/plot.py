@@ -11,6 +11,7 @@ A ``Point`` is one learner of one run at one evaluation; a table of them is what
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from math import inf
@@ -21,7 +22,7 @@ import numpy as np
 
 from rlhf_bilevel import compare
 from rlhf_bilevel.compare import Task
-from rlhf_bilevel.files import Refused, read_yaml
+from rlhf_bilevel.files import Refused, read_yaml, write
 from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimality_gap
 
 KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
@@ -65,12 +66,18 @@ def points(folder: Path) -> list[Point]:
 
 
 def write_table(rows: Iterable[Point], file: Path) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(Point._fields)
-        for row in rows:
-            shown = row._replace(true_return=round(row.true_return, 2))
-            writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in shown])
+    """To hundredths: for a table that is kept in git."""
+    write(file, to_csv([row._replace(true_return=round(row.true_return, 2)) for row in rows]))
+
+
+def to_csv(rows: Iterable[Point]) -> bytes:
+    """What ``read_table`` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Point._fields)
+    for row in rows:
+        writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in row])
+    return text.getvalue().encode()
 
 
 def read_table(file: Path) -> list[Point]:

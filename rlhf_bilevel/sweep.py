@@ -1,4 +1,8 @@
-"""Many runs: what has ended is left alone, what was cut off goes on, what is missing begins."""
+"""Many runs: what has ended is left alone, what was cut off goes on, what is missing begins.
+
+A run is a ``worker`` in a process of its own; an engine says where. The runs of two sweeps on one folder are shared
+between them: what another process trains waits at the end of the queue, and is ended when it comes up again.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +10,178 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from rlhf_bilevel.files import SUMS
+from filelock import Timeout
+
+from rlhf_bilevel.files import CONFIG, read_yaml
+from rlhf_bilevel.worker import ELSEWHERE, begun, claim, ended, log_of
+
+State = Literal["queued", "running", "ended", "failed"]
+TICK = 0.2  # seconds between two looks at what is running
+PATIENCE = 5.0  # seconds before a run that another process has is tried again
+GRACE = 10.0  # seconds that a process has to end when it is told to
 
 
 class Planned(NamedTuple):
     out: Path
-    words: Sequence[str]  # of the command line, after ``rlhf-bilevel train``
+    method: str
+    env: str
+    seed: int
+    steps: int
+    settings: tuple[str, ...] = ()  # more words of ``rlhf-bilevel train``
+    every: str = "1m"  # between checkpoints
+
+    @property
+    def words(self) -> list[str]:
+        """After ``rlhf-bilevel train``, but for ``--out``."""
+        own = {"--env": self.env, "--seed": self.seed, "--steps": self.steps, "--checkpoint-every": self.every}
+        return [self.method, *(str(word) for pair in own.items() for word in pair), *self.settings]
 
 
-def ended(out: Path) -> bool:
-    return (out / SUMS).is_file()
+class Started(Protocol):
+    """A run that an engine has started."""
+
+    def poll(self) -> int | None:
+        """The worker's exit code; None until then."""
+
+    def stop(self) -> None:
+        """Ends it before its end; the run can go on later."""
 
 
-def begun(out: Path) -> bool:
-    return (out / "config.yaml").is_file()
+class Engine(Protocol):
+    room: int  # runs at the same time
+
+    def start(self, run: Planned) -> Started: ...
 
 
-def execute(run: Planned, tell: Callable[[str], None] = print) -> bool:
-    """One run in a process of its own with one thread, its output in OUT.log; whether it came to its end."""
-    out, log = run.out, run.out.with_suffix(".log")
-    if ended(out):
-        return True
-    words = ["resume", str(out)] if begun(out) else ["train", *run.words, "--out", str(out)]
-    command = [sys.executable, "-m", "rlhf_bilevel", *words]
-    tell(shlex.join(command[1:]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        subprocess.run(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    tell(f"{out} ended" if ended(out) else f"{out} failed: see {log}")
-    return ended(out)
+class Process:
+    """Its output goes to the end of ``log``."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
-def side_by_side(runs: Sequence[Planned], workers: int) -> bool:
-    """Whether all came to their ends."""
-    with ThreadPoolExecutor(workers) as pool:
-        return all(list(pool.map(execute, runs)))
+class Local:
+    """Processes of this machine, ``room`` side by side, their output in OUT.log."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def start(self, run: Planned) -> Process:
+        return Process([sys.executable, "-m", "rlhf_bilevel.worker", str(run.out), *run.words], log_of(run.out))
 
 
-def table(runs: Sequence[Planned]) -> str:
-    """True return at the end, a line a method and environment."""
-    from rlhf_bilevel.plot import points
+def complete(
+    runs: Sequence[Planned],
+    engine: Engine,
+    see: Callable[[Mapping[Planned, State]], None],
+    tell: Callable[[str], None] = print,
+) -> list[Planned]:
+    """Brings the runs to their ends, all that can be; those that failed. ``see`` is called again and again meanwhile.
 
-    last: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        if ended(run.out):
-            point = [point for point in points(run.out) if point.is_agent][-1]
-            last.setdefault((point.method, point.env), []).append(point.true_return)
-    lines = [
-        f"{method:10} {env:32} {fmean(values):10.1f} {min(values):10.1f} {max(values):10.1f} {len(values):6}"
-        for (method, env), values in last.items()
-    ]
-    return "\n".join([f"{'method':10} {'environment':32} {'mean':>10} {'least':>10} {'most':>10} {'seeds':>6}", *lines])
+    Whatever happens here, no run that was started goes on when this is left.
+    """
+    states: dict[Planned, State] = {run: "ended" if ended(run.out) else "queued" for run in runs}
+    queue = {run: 0.0 for run in runs if states[run] == "queued"}  # when it may be started
+    elsewhere: set[Planned] = set()
+    going: dict[Planned, Started] = {}
+    try:
+        while queue or going:
+            now = time.monotonic()
+            due = [run for run, start in queue.items() if start <= now]
+            for run in due[: engine.room - len(going)]:
+                del queue[run]
+                if run not in elsewhere:
+                    tell(f"{'going on with' if begun(run.out) else 'starting'} {run.out}: {shlex.join(run.words)}")
+                going[run] = engine.start(run)
+            for run, started in list(going.items()):
+                code = started.poll()
+                states[run] = "running" if begun(run.out) else "queued"  # it may wait for its turn on a cluster
+                if code is None:
+                    continue
+                del going[run]
+                if code == ELSEWHERE:
+                    if run not in elsewhere:
+                        tell(f"{run.out} is being trained by another process, and is looked at again later")
+                    elsewhere.add(run)
+                    queue[run] = now + PATIENCE
+                elif code:
+                    states[run] = "failed"
+                    tell(f"{run.out} failed: {last_line(log_of(run.out))} (all of it: {log_of(run.out)})")
+                else:
+                    states[run] = "ended"
+                    tell(f"{run.out} ended")
+            see(states)
+            time.sleep(TICK)
+    finally:
+        for started in going.values():
+            started.stop()
+    return [run for run, state in states.items() if state == "failed"]
+
+
+def begin_together(
+    runs: Sequence[Planned], settings: Mapping[str, Mapping[str, Any]], preset: str, device: str, threads: int
+) -> None:
+    """Trains the runs that have not begun in this process, those of a method and environment in one update.
+
+    ``settings`` by environment, but for the seed. Runs that another process has are left to it.
+    """
+    import torch
+
+    from rlhf_bilevel.agent import Agent
+    from rlhf_bilevel.cohort import learn_together
+
+    torch.set_num_threads(threads)
+    for (method, env), group in groupby(runs, lambda run: (run.method, run.env)):
+        with ExitStack() as claims:
+            agents = []
+            for run in group:
+                with suppress(Timeout):
+                    claims.enter_context(claim(run.out))
+                    if not begun(run.out):
+                        own: dict[str, Any] = {**settings[env], "seed": run.seed, "checkpoint_every": run.every}
+                        agents.append(Agent(method, env, preset=preset, device=device, out=run.out, **own))
+            if agents:
+                learn_together(agents, settings[env]["steps"], progress_bar=True)
+
+
+def agree(run: Planned, settings: Mapping[str, Any]) -> None:
+    """ValueError where the folder holds a run of another kind, which the sweep would take for its own."""
+    if not begun(run.out):
+        return
+    told = read_yaml(run.out / CONFIG)
+    there = {"method": told.get("method"), "env": told.get("env"), **(told.get("settings") or {})}
+    for key, asked in {"method": run.method, "env": run.env, **settings}.items():
+        if key in there and there[key] != asked:
+            raise ValueError(f"{run.out} is a run with {key}={there[key]}, not {asked}: choose another --out")
+
+
+def last_line(log: Path) -> str:
+    """What a program said last. A progress bar goes back to the start of its line."""
+    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
         "cost", "evaluate", "envs", "config", "doctor", "plot", "files", "tree", "checkpoint", "labels", "guard",
-        "health", "folder", "statistics", "compare", "traits", "dataset", "offline")  # fmt: skip
+        "health", "folder", "statistics", "compare", "traits", "dataset", "offline", "space", "board", "results",
+        "tune")  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:

@@ -12,6 +12,7 @@ import yaml
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.plot import read_table
 from tests.faults import child, kill
 
 QUICK = [
@@ -58,6 +59,12 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("sweep pebble --env Pendulum-v1 --steps 9 --seeds 0", "'0'"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --seed -1", "seed=-1"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --device cuda", "no NVIDIA GPU"),
+        (
+            "sweep pebble --env Pendulum-v1 --env Pendulum-v1 --steps 9",
+            "share the folder runs/sweep/pebble-Pendulum-v1-0",
+        ),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --engine rai", "unknown engine 'rai'; did you mean 'ray'?"),
+        ("sweep pebble --env Pendulum-v1 --steps 9 --engine ray --jobs 2", "--jobs is for --engine local"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigm=1", "unknown setting 'sigm'; did you mean 'sigma'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=-1", "sigma=-1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma=big", "sigma='big'"),
@@ -223,15 +230,19 @@ def test_what_no_memory_holds_is_refused_at_once(
 def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--labels", "20", "--out", str(tmp_path)]
     main([*command, *QUICK, "--seeds", "2", "--cohort"])
-    folders = sorted(path.name for path in tmp_path.iterdir())
+    folders = sorted(path.parent.name for path in tmp_path.glob("*/SHA256SUMS"))
     assert folders == ["pebble-Pendulum-v1-0", "pebble-Pendulum-v1-1"]
-    assert all((tmp_path / folder / "SHA256SUMS").is_file() for folder in folders)
-    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["pebble", "Pendulum-v1"]
+    assert capsys.readouterr().out.splitlines()[-2].split()[:2] == ["pebble", "Pendulum-v1"]
     before = (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns
     main([*command, *QUICK, "--seeds", "3"])
     assert (tmp_path / "pebble-Pendulum-v1-2/SHA256SUMS").is_file()
     assert (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns == before
-    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "3"
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "3"
+    rows = read_table(tmp_path / "results.csv")
+    assert [(row.seed, row.step) for row in rows] == [(0, 400), (1, 400), (2, 400)]
+    with pytest.raises(SystemExit):
+        main([*command, *QUICK, "--set", "batch=9"])
+    assert "is a run with batch=128, not 9: choose another --out" in capsys.readouterr().err
 
 
 def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -242,4 +253,5 @@ def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytes
         main(["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--seeds", "1", "--out", str(tmp_path)])
     captured = capsys.readouterr()
     assert stop.value.code == 2 and "1 of 1 runs" in captured.err
-    assert f"{broken} failed: see {broken}.log" in captured.out and (tmp_path / f"{broken.name}.log").is_file()
+    assert f"{broken} failed: rlhf-bilevel: {broken} exists already" in captured.out
+    assert f"(all of it: {broken}.log)" in captured.out and Path(f"{broken}.log").is_file()

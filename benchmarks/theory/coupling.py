@@ -491,7 +491,7 @@ def panel(axes: Sequence[Any], rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="coupling", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mdps", type=int, default=64, help="random MDPs, the same for every method and level")
+    parser.add_argument("--mdps", type=int, default=48, help="random MDPs, the same for every method and level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")

@@ -84,7 +84,7 @@ class Job(NamedTuple):
 
 
 LIMIT = 54_000  # batches in one run; a schedule that wants more is not run, and the table says so
-JUDGED = 1000  # iterates of a run: the true gradient costs more than the step
+JUDGED = 400  # iterates of a run: the true gradient costs more than the step
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,255 @@
+"""A search finds what is best, stops what falls behind, survives its process, and takes no mistake."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from rlhf_bilevel import tune
+from rlhf_bilevel.__main__ import configure, main, parser
+from rlhf_bilevel.plot import points
+from rlhf_bilevel.space import Choice, Range, Space
+from rlhf_bilevel.sweep import Planned
+from rlhf_bilevel.tune import Training, best, open_study, search
+from rlhf_bilevel.worker import ELSEWHERE
+from tests.faults import child, kill
+from tests.test_cli import QUICK, fails
+
+SPACE: Space = {"x": Range(1e-4, 1.0, log=True, whole=False), "n": Range(1, 9, log=False, whole=True),
+                "kind": Choice(("good", "bad"))}  # fmt: skip
+
+
+def height(chosen: Mapping[str, Any]) -> float:
+    """Its greatest value, 0, is at x = .01, n = 4, kind = good."""
+    import math
+
+    return -((math.log10(chosen["x"]) + 2) ** 2) - (chosen["n"] - 4) ** 2 / 4 - 2 * (chosen["kind"] == "bad")
+
+
+class Climb:
+    """A run that comes to its height in ten equal steps, all there at the first look."""
+
+    def __init__(self, goal: float, code: int = 0) -> None:
+        self.goal, self.code, self.stopped = goal, code, False
+
+    def poll(self) -> int:
+        return self.code
+
+    def reports(self) -> dict[int, float]:
+        return {10 * part: self.goal - (10 - part) for part in range(1, 11)}
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def why(self) -> str:
+        return "because"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "TICK", 0.0)
+
+
+def found(study: optuna.Study) -> list[tuple[Any, ...]]:
+    return [(trial.number, trial.state, trial.params, trial.value) for trial in study.trials]
+
+
+def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "tune.db", "none", 100)
+    assert search(study, SPACE, 50, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None) == 0
+    values = [trial.value for trial in study.trials]
+    assert len(values) == 50 and best(study).value == max(values) > -0.1  # type: ignore[type-var]
+    assert best(study).value == height(best(study).params)
+    assert best(study).params["kind"] == "good" and best(study).params["n"] == 4
+    late = [trial.value for trial in study.trials[25:]]
+    assert sum(late) / 25 > sum(values[:10]) / 10  # type: ignore[arg-type, operator]
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, pruner: str) -> None:
+    study, begun = open_study(tmp_path / "tune.db", pruner, 100), {}
+
+    def begin(number: int, chosen: dict[str, Any]) -> Climb:
+        begun[number] = Climb(height(chosen))
+        return begun[number]
+
+    search(study, SPACE, 30, begin, tell=lambda _: None)
+    pruned = study.get_trials(states=(TrialState.PRUNED,))
+    assert len(study.trials) == 30 and 3 < len(pruned) < 27
+    assert {number for number, climb in begun.items() if climb.stopped} == {trial.number for trial in pruned}
+    for trial in pruned if pruner == "median" else []:
+        step = max(trial.intermediate_values)
+        before = sorted(
+            other.intermediate_values[step]
+            for other in study.trials[: trial.number]
+            if other.state == TrialState.COMPLETE
+        )
+        assert trial.intermediate_values[step] < before[len(before) // 2] and step > 25
+
+
+def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_path: Path) -> None:
+    """It is killed before a trial's run begins, and in the middle of another; the two are taken up again."""
+    whole = open_study(tmp_path / "whole.db", "median", 100)
+    search(whole, SPACE, 15, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+
+    def die(at: int, in_the_middle: bool) -> None:
+        def begin(number: int, chosen: dict[str, Any]) -> Climb:
+            class Doomed(Climb):
+                def reports(self) -> dict[int, float]:
+                    return dict(list(super().reports().items())[:4])
+
+                def poll(self) -> int:
+                    if self.stopped:
+                        kill()
+                    self.stopped = True  # at the second look
+                    return None  # type: ignore[return-value]
+
+            if number == at and not in_the_middle:
+                kill()
+            return Doomed(height(chosen)) if number == at else Climb(height(chosen))
+
+        study = open_study(tmp_path / "killed.db", "median", 100)
+        search(study, SPACE, 15, begin, tell=lambda _: None)
+
+    assert child(lambda: die(3, True)) == signal.SIGKILL
+    assert child(lambda: die(4, False)) == signal.SIGKILL
+    study = open_study(tmp_path / "killed.db", "median", 100)
+    assert [trial.state for trial in study.trials][3:] == [TrialState.COMPLETE, TrialState.RUNNING]
+    search(study, SPACE, 15, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+    assert found(study) == found(whole)
+    assert search(study, SPACE, 15, lambda *_: pytest.fail("there is nothing left to try")) == 0  # type: ignore[arg-type]
+
+
+def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path) -> None:
+    study, told = open_study(tmp_path / "tune.db", "none", 100), []
+
+    def begin(number: int, chosen: dict[str, Any]) -> Climb:
+        if number == 0:
+            raise ValueError("no such setting")
+        return Climb(height(chosen), code=int(number == 2))
+
+    assert search(study, SPACE, 4, begin, jobs=2, tell=told.append) == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert "trial 0 failed: no such setting" in told and "trial 2 failed: because" in told
+    assert search(study, SPACE, 4, begin, tell=told.append) == 0 and len(study.trials) == 6
+
+
+class Recorded:
+    """An engine that writes what a run would: its evaluations, ``returns[seed]`` at 10, 20, ..., one a look."""
+
+    room = 1
+
+    def __init__(self, returns: dict[int, list[float]]) -> None:
+        self.returns, self.started, self.stopped, self.elsewhere = returns, [], [], True
+        self.started: list[int]
+
+    def start(self, run: Planned) -> "Recorded":
+        self.run, self.seen = run, 0
+        self.started.append(run.seed)
+        return self
+
+    def poll(self) -> int | None:
+        if self.elsewhere:
+            self.elsewhere = False
+            return ELSEWHERE
+        own, self.seen = self.returns[self.run.seed], self.seen + 1
+        rows = [f"{10 * (at + 1)},{value}\n{10 * at + 15},\n" for at, value in enumerate(own[: self.seen])]
+        self.run.out.mkdir(exist_ok=True)
+        (self.run.out / "progress.csv").write_text("time/total_timesteps,eval/true_return\n" + "".join(rows) + "99,1")
+        return 0 if self.seen == len(own) else None
+
+    def stop(self) -> None:
+        self.stopped.append(self.run.seed)
+
+
+def test_reports_are_the_mean_over_the_seeds_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "PATIENCE", 0.0)
+    engine = Recorded({7: [1.0, 4.0], 8: [3.0, 8.0]})
+    runs = [Planned(tmp_path / str(seed), "pebble", "Steer-v0", seed, 20) for seed in (7, 8)]
+    training = Training(runs, engine)
+    assert training.poll() is None and training.reports() == {}  # another process has it: it is tried again
+    assert training.poll() is None and training.reports() == {10: 1.0}
+    assert training.poll() is None and training.reports() == {10: 1.0, 20: 4.0, 30: 2.0}
+    training.stop()
+    assert training.poll() == 0 and training.reports() == {10: 1.0, 20: 4.0, 30: 2.0, 40: 6.0}
+    assert engine.started == [7, 7, 8] and engine.stopped == [8]
+
+
+TUNE = "tune pebble --env Pendulum-v1 --steps 300"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", "nothing to tune"),
+        ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'sigma'?"),
+        ("--tune sigma=-1..2", "sigma=-1: Input should be greater than 0"),
+        ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
+        ("--tune batch=16..64.5", "batch=64.5"),
+        ("--tune sigma=5..1", "the first number must be the smaller one"),
+        ("--tune sigma=one..5", "'one' is not a number"),
+        ("--tune sigma=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),
+        ("--tune reset_updates=0..5,log", "begins above 0"),
+        ("--tune query=uniform|disagreemet", "query='disagreemet'"),
+        ("--tune use_gap=0..1", "use_gap is no number"),
+        ("--tune sigma=5", "give a range, low..high, or at least two values"),
+        ("--tune sigma", "key=low..high"),
+        ("--tune sigma=1..5 --tune sigma=1..6", "sigma is to be tuned twice"),
+        ("--tune sigma=1..5 --set sigma=3", "sigma is both set and to be tuned"),
+        ("--tune labels=10..50", "labels has an option of its own: --labels"),
+        ("--tune learning_starts=1..400", "learning_starts=400"),
+        ("--space none.yaml", "none.yaml"),
+        ("--tune sigma=1..5 --pruner mediam", "unknown pruner 'mediam'; did you mean 'median'?"),
+        ("--tune sigma=1..5 --trials 0", "'0'"),
+        ("--tune sigma=1..5 --storage nowhere/tune.db", "there is no folder nowhere"),
+        ("--tune sigma=1..5 --seed -1", "seed=-1"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in fails(capsys, *TUNE.split(), *options.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tiny_study_by_the_command_line(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("space.yaml").write_text("reward_learning_rate: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nuse_gap: [true, no]\n")
+    command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_every=100", "--space", "space.yaml", "--tune",
+               "batch=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
+    main(command)
+    told = capsys.readouterr().out
+    study = open_study(Path("out/tune.db"), "median", 300)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    for trial in study.trials:
+        run = Path(f"out/trial-{trial.number:04}-seed-1000")
+        values = {point.step: point.true_return for point in points(run) if point.is_agent}
+        assert trial.intermediate_values == pytest.approx(values) and list(values) == [100, 200, 300]
+        assert trial.value == pytest.approx(values[300])
+        settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
+        assert settings["batch"] == trial.params["batch"] in range(16, 33)
+        assert settings["reward_learning_rate"] == trial.params["reward_learning_rate"]
+        assert ",".join(map(str, settings["hidden"])) == trial.params["hidden"]
+
+    best_run = Path(f"out/trial-{best(study).number:04}-seed-1000/config.yaml")
+    train = ["train", "pebble", "--env", "Pendulum-v1", "--seed", "1000"]
+    by_file = configure(parser().parse_args([*train, "--config", "out/best.yaml"]))
+    words = next(line for line in told.splitlines() if line.startswith("  --set")).split()
+    by_words = configure(parser().parse_args([*train, "--config", str(best_run), *words]))
+    assert by_file == by_words
+    longer = configure(parser().parse_args([*train, "--config", "out/best.yaml", "--steps", "100000"]))
+    assert longer["learning_starts"] == 1000 and longer["batch"] == by_file["batch"]  # phases follow from the steps
+
+    main(command)
+    assert "trial 0" not in capsys.readouterr().out.split("Best")[0]  # nothing was left to do
+    assert "pruner median, not none: choose another --out" in fails(capsys, *command, "--pruner", "none")
+    elsewhere = [*command[:-1], "another", "--storage", "out/tune.db"]
+    assert "out/tune.db exists already" in fails(capsys, *elsewhere)
