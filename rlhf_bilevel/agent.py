@@ -22,7 +22,17 @@ from tqdm import tqdm
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, Options, checkpoint_interval, complete, footprint, gather, preset, settle
+from rlhf_bilevel.config import (
+    Config,
+    Options,
+    checkpoint_interval,
+    complete,
+    footprint,
+    gather,
+    nearest,
+    preset,
+    settle,
+)
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
@@ -106,6 +116,7 @@ class Agent:
         """A run at its first step, with its folder."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
+        check_options(self._settings, [self.method])
         given = preset(self._preset, self.env_id) | dict(self.method.settings) | self._settings
         config = settle(gather({"steps": total_timesteps} | given, self.method.name))
         self.config = config.model_copy(update={"options": self._options(config).model_dump()})
@@ -318,6 +329,20 @@ class Agent:
             "settings": self.config.model_dump(mode="json"),
         }
         write_config(folder, told)
+
+
+def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:
+    """Those called ``method.name``, of any method, and the ``options`` of ``methods``; ValueError on a wrong one."""
+    own = [METHODS[method] if isinstance(method, str) else method for method in methods]
+    known = METHODS | {method.name: method for method in own}
+    for key, value in given.items():
+        method, dot, name = key.partition(".")
+        if dot and method not in known:
+            raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
+        if dot:
+            complete(known[method].options, {name: value}, f"{method}.")
+    for each in own:
+        complete(each.options, given.get("options", {}), f"{each.name}.")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:
