@@ -10,14 +10,14 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.config import PRESETS, checkpoint_interval, complete, nearest, preset, settle
+from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
 from rlhf_bilevel.files import SUMS, Refused, read_yaml
 from rlhf_bilevel.options import Parser, fail, one_of, positive
 from rlhf_bilevel.plot import KINDS
@@ -297,8 +297,11 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     chosen = {"seed": 0} | filed | {key: value for key, value in given.items() if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
-    check_options({key: value for key, value in chosen.items() if "." in key})
     settle(preset(args.preset, args.env) | {key: value for key, value in chosen.items() if "." not in key})
+    if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
+        from rlhf_bilevel.agent import check_options
+
+        check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
     return chosen
 
 
@@ -313,17 +316,6 @@ def assigned(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{key} has an option of its own: --{key}")
         given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
     return given
-
-
-def check_options(given: Mapping[str, Any]) -> None:
-    """Of methods, by their full names. Their files import torch: not for nothing."""
-    for key, value in given.items():
-        method, _, name = key.partition(".")
-        if method not in METHODS:
-            raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, METHODS)}")
-        from rlhf_bilevel.baselines import METHODS as methods
-
-        complete(methods[method].options, {name: value}, f"{method}.")
 
 
 def existing(reference: Path | None) -> None:

@@ -22,7 +22,17 @@ from tqdm import tqdm
 from rlhf_bilevel import dataset, envs
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, Options, checkpoint_interval, complete, footprint, gather, preset, settle
+from rlhf_bilevel.config import (
+    Config,
+    Options,
+    checkpoint_interval,
+    complete,
+    footprint,
+    gather,
+    nearest,
+    preset,
+    settle,
+)
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
@@ -336,9 +346,24 @@ class Agent:
 
 def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, Any]) -> Config:
     """A run's settings: those ``given`` go before the method's own, and these before the preset's."""
+    check_options(given, [method])
     config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
     options = complete(method.options, config.options, f"{method.name}.")
     return config.model_copy(update={"options": options.model_dump()})
+
+
+def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:
+    """Those called ``method.name``, of any method, and the ``options`` of ``methods``; ValueError on a wrong one."""
+    own = [METHODS[method] if isinstance(method, str) else method for method in methods]
+    known = METHODS | {method.name: method for method in own}
+    for key, value in given.items():
+        method, dot, name = key.partition(".")
+        if dot and method not in known:
+            raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
+        if dot:
+            complete(known[method].options, {name: value}, f"{method}.")
+    for each in own:
+        complete(each.options, given.get("options", {}), f"{each.name}.")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

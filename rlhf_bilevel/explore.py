@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.types import Signal
 
 
@@ -28,3 +29,23 @@ def entropy_signal(store: Store, config: Config, rng: np.random.Generator) -> Si
         return state_entropy(store.obs[rows], store.obs[torch.from_numpy(visited)], config.neighbour)
 
     return signal
+
+
+def fit_entropy(
+    reward: RewardEnsemble, store: Store, config: Config, steps: int, rngs: tuple[np.random.Generator, ...]
+) -> None:
+    """Gradient steps of each member on its squared error from the state entropy at batches of the store's rows.
+
+    Of each batch the entropy is brought to mean 0 and largest magnitude 1, as the reward is bounded. ``rngs`` draw the
+    visited states and the rows. Adam's moments are not those of any other fit.
+    """
+    entropy = entropy_signal(store, config, rngs[0])
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    for _ in range(steps):
+        rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch))
+        target = entropy(rows)
+        target = target - target.mean()
+        error = reward.members(store.obs[rows], store.act[rows]) - target / target.abs().max().clamp_min(1e-8)
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
