@@ -1,7 +1,7 @@
 """A reward from a preference dataset alone: fitted on a part of the queries, judged by the others and by the truth.
 
-Queries that share a segment stay together, so that no segment is both learnt from and judged by. One part is descended,
-one says when to stop, and the last is looked at once. There, with P = sigmoid(sum_t r(first_t) - sum_t r(second_t)),
+No segment is both learnt from and judged by. One part of the queries is descended, one says when to stop, and the last
+is looked at once. There, with P = sigmoid(sum_t r(first_t) - sum_t r(second_t)),
 
     confidence = max(P, 1 - P),    right = label where P >= 1/2, else 1 - label    (a tie is half right)
     ECE = sum_b n_b / n |mean_b right - mean_b confidence|    over BINS equal bins b of [1/2, 1]    [Guo et al. 2017]
@@ -24,8 +24,6 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from safetensors.torch import save as to_bytes
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -83,9 +81,10 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
     if source and (policy := _policy_of(source, env_id)):
         policies["agent"] = policy
     labels = {"train": len(train), "validation": len(validation), "test": len(test)}
+    labels["dropped"] = len(data.labelled) - sum(labels.values())
     report = {
         "env": env_id,
-        "labels": labels | {"none": len(data) - sum(labels.values())},
+        "labels": labels | {"none": len(data) - len(data.labelled)},
         "dataset_sha256": data.sha256(),
         "epochs": epochs,
         **{name: judged(reward, data.preferences(rows)) for name, rows in (("train", train), ("test", test))},
@@ -98,27 +97,22 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
 
 
 def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to train on, to validate with and to test by: of all labelled queries, no segment in two parts.
+    """Rows to train on, to validate with and to test by: random queries with a label, no segment in two parts.
 
-    Parts may still share steps, where segments overlap. Refused where the labelled queries hang together too much.
+    A query that shares a segment with one that is held out is dropped. Parts may still share steps, where segments
+    overlap. Refused where nothing is left to train on.
     """
-    rows = data.labelled
-    first, second = data.first[rows].numpy(), data.second[rows].numpy()
-    count = len(data.segments.truth)
-    links = coo_array((np.ones(len(rows)), (first, second)), shape=(count, count))
-    group = connected_components(links, directed=False)[1][first]  # of each query
-    order = np.argsort(group, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    wanted = max(1, round(HELD_OUT * len(rows)))
-    parts: tuple[list[int], ...] = [], [], []
-    for number in rng.permutation(len(groups)):
-        fits = [part for part in parts[1:] if len(part) + len(groups[number]) <= wanted]
-        (fits[0] if fits else parts[0]).extend(groups[number].tolist())
-    if not all(parts):
-        raise Refused(
-            f"{len(rows)} labelled queries cannot be held out from one another: they are too few, or share segments"
-        )
-    train, validation, test = (rows[sorted(part)] for part in parts)
+    rows = data.labelled[torch.from_numpy(rng.permutation(len(data.labelled)))]
+    labelled, held_out = len(rows), max(1, round(HELD_OUT * len(rows)))
+    parts = []
+    for count in (held_out, held_out, labelled):
+        part, rows = rows[:count].sort().values, rows[count:]
+        used = torch.cat([data.first[part], data.second[part]])
+        rows = rows[~(torch.isin(data.first[rows], used) | torch.isin(data.second[rows], used))]
+        parts.append(part)
+    test, validation, train = parts
+    if not len(train):
+        raise Refused(f"{labelled} labelled queries are too few, or share too many segments, for any to be held out")
     return train, validation, test
 
 
@@ -228,7 +222,8 @@ def table(report: dict[str, Any]) -> str:
     if test["accuracy"]:
         accuracy = "{mean:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**test["accuracy"])
     lines = [
-        "labels: {train} to train, {validation} to stop by, {test} held out; {none} queries without".format(**labels),
+        "labels: {train} to train, {validation} to stop by, {test} held out, {dropped} dropped (a segment is held out "
+        "with another); {none} queries without".format(**labels),
         f"epochs: {report['epochs']}",
         f"held-out accuracy: {accuracy}",
         f"held-out cross-entropy: {test['cross_entropy']:.3f} nats (a coin: 0.693; training: "
