@@ -139,11 +139,11 @@ def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> 
     scores = {"disagreement": p.std(0), "entropy": each, "information_gain": mean - each}[score]
     kept = np.argsort(-scores)[:20]
     points, before = (torch.cat([s.obs.flatten(1) for s in q[:2]], 1) for q in (candidates, asked))
-    expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 4)]
-    assert rows(query.choose(f"k_center+{score}", members, candidates, asked, 4), candidates) == expected
-    assert rows(query.choose(score, members, candidates, asked, 4), candidates) == list(kept[:4])
-    assert rows(query.choose("k_center", members, candidates, asked, 4), candidates) == greedy(points, before, 4)
-    assert expected != greedy(points, before, 4)
+    expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 15)]
+    assert rows(query.choose(f"k_center+{score}", members, candidates, asked, 15), candidates) == expected
+    assert rows(query.choose(score, members, candidates, asked, 15), candidates) == list(kept[:15])
+    assert rows(query.choose("k_center", members, candidates, asked, 15), candidates) == greedy(points, before, 15)
+    assert expected != greedy(points, before, 15)
 
 
 @pytest.mark.parametrize("name", query.RULES)

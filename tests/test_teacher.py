@@ -208,10 +208,12 @@ def test_replayed_labels_are_given_in_order_and_once() -> None:
     given, prefs = [answers(3), answers(2, seed=1)], PreferenceStore()
     teacher = Replayed(iter(given)).after(prefs)
     seen = []
-    while len(session := teacher(random_queries(2, seed=7)).label):
+    for number in (2, 2, 1, 0):
+        session = teacher(random_queries(2, seed=7)).label
         assert torch.equal(session, teacher(random_queries(2, seed=8)).label)  # until they are used, they are the next
+        assert len(session) == number
         seen += session.tolist()
-        prefs.add(Preferences(*random_queries(len(session)), session), torch.zeros(len(session)))
+        prefs.add(Preferences(*random_queries(number), session), torch.zeros(number))
     assert seen == [*given[0].label.tolist(), *given[1].label.tolist()]
     with pytest.raises(Refused, match="no labels"):
         Replayed(iter([answers(0)]))
