@@ -60,8 +60,8 @@ class Task:
 
 
 def run(out: Path, words: Sequence[str]) -> int:
-    """The task. What it says goes to OUT.log, as on one machine."""
-    with log_of(out).open("ab") as stream:
-        for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
+    """The task. What it says goes to OUT.log, as on one machine; its process is not used again."""
+    sys.stdout = sys.stderr = stream = log_of(out).open("a", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
     return work(out, words)

@@ -317,5 +317,5 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     assert killed and not failed
     begins = re.findall(r"(\d+)/1500 \[00:00<\?", log_of(run.out).read_text())  # the steps that its bars begin with
     assert begins[0] == "0" and int(begins[-1]) > 0
-    assert_equal(run.out, uninterrupted(tmp_path / "whole", steps))
+    assert_equal(run.out, uninterrupted(tmp_path / "apart/whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))

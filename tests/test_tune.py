@@ -32,16 +32,16 @@ def height(chosen: Mapping[str, Any]) -> float:
 
 
 class Climb:
-    """A run that comes to its height in ten equal steps, all there at the first look."""
+    """A run that comes to its height in equal steps, all there at the first look."""
 
-    def __init__(self, goal: float, code: int = 0) -> None:
-        self.goal, self.code, self.stopped = goal, code, False
+    def __init__(self, goal: float, code: int = 0, parts: int = 5) -> None:
+        self.goal, self.code, self.parts, self.stopped = goal, code, parts, False
 
     def poll(self) -> int:
         return self.code
 
     def reports(self) -> dict[int, float]:
-        return {10 * part: self.goal - (10 - part) for part in range(1, 11)}
+        return {100 * part // self.parts: self.goal - (self.parts - part) for part in range(1, self.parts + 1)}
 
     def stop(self) -> None:
         self.stopped = True
@@ -61,13 +61,13 @@ def found(study: optuna.Study) -> list[tuple[Any, ...]]:
 
 def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
     study = open_study(tmp_path / "tune.db", "none", 100)
-    assert search(study, SPACE, 50, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None) == 0
+    assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), tell=lambda _: None) == 0
     values = [trial.value for trial in study.trials]
-    assert len(values) == 50 and best(study).value == max(values) > -0.1  # type: ignore[type-var]
+    assert len(values) == 30 and best(study).value == max(values) > -0.02  # type: ignore[type-var]
     assert best(study).value == height(best(study).params)
     assert best(study).params["kind"] == "good" and best(study).params["n"] == 4
-    late = [trial.value for trial in study.trials[25:]]
-    assert sum(late) / 25 > sum(values[:10]) / 10  # type: ignore[arg-type, operator]
+    late = [trial.value for trial in study.trials[15:]]
+    assert sum(late) / 15 > sum(values[:10]) / 10  # type: ignore[arg-type, operator]
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
@@ -78,9 +78,9 @@ def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, prun
         begun[number] = Climb(height(chosen))
         return begun[number]
 
-    search(study, SPACE, 30, begin, tell=lambda _: None)
+    search(study, SPACE, 20, begin, tell=lambda _: None)
     pruned = study.get_trials(states=(TrialState.PRUNED,))
-    assert len(study.trials) == 30 and 3 < len(pruned) < 27
+    assert len(study.trials) == 20 and 3 < len(pruned) < 17
     assert {number for number, climb in begun.items() if climb.stopped} == {trial.number for trial in pruned}
     for trial in pruned if pruner == "median" else []:
         step = max(trial.intermediate_values)
@@ -95,13 +95,13 @@ def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, prun
 def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_path: Path) -> None:
     """It is killed before a trial's run begins, and in the middle of another; the two are taken up again."""
     whole = open_study(tmp_path / "whole.db", "median", 100)
-    search(whole, SPACE, 15, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+    search(whole, SPACE, 12, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
 
     def die(at: int, in_the_middle: bool) -> None:
         def begin(number: int, chosen: dict[str, Any]) -> Climb:
             class Doomed(Climb):
                 def reports(self) -> dict[int, float]:
-                    return dict(list(super().reports().items())[:4])
+                    return dict(list(super().reports().items())[:2])
 
                 def poll(self) -> int:
                     if self.stopped:
@@ -114,15 +114,15 @@ def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_p
             return Doomed(height(chosen)) if number == at else Climb(height(chosen))
 
         study = open_study(tmp_path / "killed.db", "median", 100)
-        search(study, SPACE, 15, begin, tell=lambda _: None)
+        search(study, SPACE, 12, begin, tell=lambda _: None)
 
     assert child(lambda: die(3, True)) == signal.SIGKILL
     assert child(lambda: die(4, False)) == signal.SIGKILL
     study = open_study(tmp_path / "killed.db", "median", 100)
     assert [trial.state for trial in study.trials][3:] == [TrialState.COMPLETE, TrialState.RUNNING]
-    search(study, SPACE, 15, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+    search(study, SPACE, 12, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
     assert found(study) == found(whole)
-    assert search(study, SPACE, 15, lambda *_: pytest.fail("there is nothing left to try")) == 0  # type: ignore[arg-type]
+    assert search(study, SPACE, 12, lambda *_: pytest.fail("there is nothing left to try")) == 0  # type: ignore[arg-type]
 
 
 def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path) -> None:
