@@ -87,11 +87,11 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
 
 
 def test_prefppo_learns_a_task_from_labels_alone() -> None:
-    """True return on the probe: random is about 15, the best possible about 46 of 50."""
-    options = {"n_steps": 192, "learning_rate": 5e-3, "n_epochs": 10}
-    run = build("prefppo", steps=2400, labels=80, options=options, hidden=(32, 32), reward_epochs=20, seed=1)
+    """True return on the probe: random is about 15, the best possible about 46 of 50. Some seeds are misled."""
+    options = {"n_steps": 96, "batch_size": 32, "n_epochs": 10, "learning_rate": 1e-2, "clip_range": 0.2}
+    run = build("prefppo", steps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1)
     returns = [row["rollout/true_return"] for row in train(run) if "rollout/true_return" in row]
-    assert np.mean(returns[-8:]) > 32 > 1.5 * np.mean(returns[:4])
+    assert np.mean(returns[-6:]) > 32 > 1.5 * np.mean(returns[:4])
 
 
 def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
