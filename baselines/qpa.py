@@ -33,6 +33,6 @@ QPA = Method(
     learners=1,
     sees=lambda run: [run.store.learned(run.reward)],
     upper=upper,
-    settings={"query": "policy_aligned", "newest_share": 0.5, "members": 1},
+    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "members": 1},
     options=QpaOptions,
 )

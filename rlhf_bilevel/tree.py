@@ -55,10 +55,18 @@ def digest(tree: Tree) -> str:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
-    """``state_dict`` without integer keys, which JSON has not: an entry a parameter, None before its first step."""
+    """``state_dict`` without integer keys, which JSON has not: an entry a parameter, None before its first step.
+
+    Counts of steps are copied, as parameters may share one.
+    """
     told = optimizer.state_dict()
     indices = [index for group in told["param_groups"] for index in group["params"]]
-    return {"parameters": [told["state"].get(index) for index in indices], "groups": told["param_groups"]}
+
+    def own(entry: Mapping[str, Any]) -> Tree:
+        return {name: value.clone() if name == "step" else value for name, value in entry.items()}
+
+    entries = [own(entry) if entry else None for entry in map(told["state"].get, indices)]
+    return {"parameters": entries, "groups": told["param_groups"]}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tree: Tree) -> None:

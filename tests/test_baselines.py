@@ -173,7 +173,7 @@ def test_qpa_averages_over_crops_and_asks_the_newest_policy(run: Run) -> None:
         means.append(torch.stack(terms).mean().item())
     assert losses[1] == pytest.approx(np.mean(means), rel=5e-3) and losses[0] != pytest.approx(losses[1], rel=1e-4)
     config = trained("qpa").config
-    assert (config.query, config.newest_share, config.members) == ("policy_aligned", 0.5, 1)
+    assert (config.policy_aligned, config.newest_share, config.members) == (True, 0.5, 1)
 
 
 # RIME
@@ -412,7 +412,7 @@ def test_settings_go_defaults_preset_method_user_and_are_written_down(tmp_path: 
     settings = SMALL | {"newest_share": 0.25, "qpa.copies": 3, "surf.threshold": 0.7, "pretrain_steps": 20}
     Agent("qpa", "Steer-v0", preset="quick", out=tmp_path / "run", **settings).learn(50)
     told = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
-    assert (told["query"], told["newest_share"], told["action_repeat"]) == ("policy_aligned", 0.25, 4)
+    assert (told["policy_aligned"], told["newest_share"], told["action_repeat"]) == (True, 0.25, 4)
     assert told["options"] == {"copies": 3, "shortest": 0.7, "longest": 0.9}
     loaded = Agent.load(tmp_path / "run")
     assert loaded.config is not None and loaded.config.options == told["options"]

@@ -12,10 +12,11 @@ import torch
 from scipy.stats import binom
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.__main__ import configure, parser, told
+from rlhf_bilevel.__main__ import configure, parser
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import Refused
 from rlhf_bilevel.labels import LabelLog, sessions
+from rlhf_bilevel.many import told
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.teacher import OracleTeacher, Replayed, SimulatedTeacher
@@ -279,7 +280,7 @@ def test_a_runs_config_repeats_its_teacher_unless_another_is_told(tmp_path: Path
     assert settings("--teacher", "oracle") == traits("oracle")
     assert settings("--teacher", "mistake", "--set", "teacher_mistake=0.3") == traits("mistake=0.3")
     args = parser().parse_args(["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "90", "--teacher", "skip=0.2"])
-    again = parser().parse_args(["train", "pebble", "--env", "Pendulum-v1", *told(args)])
+    again = parser().parse_args(["train", "pebble", "--env", "Pendulum-v1", "--steps", "90", *told(args)])
     assert configure(again)["teacher_skip"] == configure(argparse_of(args))["teacher_skip"] == 0.2
     own = tmp_path / "own.yaml"
     own.write_text(Path(config).read_text().replace("teacher: settings", "teacher: LikesTheRight"))

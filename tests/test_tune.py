@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from rlhf_bilevel import tune
 from rlhf_bilevel.__main__ import configure, main, parser
+from rlhf_bilevel.many import whole
 from rlhf_bilevel.plot import points
 from rlhf_bilevel.space import Choice, Range, Space
 from rlhf_bilevel.sweep import Planned
@@ -240,12 +241,15 @@ def test_a_tiny_study_by_the_command_line(
         assert ",".join(map(str, settings["hidden"])) == trial.params["hidden"]
 
     best_run = Path(f"out/trial-{best(study).number:04}-seed-1000/config.yaml")
-    train = ["train", "pebble", "--env", "Pendulum-v1", "--seed", "1000"]
-    by_file = configure(parser().parse_args([*train, "--config", "out/best.yaml"]))
+    train = ["train", "pebble", "--env", "Pendulum-v1", "--preset", "quick", "--seed", "1000"]
+
+    def settings(*words: str) -> dict[str, Any]:
+        return whole("pebble", "Pendulum-v1", "quick", configure(parser().parse_args([*train, *words])))
+
+    by_file = settings("--config", "out/best.yaml")
     words = next(line for line in told.splitlines() if line.startswith("  --set")).split()
-    by_words = configure(parser().parse_args([*train, "--config", str(best_run), *words]))
-    assert by_file == by_words
-    longer = configure(parser().parse_args([*train, "--config", "out/best.yaml", "--steps", "100000"]))
+    assert by_file == settings("--config", str(best_run), *words)
+    longer = settings("--config", "out/best.yaml", "--steps", "100000")
     assert longer["learning_starts"] == 1000 and longer["batch"] == by_file["batch"]  # phases follow from the steps
 
     main(command)
