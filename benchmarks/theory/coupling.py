@@ -1,6 +1,6 @@
 """When does it help to tell the reward how the policy answers it? Exact random MDPs, float64, no deep network.
 
-    python -m benchmarks.theory.coupling --mdps 64 --seed 0 --out coupling.csv [--workers 2]
+    python -m benchmarks.theory.coupling --mdps 48 --seed 0 --out coupling.csv [--workers 2]
 
 Worlds: ``random_mdp`` with 20 states, 3 actions, gamma .9, beta .1 and a uniform reference policy. The reward class is
 linear in 6 standard normal features. The true reward R is a random member of it plus a part orthogonal to the features
