@@ -141,6 +141,7 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
     rewritten(path, table, facts)
     equal(Dataset.read(path), small())  # the control
     wider = table.set_column(4, "label", table["label"].cast(pa.float64()))
+    swapped = pa.array([0.0, 1.0, *table["label"].to_pylist()[2:]], pa.float32())
     nullable = table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
     for told, arguments in {
         "has version 2 of the format": (table, facts | {"version": 2}),
@@ -151,6 +152,7 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
         "must have the columns query_id": (table.drop_columns(["sampler"]), facts),
         "obs_size: Input should be": (table, facts | {"obs_size": 0}),
         "the obs of a segment has other than 15": (table, facts | {"obs_size": 3}),
+        "content is not as it was written": (table.set_column(4, table.schema.field(4), swapped), facts),
         "more: Extra": (table, facts | {"more": 1}),
     }.items():
         rewritten(path, *arguments)
