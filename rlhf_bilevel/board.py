@@ -90,6 +90,7 @@ class Board:
         self._runs, self._console, self._clock = runs, console or Console(), clock
         self._paces = {run: Pace() for run in runs}
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._states: Mapping[Planned, State] = dict.fromkeys(runs, "queued")
         self._next, self._next_line = clock() + EVERY, clock() + LINE_EVERY
 
     def __enter__(self) -> Board:
@@ -99,10 +100,11 @@ class Board:
 
     def __exit__(self, *raised: object) -> None:
         if self._live:
+            self._live.update(self.table(self._states))  # as it is at the end
             self._live.stop()
 
     def see(self, states: Mapping[Planned, State]) -> None:
-        now = self._clock()
+        now, self._states = self._clock(), states
         if now < self._next:
             return
         self._next = now + EVERY

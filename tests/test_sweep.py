@@ -245,12 +245,14 @@ def test_the_board_knows_speed_and_time_left(tmp_path: Path) -> None:
     screen = Console(file=StringIO(), force_terminal=True, width=120, height=40)
     board = Board(runs, screen, clock=lambda: now[0])
     states: dict = {runs[0]: "running", runs[1]: "running", runs[2]: "queued"}
-    for now[0] in (5.0, 10.0):
-        for run, speed in zip(runs, (10, 30), strict=False):
-            run.out.mkdir(exist_ok=True)
-            (run.out / "progress.csv").write_text(f"time/total_timesteps\n{int(now[0]) * speed}\n")
-        with board:
+    with board:
+        for now[0] in (5.0, 10.0):
+            for run, speed in zip(runs, (10, 30), strict=False):
+                run.out.mkdir(exist_ok=True)
+                (run.out / "progress.csv").write_text(f"time/total_timesteps\n{int(now[0]) * speed}\n")
             board.see(states)
+        board.see(dict.fromkeys(runs, "ended"))  # too soon for another table, but the last
+    assert "3 ended" in screen.file.getvalue()
     screen = Console(file=StringIO(), width=120)
     screen.print(board.table(states))
     lines = [re.split(r"\s*[│┃]\s*", line.strip(" │┃")) for line in screen.file.getvalue().splitlines()]
