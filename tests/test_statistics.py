@@ -96,10 +96,11 @@ def test_degrees_of_freedom_follow_the_task_that_spreads() -> None:
         assert interval(mean, scores, resamples=20_000).high == pytest.approx(exact, rel=0.04)
 
 
-@pytest.mark.parametrize("statistic", ["mean", "IQM", "improvement"])
-def test_an_interval_holds_the_truth_as_often_as_it_says(statistic: str) -> None:
-    # 4000 repeats: a true coverage of .945 to .955 leaves these bounds with probability 3e-5 at most
-    assert 0.93 < covered("normal", 3, 10, statistic, repeats=4000, corrected=True, resamples=400)[0] < 0.97
+@pytest.mark.parametrize(("statistic", "runs"), [("mean", 5), ("IQM", 5), ("improvement", 20)])
+def test_an_interval_holds_the_truth_as_often_as_it_says(statistic: str, runs: int) -> None:
+    # by the table in docs/statistics.md the share is .945 to .955 here: 4000 repeats leave the bounds once in 20,000
+    share, _ = covered("normal", 3, runs, statistic, repeats=4000, corrected=True, resamples=700)
+    assert 0.93 < share < 0.97
 
 
 def test_percentiles_of_few_runs_are_too_narrow_and_the_correction_mends_it() -> None:
