@@ -326,16 +326,18 @@ def test_every_method_runs_and_its_samples_are_counted(method: str) -> None:
     assert [row._replace(seconds=0) for row in again] == [row._replace(seconds=0) for row in rows]
 
 
-def test_a_long_run_is_judged_at_iterates_that_are_all_as_likely() -> None:
-    assert laboratory.drawn(7, np.random.default_rng(0)) == set(range(7))
-    times, steps = 2000, laboratory.JUDGED * 3 // 2
-    counts = np.zeros(steps)
+def test_a_long_run_is_judged_without_bias_and_exactly_where_it_falls_fast() -> None:
+    assert laboratory.judged(7, np.random.default_rng(0)) == dict.fromkeys(range(7), 1.0)
+    steps, times = 3 * laboratory.JUDGED, 400
+    falling, slow = 0.9 ** np.arange(steps), np.sin(np.arange(steps) / 97.0) + 2
+    sums = []
     for seed in range(times):
-        asked = list(laboratory.drawn(steps, np.random.default_rng(seed)))
-        assert len(asked) == laboratory.JUDGED and max(asked) < steps
-        counts[asked] += 1
-    share = laboratory.JUDGED / steps
-    assert abs(counts / times - share).max() < 6 * math.sqrt(share * (1 - share) / times)
+        weight = laboratory.judged(steps, np.random.default_rng(seed))
+        at, w = np.array(list(weight)), np.array(list(weight.values()))
+        assert len(at) == laboratory.JUDGED and w.sum() == pytest.approx(steps)
+        assert (falling[at] * w).sum() == pytest.approx(falling.sum(), rel=1e-6)
+        sums.append((slow[at] * w).sum())
+    assert np.mean(sums) == pytest.approx(slow.sum(), abs=6 * np.std(sums) / math.sqrt(times) + 1e-9)
 
 
 def test_rates_come_out_on_the_quadratic() -> None:
