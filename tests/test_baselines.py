@@ -34,7 +34,7 @@ OFF: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OFF)
 def test_what_sets_it_apart_switched_off_leaves_pebble_bit_for_bit(name: str) -> None:
-    settings: dict[str, Any] = {"steps": 100, "update_every": 4, "refresh_every": 20}
+    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
     plain = trained("pebble", **settings, **METHODS[name].settings)
     assert same_weights(plain, fresh(name, options=OFF[name], **settings))
     assert not same_weights(plain, fresh(name, **settings))
@@ -387,7 +387,7 @@ def test_random_acts_uniformly_and_never_learns() -> None:
 
 def test_unlabelled_is_pre_training_without_end() -> None:
     """Bit for bit what PEBBLE is whose teacher has no label to give."""
-    one, other = build("unlabelled", steps=120), build("pebble", steps=120, labels=0)
+    one, other = build("unlabelled", steps=80, update_every=2), build("pebble", steps=80, update_every=2, labels=0)
     list(train(one)), list(train(other))
     weights = [list(each.learners[0].model.policy.parameters()) for each in (one, other)]  # type: ignore[attr-defined]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
