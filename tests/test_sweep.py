@@ -285,6 +285,7 @@ def test_many_runs_have_a_line_a_method_and_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not find_spec("ray"), reason="needs Ray: make test-slow installs it")
 def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
