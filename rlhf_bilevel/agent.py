@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -36,7 +35,7 @@ from rlhf_bilevel.config import (
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.files import CONFIG, Refused, enough_memory
 from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
@@ -282,9 +281,7 @@ class Agent:
         training = [self.make_env(TRAINING) for _ in range(self.method.learners)]
         sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
         needed = footprint(config, *sizes, len(training))
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > there:
-            raise Refused(f"this run needs {needed >> 30} GiB of memory, and the machine has {there >> 30}")
+        enough_memory("this run", needed)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
         teacher = self._teacher_of(config, store, prefs)
         learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]

@@ -68,12 +68,13 @@ class Rows:
         self.flat, self.gradient, self.first, self.second = matrices
         self.steps = torch.zeros(len(networks), device=device)
         for number, pieces in enumerate(networks):
+            optimizer = optimizers[number] if optimizers else None
             for start, piece in zip(self._starts, pieces, strict=False):
                 for parameter in piece:
                     place = slice(start, start + parameter.numel())
                     data, slope, *moments = (row[place].view(parameter.shape) for row in matrices[:, number])
                     parameter.data = data.copy_(parameter.detach())
-                    if number < len(optimizers) and (optimizer := optimizers[number]):
+                    if optimizer:
                         parameter.grad = slope
                         own = dict(zip(("step", "exp_avg", "exp_avg_sq"), (self.steps[number], *moments), strict=True))
                         for name, moment in optimizer.state[parameter].items():
