@@ -38,6 +38,16 @@ def gradient(run: Run, method) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
+def torn(sides: str = "one") -> Run:
+    """A run of the penalty method in which sigma c spreads three times as far as r, so that best responses differ."""
+    run = fresh("penalty", sides=sides)
+    obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
+    with torch.no_grad():
+        reward, cost = (f(obs, act).std().item() for f in (run.reward, run.cost))
+    run.config = run.config.model_copy(update={"sigma": 3 * reward / cost})
+    return run
+
+
 def best_responses(run: Run) -> tuple[Visits, Visits]:
     """The steps in the store that each learner's reward likes best: neither could do better with the other's."""
     obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
@@ -49,7 +59,7 @@ def best_responses(run: Run) -> tuple[Visits, Visits]:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    run = fresh("penalty", sigma=10.0)
+    run = torn()
     pair = best_responses(run)
     run.sample_visits = lambda: pair  # type: ignore[method-assign]
     return run
@@ -63,7 +73,7 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
 
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
-    run = fresh("penalty", sides=sides, sigma=5.0)
+    run = torn(sides)
     fixed = tuple(Visits(*(column.double() for column in visits)) for visits in best_responses(run))
     run.reward.double()
     run.cost.double()
@@ -74,7 +84,7 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
         second=answers.second._replace(obs=answers.second.obs.double(), act=answers.second.act.double()),
         label=answers.label.double(),
     )
-    width = 5.0 if sides == "one" else 10.0
+    width = run.config.sigma * (1 if sides == "one" else 2)
 
     def discounted(visits: Visits) -> torch.Tensor:
         return (visits.weight * run.reward(visits.obs, visits.act)).sum()
@@ -107,10 +117,9 @@ def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
     high, low = best_responses(run)
     obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
     with torch.no_grad():
-        for_high, for_low = (reward(obs, act) for reward in penalty.rewards(run))
-        neither = (for_high + for_low).argsort()[:40]  # what both like least
-    worst = Visits(obs[neither], act[neither], high.weight)
-    for visits in ((high, high), (low, high), (worst, low), (high, worst)):
+        least = [reward(obs, act).argsort()[:40] for reward in penalty.rewards(run)]
+    lazy_high, lazy_low = (Visits(obs[rows], act[rows], high.weight) for rows in least)
+    for visits in ((high, high), (low, high), (lazy_high, low), (high, lazy_low)):
         monkeypatch.setattr(run, "sample_visits", lambda visits=visits: visits)
         assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
     monkeypatch.setattr(run, "sample_visits", lambda: (high, low))
@@ -130,8 +139,9 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.cost))
     assert cost.std() > 0
-    assert torch.allclose(first, reward + (10 * cost if sides == "two" else 0), atol=1e-6)
-    assert torch.allclose(second, reward - 10 * cost, atol=1e-6)
+    tilt = run.config.sigma * cost
+    assert torch.allclose(first, reward + (tilt if sides == "two" else 0), atol=1e-6)
+    assert torch.allclose(second, reward - tilt, atol=1e-6)
 
 
 def same_weights(first: Run, second: Run) -> bool:
