@@ -1,29 +1,30 @@
-"""The command line. What a user can get wrong is checked before torch is loaded and before anything is written.
-
-Each command first checks, and returns the work to be done: only what the checks raise is a user's mistake.
-"""
+"""The command line: every option, and what becomes of a mistake. ``commands`` and ``many`` have the work."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from rlhf_bilevel import envs
-from rlhf_bilevel.config import PRESETS, checkpoint_interval, nearest, preset, settle
-from rlhf_bilevel.files import SUMS, Refused, read_yaml
+from rlhf_bilevel.commands import (
+    Work,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    fit_reward,
+    import_minari,
+    plot,
+    resume,
+    train,
+)
+from rlhf_bilevel.config import PRESETS
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.many import sweep, tune
 from rlhf_bilevel.options import Parser, fail, one_of, positive
 from rlhf_bilevel.plot import KINDS
-from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
-
-Work = Callable[[], None]
 
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
@@ -51,297 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except Refused as error:
         fail(str(error))
-
-
-def train(args: argparse.Namespace) -> Work:
-    args.env = envs.resolve(args.env)
-    settings = configure(args)
-    checkpoint_interval(args.checkpoint_every)
-    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
-    existing(args.reference)
-    envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
-
-    def work() -> None:
-        import torch
-
-        from rlhf_bilevel.agent import Agent
-
-        torch.set_num_threads(args.threads)
-        agent = Agent(
-            args.method,
-            args.env,
-            preset=args.preset,
-            device=args.device,
-            out=out,
-            checkpoint_every=args.checkpoint_every,
-            **settings,
-        )
-        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
-        tell(out, args.reference)
-
-    return work
-
-
-def resume(args: argparse.Namespace) -> Work:
-    if (run_folder(args.dir) / SUMS).is_file():
-        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
-    checkpoint_interval(args.checkpoint_every)
-    existing(args.reference)
-
-    def work() -> None:
-        from rlhf_bilevel.agent import Agent
-
-        Agent.resume(
-            args.dir,
-            progress_bar=not args.verbose,
-            screen=args.verbose,
-            trust=args.trust,
-            checkpoint_every=args.checkpoint_every,
-        )
-        tell(args.dir, args.reference)
-
-    return work
-
-
-def tell(out: Path, reference: Path | None) -> None:
-    """What was learnt, against what the true reward allows; and the learning curve."""
-    from rlhf_bilevel.plot import draw, points, read_table
-
-    found = points(out)
-    last = [point for point in found if point.is_agent][-1]
-    told = f"{last.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
-    told += f"{last.env} after {last.step:,} steps with {last.labels} labels"
-    earlier = [
-        point.true_return
-        for point in (read_table(reference) if reference else [])
-        if (point.method, point.env, point.step) == ("sac", last.env, last.step)
-    ]
-    if earlier:
-        mean = sum(earlier) / len(earlier)
-        told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
-    print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
-
-
-def sweep(args: argparse.Namespace) -> Work:
-    from rlhf_bilevel import many
-
-    return many.sweep(args, configure)
-
-
-def tune(args: argparse.Namespace) -> Work:
-    from rlhf_bilevel import many
-
-    return many.tune(args, configure)
-
-
-def evaluate(args: argparse.Namespace) -> Work:
-    finished(args.dir)
-
-    def work() -> None:
-        from rlhf_bilevel.agent import Agent
-
-        summary = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes).summary()
-        if args.json:
-            print(json.dumps(summary))
-            return
-        for name in ("true_return", "success"):
-            if summary[name]:
-                form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
-                form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
-                print(form.format(name, **summary[name]))
-        print(f"episodes: {summary['episodes']}")
-
-    return work
-
-
-def export(args: argparse.Namespace) -> Work:
-    if args.sb3 is None and args.preferences is None:
-        raise ValueError(
-            "export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered"
-        )
-    if args.sb3:
-        finished(args.dir)
-    run_folder(args.dir)
-    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
-
-    def work() -> None:
-        from rlhf_bilevel.agent import Agent
-        from rlhf_bilevel.dataset import load
-
-        for target in filter(None, (sb3, preferences)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        if preferences:
-            asked = load(args.dir)
-            asked.write(preferences)
-            print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
-        if sb3:
-            model = Agent.load(args.dir, trust=args.trust).model
-            if not type(model).__module__.startswith("stable_baselines3"):
-                raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
-            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
-            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
-
-    return work
-
-
-def fit_reward(args: argparse.Namespace) -> Work:
-    args.env = envs.resolve(args.env)
-    if not args.data.exists():
-        raise ValueError(f"{args.data}: no such file or folder")
-    if args.data.is_dir():
-        run_folder(args.data)
-    settings = assigned(args.set)
-    settle({"steps": 1000, "seed": args.seed} | settings)
-    out = args.out and new_path(args.out)
-
-    def work() -> None:
-        import torch
-
-        from rlhf_bilevel import fit
-
-        torch.set_num_threads(args.threads)
-        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
-        if out:
-            found.write(out)
-        print(json.dumps(found.report) if args.json else fit.table(found.report))
-
-    return work
-
-
-def import_minari(args: argparse.Namespace) -> Work:
-    settle({"steps": 1000, "seed": args.seed})
-    out = new_path(args.out)
-
-    def work() -> None:
-        from rlhf_bilevel.offline import import_minari
-        from rlhf_bilevel.teacher import OracleTeacher
-
-        teacher = OracleTeacher() if args.teacher == "oracle" else None
-        data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        data.write(out)
-        print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
-
-    return work
-
-
-def plot(args: argparse.Namespace) -> Work:
-    rows = gathered(args.paths)
-    if args.out.suffix not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
-    if args.baseline and args.kind != "improvement":
-        raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
-    out = new_path(args.out)
-
-    def work() -> None:
-        from rlhf_bilevel.plot import draw
-
-        print(draw(rows, out, args.kind, args.baseline))
-
-    return work
-
-
-def compare(args: argparse.Namespace) -> Work:
-    rows = gathered(args.paths)
-
-    def work() -> None:
-        from rlhf_bilevel.compare import budgets, chosen, compared, grouped, overall, table
-
-        tasks = grouped(rows, together=True)
-        for line in budgets(tasks):
-            warnings.warn(line, stacklevel=1)
-        baseline = chosen(args.baseline, tasks)
-        lines = compared(tasks, baseline)
-        if len(tasks) > 1:
-            try:
-                lines += overall(tasks, baseline)
-            except Refused as error:
-                warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
-        print(json.dumps([line._asdict() for line in lines]) if args.json else table(lines))
-
-    return work
-
-
-def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``plot.Point``) of runs' folders and tables."""
-    from rlhf_bilevel.plot import points, read_table
-
-    rows = []
-    for path in paths:
-        if path.suffix == ".csv":
-            rows += read_table(path)
-        elif (run_folder(path) / "evaluations.csv").is_file():
-            rows += points(path)
-        else:
-            raise ValueError(f"{path} has no evaluations.csv yet")
-    return rows
-
-
-def doctor(args: argparse.Namespace) -> Work:
-    from rlhf_bilevel.doctor import report
-
-    return lambda: print(report())
-
-
-def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset."""
-    if args.device == "cuda" and not shutil.which("nvidia-smi"):
-        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
-    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
-    given |= traits(args.teacher) if args.teacher is not None else {}
-    given |= assigned(args.set)
-    told = read_yaml(args.config) if args.config else {}
-    filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
-    if args.teacher is None and filed is not told and told.get("teacher", BY_SETTINGS) not in OURS:
-        raise ValueError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    chosen = {"seed": 0} | filed | {key: value for key, value in given.items() if value is not None}
-    if "steps" not in chosen:
-        raise ValueError("--steps is missing, and no --config gives it")
-    settle(preset(args.preset, args.env) | {key: value for key, value in chosen.items() if "." not in key})
-    if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
-        from rlhf_bilevel.agent import check_options
-
-        check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
-    return chosen
-
-
-def assigned(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --set gives."""
-    given: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes key=value, not {pair!r}")
-        if key in ("steps", "labels", "seed"):
-            raise ValueError(f"{key} has an option of its own: --{key}")
-        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
-    return given
-
-
-def existing(reference: Path | None) -> None:
-    if reference and not reference.is_file():
-        raise ValueError(f"--reference {reference}: no such file")
-
-
-def new_path(path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
-    return path
-
-
-def run_folder(path: Path) -> Path:
-    if not (path / "config.yaml").is_file():
-        runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
-        raise ValueError(
-            f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
-        )
-    return path
-
-
-def finished(path: Path) -> Path:
-    if not (run_folder(path) / SUMS).is_file():
-        raise ValueError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
-    return path
 
 
 def parser() -> Parser:

@@ -1,7 +1,4 @@
-"""The commands that train many runs, ``sweep`` and ``tune``: first what a user can get wrong, then the work.
-
-``configure`` gives the settings that the options of a command tell, or raises ValueError.
-"""
+"""The commands that train many runs, ``sweep`` and ``tune``: first what a user can get wrong, then the work."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ from filelock import Timeout
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
 from rlhf_bilevel.files import Refused, read_yaml, write
+from rlhf_bilevel.given import configure
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
 from rlhf_bilevel.worker import claim
 
-Configure = Callable[[argparse.Namespace], dict[str, Any]]
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
 
-def sweep(args: argparse.Namespace, configure: Configure) -> Callable[[], None]:
+def sweep(args: argparse.Namespace) -> Callable[[], None]:
     on_cluster(args)
     checkpoint_interval(args.checkpoint_every)
     settings: dict[str, dict[str, Any]] = {}
@@ -81,7 +78,7 @@ def engine_of(args: argparse.Namespace) -> Engine:
     return Cluster(args.threads)
 
 
-def tune(args: argparse.Namespace, configure: Configure) -> Callable[[], None]:
+def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
         raise ValueError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     checkpoint_interval(args.checkpoint_every)

@@ -12,9 +12,10 @@ import torch
 from scipy.stats import binom
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.__main__ import configure, parser
+from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import Refused
+from rlhf_bilevel.given import configure
 from rlhf_bilevel.labels import LabelLog, sessions
 from rlhf_bilevel.many import told
 from rlhf_bilevel.preference import PreferenceStore

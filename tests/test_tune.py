@@ -11,7 +11,8 @@ import yaml
 from optuna.trial import TrialState
 
 from rlhf_bilevel import tune
-from rlhf_bilevel.__main__ import configure, main, parser
+from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.plot import points
 from rlhf_bilevel.space import Choice, Range, Space

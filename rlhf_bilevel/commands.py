@@ -1,0 +1,265 @@
+"""What the commands do, one run at a time (``many`` has those that train many): first the checks, then the work.
+
+Each command first checks, before torch is loaded and before anything is written, and returns the work to be done: only
+what the checks raise is a user's mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_bilevel import envs
+from rlhf_bilevel.config import checkpoint_interval, nearest, settle
+from rlhf_bilevel.files import SUMS, Refused
+from rlhf_bilevel.given import assigned, configure
+
+Work = Callable[[], None]
+
+
+def train(args: argparse.Namespace) -> Work:
+    args.env = envs.resolve(args.env)
+    settings = configure(args)
+    checkpoint_interval(args.checkpoint_every)
+    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
+    existing(args.reference)
+    envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
+
+    def work() -> None:
+        import torch
+
+        from rlhf_bilevel.agent import Agent
+
+        torch.set_num_threads(args.threads)
+        agent = Agent(
+            args.method,
+            args.env,
+            preset=args.preset,
+            device=args.device,
+            out=out,
+            checkpoint_every=args.checkpoint_every,
+            **settings,
+        )
+        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+        tell(out, args.reference)
+
+    return work
+
+
+def resume(args: argparse.Namespace) -> Work:
+    if (run_folder(args.dir) / SUMS).is_file():
+        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    checkpoint_interval(args.checkpoint_every)
+    existing(args.reference)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+
+        Agent.resume(
+            args.dir,
+            progress_bar=not args.verbose,
+            screen=args.verbose,
+            trust=args.trust,
+            checkpoint_every=args.checkpoint_every,
+        )
+        tell(args.dir, args.reference)
+
+    return work
+
+
+def tell(out: Path, reference: Path | None) -> None:
+    """What was learnt, against what the true reward allows; and the learning curve."""
+    from rlhf_bilevel.plot import draw, points, read_table
+
+    found = points(out)
+    last = [point for point in found if point.is_agent][-1]
+    told = f"{last.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
+    told += f"{last.env} after {last.step:,} steps with {last.labels} labels"
+    earlier = [
+        point.true_return
+        for point in (read_table(reference) if reference else [])
+        if (point.method, point.env, point.step) == ("sac", last.env, last.step)
+    ]
+    if earlier:
+        mean = sum(earlier) / len(earlier)
+        told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
+    print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
+
+
+def evaluate(args: argparse.Namespace) -> Work:
+    finished(args.dir)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+
+        summary = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes).summary()
+        if args.json:
+            print(json.dumps(summary))
+            return
+        for name in ("true_return", "success"):
+            if summary[name]:
+                form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
+                form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
+                print(form.format(name, **summary[name]))
+        print(f"episodes: {summary['episodes']}")
+
+    return work
+
+
+def export(args: argparse.Namespace) -> Work:
+    if args.sb3 is None and args.preferences is None:
+        raise ValueError(
+            "export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered"
+        )
+    if args.sb3:
+        finished(args.dir)
+    run_folder(args.dir)
+    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.dataset import load
+
+        for target in filter(None, (sb3, preferences)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if preferences:
+            asked = load(args.dir)
+            asked.write(preferences)
+            print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
+        if sb3:
+            model = Agent.load(args.dir, trust=args.trust).model
+            if not type(model).__module__.startswith("stable_baselines3"):
+                raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
+            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
+            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
+
+    return work
+
+
+def fit_reward(args: argparse.Namespace) -> Work:
+    args.env = envs.resolve(args.env)
+    if not args.data.exists():
+        raise ValueError(f"{args.data}: no such file or folder")
+    if args.data.is_dir():
+        run_folder(args.data)
+    settings = assigned(args.set)
+    settle({"steps": 1000, "seed": args.seed} | settings)
+    out = args.out and new_path(args.out)
+
+    def work() -> None:
+        import torch
+
+        from rlhf_bilevel import fit
+
+        torch.set_num_threads(args.threads)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        if out:
+            found.write(out)
+        print(json.dumps(found.report) if args.json else fit.table(found.report))
+
+    return work
+
+
+def import_minari(args: argparse.Namespace) -> Work:
+    settle({"steps": 1000, "seed": args.seed})
+    out = new_path(args.out)
+
+    def work() -> None:
+        from rlhf_bilevel.offline import import_minari
+        from rlhf_bilevel.teacher import OracleTeacher
+
+        teacher = OracleTeacher() if args.teacher == "oracle" else None
+        data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        data.write(out)
+        print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
+
+    return work
+
+
+def plot(args: argparse.Namespace) -> Work:
+    rows = gathered(args.paths)
+    if args.out.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
+    if args.baseline and args.kind != "improvement":
+        raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
+    out = new_path(args.out)
+
+    def work() -> None:
+        from rlhf_bilevel.plot import draw
+
+        print(draw(rows, out, args.kind, args.baseline))
+
+    return work
+
+
+def compare(args: argparse.Namespace) -> Work:
+    rows = gathered(args.paths)
+
+    def work() -> None:
+        from rlhf_bilevel.compare import budgets, chosen, compared, grouped, overall, table
+
+        tasks = grouped(rows, together=True)
+        for line in budgets(tasks):
+            warnings.warn(line, stacklevel=1)
+        baseline = chosen(args.baseline, tasks)
+        lines = compared(tasks, baseline)
+        if len(tasks) > 1:
+            try:
+                lines += overall(tasks, baseline)
+            except Refused as error:
+                warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
+        print(json.dumps([line._asdict() for line in lines]) if args.json else table(lines))
+
+    return work
+
+
+def gathered(paths: Sequence[Path]) -> list[Any]:
+    """Evaluations (``plot.Point``) of runs' folders and tables."""
+    from rlhf_bilevel.plot import points, read_table
+
+    rows = []
+    for path in paths:
+        if path.suffix == ".csv":
+            rows += read_table(path)
+        elif (run_folder(path) / "evaluations.csv").is_file():
+            rows += points(path)
+        else:
+            raise ValueError(f"{path} has no evaluations.csv yet")
+    return rows
+
+
+def doctor(args: argparse.Namespace) -> Work:
+    from rlhf_bilevel.doctor import report
+
+    return lambda: print(report())
+
+
+def existing(reference: Path | None) -> None:
+    if reference and not reference.is_file():
+        raise ValueError(f"--reference {reference}: no such file")
+
+
+def new_path(path: Path) -> Path:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+    return path
+
+
+def run_folder(path: Path) -> Path:
+    if not (path / "config.yaml").is_file():
+        runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
+        raise ValueError(
+            f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
+        )
+    return path
+
+
+def finished(path: Path) -> Path:
+    if not (run_folder(path) / SUMS).is_file():
+        raise ValueError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
+    return path
