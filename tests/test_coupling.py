@@ -171,7 +171,7 @@ def test_panel_draws_every_method_on_four_axes() -> None:
     figure, axes = pyplot.subplots(1, 4)
     coupling.panel(list(axes), rows())
     assert [len(axis.lines) for axis in axes[:3]] == [len(METHODS)] * 3
-    assert [label.get_text() for label in axes[1].get_xticklabels()] == ["50", "100", "200", "400", "1600", "∞"]
+    assert [label.get_text() for label in axes[1].get_xticklabels()] == ["50", "200", "800", "∞"]
     assert [label.get_text() for label in axes[3].get_xticklabels()] == list(METHODS)
     pyplot.close(figure)
 
