@@ -83,9 +83,9 @@ class RewardLearning:
         label = torch.tensor([0.0, 1.0], dtype=r.dtype).expand_as(gap)
         return self.scale[:, None, None, None] * binary_cross_entropy_with_logits(gap, label, reduction="none")
 
-    def credit(self, x: Tensor) -> Tensor:
+    def credit(self, loss: Tensor) -> Tensor:
         """The loss less a coin's: as a factor of a score it has the same expectation and far less noise."""
-        return self.loss(x) - math.log(2) * self.scale[:, None, None, None]
+        return loss - math.log(2) * self.scale[:, None, None, None]
 
     def law(self, y: Tensor) -> Law:
         policy = self.log_policy(y).exp()
@@ -181,7 +181,7 @@ class Trajectories:
         loss = self.problem.loss(x)
         total = torch.einsum("rjkl,rjkl->r", self.labelled(self.now), loss)
         if y.requires_grad:  # twice, as either of the pair's two trajectories may change
-            credit = torch.einsum("rijkl,rjkl->ri", self.labelled(self.links()), self.problem.credit(x))
+            credit = torch.einsum("rijkl,rjkl->ri", self.labelled(self.links()), self.problem.credit(loss))
             total = total + 2 / (1 - self.problem.gamma) * (self.ratio(y) * credit).sum(-1)
         return total / self.count
 

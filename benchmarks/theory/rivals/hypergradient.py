@@ -57,7 +57,7 @@ def _rollouts(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
     ends = [
         batch.draw(seen, law[:, :, None, None, None].expand(shape)) for law in (batch.law.later, _new_action(batch))
     ]
-    return torch.einsum("rijklm,rjkl->rm", ends[0] - ends[1], batch.problem.credit(x)) / count
+    return torch.einsum("rijklm,rjkl->rm", ends[0] - ends[1], batch.problem.credit(batch.problem.loss(x))) / count
 
 
 def _table(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
@@ -66,5 +66,8 @@ def _table(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
     policy = first.problem.log_policy(y).exp()[..., None]
     states = (policy * ends).unflatten(1, (first.problem.states, first.problem.actions)).sum(2)
     advantage = ends - states.repeat_interleave(first.problem.actions, 1)
-    credit = torch.einsum("rijkl,rjkl->ri", batch.labelled(batch.links()), batch.problem.credit(x)) / count
+    credit = (
+        torch.einsum("rijkl,rjkl->ri", batch.labelled(batch.links()), batch.problem.credit(batch.problem.loss(x)))
+        / count
+    )
     return torch.einsum("ri,rim->rm", credit, advantage)
