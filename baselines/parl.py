@@ -48,4 +48,4 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return loss.mean() + run.options.weight * response
 
 
-PARL = Method("parl", 1, lambda run: [run.store.learned(run.reward)], upper, options=ParlOptions)
+PARL = Method("parl", 1, lambda run: [run.store.learned(run.reward)], upper, options=ParlOptions, densities=True)

@@ -312,6 +312,9 @@ class Agent:
         if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
             takes = "any off-policy algorithm" if own is SAC else own.__name__
             raise ValueError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
+        if self.method.densities and not issubclass(algorithm, SAC):
+            told = f"the method {self.method.name} needs probabilities of actions, which only SAC has"
+            raise ValueError(f"algorithm={algorithm.__name__}: {told}")
         return algorithm
 
     def _evaluate(self, run: Run, env: Any, agent: int, log: Log) -> Row:

@@ -47,6 +47,7 @@ class Method:
     options: type[Options] = Options  # hyper-parameters of its own, with their published values
     keep: bool = True  # whether a row's reward stays as it is until the reward model moves
     algorithm: str = "SAC"  # its learners', by the name that SB3 has for it
+    densities: bool = False  # whether it needs their actions' probabilities: no deterministic policy will do
     arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}  # of that algorithm
 
 

@@ -101,3 +101,5 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
 
     with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
         Agent("random", "Steer-v0", algorithm=TD3)
+    with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
+        Agent("parl", "Steer-v0", algorithm=TD3)
