@@ -51,7 +51,7 @@ bench: install .venv-peers/sb3/installed .venv-peers/imitation/installed
 evidence: install
 	$(BIN)/python -m benchmarks.evidence
 
-# The paper's claims on problems with known answers: half an hour to an hour on two cores
+# The paper's claims on problems with known answers: within half an hour on two cores
 tables: table1 table2 figure-theory
 table1: install
 	$(BIN)/python -m benchmarks.theory.laboratory --problems MDP LQR --out benchmarks/results/theory-1.csv

@@ -1,6 +1,6 @@
 """Runs every method on every problem by its own schedule and measures what it reached: samples against accuracy.
 
-    python -m benchmarks.theory.laboratory [--problems NAME ...] [--finest EPS] [--seed S] [--out FILE]
+    python -m benchmarks.theory.laboratory [--problems NAME ...] [--finest EPS] [--limit BATCHES] [--seed S] [--out FILE]
 
 A run of T upper steps reaches the accuracy mean_t |grad F(x_t)|^2 with the true gradient: Theorem 1's metric, the
 expected squared gradient norm of an iterate drawn at random (of the projected gradient, where a box is). Of a long run
@@ -147,7 +147,7 @@ def _mean(norms: Mapping[int, np.ndarray], weight: Mapping[int, float]) -> np.nd
     return np.average(list(norms.values()), axis=0, weights=[weight.get(t, 1.0) for t in norms])
 
 
-def jobs(problems: Iterable[str], finest: float, seed: int) -> list[Job]:
+def jobs(problems: Iterable[str], finest: float, seed: int, limit: int = LIMIT) -> list[Job]:
     """Every run within the limit down to the finest accuracy, about the longest first."""
     wanted = [
         Job(name, method, eps, seed, PROBLEMS[name].replicates)
@@ -157,7 +157,7 @@ def jobs(problems: Iterable[str], finest: float, seed: int) -> list[Job]:
         if method not in PROBLEMS[name].without and eps >= finest
     ]
     size = {job: METHODS[job.method].batches(plan(job)) for job in wanted}
-    return sorted((job for job in wanted if size[job] <= LIMIT), key=lambda job: (job.problem != "LQR", -size[job]))
+    return sorted((job for job in wanted if size[job] <= limit), key=lambda job: (job.problem != "LQR", -size[job]))
 
 
 def write(results: Iterable[NamedTuple], file: Path) -> None:
@@ -173,11 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="laboratory", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS), metavar="NAME")
     parser.add_argument("--finest", type=float, default=0.0, help="the smallest accuracy to ask for")
+    parser.add_argument("--limit", type=int, default=LIMIT, help=f"batches in one run ({LIMIT})")
     parser.add_argument("--seed", type=int, default=0, help="of the first replicate")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/theory.csv"))
     options = parser.parse_args(arguments)
     start, results = time.perf_counter(), []
-    work = jobs(options.problems, options.finest, options.seed)
+    work = jobs(options.problems, options.finest, options.seed, options.limit)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for done, rows in enumerate(pool.map(run, work), 1):
             results += rows
