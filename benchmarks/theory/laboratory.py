@@ -1,6 +1,7 @@
 """Runs every method on every problem by its own schedule and measures what it reached: samples against accuracy.
 
-    python -m benchmarks.theory.laboratory [--problems NAME ...] [--finest EPS] [--limit BATCHES] [--seed S] [--out FILE]
+    python -m benchmarks.theory.laboratory [--problems NAME ...] [--finest EPS] [--limit BATCHES] [--seed S]
+                                           [--out FILE]
 
 A run of T upper steps reaches the accuracy mean_t |grad F(x_t)|^2 with the true gradient: Theorem 1's metric, the
 expected squared gradient norm of an iterate drawn at random (of the projected gradient, where a box is). Of a long run
