@@ -63,14 +63,16 @@ def k_center(candidates: Queries, asked: Queries | Preferences | None, count: in
     Euclidean; the first, where nothing was asked, is the first candidate.
     """
     points = _points(candidates)
-    nearest = torch.full((len(points),), torch.inf)
+    centre = points.mean(0)
+    points = points - centre  # small numbers: |p - q|^2 = |p|^2 + |q|^2 - 2 p q then loses least, and reads p once
+    squares, nearest = points.square().sum(1), torch.full((len(points),), torch.inf)  # squared distances
     for start in _points(asked).split(1000) if asked else ():
-        nearest = nearest.minimum(torch.cdist(points, start).amin(1))
+        nearest = nearest.minimum(torch.cdist(points, start - centre).square().amin(1))
     picks: list[int] = []
     for _ in range(min(count, len(points))):
-        picks.append(int(nearest.argmax()))
-        nearest = nearest.minimum(torch.linalg.vector_norm(points - points[picks[-1]], dim=1))
-        nearest[picks[-1]] = -torch.inf  # once is enough, also where candidates repeat
+        picks.append(pick := int(nearest.argmax()))
+        nearest = nearest.minimum(squares + squares[pick] - 2 * (points @ points[pick]))
+        nearest[pick] = -torch.inf  # once is enough, also where candidates repeat
     return _take(candidates, torch.tensor(picks))
 
 
