@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> Work:
     args.env = envs.resolve(args.env)
-    settings = configure(args)
+    people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
+    settings = configure(args, people)
+    labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
     args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
     existing(args.reference)
@@ -283,12 +285,28 @@ def doctor(args: argparse.Namespace) -> Work:
     return lambda: print(report())
 
 
-def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset."""
+def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """ValueError where people cannot be asked as the options say; their database is brought up to date."""
+    if not settings.get("teacher_human"):
+        for option, given in (("--max-pending-share", args.max_pending_share), ("--labels-db", args.labels_db)):
+            if given is not None:
+                raise ValueError(f"{option} {given}: only --teacher human has it")
+    elif settings.get("teacher_labels_db"):
+        from rlhf_bilevel.human.book import connect
+
+        connect(settings["teacher_labels_db"]).dispose()
+
+
+def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset.
+
+    ``more`` are those of options that only one command has.
+    """
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
+    given |= {key: value for key, value in more.items() if value is not None}
     given |= assigned(args.set)
     told = read_yaml(args.config) if args.config else {}
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
@@ -361,6 +379,15 @@ def parser() -> Parser:
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
     sub.add_argument("--seed", type=int, help="(0)")
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
+    sub.add_argument(
+        "--max-pending-share",
+        type=float,
+        metavar="0..1",
+        help="--teacher human: train on while at most this share of all queries is unanswered; 0 waits for all (0.5)",
+    )
+    sub.add_argument(
+        "--labels-db", metavar="postgresql://...", help="--teacher human: where labels are kept (a file in the folder)"
+    )
     configuring(sub)
     while_training(sub)
 
@@ -449,7 +476,8 @@ def configuring(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
-        "mistake=0.1,skip=0.1,beta=10; or replay=FILE, another run's labels.sqlite (oracle)",
+        "mistake=0.1,skip=0.1,beta=10; or human; or replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
+        "rerun=FILE, a labels.sqlite session by session (oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(

@@ -739,9 +739,8 @@ class Book:
         rows = select(*query, labellers.c.name, *chosen).select_from(queries.outerjoin(choices, live))
         rows = rows.outerjoin(labellers, labellers.c.id == choices.c.labeller).where(queries.c.run == self.run)
         with self._read() as c:
-            return [
-                Asked(*row) for row in c.execute(rows.order_by(queries.c.session, queries.c.position, choices.c.id))
-            ]
+            found = c.execute(rows.order_by(queries.c.session, queries.c.position, choices.c.id))
+            return [Asked._make(row) for row in found]
 
     def all_chosen(self) -> list[Chosen]:
         """Every choice that was not withdrawn, of every purpose, in the order in which they came."""
@@ -756,7 +755,9 @@ class Book:
             rows = select(*labellers.c["id", "name", "role"]).where(labellers.c.run == self.run)
             return [Labeller(*row) for row in c.execute(rows.order_by(labellers.c.id))]
 
-    def enter(self, name: str, query_id: str, label: float, key: str, shown_at: float, answered_at: float) -> Outcome:
+    def enter(
+        self, name: str, query_id: str, label: float, key: str, shown_at: float | None, answered_at: float | None
+    ) -> Outcome:
         """An answer 1, 0 or .5 that somebody of that name gave elsewhere; raises as ``choose`` does."""
         with self._write() as c:
             me = self._named(c, name)
