@@ -301,6 +301,25 @@ def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: 
             Book.of(folder)
 
 
+def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = entered(begun)
+    with Book.of(begun) as book:
+        ann = book.labeller(book.invite("Ann"))
+        assert ann
+
+        def interrupted(_: float) -> None:
+            waiting = book.status()
+            assert waiting and waiting.waiting and waiting.needed == 6 and "for 6 more answers" in waiting.doing
+            assert book.progress(ann) == (0, 0, 6, 6)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt), people:
+            people(queries(6))
+        stopped = book.status()
+        assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+
+
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:
     with entered(begun, share=1.0) as people, warnings.catch_warnings():
         warnings.simplefilter("error")

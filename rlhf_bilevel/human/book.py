@@ -1,8 +1,8 @@
 """The book of labels: what people were asked, what was put before whom, and each choice as it was made.
 
     runs(id, facts, status, begun_at)                 one run, or several that share a database
-    queries(id, run, session, position, first_clip, second_clip, first, second, asked_at, wanted,
-            complete_at, retired_session, consumed_session)
+    queries(id, run, session, position, first_clip, second_clip, asked_at, wanted,
+            complete_at, retired_session, consumed_session, first, second)
     clips(id, run, data)   scenes(run, id, data)      gzipped JSON
     labellers(id, run, name, role)   tokens(sha256, labeller)
     offers(query, labeller, purpose, left_is_first, offered_at, leased_until, shown_at, undone_at)
@@ -61,6 +61,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    literal,
     make_url,
     or_,
     select,
@@ -103,13 +104,13 @@ queries = Table(
     Column("position", Integer, nullable=False),
     Column("first_clip", Id, ForeignKey("clips.id"), nullable=False),
     Column("second_clip", Id, ForeignKey("clips.id"), nullable=False),
-    Column("first", LargeBinary, nullable=False),  # segments, as labels.pairs writes them
-    Column("second", LargeBinary, nullable=False),
     Column("asked_at", Double, nullable=False),
     Column("wanted", Integer, nullable=False),  # answers
     Column("complete_at", Double),  # null while it has fewer
     Column("retired_session", Integer),  # the session whose queries took its place; null where it is still asked
     Column("consumed_session", Integer),  # the session at which training took its label; null before
+    Column("first", LargeBinary, nullable=False),  # segments, as labels.pairs writes them; large, and so the last:
+    Column("second", LargeBinary, nullable=False),  # SQLite reads a row from its beginning
     UniqueConstraint("run", "session", "position", name="queries_place"),
 )
 Index(
@@ -120,6 +121,7 @@ Index(
     sqlite_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
     postgresql_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
 )
+Index("queries_asked", queries.c.run, queries.c.retired_session, queries.c.consumed_session, queries.c.complete_at)
 clips = Table(
     "clips",
     metadata,
@@ -581,32 +583,35 @@ class Book:
 
     def _decided_before(self, c: Connection, me: int) -> Any:
         """A pair that they decided a while ago and were not asked again; None where there is none."""
-        mine = choices.c.labeller == me, _LIVE
-        recent = c.scalars(select(choices.c.query).where(*mine).order_by(choices.c.id.desc()).limit(RECENT)).all()
-        again = or_(
-            _exists(offers, offers.c.query == queries.c.id, offers.c.labeller == me, offers.c.purpose == REPEAT),
-            queries.c.id.in_(select(choices.c.query).where(*mine, choices.c.purpose == REPEAT)),
-        )
-        rows = select(*queries.c["id", "first_clip", "second_clip"], choices.c.left_is_first).join(choices)
-        rows = rows.where(*mine, choices.c.purpose == LABEL, choices.c.choice.in_(DECIDED))
-        rows = rows.where(queries.c.id.not_in(recent), ~again).order_by(choices.c.id)
-        found = c.execute(rows).all()
-        return self._rng.choice(found) if found else None
+        rows = select(*choices.c["query", "purpose", "choice", "left_is_first"]).where(choices.c.labeller == me, _LIVE)
+        mine = c.execute(rows.order_by(choices.c.id)).all()
+        asked = select(offers.c.query).where(offers.c.labeller == me, offers.c.purpose == REPEAT)
+        known = {*c.scalars(asked), *(row.query for row in mine if row.purpose == REPEAT)}
+        known |= {row.query for row in mine[-RECENT:]}
+        found = [row for row in mine if row.purpose == LABEL and row.choice in DECIDED and row.query not in known]
+        return self._clips(c, self._rng.choice(found)) if found else None
 
     def _gold(self, c: Connection, labeller: Labeller) -> Any:
         """A complete pair that an expert decided and this labeller, who is none, has not met."""
         if labeller.role == EXPERT:
             return None
-        met = or_(
-            _exists(offers, offers.c.query == queries.c.id, offers.c.labeller == labeller.id),
-            _exists(choices, choices.c.query == queries.c.id, choices.c.labeller == labeller.id),
-        )
-        experts = select(labellers.c.id).where(labellers.c.run == self.run, labellers.c.role == EXPERT)
-        decided = choices.c.query == queries.c.id, choices.c.labeller.in_(experts), choices.c.choice.in_(DECIDED)
-        rows = select(*queries.c["id", "first_clip", "second_clip"]).where(queries.c.run == self.run, ~met)
-        rows = rows.where(queries.c.complete_at.is_not(None), _exists(choices, *decided, *_LABELS))
-        found = c.execute(rows.order_by(queries.c.session, queries.c.position)).all()
-        return self._rng.choice(found) if found else None
+        expert = labellers.c.run == self.run, labellers.c.role == EXPERT
+        rows = select(*choices.c["query", "left_is_first"]).join(labellers).where(*expert, *_LABELS)
+        decided = c.execute(rows.where(choices.c.choice.in_(DECIDED)).order_by(choices.c.id)).all()
+        met = {
+            query
+            for table in (offers, choices)
+            for query in c.scalars(select(table.c.query).where(table.c.labeller == labeller.id))
+        }
+        found = [row for row in decided if row.query not in met]
+        gold = self._clips(c, self._rng.choice(found)) if found else None
+        return gold if gold and gold.complete_at is not None else None
+
+    def _clips(self, c: Connection, chosen: Any) -> Any:
+        """The query of a choice, and which side its first segment was on."""
+        columns = queries.c["id", "first_clip", "second_clip", "complete_at"]
+        side = literal(chosen.left_is_first).label("left_is_first")
+        return c.execute(select(*columns, side).where(queries.c.id == chosen.query)).one()
 
     def shown(self, labeller: Labeller, query_id: str, at: float | None = None) -> None:
         """When that pair was first on the screen; what is not in front of this labeller is ignored."""

@@ -37,13 +37,13 @@ def upgrade() -> None:
         sa.Column("position", sa.Integer, nullable=False),
         sa.Column("first_clip", key, sa.ForeignKey("clips.id"), nullable=False),
         sa.Column("second_clip", key, sa.ForeignKey("clips.id"), nullable=False),
-        sa.Column("first", sa.LargeBinary, nullable=False),
-        sa.Column("second", sa.LargeBinary, nullable=False),
         sa.Column("asked_at", sa.Double, nullable=False),
         sa.Column("wanted", sa.Integer, nullable=False),
         sa.Column("complete_at", sa.Double),
         sa.Column("retired_session", sa.Integer),
         sa.Column("consumed_session", sa.Integer),
+        sa.Column("first", sa.LargeBinary, nullable=False),
+        sa.Column("second", sa.LargeBinary, nullable=False),
         sa.UniqueConstraint("run", "session", "position", name="queries_place"),
     )
     is_open = sa.text("complete_at IS NULL AND retired_session IS NULL")
@@ -54,6 +54,7 @@ def upgrade() -> None:
         sqlite_where=is_open,
         postgresql_where=is_open,
     )
+    op.create_index("queries_asked", "queries", ["run", "retired_session", "consumed_session", "complete_at"])
     op.create_table(
         "labellers",
         sa.Column("id", sa.Integer, primary_key=True),
