@@ -71,6 +71,15 @@ def parser() -> Parser:
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
     sub.add_argument("--seed", type=int, help="(0)")
     sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
+    sub.add_argument(
+        "--max-pending-share",
+        type=float,
+        metavar="0..1",
+        help="--teacher human: train on while at most this share of all queries is unanswered; 0 waits for all (0.5)",
+    )
+    sub.add_argument(
+        "--labels-db", metavar="postgresql://...", help="--teacher human: where labels are kept (a file in the folder)"
+    )
     configuring(sub)
     while_training(sub)
 
@@ -159,7 +168,8 @@ def configuring(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
-        "mistake=0.1,skip=0.1,beta=10; or replay=FILE, another run's labels.sqlite (oracle)",
+        "mistake=0.1,skip=0.1,beta=10; or human; or replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
+        "rerun=FILE, a labels.sqlite session by session (oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(

@@ -39,14 +39,14 @@ from rlhf_bilevel.files import CONFIG, Refused, enough_memory
 from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
-from rlhf_bilevel.labels import sessions
+from rlhf_bilevel.labels import LABELS, count, sessions
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
-from rlhf_bilevel.teacher import Replayed, SimulatedTeacher
+from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Row, Teacher
 
@@ -62,7 +62,8 @@ class Agent:
 
     ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
-    ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), ``algorithm`` any off-policy
+    ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
+    asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
     algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
     it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
     ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``, which go
@@ -103,6 +104,12 @@ class Agent:
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
+        self._film: Any = None  # of training, where people see it
+        self._people: Any = None  # human.teacher.HumanTeacher, where people answer
+
+    @property
+    def asks_people(self) -> bool:
+        return self.teacher is None and bool(self._settings.get("teacher_human"))
 
     def learn(
         self,
@@ -124,10 +131,10 @@ class Agent:
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
         self.config = settled(self.method, self.env_id, self._preset, {"steps": total_timesteps} | self._settings)
+        if self.out and self.out.exists() and any(self.out.iterdir()):
+            raise FileExistsError(f"{self.out} exists already and is not overwritten")
         run = self._build(self.config)
         if self.out:
-            if self.out.exists() and any(self.out.iterdir()):
-                raise FileExistsError(f"{self.out} exists already and is not overwritten")
             self.out.mkdir(parents=True, exist_ok=True)
             self._write_config(self.out)
         return run
@@ -185,6 +192,8 @@ class Agent:
         with ExitStack() as stack:
             keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
             events = keeper.restore(run) if keeper else {}
+            if self._people:
+                stack.enter_context(self._people)
             log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
             bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=1, disable=not progress_bar)
             stack.enter_context(closing(bar))
@@ -195,11 +204,18 @@ class Agent:
                     row |= self._evaluate(run, test_env, agent, log)
                     bar.set_postfix(true_return=f"{row['eval/true_return']:.0f}", labels=len(run.prefs))
                 log.record(row, run.step)
+                if self._people:
+                    self._people.beat(run)
                 self.model.num_timesteps = run.step
                 go_on = hook.on_step()
                 if go_on and keeper and "rollout/true_return" in row:  # between two episodes
-                    keeper.offer(run, log.marks)
+                    keeper.offer(run, marks)
                 return go_on
+
+            def marks() -> dict[str, int]:
+                if self._film:
+                    self._film.flush()
+                return log.marks()
 
             yield record
             hook.on_training_end()
@@ -283,6 +299,8 @@ class Agent:
         needed = footprint(config, *sizes, len(training))
         enough_memory("this run", needed)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
+        if config.teacher_human:
+            training = self._filmed(training, store)
         teacher = self._teacher_of(config, store, prefs)
         learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
         rng = torch.Generator().manual_seed(config.seed)
@@ -292,9 +310,29 @@ class Agent:
 
     def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
         if self.teacher is None:
-            path = config.teacher_replay
-            return Replayed(sessions(Path(path))).after(prefs) if path else SimulatedTeacher(config, store)
+            if config.teacher_human:
+                from rlhf_bilevel.human.teacher import HumanTeacher
+
+                assert self.out is not None
+                self._people = HumanTeacher(config, store, self._film, self.out)
+                return self._people
+            if config.teacher_rerun:
+                return Rerun(sessions(Path(config.teacher_rerun)), count(self.out / LABELS) if self.out else 0)
+            if config.teacher_replay:
+                path = Path(config.teacher_replay)
+                given = [dataset.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
+                return Replayed(given).after(prefs)
+            return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
+
+    def _filmed(self, training: list[Any], store: Store) -> list[Any]:
+        """The environments, filmed as people will see them."""
+        if self.out is None:
+            raise ValueError("teacher 'human': people are asked through files of the run, give its folder as out=")
+        from rlhf_bilevel.human.film import Film, filmed
+
+        self._film = Film.open(self.out, len(store.table))
+        return [filmed(env, store, self._film) for env in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
         arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}

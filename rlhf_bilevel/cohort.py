@@ -18,6 +18,8 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
     Their methods, environments and settings must be alike, but for the seed. A run that is cut off is resumed alone.
     Refused where SB3's own update is needed (see ``stack.stackable``).
     """
+    if any(agent.asks_people for agent in agents):
+        raise Refused("people label one run at a time, and no cohort")
     runs = [agent.start(total_timesteps) for agent in agents]
     with ExitStack() as open_runs:
         records = [

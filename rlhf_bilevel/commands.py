@@ -23,7 +23,9 @@ Work = Callable[[], None]
 
 def train(args: argparse.Namespace) -> Work:
     args.env = envs.resolve(args.env)
-    settings = configure(args)
+    people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
+    settings = configure(args, people)
+    labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
     args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
     existing(args.reference)
@@ -69,6 +71,18 @@ def resume(args: argparse.Namespace) -> Work:
         tell(args.dir, args.reference)
 
     return work
+
+
+def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """ValueError where people cannot be asked as the options say; their database is brought up to date."""
+    if not settings.get("teacher_human"):
+        for option, given in (("--max-pending-share", args.max_pending_share), ("--labels-db", args.labels_db)):
+            if given is not None:
+                raise ValueError(f"{option} {given}: only --teacher human has it")
+    elif settings.get("teacher_labels_db"):
+        from rlhf_bilevel.human.book import connect
+
+        connect(settings["teacher_labels_db"]).dispose()
 
 
 def tell(out: Path, reference: Path | None) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -99,7 +100,14 @@ class Config(BaseModel):
     teacher_skip: Share = 0.0  # of the recent average return: where neither segment has more, no answer
     teacher_equal: Share = 0.0  # of the recent average return: where the difference is less, a tie
     teacher_bpref_compat: bool = False  # B-Pref's code: skip and equal squared after the first session, no other tie
-    teacher_replay: str = ""  # a run's labels.sqlite, whose answers are given in place of the teacher's
+    teacher_replay: str = ""  # a run's labels.sqlite or a dataset, whose answers are given in place of the teacher's
+    teacher_rerun: str = ""  # a run's labels.sqlite, whose answers are given session by session, as they were
+
+    # People who answer, in place of the simulated teacher (human/)
+    teacher_human: bool = False
+    teacher_pending_share: Share = 0.5  # of all that was asked: where more is unanswered, training waits; 0 for all
+    teacher_votes: Size = 1  # people who are to answer each query
+    teacher_labels_db: str = ""  # postgresql:// URL without a password; empty for a file in the run's folder
 
     # Penalty
     sigma: Positive = 10.0  # discounted return per nat of the upper objective
@@ -147,6 +155,14 @@ class Config(BaseModel):
                 f"learning_starts={self.learning_starts} and pretrain_steps={self.pretrain_steps} leave no step "
                 f"of steps={self.steps} to learn from labels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_teacher(self) -> Config:
+        if self.teacher_labels_db:
+            check_database(self.teacher_labels_db)
+        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
+            raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
         return self
 
 
@@ -203,6 +219,16 @@ def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 def nearest(value: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+
+
+def check_database(url: str) -> None:
+    """ValueError unless it is a PostgreSQL database's, without a password: a run's config.yaml holds it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(f"{parts.scheme or 'this'} is no labels database: postgresql://USER@HOST/DATABASE is")
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        raise ValueError("the labels database's URL has a password in it, which config.yaml would hold: "
+                         "set PGPASSWORD or write it to ~/.pgpass")  # fmt: skip
 
 
 def checkpoint_interval(told: str) -> tuple[float, float]:

@@ -334,6 +334,10 @@ def of_run(folder: Path) -> Dataset | None:
     """
     told = read_config(folder, trust=True)  # nothing that it names is imported here
     config, path = settle(told["settings"]), folder / LABELS
+    if config.teacher_human:
+        from rlhf_bilevel.human.exchange import of_book  # it makes datasets, and needs this file
+
+        return of_book(folder, told, config)
     if not path.is_file():
         raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,12 +14,16 @@ from rlhf_bilevel.files import read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
 
-def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset."""
+def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset.
+
+    ``more`` are those of options that only one command has.
+    """
     if args.device == "cuda" and not shutil.which("nvidia-smi"):
         raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
+    given |= {key: value for key, value in more.items() if value is not None}
     given |= assigned(args.set)
     told = read_yaml(args.config) if args.config else {}
     filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more

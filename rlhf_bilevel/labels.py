@@ -25,8 +25,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from rlhf_bilevel.files import Damaged, Refused, tensors
-from rlhf_bilevel.preference import take
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import checked, nothing
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
 LABELS = "labels.sqlite"
@@ -141,9 +140,7 @@ class Recorded:
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
             rows = self._log[number].answers
-            if not rows:
-                return take(Preferences(*queries, torch.zeros(len(queries.first.truth))), slice(0))
-            return _preferences(rows)
+            return preferences(rows) if rows else nothing(queries)
         asked_at = time.time()
         answers = checked(self._teacher(queries), queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
@@ -151,8 +148,8 @@ class Recorded:
         return answers
 
 
-def sessions(path: Path) -> Iterator[Preferences]:
-    """The answers in a run's label log, a session after the other without the empty ones, as they were given.
+def sessions(path: Path) -> Iterator[Preferences | None]:
+    """The answers in a run's label log, a session after the other, as they were given; None for one without any.
 
     Refused where there is no such file; Damaged where it is not what was written.
     """
@@ -160,11 +157,20 @@ def sessions(path: Path) -> Iterator[Preferences]:
         raise Refused(f"{path}: no such file")
     with closing(LabelLog(path)) as log:
         for number in range(len(log)):
-            if rows := log[number].answers:
-                yield _preferences(rows)
+            rows = log[number].answers
+            yield preferences(rows) if rows else None
 
 
-def _preferences(rows: Sequence[Answer]) -> Preferences:
+def count(path: Path) -> int:
+    """How many sessions a label log holds that this process may have open."""
+    if not path.exists():
+        return 0
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        return connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+
+
+def preferences(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
+    """Of labels and their segments as ``pairs`` gives them; at least one."""
     label, first, second = zip(*rows, strict=True)
     return Preferences(stacked(first), stacked(second), torch.tensor(label))
 

@@ -30,7 +30,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
     runs: list[Planned] = []
     first = args.seed or 0
     for env in map(envs.resolve, args.env):
-        own = settings[env] = configure(changed(args, env=env))
+        own = settings[env] = one_teacher(configure(changed(args, env=env)))
         envs.make(env, 0).close()
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
@@ -57,6 +57,13 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
             raise Refused(f"{len(failed)} of {len(runs)} runs failed: the same command tries them again")
 
     return work
+
+
+def one_teacher(settings: dict[str, Any]) -> dict[str, Any]:
+    """ValueError where people would have to answer many runs at once."""
+    if settings.get("teacher_human"):
+        raise ValueError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
+    return settings
 
 
 def on_cluster(args: argparse.Namespace) -> None:
@@ -86,7 +93,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
     def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
         pairs = [f"{key}={value}" for key, value in chosen.items()]
-        return configure(changed(args, env=env, set=[*args.set, *pairs]))
+        return one_teacher(configure(changed(args, env=env, set=[*args.set, *pairs])))
 
     steps = settings({})["steps"]
     envs.make(env, 0).close()

@@ -81,12 +81,12 @@ class SimulatedTeacher:
 class Replayed:
     """Labels that were given before, in place of a teacher: whatever is asked, the next ones are the answer.
 
-    ``sessions`` are answers in their order (such as ``labels.sessions`` reads them); as many are given as pairs are
-    asked, and none once they are used up. Refused where there are none.
+    ``sessions`` are answers in their order (such as ``labels.sessions`` reads them, None for no answer); as many are
+    given as pairs are asked, and none once they are used up. Refused where there are none.
     """
 
-    def __init__(self, sessions: Iterable[Preferences]) -> None:
-        parts = list(sessions)
+    def __init__(self, sessions: Iterable[Preferences | None]) -> None:
+        parts = [answers for answers in sessions if answers is not None]
         if not sum(len(answers.label) for answers in parts):
             raise Refused("there are no labels to replay")
         first, second = (
@@ -101,6 +101,26 @@ class Replayed:
             return take(self._answers, slice(len(prefs), len(prefs) + len(queries.first.truth)))
 
         return teacher
+
+
+class Rerun:
+    """Another run's sessions, each as it was answered: with its seed and settings, the same run once more.
+
+    ``number`` is that of the first session that will be asked.
+    """
+
+    def __init__(self, sessions: Iterable[Preferences | None], number: int) -> None:
+        self._sessions, self._number = list(sessions), number
+
+    def __call__(self, queries: Queries) -> Preferences:
+        number, self._number = self._number, self._number + 1
+        answers = self._sessions[number] if number < len(self._sessions) else None
+        return nothing(queries) if answers is None else answers
+
+
+def nothing(queries: Queries) -> Preferences:
+    """An answer to none of them."""
+    return take(Preferences(*queries, torch.zeros(len(queries.first.truth))), slice(0))
 
 
 def margin(queries: Queries, discount: float = 1.0) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_bilevel.config import Config, nearest
 
-ORACLE, COMPAT, REPLAY = "oracle", "bpref_compat", "replay"
+ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {
     "boltzmann": ("teacher_beta", 1.0),
     "beta": ("teacher_beta", 1.0),
@@ -21,7 +21,10 @@ NAMES: dict[str, tuple[str, Any]] = {
     "myopic": ("teacher_discount", 0.9),
     COMPAT: ("teacher_bpref_compat", True),
     REPLAY: ("teacher_replay", ""),
+    RERUN: ("teacher_rerun", ""),
+    HUMAN: ("teacher_human", True),
 }
+ALONE = (ORACLE, REPLAY, RERUN, HUMAN)
 BY_SETTINGS = "settings"
 OURS = (BY_SETTINGS, "OracleTeacher")
 """Under ``teacher`` in a run's config.yaml: whoever else stands there was an object of its user's own."""
@@ -34,19 +37,19 @@ def traits(told: str) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
             raise ValueError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
-        if equals and name in (ORACLE, COMPAT):
+        if equals and name in (ORACLE, COMPAT, HUMAN):
             raise ValueError(f"teacher {word!r}: {name} takes no value")
-        if (name in (ORACLE, REPLAY) and word != told) or (name != ORACLE and NAMES[name][0] in found):
+        if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
             raise ValueError(f"teacher {told!r}: {name} does not go together with the rest")
         if name != ORACLE:
             key, published = NAMES[name]
-            found[key] = _value(name, value) if equals or name == REPLAY else published
+            found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
     rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
     return rest | found
 
 
 def _value(name: str, value: str) -> Any:
-    if name == REPLAY:
+    if name in (REPLAY, RERUN):
         path = Path(value).absolute()
         if not path.is_file():
             raise ValueError(f"teacher {name}={value}: no such file")

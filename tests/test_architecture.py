@@ -56,6 +56,14 @@ def test_only_the_learners_name_sb3s_sac() -> None:
     assert users <= {"sac.py", "stack.py", "agent.py"}
 
 
+def test_the_book_and_what_is_said_of_people_know_of_no_tensor_and_no_training() -> None:
+    for name in ("book", "quality"):
+        file = ROOT / f"rlhf_bilevel/human/{name}.py"
+        assert ours(file) <= {"config", "files", "human"}, name
+        assert "torch" not in {module.split(".")[0] for module in imported(file)}, name
+    assert "human" not in ours(ROOT / "rlhf_bilevel/algorithm.py")
+
+
 def test_methods_import_no_other_method_and_no_wiring() -> None:
     for file in (ROOT / "baselines").glob("[!_]*.py"):
         assert not ours(file) & {"baselines", "agent", "log", "envs", "sac"}, file

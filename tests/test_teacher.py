@@ -244,6 +244,7 @@ def test_words_stand_for_settings_and_b_prefs_values_where_none_is_told() -> Non
         ("myopic", {"teacher_discount": 0.9}),
         ("mistake=0.2,skip,beta=10", {"teacher_mistake": 0.2, "teacher_skip": 0.1, "teacher_beta": 10.0}),
         ("equal,bpref_compat", {"teacher_equal": 0.1, "teacher_bpref_compat": True}),
+        ("human", {"teacher_human": True}),
     ):
         assert traits(words) == rest | settings
 
@@ -261,6 +262,10 @@ def test_words_stand_for_settings_and_b_prefs_values_where_none_is_told() -> Non
         ("oracle=1", "oracle takes no value"),
         ("replay=nowhere.sqlite", "nowhere.sqlite: no such file"),
         ("replay", "no such file"),
+        ("rerun=nowhere.sqlite", "nowhere.sqlite: no such file"),
+        ("human=2", "human takes no value"),
+        ("human,skip", "human does not go together with the rest"),
+        ("human", "give its folder as out="),
         ("", "unknown teacher ''"),
     ],
 )

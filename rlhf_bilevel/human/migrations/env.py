@@ -1,0 +1,6 @@
+"""How Alembic meets the book: through the connection that ``book.connect`` has, in its transaction."""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+context.run_migrations()
