@@ -28,7 +28,7 @@ Work = Callable[[], None]
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
+    "train", "resume", "label", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
     "doctor",
 )  # fmt: skip
 PRUNERS = ("median", "hyperband", "none")
@@ -101,6 +101,12 @@ def resume(args: argparse.Namespace) -> Work:
         tell(args.dir, args.reference)
 
     return work
+
+
+def label(args: argparse.Namespace) -> Work:
+    from rlhf_bilevel.human import command
+
+    return command.label(args)
 
 
 def tell(out: Path, reference: Path | None) -> None:
@@ -396,6 +402,8 @@ def parser() -> Parser:
     trusting(sub)
     while_training(sub)
 
+    labelling(command(label, "serve the page on which people label a run's pairs"))
+
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--episodes", type=positive, default=10)
@@ -472,6 +480,21 @@ def while_training(sub: argparse.ArgumentParser) -> None:
     checkpointing(sub)
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+
+def labelling(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
+    sub.add_argument("--question", default="Which one is better?", help='what people are asked ("Which one is better?")')
+    sub.add_argument("--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)")
+    sub.add_argument("--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    sub.add_argument("--port", type=positive, help="(8007, or the next that is free)")
+    sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
+    sub.add_argument("--repeats", type=float, default=0.05, help="share of pairs that are shown again, as a check (0.05)")
+    sub.add_argument("--gold", type=float, default=0.05, help="share of pairs that an expert has answered (0.05)")
+    sub.add_argument(
+        "--import", dest="import_file", type=Path, metavar="FILE.parquet", help="add answers given elsewhere, and end"
+    )
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
