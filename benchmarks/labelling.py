@@ -2,12 +2,12 @@
 
     python -m benchmarks.labelling --labellers 50 --labels 200 --think 1 --retried 0.1
 
-A server process of its own (``rlhf-bilevel label``) on SQLite, or on ``--labels-db postgresql://...``. Each labeller asks for
-pairs as the page does, thinks (uniform from half to one and a half of ``--think`` seconds; 0 is a machine's pace) and answers.
-A share of the answers is sent again with the same key: half of them because the connection was dropped before the reply
-came. Then the book is read: an answer that was acknowledged and is not there is lost, a query that has two is doubled.
-Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn; the machine's load is
-part of every figure.
+A server process of its own (``rlhf-bilevel label``) on SQLite, or on ``--labels-db postgresql://...``. Each labeller
+asks for pairs as the page does, thinks (from half to one and a half of ``--think`` seconds; 0 is a machine's pace) and
+answers. A share of the answers is sent again with the same key: half of them because the connection was dropped before
+the reply came. Then the book is read: an answer that was acknowledged and is not there is lost, a query that has two is
+doubled. Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn. The
+labellers run on the same machine, and their load is part of every figure.
 """
 
 from __future__ import annotations
@@ -122,7 +122,13 @@ async def one(link: str, args: argparse.Namespace, rng: random.Random) -> dict[s
                 seen |= {pair["query"] for pair in offered}
             await asyncio.sleep(args.think * rng.uniform(0.5, 1.5))
             query, now = pairs.pop(0)["query"], time.time()
-            answer = {"query": query, "choice": "left", "key": secrets.token_hex(16), "shown_at": now, "answered_at": now}
+            answer = {
+                "query": query,
+                "choice": "left",
+                "key": secrets.token_hex(16),
+                "shown_at": now,
+                "answered_at": now,
+            }
             retried = rng.random() < args.retried
             if retried and rng.random() < 0.5:  # the reply never comes
                 with_cut = asyncio.create_task(browser.post("/api/answers", json=answer))

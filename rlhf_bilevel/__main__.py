@@ -484,13 +484,21 @@ def while_training(sub: argparse.ArgumentParser) -> None:
 
 def labelling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
-    sub.add_argument("--question", default="Which one is better?", help='what people are asked ("Which one is better?")')
-    sub.add_argument("--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)")
-    sub.add_argument("--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others")
+    sub.add_argument(
+        "--question", default="Which one is better?", help='what people are asked ("Which one is better?")'
+    )
+    sub.add_argument(
+        "--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)"
+    )
+    sub.add_argument(
+        "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
+    )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     sub.add_argument("--port", type=positive, help="(8007, or the next that is free)")
     sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
-    sub.add_argument("--repeats", type=float, default=0.05, help="share of pairs that are shown again, as a check (0.05)")
+    sub.add_argument(
+        "--repeats", type=float, default=0.05, help="share of pairs that are shown again, as a check (0.05)"
+    )
     sub.add_argument("--gold", type=float, default=0.05, help="share of pairs that an expert has answered (0.05)")
     sub.add_argument(
         "--import", dest="import_file", type=Path, metavar="FILE.parquet", help="add answers given elsewhere, and end"

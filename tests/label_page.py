@@ -1,4 +1,4 @@
-"""A label server in a thread of the test, over a real book, and pairs whose clips tell by their brightness which is better."""
+"""A label server in a thread of the test, over a real book; the better clip of a pair is the brighter one."""
 
 import base64
 import struct
@@ -46,8 +46,8 @@ class Served:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = application(book, self.invitations, self.port, **told)
-        config = uvicorn.Config(self.app, http=Impatient, ws="none", lifespan="off", log_level="critical", timeout_keep_alive=1,
-                                timeout_graceful_shutdown=1)  # fmt: skip
+        waits = {"timeout_keep_alive": 1, "timeout_graceful_shutdown": 1}
+        config = uvicorn.Config(self.app, http=Impatient, ws="none", lifespan="off", log_level="critical", **waits)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 

@@ -157,7 +157,9 @@ def test_what_belongs_to_another_run_cannot_be_reached(tmp_path: Path) -> None:
         there, here = Site(other).joined(), Site(mine).joined()
         (pair,) = there.get("/api/next").json()["pairs"]
         assert there.get(f"/api/clips/{pair['left']}").status_code == 200
-        assert here.get(f"/api/clips/{pair['left']}").status_code == 404 and here.get("/api/scenes/7").status_code == 404
+        assert (
+            here.get(f"/api/clips/{pair['left']}").status_code == 404 and here.get("/api/scenes/7").status_code == 404
+        )
         assert here.post("/api/answers", json=answer(pair)).status_code == 404
         assert TestClient(Site(mine).app, URL, cookies=there.cookies).get("/api/status").status_code == 401
 
@@ -173,7 +175,9 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
         (pair,) = browser.get("/api/next?count=1").json()["pairs"]
         browser.post("/api/answers", json=answer(pair))
         told = browser.get("/api/status").json()
-        assert {name: told[name] for name in ("mine", "total", "open", "needed")} == dict(mine=1, total=1, open=2, needed=2)
+        assert {name: told[name] for name in ("mine", "total", "open", "needed")} == dict(
+            mine=1, total=1, open=2, needed=2
+        )
         assert (told["training"]["state"], told["training"]["step"], told["training"]["labels"]) == ("waiting", 50, 7)
         book.beat(Status(60, 100, 8, 20, False, 2, "it trains"))
         assert browser.get("/api/status").json()["training"]["state"] == "on"
@@ -197,13 +201,17 @@ def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pyt
 # What is refused
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "127.0.0.1:80", f"evil.example:{PORT}", "", f"127.0.0.1:{PORT}."])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:80", f"evil.example:{PORT}", "", f"127.0.0.1:{PORT}."]
+)
 def test_a_name_that_somebody_else_points_here_is_refused(shared: Site, host: str) -> None:
     refused = shared.joined().get("/api/status", headers={"host": host})
     assert refused.status_code == 421
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", f"https://127.0.0.1:{PORT}", "http://127.0.0.1", None])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", f"https://127.0.0.1:{PORT}", "http://127.0.0.1", None]
+)
 def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | None) -> None:
     browser = site.joined()
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
@@ -247,8 +255,8 @@ def test_methods_and_counts_that_are_not_known_are_refused(shared: Site) -> None
 @pytest.mark.parametrize(
     "path",
     ["/static/../server.py", "/static/..%2fserver.py", "/static/%2e%2e/server.py", "/static//etc/passwd",
-     "/static/..%5cserver.py", "/api/clips/..%2f..%2fbook.sqlite", "/api/scenes/%2fetc%2fpasswd", "/static/page.js%00.css",
-     "/static/", "/docs", "/openapi.json", "/server.py", "//etc/passwd"],
+     "/static/..%5cserver.py", "/api/clips/..%2f..%2fbook.sqlite", "/api/scenes/%2fetc%2fpasswd",
+     "/static/page.js%00.css", "/static/", "/docs", "/openapi.json", "/server.py", "//etc/passwd"],
 )  # fmt: skip
 def test_no_path_leads_to_a_file(shared: Site, path: str) -> None:
     browser = shared.joined()
@@ -270,13 +278,21 @@ def test_names_and_questions_are_text(tmp_path: Path) -> None:
 def test_every_reply_bears_the_headers_and_pages_have_no_inline_script_or_style(shared: Site) -> None:
     browser = shared.joined()
     replies = [browser.get(path) for path in ("/", "/quality", "/join/x", "/api/status", "/nothing", "/static/page.js")]
-    replies += [shared.browser().get("/"), browser.get("/", headers={"host": "evil"}), browser.post("/api/answers", json=1)]
+    replies += [
+        shared.browser().get("/"),
+        browser.get("/", headers={"host": "evil"}),
+        browser.post("/api/answers", json=1),
+    ]
     for reply in replies:
         assert reply.headers["content-security-policy"] == POLICY
-        assert reply.headers["x-content-type-options"] == "nosniff" and reply.headers["referrer-policy"] == "no-referrer"
+        assert (
+            reply.headers["x-content-type-options"] == "nosniff" and reply.headers["referrer-policy"] == "no-referrer"
+        )
         assert reply.headers["cache-control"] == ("no-cache" if "/static/" in str(reply.url) else "no-store")
     for reply in replies[:3]:
-        assert not re.search(r"<script(?![^>]* src=\"/static/)|<style|\sstyle=|\son\w+=|https?://(?!www.w3.org)", reply.text)
+        assert not re.search(
+            r"<script(?![^>]* src=\"/static/)|<style|\sstyle=|\son\w+=|https?://(?!www.w3.org)", reply.text
+        )
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
@@ -299,7 +315,9 @@ def test_a_connection_that_sends_its_head_in_drops_is_closed(tmp_path: Path) -> 
     with served(tmp_path, 0) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
         slow.settimeout(0.1)
-        for _ in range(200):  # a second is what the test's server gives; a drop every tenth would keep uvicorn's own open
+        for _ in range(
+            200
+        ):  # a second is what the test's server gives; a drop every tenth would keep uvicorn's own open
             try:
                 slow.sendall(b"x")
                 if slow.recv(1) == b"":
@@ -375,15 +393,22 @@ def test_a_server_answers_to_its_own_names_only() -> None:
     hosts, origins = names("127.0.0.1", 8007, None)
     assert hosts == {"127.0.0.1:8007", "localhost:8007", "[::1]:8007"} and "http://localhost:8007" in origins
     hosts, origins = names("0.0.0.0", 80, "https://labels.example.org")
-    assert "labels.example.org" in hosts and "https://labels.example.org" in origins and f"{socket.gethostname()}:80" in hosts
+    assert (
+        "labels.example.org" in hosts
+        and "https://labels.example.org" in origins
+        and f"{socket.gethostname()}:80" in hosts
+    )
     assert "https://127.0.0.1:80" not in origins and "0.0.0.0 " not in hosts
     assert "plain HTTP" in exposed("0.0.0.0", 8007)
 
 
 def test_the_server_loads_neither_torch_nor_a_simulator() -> None:
-    code = "import sys, rlhf_bilevel.human.server, rlhf_bilevel.human.command, rlhf_bilevel.human.gate, rlhf_bilevel.human.book\n"
+    rooms = ", ".join(f"rlhf_bilevel.human.{room}" for room in ("server", "command", "gate", "book"))
+    code = f"import sys, {rooms}\n"
     code += "print([name for name in ('torch', 'mujoco', 'gymnasium') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_clips_are_sent_as_they_are_stored(site: Site) -> None:

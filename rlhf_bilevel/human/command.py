@@ -55,15 +55,26 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             gold=args.gold,
         )
         for name, role in people:
-            print(f"{name}: {base}/join/{invitations.new(name, role)}")
-        print("A link works once, in one browser. Ctrl-C stops the page, training goes on; answers are kept.")
+            print(f"{name}: {base}/join/{invitations.new(name, role)}", flush=True)
+        print(
+            "A link works once, in one browser. Ctrl-C stops the page, training goes on; answers are kept.", flush=True
+        )
         if not is_loopback(args.host):
             print(exposed(args.host, port), flush=True)
         config = uvicorn.Config(
-            app, http=Impatient, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
-            proxy_headers=False, timeout_keep_alive=15, timeout_graceful_shutdown=2, h11_max_incomplete_event_size=2**14,
+            app,
+            http=Impatient,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=2,
+            h11_max_incomplete_event_size=2**14,
             limit_concurrency=1000,
-        )  # fmt: skip
+        )
         with suppress(KeyboardInterrupt), book:
             uvicorn.Server(config).run(sockets=[listening])
 
@@ -98,7 +109,9 @@ def bring(book: object, path: Path) -> None:
     from rlhf_bilevel.human.exchange import import_choices
 
     found = import_choices(book, Dataset.read(path))
-    print(f"{path}: {found.added} answers added, {found.known} known before, {found.left_out} to other queries left out")
+    print(
+        f"{path}: {found.added} answers added, {found.known} known before, {found.left_out} to other queries left out"
+    )
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -119,7 +132,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:
-    """What Host and Origin may say: loopback, the host itself, this machine's names where it is all of them, and ``url``."""
+    """What Host and Origin may say: loopback, the host, of a wildcard this machine's names, and ``url``."""
     known = {"127.0.0.1", "localhost", "::1", host}
     if is_wildcard(host):
         known |= {socket.gethostname(), socket.getfqdn(), reached(host)} - {""}
@@ -142,10 +155,9 @@ def reached(host: str) -> str:
     """The name by which others reach it: of a wildcard, this machine's address on its way out."""
     if not is_wildcard(host):
         return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        with suppress(OSError):
-            probe.connect(("192.0.2.1", 9))  # sends nothing: an address for documentation
-            return probe.getsockname()[0]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing: an address for documentation
+        return probe.getsockname()[0]
     return socket.gethostname()
 
 
@@ -161,8 +173,8 @@ def is_loopback(host: str) -> bool:
 
 def exposed(host: str, port: int) -> str:
     return (
-        f"--host {host}: whoever reaches port {port} of this machine and has a link or a session sees this run's clips and "
-        "progress and can answer; without one, only that a label page is here. Nothing else of this machine is served. "
-        "It is plain HTTP, which others on the way can read: use it in a network that you trust, or behind a proxy that "
-        "speaks HTTPS, named by --url."
+        f"--host {host}: whoever reaches port {port} of this machine and has a link or a session sees this run's clips "
+        "and progress and can answer; without one, only that a label page is here. Nothing else of this machine is "
+        "served. It is plain HTTP, which others on the way can read: use it in a network that you trust, or behind a "
+        "proxy that speaks HTTPS, named by --url."
     )

@@ -1,8 +1,11 @@
 """What is let through to the label server: requests to this server, from its own page, small and in good time.
 
-Whoever can make a browser open a page can make it send requests to this machine's loopback; so a server is told by which
-names it may be called (a name that somebody else points here is refused: DNS rebinding), and a choice is taken from the
-server's own page only. The headers forbid the page everything that it does not need.
+Whoever can make a browser open a page can make it send requests to this machine's loopback; so a server is told by
+which names it may be called (a name that somebody else points here is refused: DNS rebinding), and a choice is taken
+from the server's own page only. The headers forbid the page everything that it does not need.
+
+Refused with these statuses: a Host that is not this server's 421, a POST of another origin 403, one that is no JSON 415,
+above 4 kB 413, slower than ten seconds 408, another method 405.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class Gate:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name.lower() for name, _ in message["headers"]}
-                more = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in given]
+                more = [
+                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in given
+                ]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
@@ -116,7 +121,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 class Impatient(H11Protocol):
-    """uvicorn's HTTP, but a connection has ``timeout_keep_alive`` seconds for all of a request's head, not for its first byte."""
+    """uvicorn's HTTP, but ``timeout_keep_alive`` seconds are for all of a request's head, not for its first byte."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -1,25 +1,25 @@
 """The label server: pairs out, choices in, and nothing else of the machine.
 
-Every fact is in the book (``human.book``); the server keeps only the links that nobody has opened yet, so that it may be
-killed and started again at any moment. It imports neither torch nor a simulator.
+Every fact is in the book (``human.book``); the server keeps only the links that nobody has opened yet, so that it may
+be killed and started again at any moment. It imports neither torch nor a simulator.
 
-    GET  /                       the page                            GET  /join/{token}        begins a session
-    GET  /quality                how well answers agree              POST /api/join            its token for a cookie
-    GET  /api/next?count=2       pairs to judge, leased              POST /api/answers         one choice, idempotent by key
-    GET  /api/status             progress, and what training does    POST /api/undo            takes the last choice back
-    GET  /api/clips/{id}         a clip, gzipped JSON                GET  /api/scenes/{id}     what is drawn in it
-    GET  /static/{name}          a fixed list of files               GET  /healthz             the server answers
+    GET  /                    the page                           GET  /join/{token}     begins a session
+    GET  /quality             how well answers agree             POST /api/join         its token for a cookie
+    GET  /api/next?count=2    pairs to judge, leased             POST /api/answers      one choice, stored once by its key
+    GET  /api/status          progress, and what training does   POST /api/undo         takes the last choice back
+    GET  /api/clips/{id}      a clip, gzipped JSON               GET  /api/scenes/{id}  what is drawn in it
+    GET  /static/{name}       a fixed list of files              GET  /healthz          the server answers
 
-What is refused, and with which status: see ``gate``; without a session 401, unknown things 404, an answer against what was
-answered 409, one that training has gone on without 410, and all while the database is away 503.
+Refused, beside what ``gate`` refuses: without a session 401, unknown things 404, an answer against what was answered
+409, one that training has gone on without 410, and everything while the database is away 503.
 """
 
 import gzip
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
@@ -47,6 +47,12 @@ def static_files() -> dict[str, Path]:
 
     names = ("page.js", "page.css", "join.js", "viewer.js")
     return {name: HERE / "static" / name for name in names} | {"three.js": three_js()}
+
+
+def packed(path: Path) -> tuple[bytes, str, str]:
+    """Content, gzipped; its type; its tag, by which a browser knows whether its copy is still right."""
+    data = path.read_bytes()
+    return gzip.compress(data), TYPES[path.suffix], f'"{sha256(data)[:32]}"'
 
 
 class Invitations:
@@ -105,17 +111,12 @@ def create_app(
     :param question: what people are asked about every pair
     :param hosts: values of Host that are this server's; ``origins``: those of Origin that may send choices
     :param ended: whether the run has come to its end
-    :param repeats: share of pairs that come again to whoever answered them; ``gold``: that an expert has answered before
+    :param repeats: share of pairs that come again to whoever answered them; ``gold``: that an expert has answered
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=PackageLoader("rlhf_bilevel.human"), autoescape=True, undefined=StrictUndefined)
-    static = {
-        name: (gzip.compress(data), TYPES[path.suffix], f'"{sha256(data)[:32]}"')
-        for name, path in files.items()
-        if (data := path.read_bytes())
-    }
+    static = {name: packed(path) for name, path in files.items()}
     cookie = f"label-{sha256(book.run.encode())[:8]}"  # cookies are shared by all ports of a machine: one for each run
-    secure = all(origin.startswith("https:") for origin in origins)
 
     def page(name: str, status: int = 200, **told: Any) -> HTMLResponse:
         facts = book.facts() if "me" in told else {}  # strangers learn nothing of the run
@@ -174,15 +175,13 @@ def create_app(
         return page("join.html")
 
     @app.post("/api/join", status_code=204)
-    def join(asked: Join) -> Response:
+    def join(request: Request, asked: Join) -> Response:
         invited = invitations.take(asked.token)
         if invited is None:
             raise HTTPException(403, "this link was opened before, or is of an earlier start")
         answer = Response(status_code=204)
-        token = book.invite(*invited)
-        answer.set_cookie(
-            cookie, token, max_age=SESSION_DAYS * 86400, httponly=True, samesite="strict", secure=secure
-        )
+        token, secure = book.invite(*invited), request.headers["origin"].startswith("https:")
+        answer.set_cookie(cookie, token, max_age=SESSION_DAYS * 86400, httponly=True, samesite="strict", secure=secure)
         return answer
 
     @app.get("/api/next")

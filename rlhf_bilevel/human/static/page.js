@@ -8,6 +8,7 @@ const byId = (id) => document.getElementById(id);
 const body = document.body;
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
 const HISTORY = 50; // answered pairs that undo can show at once
+const SCENES = 32; // that are kept: a scene may be as new as an episode
 const HOLD = 0.4; // seconds for which the last frame stays before clips begin again
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
@@ -192,7 +193,7 @@ const clock = {
     const seconds = Math.min(this.at, front.seconds);
     front.show(seconds);
     scrubber.value = seconds / front.step;
-    const position = `${seconds.toFixed(1)} of ${front.seconds.toFixed(1)} s`;
+    const position = `${seconds.toFixed(1)} / ${front.seconds.toFixed(1)} s`;
     if (byId("position").value !== position) byId("position").value = position;
     scrubber.setAttribute("aria-valuetext", position);
   },
@@ -287,12 +288,13 @@ function swap() {
   document.title = (waited && document.hidden ? "● " : "") + title;
   if (pairs[1]) back.prepare(pairs[1]);
   const needed = new Set(pairs.flatMap((pair) => [pair.left, pair.right]));
-  for (const pair of [...answered.slice(-3).map((past) => past.pair)]) needed.add(pair.left).add(pair.right);
+  for (const { pair } of answered.slice(-3)) needed.add(pair.left).add(pair.right);
   for (const path of clips.keys()) if (!needed.has(path.split("/").pop())) clips.delete(path); // flat memory
+  for (const path of scenes.keys()) if (scenes.size > SCENES) scenes.delete(path); // the oldest
 }
 
 function answer(choice) {
-  if (!shown) return;
+  if (!shown || undo.busy) return;
   const pair = pairs.shift();
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   answered.push({ pair, key, choice });
@@ -389,7 +391,7 @@ const number = new Intl.NumberFormat("en");
 function sentence({ training, needed }) {
   const step = training.steps ? `step ${number.format(training.step)} of ${number.format(training.steps)}` : "";
   if (training.state === "ended") return `Training has ended, ${step}.`;
-  if (training.state === "away") return "Training is not running now. Your answers are kept for it.";
+  if (training.state === "away") return "Training is not running. Answers are kept for it.";
   if (training.state === "waiting") return `Training waits for ${needed} more ${needed === 1 ? "answer" : "answers"} (${step}).`;
   const update = needed ? ` ${needed} more ${needed === 1 ? "answer" : "answers"} until the reward is updated.` : "";
   return `Training goes on, ${step}: ${training.doing}.${update}`.replace("..", ".");
@@ -400,9 +402,9 @@ function tell() {
   byId("mine").textContent = number.format(mine);
   byId("total").textContent = number.format(total);
   byId("used").textContent = training.wanted ? `${number.format(training.labels)} of ${number.format(training.wanted)} used` : "";
-  byId("meter").hidden = !training.wanted;
-  byId("meter").max = training.wanted || 1;
-  byId("meter").value = training.labels || 0;
+  byId("bar").hidden = !training.wanted;
+  byId("bar").max = training.wanted || 1;
+  byId("bar").value = training.labels || 0;
   byId("doing").textContent = sentence(status);
   const before = byId("training").dataset.state;
   byId("training").dataset.state = training.state;
@@ -425,7 +427,9 @@ async function poll() {
         status = told;
         tell();
       }
-      if (!pairs.length) await refill();
+      outbox.send();
+      if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
+      if (!pairs.length || !shown) await refill();
     } catch (error) {
       if (!(error instanceof Refused)) connection(false);
     }
