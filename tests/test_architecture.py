@@ -65,4 +65,5 @@ def test_the_label_server_knows_neither_learning_nor_a_simulator() -> None:
     assert ours(human / "gate.py") == set() and ours(human / "server.py") <= {"files", "human"}
     assert ours(human / "command.py") <= {"files", "human", "dataset"}  # the last for --import alone
     for name in ("gate", "server", "command"):
-        assert not {module.split(".")[0] for module in imported(human / f"{name}.py")} & {"torch", "mujoco", "gymnasium"}
+        libraries = {module.split(".")[0] for module in imported(human / f"{name}.py")}
+        assert not libraries & {"torch", "mujoco", "gymnasium"}

@@ -4,7 +4,7 @@ Whoever can make a browser open a page can make it send requests to this machine
 which names it may be called (a name that somebody else points here is refused: DNS rebinding), and a choice is taken
 from the server's own page only. The headers forbid the page everything that it does not need.
 
-Refused with these statuses: a Host that is not this server's 421, a POST of another origin 403, one that is no JSON 415,
+Refused with these statuses: a Host that is not this server's 421, a POST of another origin 403, one without JSON 415,
 above 4 kB 413, slower than ten seconds 408, another method 405.
 """
 

@@ -5,7 +5,7 @@ be killed and started again at any moment. It imports neither torch nor a simula
 
     GET  /                    the page                           GET  /join/{token}     begins a session
     GET  /quality             how well answers agree             POST /api/join         its token for a cookie
-    GET  /api/next?count=2    pairs to judge, leased             POST /api/answers      one choice, stored once by its key
+    GET  /api/next?count=2    pairs to judge, leased             POST /api/answers      a choice, stored once by its key
     GET  /api/status          progress, and what training does   POST /api/undo         takes the last choice back
     GET  /api/clips/{id}      a clip, gzipped JSON               GET  /api/scenes/{id}  what is drawn in it
     GET  /static/{name}       a fixed list of files              GET  /healthz          the server answers
