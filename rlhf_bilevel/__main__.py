@@ -22,6 +22,7 @@ from rlhf_bilevel.commands import (
 )
 from rlhf_bilevel.config import PRESETS
 from rlhf_bilevel.files import Refused
+from rlhf_bilevel.human.command import label
 from rlhf_bilevel.many import sweep, tune
 from rlhf_bilevel.options import Parser, fail, one_of, positive
 from rlhf_bilevel.plot import KINDS
@@ -29,7 +30,7 @@ from rlhf_bilevel.plot import KINDS
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
+    "train", "resume", "label", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
     "doctor",
 )  # fmt: skip
 PRUNERS = ("median", "hyperband", "none")
@@ -115,6 +116,8 @@ def parser() -> Parser:
     trusting(sub)
     while_training(sub)
 
+    labelling(command(label, "serve the page on which people label a run's pairs"))
+
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--episodes", type=positive, default=10)
@@ -192,6 +195,29 @@ def while_training(sub: argparse.ArgumentParser) -> None:
     checkpointing(sub)
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+
+def labelling(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
+    sub.add_argument(
+        "--question", default="Which one is better?", help='what people are asked ("Which one is better?")'
+    )
+    sub.add_argument(
+        "--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)"
+    )
+    sub.add_argument(
+        "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    sub.add_argument("--port", type=positive, help="(8007, or the next that is free)")
+    sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
+    sub.add_argument(
+        "--repeats", type=float, default=0.05, help="share of pairs that are shown again, as a check (0.05)"
+    )
+    sub.add_argument("--gold", type=float, default=0.05, help="share of pairs that an expert has answered (0.05)")
+    sub.add_argument(
+        "--import", dest="import_file", type=Path, metavar="FILE.parquet", help="add answers given elsewhere, and end"
+    )
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:

@@ -74,3 +74,12 @@ def test_a_methods_file_bears_its_name() -> None:
     from rlhf_bilevel.baselines import METHODS
 
     assert sorted(METHODS) == sorted(names_without_torch)
+
+
+def test_the_label_server_knows_neither_learning_nor_a_simulator() -> None:
+    human = ROOT / "rlhf_bilevel/human"
+    assert ours(human / "gate.py") == set() and ours(human / "server.py") <= {"files", "human"}
+    assert ours(human / "command.py") <= {"files", "human", "dataset"}  # the last for --import alone
+    for name in ("gate", "server", "command"):
+        libraries = {module.split(".")[0] for module in imported(human / f"{name}.py")}
+        assert not libraries & {"torch", "mujoco", "gymnasium"}

@@ -1,0 +1,180 @@
+"""The command ``label``: serves a run's page, on this machine's loopback unless told otherwise.
+
+It may be started before, while and after training runs, and again at any time: all that lasts is in the book.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rlhf_bilevel.files import SUMS, Refused
+
+PORT, PORTS_TRIED = 8007, 50
+NAME = "human"  # of the only labeller, where no name is given
+
+
+def label(args: argparse.Namespace) -> Callable[[], None]:
+    """Checks what can be got wrong, then serves until Ctrl-C. Prints a link for each labeller, which works once."""
+    from rlhf_bilevel.human.book import Book
+    from rlhf_bilevel.human.server import Invitations, create_app, static_files
+
+    people = [(name, "labeller") for name in args.labeller] + [(name, "expert") for name in args.expert]
+    people = people or [(NAME, "labeller")]
+    check(args, [name for name, _ in people])
+    files = static_files()
+    book = Book.of(args.dir)
+
+    def work() -> None:
+        import uvicorn
+
+        from rlhf_bilevel.human.gate import Impatient
+
+        if args.import_file:
+            bring(book, args.import_file)
+            return
+        listening = listen(args.host, args.port)
+        port = listening.getsockname()[1]
+        base = args.url.rstrip("/") if args.url else f"http://{written(reached(args.host))}:{port}"
+        hosts, origins = names(args.host, port, args.url)
+        invitations = Invitations()
+        app = create_app(
+            book,
+            invitations,
+            question=args.question,
+            hosts=hosts,
+            origins=origins,
+            files=files,
+            ended=(args.dir / SUMS).is_file,
+            repeats=args.repeats,
+            gold=args.gold,
+        )
+        for name, role in people:
+            print(f"{name}: {base}/join/{invitations.new(name, role)}", flush=True)
+        print(
+            "A link works once, in one browser. Ctrl-C stops the page, training goes on; answers are kept.", flush=True
+        )
+        if not is_loopback(args.host):
+            print(exposed(args.host, port), flush=True)
+        config = uvicorn.Config(
+            app,
+            http=Impatient,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=2,
+            h11_max_incomplete_event_size=2**14,
+            limit_concurrency=1000,
+        )
+        with suppress(KeyboardInterrupt), book:
+            uvicorn.Server(config).run(sockets=[listening])
+
+    return work
+
+
+def check(args: argparse.Namespace, people: list[str]) -> None:
+    """ValueError on what cannot be."""
+    for option, share in (("--repeats", args.repeats), ("--gold", args.gold)):
+        if not 0 <= share <= 0.5:
+            raise ValueError(f"{option} {share:g}: a share from 0 to 0.5")
+    for name in people:
+        if people.count(name) > 1:
+            raise ValueError(f"labeller {name!r} is named twice")
+        if not (0 < len(name) <= 100 and name.isprintable() and name.strip() == name):
+            raise ValueError(f"labeller {name[:100]!r}: a name has 1 to 100 printable letters")
+    if args.import_file and not args.import_file.is_file():
+        raise ValueError(f"--import {args.import_file}: no such file")
+    if args.port is not None and args.port > 65535:
+        raise ValueError(f"--port {args.port}: at most 65535")
+    if args.url and (urlsplit(args.url).scheme not in ("http", "https") or urlsplit(args.url).path not in ("", "/")):
+        raise ValueError(f"--url {args.url}: http or https, a host, and no path, such as https://labels.example.org")
+    try:
+        socket.getaddrinfo(args.host, None)
+    except OSError as error:
+        raise ValueError(f"--host {args.host}: {error.strerror}") from None
+
+
+def bring(book: object, path: Path) -> None:
+    """Adds the answers of a dataset to queries that this run has asked."""
+    from rlhf_bilevel.dataset import Dataset
+    from rlhf_bilevel.human.exchange import import_choices
+
+    found = import_choices(book, Dataset.read(path))
+    print(
+        f"{path}: {found.added} answers added, {found.known} known before, {found.left_out} to other queries left out"
+    )
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Bound to ``port``, or to the first free one from PORT on. OSError where there is none."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    first = PORT if port is None else port
+    for candidate in range(first, first + (PORTS_TRIED if port is None else 1)):
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address[0], candidate))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            refused = error
+    raise Refused(f"--host {host} --port {candidate}: {refused.strerror}")
+
+
+def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:
+    """What Host and Origin may say: loopback, the host, of a wildcard this machine's names, and ``url``."""
+    known = {"127.0.0.1", "localhost", "::1", host}
+    if is_wildcard(host):
+        known |= {socket.gethostname(), socket.getfqdn(), reached(host)} - {""}
+    hosts = {f"{written(name)}:{port}" for name in known}
+    if port == 80:
+        hosts |= {written(name) for name in known}
+    origins = {f"http://{name}" for name in hosts}
+    if url:
+        hosts.add(urlsplit(url).netloc)
+        origins.add(f"{urlsplit(url).scheme}://{urlsplit(url).netloc}")
+    return hosts, origins
+
+
+def written(host: str) -> str:
+    """As in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def reached(host: str) -> str:
+    """The name by which others reach it: of a wildcard, this machine's address on its way out."""
+    if not is_wildcard(host):
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing: an address for documentation
+        return probe.getsockname()[0]
+    return socket.gethostname()
+
+
+def is_wildcard(host: str) -> bool:
+    return host in ("0.0.0.0", "::")
+
+
+def is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def exposed(host: str, port: int) -> str:
+    return (
+        f"--host {host}: whoever reaches port {port} of this machine and has a link or a session sees this run's clips "
+        "and progress and can answer; without one, only that a label page is here. Nothing else of this machine is "
+        "served. It is plain HTTP, which others on the way can read: use it in a network that you trust, or behind a "
+        "proxy that speaks HTTPS, named by --url."
+    )
