@@ -83,6 +83,25 @@ class Store:
         rows = torch.from_numpy(rng.choice(starts, count)[:, None] + np.arange(length))  # (B, T)
         return Segments(self.obs[rows], self.act[rows], self.truth[rows])
 
+    def rows_of(self, segments: Segments) -> Tensor:
+        """First rows (B,) of segments that were cut from here: the newest where equal steps occur more than once.
+
+        Raises ValueError where a segment was cut elsewhere.
+        """
+        starts, length, found = torch.tensor(self._starts), segments.truth.shape[1], list[int]()
+        for number, (obs, act, truth) in enumerate(zip(*segments, strict=True)):
+            rows = (self.obs[: max(0, self.size - length + 1), 0] == obs[0, 0]).nonzero().squeeze(-1)
+            for step in range(length):
+                at = rows + step
+                equal = (self.obs[at] == obs[step]).all(-1) & (self.act[at] == act[step]).all(-1)
+                rows = rows[equal & (self.truth[at] == truth[step])]
+            first, last = (torch.searchsorted(starts, at, right=True) for at in (rows, rows + length - 1))
+            rows = rows[first == last]  # not across two episodes
+            if not len(rows):
+                raise ValueError(f"segment {number} was not cut from this store")
+            found.append(int(rows.max()))
+        return torch.tensor(found)
+
     def sample_visits(
         self, episodes: Sequence[tuple[int, int]], count: int, discount: float, gamma: float, rng: np.random.Generator
     ) -> Visits:

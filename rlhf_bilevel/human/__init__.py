@@ -1,0 +1,1 @@
+"""The human teacher: clips, the book of labels, the page."""
