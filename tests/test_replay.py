@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.replay import Store, View
+from rlhf_bilevel.types import Segments
 
 
 def filled(lengths: tuple[int, ...] = (7, 3, 12, 5), writers: tuple[int, ...] = (0, 1, 0, 1)) -> Store:
@@ -33,6 +34,32 @@ def test_a_segment_longer_than_every_episode_is_refused_with_both_numbers(rng: n
     with pytest.raises(ValueError, match=r"segment_length=13 .*longest: 12"):
         store = filled()
         store.sample_segments(store.episodes(), 1, 13, rng)
+
+
+def test_segments_are_found_again_where_they_were_cut_and_the_newest_of_equal_ones(rng: np.random.Generator) -> None:
+    store = filled()
+    segments = store.sample_segments(store.episodes(), 50, 3, rng)
+    rows = store.rows_of(segments)
+    assert torch.equal(rows, segments.truth[:, 0].long())  # truth is the row's number
+    twice = Store(1, 1, 40)
+    for start in (0, 0, 3):
+        twice.begin(0)
+        for t in range(4):
+            twice.add(np.array([start + t]), np.zeros(1), np.zeros(1), 0, False)
+    cut = torch.arange(2)[:, None] + torch.arange(3)  # rows 0-2 and 1-3 of episode 0, which came twice
+    assert twice.rows_of(Segments(twice.obs[cut], twice.act[cut], twice.truth[cut])).tolist() == [4, 5]
+
+
+def test_segments_that_were_cut_elsewhere_or_across_episodes_have_no_rows() -> None:
+    store = filled()
+    cut = torch.tensor([[0, 1, 2], [5, 6, 7]])  # the second begins in episode 0 and ends in episode 1
+    segments = Segments(store.obs[cut], store.act[cut], store.truth[cut])
+    with pytest.raises(ValueError, match="segment 1 was not cut from this store"):
+        store.rows_of(segments)
+    for name in Segments._fields:
+        other = segments._replace(**{name: getattr(segments, name) + (torch.arange(3) == 2).view(3, *[1] * (getattr(segments, name).dim() - 2))})
+        with pytest.raises(ValueError, match="segment 0 was not cut"):
+            store.rows_of(other)
 
 
 def test_episodes_are_cut_at_since_and_include_the_running_one() -> None:
