@@ -193,6 +193,7 @@ class Agent:
             keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
             events = keeper.restore(run) if keeper else {}
             if self._people:
+                stack.enter_context(closing(self._film))
                 stack.enter_context(self._people)
             log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
             bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=1, disable=not progress_bar)
@@ -238,8 +239,10 @@ class Agent:
         assert self.config is not None, "nothing has been learnt yet"
         c = self.config
         make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat)
-        apart = c.env_timeout and render_mode is None
-        return Guard(partial(Isolated, make, self.env_id, c.env_timeout) if apart else make)
+        return self._guarded(make, c.env_timeout if render_mode is None else 0.0)
+
+    def _guarded(self, make: Callable[[], Any], timeout: float) -> Guard:
+        return Guard(partial(Isolated, make, self.env_id, timeout) if timeout else make)
 
     def save(self, folder: Path | str) -> None:
         """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one."""
@@ -326,13 +329,17 @@ class Agent:
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 
     def _filmed(self, training: list[Any], store: Store) -> list[Any]:
-        """The environments, filmed as people will see them."""
+        """The same environments, filmed as people will see them."""
         if self.out is None:
             raise ValueError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        from rlhf_bilevel.human.film import Film, filmed
+        from rlhf_bilevel.human import film
 
-        self._film = Film.open(self.out, len(store.table))
-        return [filmed(env, store, self._film) for env in training]
+        assert self.config is not None
+        c, self._film = self.config, film.Film(self.out)
+        for env in training:
+            env.close()
+        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat)
+        return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
         arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}

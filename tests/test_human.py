@@ -47,6 +47,8 @@ class Film:
     def flush(self) -> None:
         self.flushed += 1
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture(autouse=True)
 def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
