@@ -11,14 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.human import book as module
@@ -381,6 +381,48 @@ def test_training_takes_while_people_undo_and_both_agree(opened: Open) -> None:
         assert len(taken.result()) == (undone.result() is None)
         if undone.result():
             book.choose(ann, offer.query_id, SKIP, secrets.token_hex(8))
+
+
+def meanwhile(book: Book, slow: Callable[[], Any], other: Callable[[], Any]) -> tuple[Any, Any]:
+    """What both give, where ``other`` begins when ``slow``, which is this book's, is about to be committed."""
+    with ThreadPoolExecutor(1) as pool:
+        futures: list[Future[Any]] = []
+
+        def begin_the_other(_: Any) -> None:
+            futures.append(pool.submit(other))
+            time.sleep(0.2)
+
+        event.listen(book._engine, "commit", begin_the_other, once=True)
+        return slow(), futures[0].exception() or futures[0].result()
+
+
+def test_who_undoes_what_training_is_taking_is_told_that_it_is_taken(opened: Open) -> None:
+    book, training = opened(), opened()
+    asked(book)
+    ann = somebody(book)
+    (offer,) = label(book, ann)
+    taken, undone = meanwhile(training, lambda: training.collect(0, 9), lambda: book.undo(ann))
+    assert len(taken) == 1 and undone is None and training.collect(0, 9) == taken
+    (offer,) = label(book, ann)
+    undone, taken = meanwhile(book, lambda: book.undo(ann), lambda: training.collect(1, 9))
+    assert undone == offer.query_id and taken == []
+
+
+def test_of_two_who_answer_at_once_where_one_is_wanted_one_is_told(opened: Open) -> None:
+    clock = Clock()
+    book, other = opened(clock), opened(clock)
+    asked(book, count=1)
+    ann, bob = somebody(book, "Ann"), somebody(book, "Bob")
+    (offer,) = book.offer(ann, 1, 60)
+    clock.now += 61
+    book.offer(bob, 1, 60)
+    first, second = meanwhile(
+        book,
+        lambda: book.choose(ann, offer.query_id, EQUAL, "ann"),
+        lambda: other.choose(bob, offer.query_id, EQUAL, "bob"),
+    )
+    assert first == Outcome.ACCEPTED and isinstance(second, Conflict)
+    assert [c.labeller for c in book.all_chosen()] == [ann]
 
 
 def test_what_was_acknowledged_before_a_kill_is_there_after_it(opened: Open) -> None:
