@@ -126,7 +126,8 @@ def timed(run: Run, block: int) -> Iterator[float]:
 def added(env_id: str, folder: Path) -> float:
     """Seconds that filming adds to a step of the environment, of which the median block counts."""
     plain: Any = Guard(partial(envs.make, env_id, 0))
-    store, film = Store(*(space.shape[0] for space in (plain.observation_space, plain.action_space)), 1), Film(folder)
+    store = Store(plain.observation_space.shape[0], plain.action_space.shape[0], capacity=1)
+    film = Film(folder)
     filmed: Any = Filmed(Guard(partial(films.make, env_id, 0)), store, film)
     actions = np.random.default_rng(0).uniform(-1, 1, (ALONE // 20, *plain.action_space.shape)).astype(np.float32)
     differences = []

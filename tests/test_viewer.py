@@ -1,4 +1,4 @@
-"""Clips in a browser: drawn from the poses that the film holds, with and without WebGL, under the page's strict policy."""
+"""Clips in a browser: drawn from the poses that the film holds, with and without WebGL, under a strict policy."""
 
 from __future__ import annotations
 
