@@ -3,7 +3,7 @@
     python -m benchmarks.loop_speed --method pebble --env ID --steps N --hidden 256 --batch 256 --json
 
 A quarter of the steps is random. From then on learners are updated at every step; 20 labels are asked after the first,
-second and third quarter, and the reward is trained for 10 epochs each time.
+second and third quarter, and the reward is trained for 10 epochs each time, and for 2 at each refresh, if there are any.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--hidden", type=int, default=256, help="units of two layers, of the actor and of each critic")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--refresh-every", type=int, default=0, help="steps between two refreshes of the reward (never)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "reward_epochs": 10,
             "reward_accuracy": 1.0,
             "reset_updates": 0,
+            "refresh_every": args.refresh_every,
         }
     )
     run = agent._build(agent.config)

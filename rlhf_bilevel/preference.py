@@ -86,7 +86,7 @@ class PreferenceStore:
 
     def load(self, columns: Mapping[str, Tensor]) -> None:
         self.fresh_loss = columns.get("fresh_loss", torch.zeros(0))
-        self._columns = [columns[name] for name in self.COLUMNS] if columns else []
+        self._columns = [columns[name] for name in self.COLUMNS] if "label" in columns else []
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Preferences]:
         """One epoch in shuffled minibatches of at most ``size`` pairs."""

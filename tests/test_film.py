@@ -8,7 +8,7 @@ import io
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -34,7 +34,7 @@ WALKER, DOOR, ANT = "dm_control/walker-walk-v0", "Meta-World/door-open-v3", "Ant
 class Drawn(Steer):
     """Steer that draws a white column where its point is."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -226,9 +226,9 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
 
 
 def test_who_cannot_be_shown_is_refused_in_one_line() -> None:
-    with pytest.raises(Refused, match="^Steer-v0 cannot be shown to a person: .*render_mode rgb_array$"):
+    with pytest.raises(Refused, match=r"^Steer-v0 cannot be shown to a person: .*render_mode rgb_array$"):
         films.make("Steer-v0", 0)
-    with pytest.raises(Refused, match="^Undrawable-v0 draws no pictures here: no display is here$"):
+    with pytest.raises(Refused, match=r"^Undrawable-v0 draws no pictures here: no display is here$"):
         films.make("Undrawable-v0", 0)
 
 

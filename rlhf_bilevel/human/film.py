@@ -212,7 +212,7 @@ class Film:
         os.pwrite(self._poses, LENGTH.pack(self._offset) + values.tobytes(), row * self._width)
 
     def flush(self) -> None:
-        """Puts all rows on the disk, so that they outlive the machine's end too: before a checkpoint that needs them."""
+        """Puts all rows on the disk, so that they outlive the machine too: before a checkpoint that needs them."""
         if self._poses >= 0:
             os.fsync(self._records)
             os.fsync(self._poses)

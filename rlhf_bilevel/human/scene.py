@@ -38,7 +38,7 @@ def pack(model: mujoco.MjModel) -> bytes:
 
 
 def look(model: mujoco.MjModel) -> bytes:
-    """What tasks change in a model from one episode to the next: where bodies and goals are, and what they look like."""
+    """What tasks change in a model from episode to episode: where bodies and goals are, and how they look."""
     return zlib.compress(b"".join(np.ascontiguousarray(getattr(model, name)).tobytes() for name in PLACED + SEEN), 1)
 
 
@@ -93,7 +93,7 @@ class Stage:
         ``parts`` has a list for each part: the tracks of x, y, z (in ``unit`` m) and of the quaternion w, x, y, z. A
         track is one number where nothing moves, else the first and T - 1 differences. ``focus`` has tracks of x, y, z.
         """
-        model, data, count = self._model, self._data, len(poses)
+        data, count = self._data, len(poses)
         where = np.empty((count, len(self._geoms) + len(self._sites), 7))
         focus = np.empty((count, 3))
         for frame, values in enumerate(poses):
@@ -119,9 +119,7 @@ class Stage:
         model = self._model
         drawn = (model.geom_group < 3) & (model.geom_type <= max(SHAPES))
         self._geoms = np.flatnonzero(drawn & (self._rgba(model.geom_rgba, model.geom_matid)[:, 3] > 0))
-        self._sites = np.flatnonzero(
-            (model.site_group < 3) & (self._rgba(model.site_rgba, model.site_matid)[:, 3] > 0)
-        )
+        self._sites = np.flatnonzero((model.site_group < 3) & (self._rgba(model.site_rgba, model.site_matid)[:, 3] > 0))
 
     def _rgba(self, own: np.ndarray, material: np.ndarray) -> np.ndarray:
         """The colours (N, 4) of geoms or sites with ``own`` colours and materials (N,), -1 for none."""
@@ -209,13 +207,13 @@ class Stage:
             model = self._model
             start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
             first, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
-            vertices, faces = simplified(
+            vertices, corners = simplified(
                 model.mesh_vert[start : start + count],
                 model.mesh_face[first : first + faces],
                 model.stat.extent / DETAIL,
             )
             placed = np.rint(vertices / self._unit).astype(int)
-            self._meshes[mesh] = {"vertices": placed.ravel().tolist(), "faces": faces.ravel().tolist()}
+            self._meshes[mesh] = {"vertices": placed.ravel().tolist(), "faces": corners.ravel().tolist()}
         return self._meshes[mesh]
 
     def _colour(self, own: np.ndarray, material: int) -> list[float]:

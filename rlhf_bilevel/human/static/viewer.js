@@ -420,13 +420,16 @@ const ClipViewer = (() => {
     return `rgba(${colour.map((value) => Math.round(255 * Math.min(1, value))).join(",")},${alpha})`;
   }
 
+  /** A polygon, a little larger than it is, which closes the seams between neighbours. */
   function fill(context, corners, colour) {
+    const middle = [0, 1].map((k) => corners.reduce((sum, corner) => sum + corner[k], 0) / corners.length);
     context.beginPath();
-    for (const [x, y] of corners) context.lineTo(x, y);
-    context.closePath();
-    context.fillStyle = context.strokeStyle = colour; // the line closes the seam between neighbours
+    for (const [x, y] of corners) {
+      const away = Math.hypot(x - middle[0], y - middle[1]) || 1, grown = 1 + 0.6 / away;
+      context.lineTo(middle[0] + grown * (x - middle[0]), middle[1] + grown * (y - middle[1]));
+    }
+    context.fillStyle = colour;
     context.fill();
-    context.stroke();
   }
 
   // ------------------------------------------------------------------------------------------------ pictures
