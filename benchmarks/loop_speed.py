@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--hidden", type=int, default=256, help="units of two layers, of the actor and of each critic")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--refresh-every", type=int, default=0, help="steps between two refreshes of the reward (never)")
+    parser.add_argument("--refresh-every", type=int, default=0, help="steps between refreshes of the reward (never)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)

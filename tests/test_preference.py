@@ -68,3 +68,9 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
     assert [len(batch.label) for batch in seen] == [2, 2, 2, 1]
     everything = torch.cat([batch.first.truth for batch in seen])
     assert torch.equal(everything.sum(1).sort().values, store[:].first.truth.sum(1).sort().values)
+
+
+def test_a_store_without_answers_comes_back_without_any() -> None:
+    store = PreferenceStore()
+    store.load(PreferenceStore().columns())
+    assert len(store) == 0 and store.columns().keys() == {"fresh_loss"}
