@@ -3,7 +3,7 @@
     python -m benchmarks.loop_speed --method pebble --env ID --steps N --hidden 256 --batch 256 --json
 
 A quarter of the steps is random. From then on learners are updated at every step; 20 labels are asked after the first,
-second and third quarter, and the reward is trained for 10 epochs each time, and for 2 at each refresh, if there are any.
+second and third quarter, and the reward is trained for 10 epochs each time, and for 2 at each refresh, if any.
 """
 
 from __future__ import annotations
