@@ -82,7 +82,8 @@ class Server:
 def load(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     clip = {"kind": "frames", "fps": 20, "frames": []}
     with new_run(folder, args.labels_db) as book:
-        book.ask(0, [Question(b"first", b"second", clip, clip)] * (args.labellers * args.labels))
+        held = 3  # pairs that a labeller has asked for and will not answer
+        book.ask(0, [Question(b"first", b"second", clip, clip)] * (args.labellers * (args.labels + held)))
         with Server(folder, [f"labeller-{i}" for i in range(args.labellers)]) as server:
             begun = time.perf_counter()
             work = asyncio.run(everybody(server.links, args))

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,19 +14,19 @@ from typing import Any
 import pytest
 
 from rlhf_bilevel.human.book import Book, Chosen, Status, run_id
-from rlhf_bilevel.human.command import listen
 from tests.label_page import Served, ask, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("these tests need Chromium: apt-get install -y chromium", allow_module_level=True)
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright  # noqa: E402
 
 AXE = Path(__import__("axe_core_python").__file__).parent / "axe.min.js"
 WATCH = """window.violations = [];
 addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
   window.violations.push(violatedDirective + " " + blockedURI));"""
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "cant_tell": "ArrowDown", "skip": "s"}
+READY = ".stage:not(.front)[data-drawn]"  # the next pair
 SHOWN = "document.body.dataset.query"
 IS_BRIGHTER = """() => {
   const mean = (side) => {
@@ -70,7 +71,8 @@ class Visit:
         """And waits until another pair, or none, is shown."""
         before = self.page.evaluate(SHOWN)
         self.page.keyboard.press(key)
-        self.page.wait_for_function(f"before => {SHOWN} !== before", arg=before)
+        over = f"before => document.body.dataset.state === 'empty' || ({SHOWN} && {SHOWN} !== before)"
+        self.page.wait_for_function(over, arg=before)
 
     def sent(self) -> None:
         """Waits until no answer is waiting in the browser."""
@@ -142,13 +144,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
 
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
-    page.wait_for_function("() => document.querySelectorAll('.stage canvas').length === 4")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(READY, state="attached")
     page.route("**/api/**", lambda route: route.abort())
     first = page.evaluate(SHOWN)
     visit.press("ArrowLeft")
-    page.wait_for_function(f"() => {SHOWN} !== undefined")
-    assert page.evaluate(SHOWN) != first and page.evaluate(IS_BRIGHTER) in ("left", "right")
+    assert page.evaluate(SHOWN) not in (first, None) and page.evaluate(IS_BRIGHTER) in ("left", "right")
 
 
 def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> None:
@@ -176,7 +176,7 @@ def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> No
 
 def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(READY, state="attached")
     first = page.evaluate(SHOWN)
     page.route("**/api/answers", lambda route: route.abort())
     visit.press("ArrowLeft")  # tried, and so perhaps arrived
@@ -216,25 +216,32 @@ def start(folder: Path, port: int) -> tuple[subprocess.Popen, str]:
 
 def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_path: Path, visit: Visit) -> None:
     (tmp_path / "config.yaml").write_text("settings: {teacher_human: true}\n")
-    with listen("127.0.0.1", None) as free:
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with Book.open(tmp_path / "book.sqlite", run_id(tmp_path)) as book:
         ask(book, 12)
         process, link = start(tmp_path, port)
         try:
             page = visit.open(link)
-            given = []
-            for number in range(3):
-                given.append(page.evaluate(SHOWN))
-                if number == 1:  # before the answer is read, or while it is written: the browser cannot know
-                    page.once("request", lambda _: os.kill(process.pid, signal.SIGKILL))
-                visit.press("ArrowLeft")
+            page.wait_for_selector(READY, state="attached")
+
+            def killed(route: Route) -> None:
+                route.fetch()  # the answer is stored
+                os.kill(process.pid, signal.SIGKILL)
+                route.abort()  # and the browser does not hear of it
+
+            page.route("**/api/answers", killed, times=1)
+            given = [page.evaluate(SHOWN)]
+            visit.press("ArrowLeft")
             expect(page.locator("#notice")).to_contain_text("No connection")
             process.wait()
+            given.append(page.evaluate(SHOWN))
+            page.keyboard.press("ArrowLeft")  # nobody is there
+            assert [choice.query_id for choice in book.all_chosen()] == given[:1]
             process, _ = start(tmp_path, port)
             visit.sent()  # with the session of before
             expect(page.locator("#notice")).to_contain_text("is back")
-            page.wait_for_function(f"() => {SHOWN} !== undefined")
+            page.wait_for_selector("body[data-state=pair]")
             given.append(page.evaluate(SHOWN))
             visit.press("ArrowRight")
             visit.sent()

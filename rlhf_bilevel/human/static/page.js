@@ -143,7 +143,8 @@ class Stage {
     if (this.pair === pair) return;
     this.pair = pair;
     this.drawn = Promise.all([pair.left, pair.right].map(async (id, side) => this.viewers[side].load(await clipOf(id))));
-    this.drawn.catch(() => {}); // whoever waits for it is told
+    delete this.element.dataset.drawn;
+    this.drawn.then(() => this.pair === pair && (this.element.dataset.drawn = pair.query), () => {}); // who waits for it is told
   }
 
   /** From the first frame to the last, of the longer clip. */
@@ -226,35 +227,39 @@ let turn = 0; // of those who wait for a stage only the latest may change what i
 
 const same = (a, b) => a.query === b.query && a.left === b.left;
 
-/** Asks for pairs until enough are held. */
+/** Asks for pairs, so that enough are held; asked for meanwhile, it asks once more. */
 async function refill() {
+  refill.again = refill.asking;
   if (refill.asking) return;
   refill.asking = true;
-  try {
-    const count = AHEAD + Math.min(outbox.waiting().length, 12); // what is answered and on its way is offered again
-    const offered = (await call(`/api/next?count=${count}`)).pairs;
-    connection(true);
-    const waiting = outbox.waiting();
-    for (const pair of offered) {
-      const known = [...pairs, ...answered.map((past) => past.pair)].some((other) => same(other, pair));
-      if (!known && !waiting.some((answer) => answer.query === pair.query)) pairs.push(pair);
+  do {
+    refill.again = false;
+    try {
+      const waiting = outbox.waiting();
+      const count = AHEAD + Math.min(waiting.length, 12); // what is answered and on its way is offered again
+      const offered = (await call(`/api/next?count=${count}`)).pairs;
+      connection(true);
+      const known = [...pairs, ...answered.map((past) => past.pair)];
+      const sent = new Set([...waiting, ...outbox.waiting()].map((answer) => answer.query));
+      pairs.push(...offered.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
+      for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
+    } catch (error) {
+      if (!(error instanceof Refused)) connection(false);
     }
-    for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
-  } catch (error) {
-    if (!(error instanceof Refused)) connection(false);
-  }
+  } while (refill.again);
   refill.asking = false;
   if (!shown || pairs[0] !== front.pair) advance();
   else if (pairs[1]) back.prepare(pairs[1]);
 }
 
-/** Brings the first pair to the front: at once where it is drawn already. */
+/** Brings the first pair to the front: at once where it is drawn already. Until then the one before stays. */
 async function advance() {
-  const pair = pairs[0];
-  if (!pair) return rest();
   const mine = ++turn;
-  back.prepare(pair);
+  const pair = pairs[0];
+  if (!pair && !refill.asking) return rest();
   const slow = setTimeout(() => mine === turn && !shown && pause("loading", "Loading the next pair …", ""), 300);
+  if (!pair) return; // refill comes back here
+  back.prepare(pair);
   try {
     await back.drawn;
   } catch (error) {
@@ -271,7 +276,7 @@ async function advance() {
 
 function swap() {
   [front, back] = [back, front];
-  const waited = body.dataset.state === "empty";
+  const waited = ["empty", "away"].includes(body.dataset.state);
   shown = true;
   shownAt = now();
   body.dataset.state = "pair";
@@ -284,7 +289,7 @@ function swap() {
   back.element.inert = true;
   clock.begin();
   enable(true);
-  if (waited) notice("A new pair.");
+  if (waited) byId("said").textContent = "A new pair.";
   document.title = (waited && document.hidden ? "● " : "") + title;
   if (pairs[1]) back.prepare(pairs[1]);
   const needed = new Set(pairs.flatMap((pair) => [pair.left, pair.right]));
@@ -304,8 +309,8 @@ function answer(choice) {
   if (choice !== "skip") counted(1);
   notice(`${SAID[choice]}.`);
   outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now() });
-  advance();
   refill();
+  advance();
 }
 
 const upright = matchMedia("(max-width: 37.49rem)");
@@ -377,9 +382,9 @@ function pause(state, heading, text) {
 
 function rest() {
   if (body.dataset.state === "gone") return;
-  turn++;
   const training = status?.training;
-  if (!status) pause("loading", "Loading the first pair …", "");
+  if (!connected) pause("away", "No connection", "The next pair comes up here by itself once it is back. Your answers are kept until then.");
+  else if (!status) pause("loading", "Loading the first pair …", "");
   else if (training.state === "ended") pause("empty", "All done", "This run has come to its end. Thank you.");
   else if (training.wanted && training.labels >= training.wanted) pause("empty", "All done", "Training has all the labels that it asked for. Thank you.");
   else pause("empty", "Nothing to label now", "The next pair comes up here by itself; you can leave this page open.");
