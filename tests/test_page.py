@@ -216,7 +216,7 @@ def start(folder: Path, port: int) -> tuple[subprocess.Popen, str]:
 
 def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_path: Path, visit: Visit) -> None:
     (tmp_path / "config.yaml").write_text("settings: {teacher_human: true}\n")
-    with listen("127.0.0.1", None) as free:
+    with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     with Book.open(tmp_path / "book.sqlite", run_id(tmp_path)) as book:
         ask(book, 12)
