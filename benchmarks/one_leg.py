@@ -116,11 +116,9 @@ def main() -> None:
     env.action_space.seed(0)
     for name, act in (("learnt", lambda obs: agent.predict(obs)[0]), ("random", lambda _: env.action_space.sample())):
         obs = watched(env, act, 10)
-        print(
-            f"{name}: like standing on one leg {one_leg(obs).mean():.2f} of 1, does so {stands(obs).float().mean():.0%} "
-            f"of the time, torso {obs[..., 14].mean():.2f} m high; each episode "
-            + " ".join(f"{share:.0%}" for share in stands(obs).float().mean(1)),
-        )
+        share = stands(obs).float().mean(1)
+        print(f"{name}: one_leg {one_leg(obs).mean():.2f}, stands so {share.mean():.0%} of the time", end="; ")
+        print(f"torso {obs[..., 14].mean():.2f} m high; by episode", *(f"{value:.0%}" for value in share))
 
 
 if __name__ == "__main__":
