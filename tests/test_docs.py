@@ -1,17 +1,21 @@
 """What the documents show is what the package does."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.one_leg import one_leg
 from rlhf_bilevel.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
+TUTORIAL = "docs/human/tutorial.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +29,18 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert again.shape == (1,)
 
 
-def test_the_readmes_commands_exist() -> None:
-    commands = [line.split("#")[0].split() for line in "".join(blocks("")).splitlines()]
+def test_the_tutorials_python_runs_and_judges_as_what_was_measured_did() -> None:
+    (example,) = blocks("python", TUTORIAL)
+    names: dict = {}
+    exec(example.replace("progress_bar=True", "").replace("12_000", "300").replace("labels=200", "labels=20"), names)
+    assert 0 < len(names["agent"].run.prefs) <= 20
+    obs = torch.rand(50, 24) * 2 - 1
+    assert torch.equal(names["one_leg"](obs), one_leg(obs))
+
+
+def test_the_commands_exist() -> None:
+    told = "".join(text for page in ("README.md", TUTORIAL) for text in blocks("", page))
+    commands = [shlex.split(line, comments=True) for line in told.splitlines()]
     for words in commands:
         if words and words[0] == "rlhf-bilevel":
             parser().parse_args(words[1:])

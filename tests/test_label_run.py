@@ -1,0 +1,138 @@
+"""From an arrow key to a reward: a browser labels a run that trains meanwhile, each program in a process of its own."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+from playwright.sync_api import Request, Response, expect, sync_playwright
+
+from rlhf_bilevel import Agent
+from rlhf_bilevel.files import CONFIG
+from rlhf_bilevel.human.book import BOOK, EQUAL, LEFT, RIGHT, Book
+from rlhf_bilevel.human.command import listen
+from rlhf_bilevel.labels import LABELS, stacked
+from tests.test_page import CHROMIUM, KEYS, SHOWN, Visit, start
+
+LABELLED, KILLED_AT = 20, 7
+TRAIN = (
+    "train pebble --env cartpole_balance --preset quick --steps 2000 --labels 20 --teacher human --seed 3 "
+    "--set session_labels=4 --set session_every=50 --set eval_every=2000 --set eval_episodes=1"
+)
+DRAWS = ["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", "--use-gl=angle",
+         "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "rlhf_bilevel", *TRAIN.split(), "--out", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / CONFIG).exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
+    """The first segment's clip, and both segments."""
+    with closing(sqlite3.connect(folder / BOOK, timeout=30)) as book:
+        return book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
+
+
+def oracle(first: bytes, second: bytes) -> float:
+    """The label by the environment's own reward."""
+    better, worse = stacked([first, second]).truth.sum(-1).tolist()
+    return 0.5 if better == worse else float(better > worse)
+
+
+def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path) -> None:
+    """And the label server dies inside a POST: what was acknowledged is what training used, each answer once."""
+    folder = tmp_path / "run"
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    with training(folder) as run, sync_playwright() as playwright:
+        server, link = start(folder, port)
+        try:
+            with playwright.chromium.launch(executable_path=CHROMIUM, args=DRAWS) as browser, Book.of(folder) as book:
+                visit = Visit(browser, viewport={"width": 800, "height": 640})
+                page, acknowledged, given = visit.page, dict[str, str](), dict[str, str]()
+
+                def heard(response: Response) -> None:
+                    if response.url.endswith("/api/answers") and response.ok:
+                        answer = response.request.post_data_json
+                        acknowledged[answer["query"]] = answer["choice"]
+
+                def dies(request: Request) -> None:
+                    if request.url.endswith("/api/answers") and server.poll() is None:
+                        server.send_signal(signal.SIGKILL)
+
+                page.on("response", heard)
+                page.goto(link)
+                steps = []
+                for number in range(LABELLED):
+                    page.wait_for_selector("body[data-state=pair]", timeout=100_000)
+                    assert run.poll() is None, "training is over before it was taught"
+                    query, left = page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")
+                    first_clip, *segments = of_query(folder, query)
+                    label = oracle(*segments)
+                    choice = EQUAL if label == 0.5 else LEFT if (label == 1) == (left == first_clip) else RIGHT
+                    given[query] = choice
+                    if number == KILLED_AT:
+                        visit.sent()
+                        page.on("request", dies)
+                    visit.press(KEYS[choice])
+                    if number == KILLED_AT:
+                        expect(page.locator("#notice")).to_contain_text("No connection")
+                        page.remove_listener("request", dies)
+                        assert server.wait() == -signal.SIGKILL
+                        server, _ = start(folder, port)
+                    if status := book.status():
+                        steps.append(status.step)
+                visit.sent()
+                assert page.evaluate("window.violations") == []
+                visit.context.close()
+            assert acknowledged == given
+            assert steps[-1] > steps[0] >= 200  # it went on while they were given
+            assert run.wait(200) == 0, run.communicate()[1]
+        finally:
+            server.terminate()
+            server.wait()
+    with closing(sqlite3.connect(folder / LABELS)) as log:
+        used = log.execute("SELECT label, first, second FROM answers").fetchall()
+    asked = [tuple(of_query(folder, query)[1:]) for query in acknowledged]
+    assert Counter((oracle(*pair), *pair) for pair in asked) == Counter(used) and len(used) == LABELLED
+    assert orders(Agent.load(folder)) > 0.8
+
+
+def orders(agent: Agent) -> float:
+    """The share of pairs of unseen clips, under actions from none to full, that the learnt reward puts in order."""
+    assert agent.config and agent.reward
+    env, length = agent.make_env(), agent.config.segment_length
+    env.action_space.seed(0)
+    learnt, truth = [], []
+    for episode in range(8):
+        obs, scale = env.reset()[0], episode / 7
+        for _ in range(4):
+            seen, acts, rewards = [], [], 0.0
+            for _ in range(length):
+                act = scale * env.action_space.sample()
+                seen.append(torch.as_tensor(obs))
+                acts.append(torch.as_tensor(act))
+                obs, reward, *_ = env.step(act)
+                rewards += float(reward)
+            with torch.no_grad():
+                learnt.append(agent.reward(torch.stack(seen), torch.stack(acts)).sum())
+            truth.append(rewards)
+    one, other = torch.combinations(torch.arange(len(truth))).T
+    values, rewards_ = torch.stack(learnt), torch.tensor(truth)
+    return float(((values[one] > values[other]) == (rewards_[one] > rewards_[other])).float().mean())
