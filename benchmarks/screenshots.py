@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -49,7 +50,9 @@ def main() -> None:
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
     told = ["--env", ENV, "--preset", "quick", "--steps", "12000", "--labels", "200", "--teacher", "human"]
-    programs = [subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])]
+    programs: list[subprocess.Popen[Any]] = [
+        subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])
+    ]
     try:
         while not (args.run / CONFIG).exists() and programs[0].poll() is None:
             time.sleep(0.2)
@@ -62,7 +65,10 @@ def main() -> None:
             sync_playwright() as playwright,
             playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS)) as browser,
         ):
-            still = {"reduced_motion": "reduce", "color_scheme": "light"}  # clips stand until they are told to play
+            still: dict[str, Any] = {
+                "reduced_motion": "reduce",
+                "color_scheme": "light",
+            }  # clips stand until told to play
             wide = browser.new_context(viewport={"width": 1280, "height": 800}, **still).new_page()
             wide.goto(ada)
             picture(wide, "label-waiting")
