@@ -11,9 +11,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rlhf_bilevel.files import SUMS, Refused
+
+if TYPE_CHECKING:
+    from rlhf_bilevel.human.book import Book
 
 PORT, PORTS_TRIED = 8007, 50
 NAME = "human"  # of the only labeller, where no name is given
@@ -103,7 +107,7 @@ def check(args: argparse.Namespace, people: list[str]) -> None:
         raise ValueError(f"--host {args.host}: {error.strerror}") from None
 
 
-def bring(book: object, path: Path) -> None:
+def bring(book: Book, path: Path) -> None:
     """Adds the answers of a dataset to queries that this run has asked."""
     from rlhf_bilevel.dataset import Dataset
     from rlhf_bilevel.human.exchange import import_choices
