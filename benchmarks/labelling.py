@@ -7,7 +7,8 @@ asks for pairs as the page does, thinks (from half to one and a half of ``--thin
 answers. A share of the answers is sent again with the same key: half of them because the connection was dropped before
 the reply came. Then the book is read: an answer that was acknowledged and is not there is lost, a query that has two is
 doubled. Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn. The
-labellers run on the same machine, and their load is part of every figure.
+labellers run on the same machine, and their load is part of every figure: ``late_ms`` is how much later than planned
+they woke, which is the machine's and not the server's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import yaml
 
 from rlhf_bilevel.human.book import Book, Question, Status
 
+QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
@@ -90,7 +92,6 @@ def load(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             seconds = time.perf_counter() - begun
         stored = Counter(choice.query_id for choice in book.all_chosen())
     acknowledged = {query for labeller in work for query in labeller["acknowledged"]}
-    submits = sorted(time for labeller in work for time in labeller["submits"])
     return {
         "acknowledged": len(acknowledged),
         "stored": sum(stored.values()),
@@ -98,11 +99,14 @@ def load(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "lost": len(acknowledged - stored.keys()),
         "doubled": sum(count > 1 for count in stored.values()),
         "seconds": round(seconds, 1),
-        "submit_ms": {name: round(1000 * float(np.quantile(submits, q)), 1) for name, q in QUANTILES.items()},
+        "submit_ms": quantiles([seconds for labeller in work for seconds in labeller["submits"]]),
+        "late_ms": quantiles([seconds for labeller in work for seconds in labeller["late"]]),
     }
 
 
-QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    """In milliseconds."""
+    return {name: round(1000 * float(np.quantile(seconds, q)), 1) for name, q in QUANTILES.items()}
 
 
 async def everybody(links: Sequence[str], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -111,8 +115,8 @@ async def everybody(links: Sequence[str], args: argparse.Namespace) -> list[dict
 
 async def one(link: str, args: argparse.Namespace, rng: random.Random) -> dict[str, Any]:
     base, _, token = link.partition("/join/")
-    done: dict[str, Any] = {"acknowledged": [], "submits": [], "again": 0}
-    async with httpx.AsyncClient(base_url=base, headers={"origin": base}, timeout=30, trust_env=False) as browser:
+    done: dict[str, Any] = {"acknowledged": [], "submits": [], "late": [], "again": 0}
+    async with httpx.AsyncClient(base_url=base, headers={"origin": base}, timeout=120, trust_env=False) as browser:
         (await browser.post("/api/join", json={"token": token})).raise_for_status()
         pairs: list[dict[str, str]] = []
         seen: set[str] = set()
@@ -121,7 +125,9 @@ async def one(link: str, args: argparse.Namespace, rng: random.Random) -> dict[s
                 offered = (await browser.get("/api/next?count=3")).raise_for_status().json()["pairs"]
                 pairs += [pair for pair in offered if pair["query"] not in seen]
                 seen |= {pair["query"] for pair in offered}
-            await asyncio.sleep(args.think * rng.uniform(0.5, 1.5))
+            think, begun = args.think * rng.uniform(0.5, 1.5), time.perf_counter()
+            await asyncio.sleep(think)
+            done["late"].append(time.perf_counter() - begun - think)
             query, now = pairs.pop(0)["query"], time.time()
             answer = {
                 "query": query,
