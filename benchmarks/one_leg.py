@@ -105,10 +105,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.out.exists():
-        told = (
-            f"--env {ENV} --preset quick --steps {args.steps} --labels {args.labels} --teacher human --out {args.out}"
-        )
-        command = f"train {args.method} {told} --seed {args.seed} --max-pending-share {args.share} --set eval_every={args.steps}"
+        told = f"--preset quick --steps {args.steps} --labels {args.labels} --seed {args.seed} --teacher human"
+        told += f" --max-pending-share {args.share} --set eval_every={args.steps} --out {args.out}"
+        command = f"train {args.method} --env {ENV} {told}"
         began = time.time()
         training = subprocess.Popen([sys.executable, "-m", "rlhf_bilevel", *command.split()])
         print(label(args.out, args.seconds, training), f"{time.time() - began:.0f} s")

@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=30)
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
-    told = ["--env", ENV, "--preset", "quick", "--steps", "12000", "--labels", "200", "--teacher", "human"]
+    told = ["--env", ENV, "--preset", "quick", "--steps", "30000", "--labels", "200"]
+    told += ["--teacher", "human", "--max-pending-share", "0.2"]
     programs = [subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])]
     try:
         while not (args.run / CONFIG).exists() and programs[0].poll() is None:
