@@ -98,16 +98,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder: new, or of a run that has ended")
     parser.add_argument("--method", default="pebble")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--labels", type=int, default=200)
+    parser.add_argument("--share", type=float, default=0.2, help="of all that was asked that may be unanswered")
     parser.add_argument("--seconds", type=float, default=2.5, help="that the script takes for an answer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.out.exists():
-        told = (
-            f"--env {ENV} --preset quick --steps {args.steps} --labels {args.labels} --teacher human --out {args.out}"
-        )
-        command = f"train {args.method} {told} --seed {args.seed} --set eval_every={args.steps}"
+        told = f"--preset quick --steps {args.steps} --labels {args.labels} --seed {args.seed} --teacher human"
+        told += f" --max-pending-share {args.share} --set eval_every={args.steps} --out {args.out}"
+        command = f"train {args.method} --env {ENV} {told}"
         began = time.time()
         training = subprocess.Popen([sys.executable, "-m", "rlhf_bilevel", *command.split()])
         print(label(args.out, args.seconds, training), f"{time.time() - began:.0f} s")

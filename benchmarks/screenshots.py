@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=30)
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
-    told = ["--env", ENV, "--preset", "quick", "--steps", "12000", "--labels", "200", "--teacher", "human"]
+    told = ["--env", ENV, "--preset", "quick", "--steps", "30000", "--labels", "200"]
+    told += ["--teacher", "human", "--max-pending-share", "0.2"]
     programs: list[subprocess.Popen[Any]] = [
         subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])
     ]
@@ -75,7 +76,11 @@ def main() -> None:
             for _ in range(args.labels):
                 answer(wide, args.run)
             picture(wide, "label-pair")
-            narrow = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "color_scheme": "dark"}
+            narrow: dict[str, Any] = {
+                "viewport": {"width": 360, "height": 740},
+                "device_scale_factor": 2,
+                "color_scheme": "dark",
+            }
             small = browser.new_context(**still | narrow).new_page()
             small.goto(grace)
             picture(small, "label-narrow")

@@ -32,7 +32,7 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_tutorials_python_runs_and_judges_as_what_was_measured_did() -> None:
     (example,) = blocks("python", TUTORIAL)
     names: dict = {}
-    exec(example.replace("progress_bar=True", "").replace("12_000", "300").replace("labels=200", "labels=20"), names)
+    exec(example.replace("progress_bar=True", "").replace("30_000", "300").replace("labels=200", "labels=20"), names)
     assert 0 < len(names["agent"].run.prefs) <= 20
     obs = torch.rand(50, 24) * 2 - 1
     assert torch.equal(names["one_leg"](obs), one_leg(obs))

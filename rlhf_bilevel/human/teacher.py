@@ -88,7 +88,7 @@ class HumanTeacher:
         doing = (
             "The agent explores on its own" if not run.learnt else f"The agent tries what {self._used} labels tell it"
         )
-        doing += f": step {run.step:,} of {c.steps:,}, {(run.step - step) / (now - before):.0f} a second."
+        doing += f", {(run.step - step) / (now - before):.0f} steps a second."
         try:
             self._beat(False, self._needed(min(c.session_labels, c.labels - self._used)), doing)
         except Away:  # training needs no book to go on
