@@ -101,7 +101,6 @@ class SB3Learner:
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         self.model.num_timesteps, self.model._last_obs = step, obs[None]
-        self.model.policy.set_training_mode(False)
         with drawing_from(self._rng):
             action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
         return action[0], scaled[0]

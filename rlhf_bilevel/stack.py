@@ -7,9 +7,9 @@
 
 What a network learns is one row of a matrix, of which its SB3 model holds views, and so are its optimizer's moments:
 the model is at any moment what SB3's own update would have made of it, but for rounding. It is faster because Adam
-steps a row at once, the policy is asked about s and s' in one pass, results are written into memory that is kept, and
-derivatives that nobody uses, those of the critics' weights in the actor's loss, are left out; on a GPU, because the
-matrices of all learners are multiplied at once.
+steps a row at once, the policy is asked about s and s' in one pass, results are written into memory that is kept, so
+that views of it are made once, and derivatives that nobody uses, those of the actor's loss by the critics' weights and
+by states, are left out; on a GPU, because the matrices of all learners are multiplied at once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rlhf_bilevel.replay import Mirror, View
 
 Piece = Sequence[Tensor]
 """Parameters that are one when they are laid end to end, as the weights of two layers on the same input."""
 
+threshold_backward = torch.ops.aten.threshold_backward.grad_input
 ALIGNED = 16  # floats: every piece begins where a cache line does
 METRICS = ("train/ent_coef", "train/ent_coef_loss", "train/actor_loss", "train/critic_loss")  # SB3's keys
 
@@ -88,10 +88,11 @@ class Rows:
         assert self._optimizer
         settings = self._optimizer.param_groups[0]
         beta1, beta2 = settings["betas"]
-        parts = (matrix[at].unbind() for matrix in (self.flat, self.gradient, self.first, self.second, self.steps))
-        flat, gradient, first, second, steps = map(list, parts)
-        adam(
-            flat, gradient, first, second, [], steps, fused=True, amsgrad=False, maximize=False,
+        flat, gradient, first, second = (
+            matrix[at].unbind() for matrix in (self.flat, self.gradient, self.first, self.second)
+        )
+        torch._fused_adam_(  # what torch.optim's Adam calls, after as long in Python
+            flat, gradient, first, second, [], self.steps[at].add_(1).unbind(), amsgrad=False, maximize=False,
             beta1=beta1, beta2=beta2, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["weight_decay"],
         )  # fmt: skip
 
@@ -101,51 +102,8 @@ class Rows:
         return [matrix[:, start : start + math.prod(shape)].view(-1, *shape) for start, shape in places]
 
 
-class Tape:
-    """The way through a network with ReLUs between its layers, and back, in memory that is kept from pass to pass.
-
-    Of one network, x is (B, i), weights (j, i) and biases (j,); of N at once, all have a leading axis N.
-    """
-
-    def __init__(self) -> None:
-        self._memory: dict[tuple[Any, ...], Tensor] = {}
-        self._inputs: list[Tensor] = []
-
-    def _kept(self, what: str, layer: int, like: Tensor, width: int) -> Tensor:
-        key = what, layer, *like.shape[:-1]
-        if key not in self._memory:
-            self._memory[key] = like.new_empty(*like.shape[:-1], width)
-        return self._memory[key]
-
-    def forward(self, pieces: Sequence[Tensor], x: Tensor, out: Tensor) -> None:
-        """The last layer's output to ``out`` (..., B, j)."""
-        self._inputs, last = [], len(pieces) // 2 - 1
-        for layer, (weight, bias) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
-            x = x.relu_() if layer else x
-            self._inputs.append(x)
-            y = out if layer == last else self._kept("output", layer, x, weight.shape[-2])
-            if x.dim() == 2:
-                torch.addmm(bias, x, weight.t(), out=y)
-            else:
-                torch.baddbmm(bias[:, None], x, weight.mT, out=y)
-            x = y
-
-    def backward(
-        self, pieces: Sequence[Tensor], slope: Tensor, into: Sequence[Tensor] | None, out: Tensor | None = None
-    ) -> None:
-        """From the loss's derivative by the last pass's output, or by its first rows: those by the parameters to
-        ``into``, that by its input to ``out``."""
-        product = torch.mm if slope.dim() == 2 else torch.bmm
-        for layer in reversed(range(len(self._inputs))):
-            x, weight = self._inputs[layer][..., : slope.shape[-2], :], pieces[2 * layer]
-            if into is not None:
-                product(slope.mT, x, out=into[2 * layer])
-                torch.sum(slope, -2, out=into[2 * layer + 1])
-            if layer:
-                slope = product(slope, weight, out=self._kept("slope", layer, x, weight.shape[-1]))
-                torch.ops.aten.threshold_backward(slope, x, 0, grad_input=slope)
-            elif out is not None:
-                product(slope, weight, out=out)
+Memory = dict[tuple[int, ...], Tensor]
+"""What is kept from pass to pass of networks of one shape."""
 
 
 def policy(model: Any) -> list[Piece]:
@@ -161,53 +119,87 @@ def layers(network: nn.Module) -> list[Piece]:
 
 
 class Networks:
-    """Some rows as they are multiplied: all at once, or one after another. What a pass gives lasts until the next."""
+    """Some networks with ReLUs between their layers, as they are multiplied: all at once, or one after another.
 
-    def __init__(self, rows: Rows, at: slice, tapes: Sequence[Tape], batched: bool) -> None:
-        def grouped(matrix: Tensor) -> list[list[Tensor]]:
-            pieces = rows.pieces(matrix[at])
-            return [pieces] if batched else [list(one) for one in zip(*pieces, strict=True)]
+    What goes through them is x (n, i, B), which stays where it is, and so do all results: the views of them are made
+    once. The batch is the last axis, as products whose last axis is short are slow. What comes back, for the first
+    ``columns`` of a batch, are derivatives by the parameters (``fits``) or by the last rows of x, ``inputs`` of them.
+    """
 
-        self._weights, self._slopes = grouped(rows.flat), grouped(rows.gradient)
-        self._tapes, self._batched = tapes[: len(self._weights)], batched
-        self._outputs: dict[int, Tensor] = {}
+    def __init__(
+        self,
+        rows: Rows,
+        at: slice,
+        x: Tensor,
+        memories: Sequence[Memory],
+        batched: bool,
+        columns: int,
+        fits: bool = False,
+        inputs: int = 0,
+    ) -> None:
+        pieces, slopes = rows.pieces(rows.flat[at]), rows.pieces(rows.gradient[at])
+        last = len(pieces) - 2
+        self._batched = batched
+        self._affine: Any
+        self._affine, self._product = (torch.baddbmm, torch.bmm) if batched else (torch.addmm, torch.mm)
+        self._out = x.new_empty(len(x), pieces[-1].shape[-1], x.shape[-1])
+        self._by_input = x.new_empty(len(x), inputs, columns)
+        self._forth: list[tuple[Any, ...]] = []
+        self._back: list[list[tuple[Any, ...]]] = []  # of each, from the last layer to the first
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (n, B, i) to (n, B, j)."""
-        out = self._kept(x, self._weights[0][-1].shape[-1])
-        for tape, weights, part, y in zip(self._tapes, self._weights, self._split(x), self._split(out), strict=True):
-            tape.forward(weights, part, y)
-        return out
+        def kept(memory: Memory, *key: int) -> Tensor:
+            return memory.setdefault(key, x.new_empty(*x.shape[: int(batched)], *key[-2:]))
 
-    def fit(self, slope: Tensor) -> None:
-        """The loss's derivative by the parameters to their gradients, from that by the last output (n, B, j)."""
-        for tape, weights, part, into in zip(self._tapes, self._weights, self._split(slope), self._slopes, strict=True):
-            tape.backward(weights, part, into)
+        each: Sequence[Any] = [...] if batched else range(len(x))
+        for one, memory in zip(each, memories, strict=False):
+            given, below, back = x[one], self._by_input[one] if inputs else None, []
+            for layer in range(0, last + 1, 2):
+                weight, bias, seen = pieces[layer][one], pieces[layer + 1][one], given[..., :columns]
+                into = (slopes[layer][one], slopes[layer + 1][one]) if fits else None
+                by_seen = weight if layer else weight[..., weight.shape[-1] - inputs :]
+                back.append((seen if layer else None, seen.mT, by_seen.mT, into, below))
+                out = self._out[one] if layer == last else kept(memory, layer, weight.shape[-2], x.shape[-1])
+                below = kept(memory, layer + 1, weight.shape[-2], columns)
+                self._forth.append((bias[..., None], weight, given, out, layer < last))
+                given = out
+            self._back.append(back[::-1])
 
-    def by_input(self, slope: Tensor) -> Tensor:
-        """The derivative by the last input (n, B, i)."""
-        out = self._kept(slope, self._weights[0][0].shape[-1])
-        parts = zip(self._tapes, self._weights, self._split(slope), self._split(out), strict=True)
-        for tape, weights, part, y in parts:
-            tape.backward(weights, part, None, y)
-        return out
+    def forward(self) -> Tensor:
+        """(n, j, B)."""
+        for bias, weight, x, out, hidden in self._forth:
+            self._affine(bias, weight, x, out=out)
+            if hidden:
+                out.relu_()
+        return self._out
 
-    def _kept(self, like: Tensor, width: int) -> Tensor:
-        if width not in self._outputs:
-            self._outputs[width] = like.new_empty(*like.shape[:-1], width)
-        return self._outputs[width]
-
-    def _split(self, x: Tensor) -> Sequence[Tensor]:
-        return [x] if self._batched else x.unbind()
+    def backward(self, by_out: Tensor) -> Tensor:
+        """From the loss's derivative by the output (n, j, columns) to that by the input (n, inputs, columns)."""
+        for slope, back in zip([by_out] if self._batched else by_out.unbind(), self._back, strict=True):
+            for hidden, x, weight, into, below in back:
+                if into:
+                    by_weight, by_bias = into
+                    if hidden is None:  # an input is narrow: the batch's axis last here too
+                        by_weight.copy_(self._product(x.mT, slope.mT).mT)
+                    else:
+                        self._product(slope, x, out=by_weight)
+                    torch.sum(slope, -1, out=by_bias)
+                if below is not None:
+                    slope = self._product(weight, slope, out=below)
+                if hidden is not None:
+                    threshold_backward(slope, hidden, 0, grad_input=slope)
+        return self._by_input
 
 
 class Parts(NamedTuple):
-    """What an update of some models needs of them."""
+    """What an update of some models needs of them; all of it stays where it is."""
 
     critics: slice  # their rows
+    copies: list[tuple[Tensor, Tensor]]  # to, from
+    action: Tensor  # where the policy's goes
     policy: Networks
-    critic: Networks
-    target: Networks
+    fitted: Networks  # the critics at (s, a)
+    asked: Networks  # at (s, pi(s))
+    target: Networks  # at (s', pi(s'))
 
 
 class Stack:
@@ -242,17 +234,18 @@ class Stack:
             [[[model.log_ent_coef if self._tuned else model.ent_coef_tensor.log()[None]]] for model in models],
             [model.ent_coef_optimizer for model in models],
         )
-        self._tape, self._tapes = Tape(), [Tape() for _ in range(self._critics)]
+        self._memories: list[Memory] = [{} for _ in range(1 + self._critics)]  # the policy's, the critics'
         self._parts: dict[tuple[int, int], Parts] = {}
         self._obs, self._act = model.observation_space.shape[0], model.action_space.shape[0]
         self._stores = {view.store: Mirror(view.store, device) for view in views}
         self._drawn = torch.zeros(len(models), batch, 2 * self._obs + self._act + 2, device=device)
-        self._done = torch.zeros(len(models), 2, batch, self._obs + self._act, device=device)  # by the policy at s, s'
-        self._chance = (
-            torch.zeros(len(models), batch),
-            torch.zeros(len(models), 2, batch, self._act),
-        )  # as they are drawn
-        self._reward, self._noise = (drawn.to(device) for drawn in self._chance)  # the same where the device is the CPU
+        copies = self._critics if self._batched else 1  # products of many at once need each factor in full
+        width = self._obs + self._act
+        self._pair = torch.zeros(len(models), copies, width, batch, device=device)  # (s, a)
+        self._done = torch.zeros(len(models), copies, width, 2 * batch, device=device)  # by the policy at s, then s'
+        self._chance = torch.zeros(len(models), batch), torch.zeros(len(models), 2, batch, self._act)  # as drawn
+        self._reward = torch.zeros(len(models), batch, device=device)
+        self._noise = torch.zeros(len(models), self._act, 2 * batch, device=device)
         self._graph: Any = None
         if device.type == "cuda":
             self._capture()
@@ -281,10 +274,9 @@ class Stack:
             self._stores[view.store].take(rows, out=drawn)
             for part in noise:  # in SB3's order: for this step's action, then for the next one's
                 part.normal_(generator=rng)
-        if self._graph is None:
-            return self._update(at)
-        self._reward[at], self._noise[at] = rewards, noises
-        if at != slice(0, len(self._models)):
+        self._reward[at] = rewards
+        self._noise[at].unflatten(-1, noises.shape[1:3]).copy_(noises.permute(0, 3, 1, 2))
+        if self._graph is None or at != slice(0, len(self._models)):
             return self._update(at)
         self._graph.replay()
         return self._measured.clone()
@@ -317,74 +309,94 @@ class Stack:
         return torch.cat([self._update_at(slice(one, one + 1)) for one in range(at.start, at.stop)], 1)
 
     def _update_at(self, at: slice) -> Tensor:
-        drawn, done, reward, parts = self._drawn[at], self._done[at], self._reward[at], self._parts_at(at)
-        width, count, log_alpha = self._obs + self._act, drawn.shape[1], self._alpha.flat[at, :1].clone()
-        alpha = log_alpha.exp()  # (l, 1)
-        done[:, 0, :, : self._obs], done[:, 1, :, : self._obs] = drawn[..., : self._obs], drawn[..., width:-2]
+        drawn, parts, log_alpha = self._drawn[at], self._parts_at(at), self._alpha.flat[at, :1]
+        alpha, count, shape = log_alpha.exp(), drawn.shape[1], (-1, self._critics, drawn.shape[1])  # (l, 1)
+        for to, what in parts.copies:
+            to.copy_(what)
 
-        heads = parts.policy.forward(done[..., : self._obs].flatten(1, 2)).unflatten(1, (2, count))
-        action, log_prob = squashed(heads, self._noise[at])
-        done[..., self._obs :] = action
-        best = self._values(parts.target, done[:, 1]).amin(1)
-        target = reward + (1 - drawn[..., -1]) * self._gamma * (best - alpha * log_prob[:, 1])
+        chosen = squashed(parts.policy.forward(), self._noise[at])
+        parts.action.copy_(chosen.action[:, None])
+        log_prob, next_log_prob = chosen.log_prob.split(count, -1)
+        best = parts.target.forward().view(shape).amin(1)
+        target = self._reward[at] + (1 - drawn[..., -1]) * self._gamma * (best - alpha * next_log_prob)
 
-        error = self._values(parts.critic, drawn[..., :width]) - target[:, None]  # (l, Q, B)
-        parts.critic.fit((error / count).flatten(0, 1)[..., None])
+        error = parts.fitted.forward().view(shape) - target[:, None]  # (l, Q, B)
+        parts.fitted.backward((error / count).view(-1, 1, count))
         self._critic.step(parts.critics)
 
-        value, least = self._values(parts.critic, done[:, 0]).min(1, keepdim=True)
+        value, least = parts.asked.forward().view(shape).min(1, keepdim=True)
         slope = torch.zeros_like(error).scatter_(1, least, -1 / count)
-        by_pair = parts.critic.by_input(slope.flatten(0, 1)[..., None]).unflatten(0, error.shape[:2]).sum(1)
-        by_heads = squashed_slope(
-            heads[:, 0], self._noise[at, 0], action[:, 0], by_pair[..., self._obs :], alpha / count
-        )
-        parts.policy.fit(by_heads)
-        surprise = log_prob[:, 0].mean(-1, keepdim=True) + self._entropy
-        self._alpha.gradient[at, :1] = -surprise
+        by_action = parts.asked.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
+        parts.policy.backward(squashed_slope(chosen, by_action, alpha / count))
+        mean = log_prob.mean(-1, keepdim=True)
+        surprise = mean + self._entropy
+        losses = -log_alpha * surprise, alpha * mean - value.mean(-1), error.square().sum((1, 2))[:, None] / (2 * count)
+        measured = torch.cat([alpha, *losses], 1).T
+        torch.neg(surprise, out=self._alpha.gradient[at, :1])
         self._actor.step(at)
         if self._tuned:
             self._alpha.step(at)
         self._target.flat[parts.critics].lerp_(self._critic.flat[parts.critics], self._tau)
-        alpha_loss, actor_loss = -log_alpha * surprise, (alpha * log_prob[:, 0] - value[:, 0]).mean(-1)
-        return torch.stack([alpha[:, 0], alpha_loss[:, 0], actor_loss, error.square().mean(-1).sum(-1) / 2])
-
-    def _values(self, critics: Networks, pair: Tensor) -> Tensor:
-        """pair (l, B, o + a) to (l, Q, B)."""
-        shared = pair[:, None].expand(-1, self._critics, -1, -1).flatten(0, 1)
-        return critics.forward(shared).unflatten(0, (-1, self._critics)).squeeze(-1)
+        return measured
 
     def _parts_at(self, at: slice) -> Parts:
         key = at.start, at.stop
-        if key not in self._parts:
-            critics = slice(at.start * self._critics, at.stop * self._critics)
-            self._parts[key] = Parts(
-                critics,
-                Networks(self._actor, at, [self._tape], self._batched),
-                Networks(self._critic, critics, self._tapes, self._batched),
-                Networks(self._target, critics, self._tapes, self._batched),
-            )
+        if key in self._parts:
+            return self._parts[key]
+        critics = slice(at.start * self._critics, at.stop * self._critics)
+        drawn, pair, done = self._drawn[at].mT[:, None], self._pair[at], self._done[at]
+        obs, width, count = self._obs, self._obs + self._act, drawn.shape[-1]
+        here, there = done.split(count, -1)
+
+        def values(rows: Rows, pair: Tensor, **back: Any) -> Networks:
+            x = pair.expand(-1, self._critics, -1, -1).flatten(0, 1)
+            return Networks(rows, critics, x, self._memories[1:], self._batched, count, **back)
+
+        self._parts[key] = Parts(
+            critics,
+            [
+                (pair, drawn[:, :, :width]),
+                (here[:, :, :obs], drawn[:, :, :obs]),
+                (there[:, :, :obs], drawn[:, :, width:-2]),
+            ],
+            done[:, :, obs:],
+            Networks(self._actor, at, done[:, 0, :obs], self._memories, self._batched, count, fits=True),
+            values(self._critic, pair, fits=True),
+            values(self._critic, here, inputs=self._act),
+            values(self._target, there),
+        )
         return self._parts[key]
 
 
 EPSILON = 1e-6  # SB3's, in the logarithm of 1 - a^2
 
 
-def squashed(heads: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions a = tanh(mu + exp(log_std) noise) (..., a) and the logarithms of their densities (...).
+class Squashed(NamedTuple):
+    """Actions (..., a, B) = tanh(mu + spread), their log-densities (..., B), and what derivatives need of them."""
 
-    ``heads`` (..., 2 a) are mu and log_std, the latter before it is clamped.
-    """
-    mu, log_std = heads.chunk(2, -1)
-    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-    action = torch.tanh(mu + log_std.exp() * noise)
-    density = -noise.square() / 2 - log_std - torch.log(1 - action.square() + EPSILON)
-    return action, density.sum(-1) - math.log(2 * math.pi) / 2 * action.shape[-1]
+    action: Tensor
+    log_prob: Tensor
+    spread: Tensor  # exp(log_std) noise
+    flat: Tensor  # the slope of tanh
+    inside: Tensor  # whether log_std was left as it is
 
 
-def squashed_slope(heads: Tensor, noise: Tensor, action: Tensor, by_action: Tensor, weight: Tensor) -> Tensor:
-    """The derivative of weight log pi(a) + v(a) by the heads (l, B, 2 a), from dv/da (l, B, a); weight is (l, 1)."""
-    weight, (_, raw), flat = weight[..., None], heads.chunk(2, -1), 1 - action.square()
+def squashed(heads: Tensor, noise: Tensor) -> Squashed:
+    """``heads`` (..., 2 a, B) are mu and log_std, the latter before it is clamped; ``noise`` is (..., a, B)."""
+    mu, raw = heads.chunk(2, -2)
     log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    spread = log_std.exp() * noise
+    action = torch.tanh(mu + spread)
+    flat = 1 - action.square()
+    density = noise.square() / -2 - log_std - torch.log(flat + EPSILON)
+    log_prob = density.sum(-2) - math.log(2 * math.pi) / 2 * action.shape[-2]
+    return Squashed(action, log_prob, spread, flat, raw == log_std)
+
+
+def squashed_slope(chosen: Squashed, by_action: Tensor, weight: Tensor) -> Tensor:
+    """The derivative of weight log pi(a) + v(a) by the heads (l, 2 a, C), from dv/da (l, a, C); weight is (l, 1)."""
+    action, _, spread, flat, inside = (part[..., : by_action.shape[-1]] for part in chosen)
+    weight = weight[..., None]
     by_mu = (by_action + weight * 2 * action / (flat + EPSILON)) * flat
-    by_log_std = (by_mu * log_std.exp() * noise - weight) * (raw == log_std)  # none where it was clamped
-    return torch.cat([by_mu, by_log_std], -1)
+    by_log_std = (by_mu * spread - weight) * inside  # none where it was clamped
+    return torch.cat([by_mu, by_log_std], -2)
