@@ -221,9 +221,11 @@ def test_newest_queries_come_first_and_take_the_place_of_those_that_nobody_has_l
     ann = somebody(book)
     asked(book, 0, 4)
     (kept,) = book.offer(ann, 1, 60)
+    clock.now += 1
     assert asked(book, 1, 4, left=5) == 4 and asked(book, 1, 4, left=5) == 0  # asked again, it is the same session
     assert book.asked(1) == 4 and book.pending() == Pending(5, 5)
-    assert [name(book, offer) for offer in book.offer(ann, 9, 60, 0)] == ["0.0", "1.0", "1.1", "1.2", "1.3"]
+    for _ in range(2):  # a page that is loaded again shows what it showed
+        assert [name(book, offer) for offer in book.offer(ann, 9, 60, 0)] == ["0.0", "1.0", "1.1", "1.2", "1.3"]
     assert name(book, kept) == "0.0"
 
 

@@ -38,6 +38,7 @@ from alembic import command
 from alembic.config import Config as Migrations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from filelock import FileLock
 from sqlalchemy import (
     Boolean,
     Column,
@@ -559,11 +560,12 @@ class Book:
         mine = mine.where(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None))
         locked = c.scalars(mine.order_by(queries.c.id).with_for_update(of=queries)).all()
         # Looked at again under the lock: who waited for it sees what the other one did
-        rows = (
-            select(offers, *queries.c["id", "first_clip", "second_clip"]).join(queries).where(offers.c.labeller == me)
-        )
+        query = queries.c["id", "session", "position", "first_clip", "second_clip"]
+        rows = select(offers, *query).join(queries).where(offers.c.labeller == me)
         rows = rows.where(or_(offers.c.purpose != LABEL, and_(queries.c.id.in_(locked), self._has_room(me, now))))
-        return sorted(c.execute(rows), key=lambda row: (-(row.undone_at or 0), row.offered_at, row.id))
+        return sorted(
+            c.execute(rows), key=lambda row: (-(row.undone_at or 0), row.offered_at, -row.session, row.position)
+        )
 
     def _fresh(self, c: Connection, me: int, count: int, now: float) -> Sequence[Any]:
         """Queries that they have not met; locked, so that nobody else is given the same place."""
@@ -808,14 +810,20 @@ def run_id(folder: Path) -> str:
 def connect(where: Path | str) -> Engine:
     """A database with this version's tables. Raises as ``Book.open``."""
     url, told = _url(where)
+    alone: AbstractContextManager[Any] = nullcontext()
     if url.drivername == "sqlite":
+        # Of two that make a new file at once, SQLite would tell one that it is locked, or let both wait in vain
+        path = Path(str(url.database))
+        if not path.parent.is_dir():
+            raise Refused(f"{told} cannot be opened: there is no folder {path.parent}")
+        alone = FileLock(path.with_name(f".{path.name}.lock"))
         engine = create_engine(url, connect_args={"timeout": 30})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
     try:
-        with engine.begin() as c:
+        with alone, engine.begin() as c:
             if _is_sqlite(engine) and (fault := c.scalar(text("PRAGMA quick_check"))) != "ok":
                 raise Damaged(f"{told} is damaged: {fault}")
             _upgrade(c, told)
@@ -825,9 +833,9 @@ def connect(where: Path | str) -> Engine:
         if _is_sqlite(engine) and not isinstance(error, OperationalError):
             raise Damaged(f"{told} is damaged or no book of labels: {line}") from None
         raise Refused(f"{told} cannot be opened: {line}") from None
-    except Refused:
+    except (Refused, OSError) as error:
         engine.dispose()
-        raise
+        raise error if isinstance(error, Refused) else Refused(f"{told} cannot be opened: {error.strerror}") from None
     return engine
 
 
