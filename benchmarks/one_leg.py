@@ -25,7 +25,8 @@ from torch import Tensor
 from rlhf_bilevel import Agent
 from rlhf_bilevel.files import CONFIG, Refused
 from rlhf_bilevel.guard import Guard
-from rlhf_bilevel.human.book import BOOK, CANT_TELL, LEFT, RIGHT, Book, Offer
+from rlhf_bilevel.human.book import BOOK, Book, Offer
+from rlhf_bilevel.human.tables import CANT_TELL, LEFT, RIGHT
 from rlhf_bilevel.labels import stacked
 
 ENV = "dm_control/walker-walk-v0"

@@ -20,7 +20,8 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks.labelling import FLAGS
 from benchmarks.one_leg import ENV, judged
 from rlhf_bilevel.files import CONFIG
-from rlhf_bilevel.human.book import CANT_TELL, LABEL, LEFT, RIGHT, Offer
+from rlhf_bilevel.human.book import Offer
+from rlhf_bilevel.human.tables import CANT_TELL, LABEL, LEFT, RIGHT
 
 FIGURES = Path(__file__).parent.parent / "docs/figures"
 KEYS = {LEFT: "ArrowLeft", RIGHT: "ArrowRight", CANT_TELL: "ArrowDown"}

@@ -21,17 +21,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
 
 from rlhf_bilevel.files import Damaged, Refused
-from rlhf_bilevel.human import book as module
+from rlhf_bilevel.human import tables
 from rlhf_bilevel.human.book import (
-    CANT_TELL,
-    EQUAL,
-    EXPERT,
-    GOLD,
-    LABEL,
-    LEFT,
-    REPEAT,
-    RIGHT,
-    SKIP,
     Answered,
     Book,
     Conflict,
@@ -45,6 +36,7 @@ from rlhf_bilevel.human.book import (
     Unknown,
     run_id,
 )
+from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 from tests import postgres
 from tests.faults import corrupted
 
@@ -300,7 +292,7 @@ def test_a_token_is_of_one_run_and_not_in_the_book(opened: Open) -> None:
         other.choose(somebody(other), offer.query_id, LEFT, "key")
     assert set(book.runs()) >= {book.run, other.run}
     with book._read() as c:
-        stored = [row.sha256 for row in c.execute(module.tokens.select())]
+        stored = [row.sha256 for row in c.execute(tables.tokens.select())]
     assert token not in stored and all(len(sha256) == 64 for sha256 in stored)
     for wrong in ("", " Ann", "A\nB", "a" * 101):
         with pytest.raises(ValueError, match="printable"):
@@ -462,7 +454,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_after_it(opened: Open) -> 
 
 def test_the_tables_are_those_that_the_migrations_make(book: Book) -> None:
     with book._engine.connect() as c:
-        assert compare_metadata(MigrationContext.configure(c), module.metadata) == []
+        assert compare_metadata(MigrationContext.configure(c), tables.metadata) == []
 
 
 def test_many_open_a_new_book_at_once(tmp_path: Path) -> None:

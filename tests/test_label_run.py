@@ -15,8 +15,9 @@ from playwright.sync_api import Request, Response, expect, sync_playwright
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.files import CONFIG
-from rlhf_bilevel.human.book import BOOK, EQUAL, LEFT, RIGHT, Book
+from rlhf_bilevel.human.book import BOOK, Book
 from rlhf_bilevel.human.command import listen
+from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
 from rlhf_bilevel.labels import LABELS, stacked
 from rlhf_bilevel.reward import RewardEnsemble
 from tests.test_page import CHROMIUM, KEYS, SHOWN, Visit, start

@@ -5,8 +5,9 @@ from itertools import permutations
 
 import pytest
 
-from rlhf_bilevel.human.book import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP, Chosen, Labeller
+from rlhf_bilevel.human.book import Chosen, Labeller
 from rlhf_bilevel.human.quality import agreed, report, share
+from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 
 ANN, BOB, EVE = (Labeller(number, name, "labeller") for number, name in enumerate(("Ann", "Bob", "Eve")))
 VERA = Labeller(9, "Vera", EXPERT)

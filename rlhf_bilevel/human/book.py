@@ -1,14 +1,5 @@
 """The book of labels: what people were asked, what was put before whom, and each choice as it was made.
 
-    runs(id, facts, status, begun_at)                 one run, or several that share a database
-    queries(id, run, session, position, first_clip, second_clip, asked_at, wanted,
-            complete_at, retired_session, consumed_session, first, second)
-    clips(id, run, data)   scenes(run, id, data)      gzipped JSON
-    labellers(id, run, name, role)   tokens(sha256, labeller)
-    offers(query, labeller, purpose, left_is_first, offered_at, leased_until, shown_at, undone_at)
-                                                      a pair in front of somebody, until it is answered
-    choices(query, labeller, purpose, choice, left_is_first, key, shown_at, answered_at, received_at, withdrawn_at)
-
 A choice is a fact: it is committed before anybody is told so, and never changed, only withdrawn by who made it. A query
 is complete when as many people as it wanted have answered it, and consumed when training has taken its label, the mean
 of the decided answers; from then on nothing of it can be undone.
@@ -34,164 +25,51 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alembic import command
-from alembic.config import Config as Migrations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from filelock import FileLock
 from sqlalchemy import (
-    Boolean,
-    Column,
     ColumnElement,
     Connection,
-    Double,
     Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    String,
     Table,
-    Text,
-    UniqueConstraint,
     and_,
-    create_engine,
     delete,
-    event,
     func,
     insert,
     literal,
-    make_url,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DatabaseError, OperationalError
 
-from rlhf_bilevel.config import check_database
-from rlhf_bilevel.files import CONFIG, Damaged, Refused, read_yaml
+from rlhf_bilevel.files import CONFIG, Refused, read_yaml
+from rlhf_bilevel.human.database import connect, is_sqlite
+from rlhf_bilevel.human.tables import (
+    CHOICES,
+    DECIDED,
+    EQUAL,
+    EXPERT,
+    GOLD,
+    LABEL,
+    LABELLER,
+    LEFT,
+    LONGEST,
+    REPEAT,
+    RIGHT,
+    ROLES,
+    SKIP,
+    choices,
+    clips,
+    labellers,
+    offers,
+    queries,
+    runs,
+    scenes,
+    tokens,
+)
 
 BOOK, RUN_ID = "book.sqlite", "run_id"  # in a run's folder
-CHOICES = LEFT, RIGHT, EQUAL, CANT_TELL, SKIP = "left", "right", "equal", "cant_tell", "skip"
-DECIDED = LEFT, RIGHT, EQUAL
-PURPOSES = LABEL, REPEAT, GOLD = "label", "repeat", "gold"
-ROLES = LABELLER, EXPERT = "labeller", "expert"
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
 RECENT = 5  # choices that one remembers: none of them is asked again
-LONGEST = 100  # letters of a name or key
-LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory locks, while a database is upgraded
-
-metadata = MetaData()
-Id = String(32)
-runs = Table(
-    "runs",
-    metadata,
-    Column("id", Id, primary_key=True),
-    Column("facts", Text, nullable=False),  # JSON
-    Column("status", Text),  # JSON; null before training's first sign of life
-    Column("begun_at", Double, nullable=False),
-)
-queries = Table(
-    "queries",
-    metadata,
-    Column("id", Id, primary_key=True),
-    Column("run", Id, ForeignKey("runs.id"), nullable=False),
-    Column("session", Integer, nullable=False),
-    Column("position", Integer, nullable=False),
-    Column("first_clip", Id, ForeignKey("clips.id"), nullable=False),
-    Column("second_clip", Id, ForeignKey("clips.id"), nullable=False),
-    Column("asked_at", Double, nullable=False),
-    Column("wanted", Integer, nullable=False),  # answers
-    Column("complete_at", Double),  # null while it has fewer
-    Column("retired_session", Integer),  # the session whose queries took its place; null where it is still asked
-    Column("consumed_session", Integer),  # the session at which training took its label; null before
-    Column("first", LargeBinary, nullable=False),  # segments, as labels.pairs writes them; large, and so the last:
-    Column("second", LargeBinary, nullable=False),  # SQLite reads a row from its beginning
-    UniqueConstraint("run", "session", "position", name="queries_place"),
-)
-Index(
-    "queries_open",
-    queries.c.run,
-    queries.c.session.desc(),
-    queries.c.position,
-    sqlite_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
-    postgresql_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
-)
-Index("queries_asked", queries.c.run, queries.c.retired_session, queries.c.consumed_session, queries.c.complete_at)
-clips = Table(
-    "clips",
-    metadata,
-    Column("id", Id, primary_key=True),
-    Column("run", Id, ForeignKey("runs.id"), nullable=False),
-    Column("data", LargeBinary, nullable=False),
-)
-scenes = Table(
-    "scenes",
-    metadata,
-    Column("run", Id, ForeignKey("runs.id"), nullable=False),
-    Column("id", String(LONGEST), nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("run", "id"),
-)
-labellers = Table(
-    "labellers",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("run", Id, ForeignKey("runs.id"), nullable=False),
-    Column("name", String(LONGEST), nullable=False),
-    Column("role", String(16), nullable=False),
-    UniqueConstraint("run", "name", name="labellers_name"),
-)
-tokens = Table(
-    "tokens",
-    metadata,
-    Column("sha256", String(64), primary_key=True),
-    Column("labeller", Integer, ForeignKey("labellers.id"), nullable=False),
-)
-offers = Table(
-    "offers",
-    metadata,
-    Column("query", Id, ForeignKey("queries.id"), nullable=False),
-    Column("labeller", Integer, ForeignKey("labellers.id"), nullable=False),
-    Column("purpose", String(16), nullable=False),
-    Column("left_is_first", Boolean, nullable=False),
-    Column("offered_at", Double, nullable=False),
-    Column("leased_until", Double, nullable=False),
-    Column("shown_at", Double),
-    Column("undone_at", Double),  # of an offer that came back by undo
-    PrimaryKeyConstraint("query", "labeller"),
-    Index("offers_labeller", "labeller"),
-)
-choices = Table(
-    "choices",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("query", Id, ForeignKey("queries.id"), nullable=False),
-    Column("labeller", Integer, ForeignKey("labellers.id"), nullable=False),
-    Column("purpose", String(16), nullable=False),
-    Column("choice", String(16), nullable=False),
-    Column("left_is_first", Boolean, nullable=False),
-    Column("key", String(LONGEST), nullable=False),
-    Column("shown_at", Double),
-    Column("answered_at", Double, nullable=False),
-    Column("received_at", Double, nullable=False),
-    Column("withdrawn_at", Double),
-    UniqueConstraint("labeller", "key", name="choices_key"),
-)
-Index(
-    "choices_once",
-    choices.c.query,
-    choices.c.labeller,
-    choices.c.purpose,
-    unique=True,
-    sqlite_where=choices.c.withdrawn_at.is_(None),
-    postgresql_where=choices.c.withdrawn_at.is_(None),
-)
 
 _LIVE = choices.c.withdrawn_at.is_(None)
 _LABELS = (choices.c.purpose == LABEL, _LIVE)
@@ -306,7 +184,7 @@ class Book:
         self.run, self._clock, self._rng = run, clock, rng
         self._engine, self._reader = engine, engine.execution_options(reading=True)
         # SQLite has one writer, and those who wait for it would come in no order: here they queue
-        self._turn: AbstractContextManager[Any] = threading.Lock() if _is_sqlite(engine) else nullcontext()
+        self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite(engine) else nullcontext()
         with self._write() as c:
             _add(c, runs, id=run, facts="{}", begun_at=clock())
 
@@ -534,7 +412,7 @@ class Book:
 
     def _lock(self, c: Connection, labeller: Labeller) -> None:
         """What one labeller does happens in order, from however many windows."""
-        if not _is_sqlite(self._engine):
+        if not is_sqlite(self._engine):
             c.execute(select(labellers.c.id).where(labellers.c.id == labeller.id).with_for_update(key_share=True))
 
     def _has_room(self, me: int, now: float) -> ColumnElement[bool]:
@@ -805,76 +683,6 @@ def run_id(folder: Path) -> str:
         finally:
             unfinished.unlink(missing_ok=True)
     return path.read_text().strip()
-
-
-def connect(where: Path | str) -> Engine:
-    """A database with this version's tables. Raises as ``Book.open``."""
-    url, told = _url(where)
-    alone: AbstractContextManager[Any] = nullcontext()
-    if url.drivername == "sqlite":
-        # Of two that make a new file at once, SQLite would tell one that it is locked, or let both wait in vain
-        path = Path(str(url.database))
-        if not path.parent.is_dir():
-            raise Refused(f"{told} cannot be opened: there is no folder {path.parent}")
-        alone = FileLock(path.with_name(f".{path.name}.lock"))
-        engine = create_engine(url, connect_args={"timeout": 30})
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
-        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
-    try:
-        with alone, engine.begin() as c:
-            if _is_sqlite(engine) and (fault := c.scalar(text("PRAGMA quick_check"))) != "ok":
-                raise Damaged(f"{told} is damaged: {fault}")
-            _upgrade(c, told)
-    except DatabaseError as error:
-        engine.dispose()
-        line = " ".join(str(error.orig).split())
-        if _is_sqlite(engine) and not isinstance(error, OperationalError):
-            raise Damaged(f"{told} is damaged or no book of labels: {line}") from None
-        raise Refused(f"{told} cannot be opened: {line}") from None
-    except (Refused, OSError) as error:
-        engine.dispose()
-        raise error if isinstance(error, Refused) else Refused(f"{told} cannot be opened: {error.strerror}") from None
-    return engine
-
-
-def _url(where: Path | str) -> tuple[URL, str]:
-    """Of SQLAlchemy, and what to call it in messages."""
-    if isinstance(where, Path) or "://" not in where:
-        return URL.create("sqlite", database=str(where)), str(where)
-    check_database(where)
-    url = make_url(where).set(drivername="postgresql+psycopg")
-    return url, url.render_as_string()
-
-
-def _upgrade(c: Connection, told: str) -> None:
-    """Brings the tables up to this version, one process at a time; Refused where they are of a later one."""
-    migrations = Migrations()
-    migrations.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    migrations.attributes["connection"] = c
-    if c.dialect.name == "postgresql":
-        c.execute(select(func.pg_advisory_xact_lock(LOCK_NUMBER)))
-    known, found = ScriptDirectory.from_config(migrations), MigrationContext.configure(c).get_current_revision()
-    if found is not None and found not in {script.revision for script in known.walk_revisions()}:
-        raise Refused(f"{told} was written by a later version, with tables of revision {found}: update this one")
-    if found != known.get_current_head():
-        command.upgrade(migrations, "head")
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin as _begin_sqlite says
-    for pragma in ("trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(c: Connection) -> None:
-    """Who will write takes the lock at once: who read first and wants it later may be refused."""
-    c.exec_driver_sql("BEGIN" if c.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
-
-
-def _is_sqlite(engine: Engine) -> bool:
-    return engine.dialect.name == "sqlite"
 
 
 def _add(c: Connection, table: Table, **row: Any) -> None:

@@ -1,4 +1,4 @@
-"""How Alembic meets the book: through the connection that ``book.connect`` has, in its transaction."""
+"""How Alembic meets the book: through the connection that ``database.connect`` has, in its transaction."""
 
 from alembic import context
 
