@@ -13,6 +13,7 @@ from rlhf_bilevel.commands import (
     compare,
     doctor,
     evaluate,
+    explain,
     export,
     fit_reward,
     import_minari,
@@ -30,8 +31,8 @@ from rlhf_bilevel.plot import KINDS
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "label", "sweep", "tune", "evaluate", "export", "fit-reward", "import-minari", "plot", "compare",
-    "doctor",
+    "train", "resume", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari", "plot",
+    "compare", "doctor",
 )  # fmt: skip
 PRUNERS = ("median", "hyperband", "none")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
@@ -122,6 +123,12 @@ def parser() -> Parser:
     sub.add_argument("dir", type=Path, metavar="DIR")
     sub.add_argument("--episodes", type=positive, default=10)
     sub.add_argument("--json", action="store_true")
+    trusting(sub)
+
+    sub = command(explain, "the weights of a run's linear or quadratic reward, those that matter most first")
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("--top", type=positive, default=20, help="features that are shown (20)")
+    sub.add_argument("--json", action="store_true", help="all of them, one JSON list on standard output")
     trusting(sub)
 
     sub = command(export, "write a run's agent as a plain Stable-Baselines3 file, or its labels as a dataset")

@@ -269,7 +269,7 @@ class Agent:
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
-        agent.reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, torch.Generator())
+        agent.reward = RewardEnsemble.of(config, *sizes, torch.Generator())
         read_models(folder, agent.model, agent.reward)
         return agent
 
@@ -307,7 +307,7 @@ class Agent:
         teacher = self._teacher_of(config, store, prefs)
         learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
         rng = torch.Generator().manual_seed(config.seed)
-        reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, rng)
+        reward = RewardEnsemble.of(config, *sizes, rng)
         cost = LearnedCost(*sizes, config, rng)
         return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
 

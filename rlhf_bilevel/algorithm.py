@@ -163,6 +163,8 @@ def move_reward(run: Run) -> tuple[Row, int]:
     else:
         return {}, 0
     if first := not run.learnt:
+        answers = run.prefs[:]
+        run.reward.measure(*(torch.cat(pair) for pair in zip(answers.first[:2], answers.second[:2], strict=True)))
         run.method.prepare(run)
     row = update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):

@@ -80,7 +80,7 @@ def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> No
             if given is not None:
                 raise ValueError(f"{option} {given}: only --teacher human has it")
     elif settings.get("teacher_labels_db"):
-        from rlhf_bilevel.human.book import connect
+        from rlhf_bilevel.human.database import connect
 
         connect(settings["teacher_labels_db"]).dispose()
 
@@ -120,6 +120,29 @@ def evaluate(args: argparse.Namespace) -> Work:
                 form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
                 print(form.format(name, **summary[name]))
         print(f"episodes: {summary['episodes']}")
+
+    return work
+
+
+def explain(args: argparse.Namespace) -> Work:
+    finished(args.dir)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.dataset import load
+        from rlhf_bilevel.explain import weights_of
+
+        agent = Agent.load(args.dir, trust=args.trust)
+        assert agent.reward is not None
+        names, asked = envs.names(envs.make(agent.env_id, 0)), load(args.dir).segments
+        weights = weights_of(agent.reward, names, asked.obs, asked.act)
+        if args.json:
+            print(json.dumps([weight._asdict() for weight in weights]))
+            return
+        width = max(len(weight.feature) for weight in weights[: args.top])
+        print(f"{'feature':{width}}  {'weight':>9}  {'spread':>9}  {'effect':>9}")
+        for weight in weights[: args.top]:
+            print(f"{weight.feature:{width}}  {weight.weight:9.3f}  {weight.spread:9.3f}  {weight.effect:9.3f}")
 
     return work
 

@@ -77,7 +77,8 @@ class Config(BaseModel):
 
     # Reward
     members: Size = 3
-    reward_hidden: Layers = (256, 256, 256)
+    reward_form: Literal["network", "linear", "quadratic"] = "network"  # of observation and action: reward.py
+    reward_hidden: Layers = (256, 256, 256)  # of a network
     reward_learning_rate: Positive = 3e-4
     reward_batch: Size = 128  # pairs
     reward_epochs: Size = 50  # at most, per session

@@ -91,6 +91,17 @@ def make(
     return Episodes(Repeat(env, action_repeat) if action_repeat > 1 else env, seed, stream)
 
 
+def names(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """Of the observation's entries and then the action's: what the suite calls them, else obs[0], act[0], ..."""
+    known: tuple[list[str], list[str]] = getattr(env.unwrapped, "names", ([], []))
+    spaces = env.observation_space, env.action_space
+    return [
+        name
+        for own, space, word in zip(known, spaces, ("obs", "act"), strict=True)
+        for name in own or [f"{word}[{i}]" for i in range(int(np.prod(space.shape or ())))]
+    ]
+
+
 class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     """``reset`` number k starts episode k of (seed, stream); observations are cast to flat float32.
 
@@ -158,6 +169,13 @@ class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
         self.render_mode = render_mode
         self.mujoco_renderer: Any = None
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Of the observation's entries, and of the action's, which are motors."""
+        parts = self._env.observation_spec().items()
+        obs = [f"{key}[{i}]" if part.shape else key for key, part in parts for i in range(int(np.prod(part.shape)))]
+        return obs, [self.physics.model.id2name(i, "actuator") for i in range(self.physics.model.nu)]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)

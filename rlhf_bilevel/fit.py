@@ -75,7 +75,9 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
     env = envs.make(env_id, config.seed, TEST, config.protocol, action_repeat=config.action_repeat)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
-    reward = RewardEnsemble(*sizes, config.members, config.reward_hidden, torch.Generator().manual_seed(config.seed))
+    rng = torch.Generator().manual_seed(config.seed)
+    reward = RewardEnsemble.of(config, *sizes, rng)
+    reward.measure(data.segments.obs, data.segments.act)
     epochs = descend(reward, data.store(train), data.preferences(validation), config)
     policies: dict[str, Policy] = {"random": uniform(env, np.random.default_rng([config.seed, 2]))}
     if source and (policy := _policy_of(source, env_id)):

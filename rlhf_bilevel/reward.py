@@ -1,4 +1,7 @@
-"""A bounded reward ensemble: r_m(s, a) = bound * tanh(net_m([s, a])), members in the leading axis of every weight.
+"""A bounded reward ensemble: r_m(s, a) = bound * tanh(f_m([s, a])), members in the leading axis of every weight.
+
+f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
+rewards that can be read, weight by weight.
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
 """
@@ -8,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlhf_bilevel.config import Config
+
 ROWS = 2048
+Form = Literal["network", "linear", "quadratic"]
 
 
 class RewardEnsemble(nn.Module):
@@ -22,12 +29,22 @@ class RewardEnsemble(nn.Module):
     ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
     """
 
+    unit: Tensor  # (features,), of a reward that is no network
+
     def __init__(
-        self, obs_size: int, act_size: int, members: int, hidden: Sequence[int], rng: torch.Generator, bound: float = 1
+        self,
+        obs_size: int,
+        act_size: int,
+        members: int,
+        hidden: Sequence[int],
+        rng: torch.Generator,
+        bound: float = 1,
+        form: Form = "network",
     ) -> None:
         super().__init__()
-        self.bound = bound
-        sizes = [obs_size + act_size, *hidden, 1]
+        self.bound, self.form = bound, form
+        size = obs_size + act_size
+        sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
 
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
@@ -35,11 +52,20 @@ class RewardEnsemble(nn.Module):
         layers = list(pairwise(sizes))
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
+        if form != "network":
+            self.register_buffer("unit", torch.ones(sizes[0]))
+
+    @classmethod
+    def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
+        """As the settings say."""
+        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form)
 
     def members(self, obs: Tensor, act: Tensor) -> Tensor:
         """obs (..., o) and act (..., a) to (M, ...), each value within [-bound, bound]."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
+        if self.form != "network":
+            x = self.features(x) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -49,6 +75,27 @@ class RewardEnsemble(nn.Module):
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
         return self.bound * torch.tanh(y).reshape(len(y), *shape)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Of observations and actions (N, o + a): themselves, and in a quadratic reward their products."""
+        if self.form != "quadratic":
+            return x
+        first, second = torch.triu_indices(x.shape[1], x.shape[1])
+        return torch.cat([x, x[:, first] * x[:, second]], 1)
+
+    def measure(self, obs: Tensor, act: Tensor) -> None:
+        """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where there are any.
+
+        Without them the largest features would fill the tanh, and nothing be learnt of the others.
+        """
+        if self.form != "network":
+            spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
+            self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """Of all features, where x's are so named."""
+        products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
+        return [*names, *(products if self.form == "quadratic" else [])]
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         """The members' mean: (..., o), (..., a) to (...)."""

@@ -80,7 +80,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
         learners,
         SimulatedTeacher(config, store),
         store,
-        RewardEnsemble(*sizes, config.members, config.reward_hidden, rng),
+        RewardEnsemble.of(config, *sizes, rng),
         LearnedCost(*sizes, config, rng),
         together(learners),
     )

@@ -1,5 +1,7 @@
 """The batched ensemble against one network at a time, and state entropy against a plain search."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from rlhf_bilevel.explore import state_entropy
 from rlhf_bilevel.reward import RewardEnsemble
 
 
-def ensemble(seed: int = 0, **more: float) -> RewardEnsemble:
+def ensemble(seed: int = 0, **more: Any) -> RewardEnsemble:
     return RewardEnsemble(3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
 
 
@@ -25,6 +27,17 @@ def test_members_equal_separate_networks() -> None:
         network = nn.Sequential(*layers[:-1], nn.Tanh())
         assert torch.allclose(got[m], network(torch.cat([obs, act], -1)).squeeze(-1), atol=1e-6)
     assert torch.allclose(reward(obs, act), got.mean(0))
+
+
+def test_rewards_that_can_be_read_are_their_weights_times_their_features() -> None:
+    obs, act = torch.randn(7, 3), torch.randn(7, 2)
+    x = torch.cat([obs, act], -1)
+    products = [x[:, i] * x[:, j] for i in range(5) for j in range(i, 5)]
+    for form, features in (("linear", x), ("quadratic", torch.cat([x, torch.stack(products, -1)], -1))):
+        reward = ensemble(form=form)
+        (weight,), (bias,) = reward.weights, reward.biases
+        expected = torch.tanh(torch.einsum("nf,mf->mn", features, weight[..., 0]) + bias[:, 0])
+        assert torch.allclose(reward.members(obs, act), expected, atol=1e-6)
 
 
 def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
