@@ -6,9 +6,10 @@ A server process of its own (``rlhf-bilevel label``) on SQLite, or on ``--labels
 asks for pairs as the page does, thinks (from half to one and a half of ``--think`` seconds; 0 is a machine's pace) and
 answers. A share of the answers is sent again with the same key: half of them because the connection was dropped before
 the reply came. Then the book is read: an answer that was acknowledged and is not there is lost, a query that has two is
-doubled. Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn. The
-labellers run on the same machine, and their load is part of every figure: ``late_ms`` is how much later than planned
-they woke, which is the machine's and not the server's.
+doubled. Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn, those of
+the next pair from a key to the frame in which it is painted, two seconds after the one before. The labellers run on
+the same machine, and their load is part of every figure: ``late_ms`` is how much later than planned they woke, which
+is the machine's and not the server's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ import yaml
 
 from rlhf_bilevel.human.book import Book, Question, Status
 
+NEXT = """() => new Promise((done) => {
+  const before = document.body.dataset.query, pressed = performance.now();
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
+  const look = () => document.body.dataset.query === before ? setTimeout(look)
+    : requestAnimationFrame(() => setTimeout(() => done(performance.now() - pressed)));
+  look();
+})"""
 QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
@@ -171,7 +179,10 @@ def openings(folder: Path, count: int) -> dict[str, Any]:
                 page.goto(link)
                 page.wait_for_selector("body[data-state=pair]", timeout=120_000)
                 seconds.append(time.perf_counter() - begun)
-    return {"first_pair_seconds": {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}}
+                if len(seconds) == count:
+                    answers = [page.evaluate(NEXT) for _ in range(12) if page.wait_for_timeout(2000) is None]
+    first = {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}
+    return {"first_pair_seconds": first, "next_pair_ms": quantiles([ms / 1000 for ms in answers])}
 
 
 def walker(folder: Path, length: int = 50) -> tuple[list[Question], dict[str, Any]]:

@@ -218,6 +218,9 @@ def test_the_later_of_two_clips_is_shown_and_a_new_size_is_taken(
     opened.page.evaluate("document.getElementById('clip').style.width = '300px'")
     opened.page.wait_for_function("viewer.canvas.width === 300")
     assert opened.picture().shape[:2] == (SIZE, 300) and brown(opened.picture()).any()
+    opened.page.evaluate("viewer.detail = 0.5")
+    assert opened.page.evaluate("[viewer.canvas.width, viewer.canvas.clientWidth]") == [150, 300]
+    assert brown(opened.picture()).any()  # drawn anew at once
 
 
 def test_pictures_are_shown_in_their_order(screen: Callable[[bool], Screen]) -> None:

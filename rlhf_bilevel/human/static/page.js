@@ -9,6 +9,7 @@ const body = document.body;
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
 const HISTORY = 50; // answered pairs that undo can show at once
 const SCENES = 32; // that are kept: a scene may be as new as an episode
+const SLOW = 0.04; // seconds a frame, on average, above which clips are drawn with fewer pixels
 const HOLD = 0.4; // seconds for which the last frame stays before clips begin again
 
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
@@ -163,6 +164,15 @@ class Stage {
 
 let front = new Stage(byId("stage-a"));
 let back = new Stage(byId("stage-b"));
+let detail = 1;
+
+/** Where a machine draws slowly, as one without a graphics card does: clips that move tell more than sharp ones. */
+function coarser() {
+  clock.frame = 0;
+  if (detail <= 0.5) return;
+  detail -= 0.25;
+  for (const viewer of [...front.viewers, ...back.viewers]) viewer.detail = detail;
+}
 
 // All clips are looked at from the same side: who turns one turns the other, and the pairs to come.
 for (const { viewers, element } of [front, back]) {
@@ -178,10 +188,13 @@ const clock = {
   playing: !matchMedia("(prefers-reduced-motion: reduce)").matches,
   held: false, // while the scrubber is being dragged
   last: 0,
+  frame: 0, // seconds that one takes, a moving average
 
   tick(time) {
-    const passed = Math.min((time - this.last) / 1000, 0.1) * Number(byId("speed").value);
+    const frame = Math.min((time - this.last) / 1000, 0.1), passed = frame * Number(byId("speed").value);
     this.last = time;
+    this.frame += (frame - this.frame) / 32;
+    if (this.frame > SLOW && !document.hidden) coarser();
     if (shown && this.playing && !this.held) {
       this.at += passed;
       if (this.at > front.seconds + HOLD * Number(byId("speed").value)) this.at = 0;
@@ -249,7 +262,12 @@ async function refill() {
   } while (refill.again);
   refill.asking = false;
   if (!shown || pairs[0] !== front.pair) advance();
-  else if (pairs[1]) back.prepare(pairs[1]);
+  else ahead();
+}
+
+/** Draws the next pair behind the one in front. */
+function ahead() {
+  if (shown && pairs[0] === front.pair && pairs[1]) back.prepare(pairs[1]);
 }
 
 /** Brings the first pair to the front: at once where it is drawn already. Until then the one before stays. */
@@ -291,7 +309,7 @@ function swap() {
   enable(true);
   if (waited) byId("said").textContent = "A new pair.";
   document.title = (waited && document.hidden ? "● " : "") + title;
-  if (pairs[1]) back.prepare(pairs[1]);
+  requestAnimationFrame(() => setTimeout(ahead)); // this pair is painted before the next one is drawn
   const needed = new Set(pairs.flatMap((pair) => [pair.left, pair.right]));
   for (const { pair } of answered.slice(-3)) needed.add(pair.left).add(pair.right);
   for (const path of clips.keys()) if (!needed.has(path.split("/").pop())) clips.delete(path); // flat memory

@@ -470,6 +470,8 @@ const ClipViewer = (() => {
       this.view = new View();
       this._scenes = scenes;
       this._share = this._loads = 0;
+      this._painted = ""; // what is on the canvas
+      this._detail = 1;
       this._motion = this._painter = null;
       this._pointers = new Map();
       this.canvas = document.createElement("canvas");
@@ -479,6 +481,12 @@ const ClipViewer = (() => {
       this._resized = new ResizeObserver(() => this._fit());
       this._resized.observe(this.canvas);
       this._listen();
+    }
+
+    /** Pixels of the canvas along a pixel of the page: less is drawn faster. */
+    set detail(detail) {
+      this._detail = detail;
+      this._fit();
     }
 
     /** Whether clips are drawn without WebGL. */
@@ -520,17 +528,21 @@ const ClipViewer = (() => {
     }
 
     _paint() {
+      const { turn, tilt, zoom } = this.view, now = [this._loads, this._share, turn, tilt, zoom, this.fallback].join();
+      if (now === this._painted) return;
+      this._painted = now;
       if (this._scene && this._painter instanceof (this.fallback ? Lit : Flat)) this._painter = null; // WebGL came or went
       this._painter ||= new (this.fallback ? Flat : Lit)(this._clip.scene, this._scene, this._motion);
       this._painter.paint(this._context, this.view);
     }
 
     _fit() {
-      const sharp = Math.min(2, window.devicePixelRatio || 1), { clientWidth, clientHeight } = this.canvas;
+      const sharp = this._detail * Math.min(2, window.devicePixelRatio || 1), { clientWidth, clientHeight } = this.canvas;
       const [width, height] = [Math.round(sharp * clientWidth), Math.round(sharp * clientHeight)];
       if (width === this.canvas.width && height === this.canvas.height) return;
-      this.canvas.width = width;
+      this.canvas.width = width; // which wipes it
       this.canvas.height = height;
+      this._painted = "";
       this.show(this._share);
     }
 
