@@ -7,7 +7,7 @@ QUICK := dm_control/cartpole-balance-v0
 # Small networks gain nothing from more threads, and two runs side by side gain much from fewer
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install train test test-slow lint exactness bench evidence figures tables table1 table2 figure-theory clean
+.PHONY: install train test test-slow lint exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
 install: .venv/installed
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,12 @@ bench: install .venv-peers/sb3/installed .venv-peers/imitation/installed
 # Runs what is missing of the learning runs behind docs and figures: hours on two cores, resumed run by run
 evidence: install
 	$(BIN)/python -m benchmarks.evidence
+
+# The paper's Figure 1, on true return and success. smoke: does it work (minutes); cpu: many hours on two cores, resumed
+# run by run; paper: the published sizes, for a GPU
+SCALE ?= cpu
+figure1: install
+	$(BIN)/python -m benchmarks.figure1 --scale $(SCALE)
 
 # The paper's claims on problems with known answers: within half an hour on two cores
 tables: table1 table2 figure-theory

@@ -3,15 +3,17 @@
     python -m benchmarks.evidence [--group quick|walker|door] [--workers 2] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
-``benchmarks/results/GROUP.csv``. A run that was cut off goes on. ``--collect`` gathers what has ended.
+``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
+was cut off goes on. ``--collect`` gathers what has ended.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_bilevel.board import Board
 from rlhf_bilevel.plot import Point, points, read_table, write_table
@@ -21,44 +23,67 @@ from rlhf_bilevel.worker import ended
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 
 
-def planned(group: str, method: str, env: str, seed: int, steps: int, words: str) -> Planned:
-    return Planned(RUNS / group / f"{method}-{seed}", method, env, seed, steps, tuple(words.split()))
+class Named(NamedTuple):
+    name: str  # in tables and figures
+    run: Planned
+
+
+Group = Sequence[Named]
+
+
+def named(group: str, name: str, method: str, env: str, seed: int, steps: int, words: str) -> Named:
+    out = RUNS / group / f"{name.replace(' ', '-')}-{seed}"
+    return Named(name, Planned(out, method, env, seed, steps, tuple(words.split())))
 
 
 QUICK = "--preset quick --labels 200 --set session_every=1000 --set eval_every=1000"
-GROUPS = {
+GROUPS: dict[str, Group] = {
     "quick": [
-        planned("quick", method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK)
+        named("quick", method, method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK)
         for methods in (("penalty", "pebble", "sac"), ("twin",))
         for seed, method in product(range(5), methods)
     ],
     "walker": [
-        planned("walker", method, "dm_control/walker-walk-v0", 0, 100_000, "--preset cpu --labels 500")
+        named("walker", method, method, "dm_control/walker-walk-v0", 0, 100_000, "--preset cpu --labels 500")
         for method in ("penalty", "twin", "pebble")
     ],
-    "door": [planned("door", "penalty", "Meta-World/door-open-v3", 0, 50_000, "--preset cpu --labels 500")],
+    "door": [named("door", "penalty", "penalty", "Meta-World/door-open-v3", 0, 50_000, "--preset cpu --labels 500")],
 }
 
 
-def in_results(group: str, run: Planned) -> bool:
+def in_results(table: Path, one: Named) -> bool:
     """Whether the run's evaluations, to its last step, are in the committed table."""
-    table, key = RESULTS / f"{group}.csv", (run.method, run.env, run.seed, run.steps)
+    key = one.name, one.run.env, one.run.seed, one.run.steps
     return table.is_file() and any(key == (p.method, p.env, p.seed, p.step) for p in read_table(table))
 
 
-def collect(group: str) -> None:
+def collect(table: Path, members: Group) -> None:
     """Adds what has ended to what the table holds already, in the order of the group."""
-    table = RESULTS / f"{group}.csv"
     known = read_table(table) if table.is_file() else []
     rows: list[Point] = []
-    for run in GROUPS[group]:
-        rows += (
-            points(run.out) if ended(run.out) else [p for p in known if (p.method, p.seed) == (run.method, run.seed)]
-        )
+    for name, run in members:
+        if ended(run.out):
+            rows += [point._replace(method=name) for point in points(run.out)]
+        else:
+            rows += [point for point in known if (point.method, point.seed) == (name, run.seed)]
     if rows:
-        RESULTS.mkdir(exist_ok=True)
+        table.parent.mkdir(exist_ok=True)
         write_table(rows, table)
-        print(f"{table}: {len({(p.method, p.seed) for p in rows})} of {len(GROUPS[group])} runs")
+        print(f"{table}: {len({(p.method, p.seed) for p in rows})} of {len(members)} runs")
+
+
+def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -> None:
+    """Runs what is missing, ``workers`` side by side (0: nothing), and collects. SystemExit where a run failed."""
+    tables = {results / f"{name}.csv": members for name, members in groups.items()}
+    missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
+    failed = []
+    if workers:
+        with Board(missing) as board:
+            failed = complete(missing, Local(workers), board.see)
+    for table, members in tables.items():
+        collect(table, members)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: the same command tries them again")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,16 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
-    groups = args.group or list(GROUPS)
-    failed = []
-    if not args.collect:
-        missing = [run for group in groups for run in GROUPS[group] if not in_results(group, run)]
-        with Board(missing) as board:
-            failed = complete(missing, Local(args.workers), board.see)
-    for group in groups:
-        collect(group)
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: the same command tries them again")
+    gather({name: GROUPS[name] for name in args.group or GROUPS}, 0 if args.collect else args.workers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""The paper's Figure 1 on true return and success: walker and door-open, the penalty method beside PEBBLE and controls.
+
+    python -m benchmarks.figure1 --scale smoke|cpu|paper [--workers 2] [--draw]
+
+Runs what is missing, resumed run by run, two side by side; then draws. ``smoke`` sees in some minutes that everything
+works, and its curves mean nothing: tables and figure go to ``runs/figure1-smoke``. The other two write
+``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed, and ``docs/figures/figure1.svg`` and ``.png`` from
+them. ``--draw`` draws what is there. Environment steps of both learners count, and all have the same steps and labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import evidence
+from benchmarks.evidence import Group, named
+from rlhf_bilevel import compare
+from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
+from rlhf_bilevel.statistics import iqm
+
+FROZEN = ""
+"""Settings of the penalty method, found on other tasks and other seeds than those here (docs/results.md)."""
+VARIANTS = {
+    "pebble": ("pebble", ""),
+    "penalty": ("penalty", FROZEN),
+    "twin": ("twin", ""),
+    "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
+    "penalty without cost": ("penalty", f"{FROZEN} --set use_cost=false"),
+    "pebble, aligned queries": ("pebble", "--set query=policy_aligned"),
+}
+"""``twin`` is the control: two learners without any coupling."""
+MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
+WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
+LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01"
+
+
+class Panel(NamedTuple):
+    title: str
+    env: str
+    steps: int
+    labels: int
+    seeds: Mapping[str, int]  # of each variant
+    words: str  # more settings, of all
+
+
+def seeds(main: int, ablations: int = 0) -> dict[str, int]:
+    return dict.fromkeys(MAIN, main) | (dict.fromkeys(ABLATIONS, ablations) if ablations else {})
+
+
+SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
+SCALES = {
+    "smoke": {
+        "walker-100": Panel("walker-walk, 20 labels", WALKER, 2000, 20, seeds(2, 1), SMALL),
+        "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL),
+    },
+    "cpu": {
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 150_000, 100, seeds(5, 3), "--preset cpu"),
+        "walker-500": Panel("walker-walk, 500 labels", WALKER, 150_000, 500, seeds(3), "--preset cpu"),
+        "walker-linear": Panel(
+            "walker-walk, linear reward", WALKER, 150_000, 100, seeds(3), f"--preset cpu {LINEAR}"
+        ),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 250_000, 1000, seeds(3), "--preset cpu"),
+    },
+    "paper": {
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
+        "walker-500": Panel("walker-walk, 500 labels", WALKER, 500_000, 500, seeds(10), "--preset paper"),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 1_000_000, 1000, seeds(10), "--preset paper"),
+    },
+}  # fmt: skip
+
+
+def group(scale: str, name: str, panel: Panel) -> Group:
+    """Seed by seed, so that what is cut off has compared what it has."""
+    return [
+        named(f"figure1-{scale}-{name}", variant, method, panel.env, seed, panel.steps,
+              f"{panel.words} --labels {panel.labels} {words}")
+        for seed in range(max(panel.seeds.values()))
+        for variant, (method, words) in VARIANTS.items()
+        if seed < panel.seeds.get(variant, 0)
+    ]  # fmt: skip
+
+
+def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[Path]) -> None:
+    """Above, true return or success against environment steps; below, against labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = {name: read_table(table) for name, table in tables.items() if table.is_file()}
+    figure, axes = pyplot.subplots(2, len(rows), figsize=(5.2 * len(rows), 8), layout="constrained", squeeze=False)
+    for column, (name, points) in zip(axes.T, rows.items(), strict=True):
+        for axis, by_labels in zip(column, (False, True), strict=True):
+            curves(axis, points, by_labels)
+            axis.set_title(titles[name])
+            axis.grid(alpha=0.3)
+    for out in outs:
+        save(figure, out)
+    pyplot.close(figure)
+
+
+def curves(axis: Any, points: Sequence[Point], by_labels: bool) -> None:
+    """IQM over seeds with its 95 % interval."""
+    (task,) = compare.grouped(points, together=False)
+    within = compare.bounds(task.env, task.measure)
+    for variant, group in task.groups.items():
+        found = compare.estimate(iqm, group.values.T[:, None], within)
+        if by_labels:  # until the last label is given: then, the last evaluation of all
+            at = {row.step: row.labels for row in points if row.method == variant and row.is_agent}
+            asked = np.array([at[step] for step in group.steps])
+            last = np.append(asked[1:] != asked[:-1], True)
+            line(axis, asked[last], type(found)(*(column[last] for column in found)), label(variant, [task]))
+        else:
+            line(axis, group.steps, found, label(variant, [task]))
+    axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
+    axis.legend(fontsize="small")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    parser.add_argument("--draw", action="store_true", help="run nothing")
+    args = parser.parse_args(argv)
+    smoke, panels = args.scale == "smoke", SCALES[args.scale]
+    results, figures = (Path("runs/figure1-smoke"),) * 2 if smoke else (evidence.RESULTS, Path("docs/figures"))
+    groups = {f"figure1-{args.scale}-{name}": group(args.scale, name, panel) for name, panel in panels.items()}
+    evidence.gather(groups, 0 if args.draw else args.workers, results)
+    tables = {name: results / f"figure1-{args.scale}-{name}.csv" for name in panels}
+    if not any(table.is_file() for table in tables.values()):
+        raise SystemExit(f"there is nothing to draw yet in {results}")
+    outs = [figures / f"figure1.{kind}" for kind in ("svg", "png")]
+    draw(tables, {name: panel.title for name, panel in panels.items()}, outs)
+    print(*outs, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
