@@ -8,8 +8,9 @@
 What a network learns is one row of a matrix, of which its SB3 model holds views, and so are its optimizer's moments:
 the model is at any moment what SB3's own update would have made of it, but for rounding. It is faster because Adam
 steps a row at once, the policy is asked about s and s' in one pass, results are written into memory that is kept, so
-that views of it are made once, and derivatives that nobody uses, those of the actor's loss by the critics' weights and
-by states, are left out; on a GPU, because the matrices of all learners are multiplied at once.
+that views of it are made once, and derivatives that nobody uses are left out: those of the actor's loss by the critics'
+weights, by states, and by a critic that is not the least one. On a GPU, because the matrices of all learners are
+multiplied at once.
 """
 
 from __future__ import annotations
@@ -189,6 +190,22 @@ class Networks:
                     threshold_backward(slope, hidden, 0, grad_input=slope)
         return self._by_input
 
+    def backward_of(self, which: Tensor, slope: float) -> Tensor:
+        """The same (1, inputs, B) where a column has the derivative ``slope`` in the network that ``which`` (B,) names.
+
+        In the others it has none, so that it goes back through this one alone; not for networks all at once.
+        """
+        by_input = self._by_input[:1]
+        for number, back in enumerate(self._back):
+            columns = (which == number).nonzero()[:, 0]
+            part = by_input.new_full((1, len(columns)), slope)
+            for hidden, _, weight, _, _ in back:
+                part = torch.mm(weight, part)
+                if hidden is not None:
+                    threshold_backward(part, hidden.index_select(1, columns), 0, grad_input=part)
+            by_input[0].index_copy_(1, columns, part)
+        return by_input
+
 
 class Parts(NamedTuple):
     """What an update of some models needs of them; all of it stays where it is."""
@@ -325,8 +342,11 @@ class Stack:
         self._critic.step(parts.critics)
 
         value, least = parts.asked.forward().view(shape).min(1, keepdim=True)
-        slope = torch.zeros_like(error).scatter_(1, least, -1 / count)
-        by_action = parts.asked.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
+        if self._batched:
+            slope = torch.zeros_like(error).scatter_(1, least, -1 / count)
+            by_action = parts.asked.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
+        else:
+            by_action = parts.asked.backward_of(least.view(-1), -1 / count)
         parts.policy.backward(squashed_slope(chosen, by_action, alpha / count))
         mean = log_prob.mean(-1, keepdim=True)
         surprise = mean + self._entropy

@@ -1,0 +1,46 @@
+"""Figure 1: all that is compared has one budget, and the figure is drawn of whatever has ended."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import evidence, figure1
+from rlhf_bilevel.__main__ import parser
+from rlhf_bilevel.given import configure
+from rlhf_bilevel.plot import Point, read_table, write_table
+
+
+@pytest.mark.parametrize("scale", figure1.SCALES)
+def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
+    for name, panel in figure1.SCALES[scale].items():
+        members = figure1.group(scale, name, panel)
+        assert len({one.run.out for one in members}) == len(members) == sum(panel.seeds.values())
+        settings = {}
+        for variant, run in members:
+            args = parser().parse_args(["train", *run.words, "--out", "x"])
+            settings[variant] = (run.method, configure(args, {}))
+        assert {(told["steps"], told["labels"]) for _, told in settings.values()} == {(panel.steps, panel.labels)}
+        without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
+        assert all(without_seed.count(one) == 1 for one in without_seed)
+
+
+def test_what_has_ended_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run is
+    panel = figure1.SCALES["smoke"]["walker-100"]
+    members = figure1.group("smoke", "walker-100", panel)
+    rows = [
+        Point(name, run.env, run.seed, step, step // 100, 0, True, 100.0 * run.seed + step, None, 1, "")
+        for name, run in members[:4]
+        for step in (1000, panel.steps)
+    ]
+    table = tmp_path / "walker.csv"
+    write_table(rows, table)
+    assert [evidence.in_results(table, one) for one in members] == [True] * 4 + [False] * (len(members) - 4)
+    evidence.collect(table, members)  # what the table had stays
+    assert read_table(table) == rows
+    outs = [tmp_path / "figure.svg", tmp_path / "figure.png"]
+    figure1.draw({"walker": table, "door": tmp_path / "none.csv"}, {"walker": "walker"}, outs)
+    assert all(out.stat().st_size > 10_000 for out in outs)
+    drawn = outs[0].read_bytes()
+    figure1.draw({"walker": table}, {"walker": "walker"}, outs[:1])
+    assert outs[0].read_bytes() == drawn
