@@ -84,8 +84,9 @@ def sac_flops() -> float:
     beyond_first = forward(critic[1:])  # inputs' gradients where the first layer's is not needed
     policy = 2 * forward(actor) + forward(actor) + forward(actor[1:])  # s and s'; backward at s
     values = 3 * forward(critic)  # target, fit, actor's
-    values += forward(critic) + beyond_first + beyond_first + ACT * WIDTH  # backward: fit's, actor's to the action
-    return 2 * BATCH * (policy + 2 * values)
+    values += forward(critic) + beyond_first  # the fit's backward
+    to_action = beyond_first + ACT * WIDTH  # the actor's backward, each row through the least critic
+    return 2 * BATCH * (policy + 2 * values + to_action)
 
 
 def reward_flops(hidden: int = 256, training: bool = True) -> float:
