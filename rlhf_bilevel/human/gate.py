@@ -76,7 +76,7 @@ class Gate:
 
     async def _admitted(self, scope: Scope, receive: Receive) -> Receive:
         """``receive`` for the application, once the request is in order. Refusal otherwise."""
-        if [_header(scope, b"host")] != _headers(scope, b"host") or _header(scope, b"host") not in self.hosts:
+        if _header(scope, b"host") not in self.hosts:
             raise Refusal(421, "this server has another name")
         if scope["method"] in ("GET", "HEAD"):
             return receive
@@ -110,13 +110,9 @@ async def _body(receive: Receive) -> bytes:
             return body
 
 
-def _headers(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
-
-
 def _header(scope: Scope, name: bytes) -> str:
     """The header's value where it is there once, else nothing."""
-    values = _headers(scope, name)
+    values = [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
     return values[0] if len(values) == 1 else ""
 
 
