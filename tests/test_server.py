@@ -20,7 +20,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.human.book import Book, Status
 from rlhf_bilevel.human.command import exposed, listen, names
 from rlhf_bilevel.human.gate import BODY_LIMIT, Gate
-from rlhf_bilevel.human.server import Invitations
+from rlhf_bilevel.human.server import Invitations, create_app
 from tests.label_page import application, ask, served
 
 PORT = 8007
@@ -417,3 +417,21 @@ def test_clips_are_sent_as_they_are_stored(site: Site) -> None:
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
     stored = site.book.clip(pair["left"])
     assert stored and browser.get(f"/api/clips/{pair['left']}").json() == json.loads(gzip.decompress(stored))
+
+
+def test_behind_https_the_session_is_sent_over_https_only(site: Site) -> None:
+    hosts, origins = names("127.0.0.1", PORT, "https://labels.example.org")
+    app = create_app(site.book, site.invitations, question="?", hosts=hosts, origins=origins, files={})
+    for base, secure in ((URL, False), ("https://labels.example.org", True)):
+        token = site.invitations.new("ada", "labeller")
+        joined = TestClient(app, base, headers={"origin": base}).post("/api/join", json={"token": token})
+        assert ("secure" in joined.headers["set-cookie"].lower()) == secure
+
+
+def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
+    for name in ("ada", "grace"):
+        browser = site.joined(name)
+        pair = browser.get("/api/next?count=1").json()["pairs"][0]
+        assert browser.post("/api/answers", json=answer(pair)).status_code == 200
+    assert [name in browser.get("/quality").text for name in ("ada", "grace")] == [False, True]
+    assert all(name in site.joined("barbara", "expert").get("/quality").text for name in ("ada", "grace"))
