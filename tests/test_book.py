@@ -21,7 +21,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
 
 from rlhf_bilevel.files import Damaged, Refused
-from rlhf_bilevel.human import tables
+from rlhf_bilevel.human import database, tables
 from rlhf_bilevel.human.book import (
     Answered,
     Book,
@@ -457,13 +457,34 @@ def test_the_tables_are_those_that_the_migrations_make(book: Book) -> None:
         assert compare_metadata(MigrationContext.configure(c), tables.metadata) == []
 
 
-def test_many_open_a_new_book_at_once(tmp_path: Path) -> None:
-    def work(_: int) -> None:
-        with Book.open(tmp_path / "book.sqlite", "r" * 32) as book:
-            book.invite("Ann")
+def test_many_open_a_new_book_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one after the other turns it to WAL: two at once would now and then wait for each other, or fail."""
+    prepare, inside, most = database._prepare_sqlite, [], []
 
+    def slowly(*connection: Any) -> None:
+        if opening.is_set():
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+        prepare(*connection)
+        if opening.is_set():
+            inside.pop()
+
+    def work(_: int) -> Book:
+        return Book.open(tmp_path / "book.sqlite", "r" * 32)
+
+    opening = threading.Event()
+    opening.set()
+    monkeypatch.setattr(database, "_prepare_sqlite", slowly)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
+        books = list(pool.map(work, range(8)))
+    assert len(most) >= 8 and max(most) == 1
+    opening.clear()
+    for book in books:
+        book.invite("Ann")
+        with book._engine.connect() as c:
+            assert c.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL: on the disk when it is acknowledged
+        book.close()
 
 
 def test_a_book_of_a_later_version_is_refused_and_stays_as_it_is(where: Path | str, opened: Open) -> None:
