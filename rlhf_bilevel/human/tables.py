@@ -10,9 +10,12 @@ offers(query, labeller, purpose, left_is_first, offered_at, leased_until, shown_
 choices(query, labeller, purpose, choice, left_is_first, key, shown_at, answered_at, received_at, withdrawn_at)
 """
 
+from typing import Any
+
 from sqlalchemy import (
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -32,6 +35,12 @@ DECIDED = LEFT, RIGHT, EQUAL
 PURPOSES = LABEL, REPEAT, GOLD = "label", "repeat", "gold"
 ROLES = LABELLER, EXPERT = "labeller", "expert"
 LONGEST = 100  # letters of a name or key
+
+
+def where(rows: ColumnElement[bool]) -> dict[str, Any]:
+    """For an index of those rows only, in either database."""
+    return {"sqlite_where": rows, "postgresql_where": rows}
+
 
 metadata = MetaData()
 Id = String(32)
@@ -66,8 +75,7 @@ Index(
     queries.c.run,
     queries.c.session.desc(),
     queries.c.position,
-    sqlite_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
-    postgresql_where=and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)),
+    **where(and_(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None))),
 )
 Index("queries_asked", queries.c.run, queries.c.retired_session, queries.c.consumed_session, queries.c.complete_at)
 clips = Table(
@@ -136,6 +144,5 @@ Index(
     choices.c.labeller,
     choices.c.purpose,
     unique=True,
-    sqlite_where=choices.c.withdrawn_at.is_(None),
-    postgresql_where=choices.c.withdrawn_at.is_(None),
+    **where(choices.c.withdrawn_at.is_(None)),
 )
