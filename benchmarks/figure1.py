@@ -35,6 +35,7 @@ VARIANTS = {
 }
 """``twin`` is the control: two learners without any coupling."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
+FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
 LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01"
 
@@ -79,7 +80,7 @@ SCALES = {
 def group(scale: str, name: str, panel: Panel) -> Group:
     """Seed by seed, so that what is cut off has compared what it has."""
     return [
-        named(f"figure1-{scale}-{name}", variant, method, panel.env, seed, panel.steps,
+        named(table(scale, name), variant, method, panel.env, seed, panel.steps,
               f"{panel.words} --labels {panel.labels} {words}")
         for seed in range(max(panel.seeds.values()))
         for variant, (method, words) in VARIANTS.items()
@@ -129,16 +130,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--draw", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
-    smoke, panels = args.scale == "smoke", SCALES[args.scale]
-    results, figures = (Path("runs/figure1-smoke"),) * 2 if smoke else (evidence.RESULTS, Path("docs/figures"))
-    groups = {f"figure1-{args.scale}-{name}": group(args.scale, name, panel) for name, panel in panels.items()}
+    results, figures = (Path("runs/figure1-smoke"),) * 2 if args.scale == "smoke" else (evidence.RESULTS, FIGURES)
+    panels = SCALES[args.scale].items()
+    groups = {table(args.scale, name): group(args.scale, name, panel) for name, panel in panels}
     evidence.gather(groups, 0 if args.draw else args.workers, results)
-    tables = {name: results / f"figure1-{args.scale}-{name}.csv" for name in panels}
-    if not any(table.is_file() for table in tables.values()):
+    outs = draw_scale(args.scale, results, figures)
+    if not outs:
         raise SystemExit(f"there is nothing to draw yet in {results}")
+    print(*outs, sep="\n")
+
+
+def table(scale: str, panel: str) -> str:
+    return f"figure1-{scale}-{panel}"
+
+
+def draw_scale(scale: str, results: Path, figures: Path) -> list[Path]:
+    """The files drawn: none where no run has ended yet."""
+    panels = SCALES[scale]
+    tables = {name: results / f"{table(scale, name)}.csv" for name in panels}
+    if not any(file.is_file() for file in tables.values()):
+        return []
     outs = [figures / f"figure1.{kind}" for kind in ("svg", "png")]
     draw(tables, {name: panel.title for name, panel in panels.items()}, outs)
-    print(*outs, sep="\n")
+    return outs
 
 
 if __name__ == "__main__":

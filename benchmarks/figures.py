@@ -1,4 +1,4 @@
-"""Draws every figure of the docs from the committed results, and prints their last returns as a Markdown table.
+"""Draws every figure of the docs from the committed results, and prints the last returns of learning runs as tables.
 
 python -m benchmarks.figures
 """
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import figure1
 from benchmarks.evidence import GROUPS
+from benchmarks.speed import growth
+from benchmarks.theory import figures as theory
 from rlhf_bilevel.compare import LAST, bounds, estimate, plain
 from rlhf_bilevel.plot import Point, draw, read_table
 from rlhf_bilevel.statistics import iqm
@@ -41,13 +44,24 @@ def stated(rows: list[Point], column: str, form: str) -> str:
     return form.format(value) if low is None else f"{form} [{form}, {form}]".format(value, low, high)
 
 
+def told(name: str, rows: list[Point]) -> None:
+    print(f"\n{name}: {rows[0].env}, {max(row.step for row in rows):,} steps")
+    print("| method | seeds | labels | true return of the agent | of the other learner | success |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(last(rows)))
+
+
 def main() -> None:
-    for table in [file for file in (RESULTS / f"{group}.csv" for group in GROUPS) if file.is_file()]:
-        rows = read_table(table)
-        print(f"\n{draw(rows, FIGURES / f'{table.stem}.svg')}: {rows[0].env}, {max(row.step for row in rows):,} steps")
-        print("| method | seeds | labels | true return of the agent | of the other learner | success |")
-        print("|---|---|---|---|---|---|")
-        print("\n".join(last(rows)))
+    for file in [RESULTS / f"{group}.csv" for group in GROUPS]:
+        if file.is_file():
+            draw(rows := read_table(file), FIGURES / f"{file.stem}.svg")
+            told(file.stem, rows)
+    for scale in ("cpu", "paper"):  # where both have been run, the figure is the paper's
+        figure1.draw_scale(scale, RESULTS, FIGURES)
+    for file in sorted(RESULTS.glob("figure1-*.csv")):
+        told(file.stem, read_table(file))
+    growth.draw(growth.read(RESULTS / "growth.csv"), FIGURES / "growth.svg")
+    theory.main([])
 
 
 if __name__ == "__main__":

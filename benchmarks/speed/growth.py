@@ -23,6 +23,7 @@ from benchmarks.speed import ours
 from benchmarks.speed.sized import ACT, OBS
 from benchmarks.speed.worker import Work
 from rlhf_bilevel.algorithm import update_reward
+from rlhf_bilevel.plot import save
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store, View
 from rlhf_bilevel.sac import stacked
@@ -164,8 +165,14 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper left", frameon=False)
         axis.margins(y=0.35)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
+    save(figure, file)
+    plt.close(figure)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    with file.open(newline="") as stream:
+        numbers = {"size": int, "seconds": float, "exponent": float}
+        return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -191,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw(rows, args.figure)
+    draw(read(args.out), args.figure)
 
 
 if __name__ == "__main__":
