@@ -1,9 +1,9 @@
 """The penalty method: bilevel preference learning by a Hessian-free penalty on the value gap [arXiv 2503.17644].
 
 phi descends      cross-entropy + [J(phi, lambda_a) - J(phi, lambda_b)] / (a - b)
-learner k sees    r + tilt_k c,  tilts (a, b) = (0, -sigma) one-sided, (sigma, -sigma) two-sided
+learner k sees    r + tilt_k c,  tilts (a, b) = (0, -sigma) one-sided, (0, sigma) forward, (sigma, -sigma) two-sided
 
-with c the cost of the upper objective. lambda_a, one-sided, is the best response to r: the policy a user gets.
+with c the cost of the upper objective. lambda_a, unless two-sided, is the best response to r: the policy a user gets.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from rlhf_bilevel.types import Preferences, RewardFn, Row, Signal, Visits
 
 
 def sides(config: Config) -> tuple[float, float]:
-    return tilts(config.sigma, config.sides == "two")
+    return tilts(-config.sigma if config.sides == "forward" else config.sigma, config.sides == "two")
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
@@ -76,15 +76,15 @@ def diagnose(run: Run) -> Row:
         # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
         reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.cost))
         row["penalty/cost_to_reward"] = run.config.sigma * cost / max(reward, 1e-8)
-    if run.config.sides == "one":
+    if run.config.sides != "two":
         # The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies
-        best, penalised = run.learners
-        row["penalty/value_gap"] = best.value_gap(penalised, visits[1].obs)
+        best, other = run.learners
+        row["penalty/value_gap"] = best.value_gap(other, visits[1].obs)
     return row
 
 
 def agent(config: Config) -> int:
-    return 0 if config.sides == "one" else 1
+    return 1 if config.sides == "two" else 0
 
 
 PENALTY = Method("penalty", 2, sees, upper, agent, fit_cost, diagnose)

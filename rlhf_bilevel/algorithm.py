@@ -90,13 +90,17 @@ class Run:
         return self.config.learning_starts + self.config.pretrain_steps
 
     def sample_pairs(self, count: int) -> Queries:
-        """Random pairs of segments from recent episodes, of all learners or as ``query_source`` says."""
+        """Random pairs of segments from recent episodes, of all learners or, if it has any that is long enough, as
+        ``query_source`` says. ValueError where there is no such episode at all."""
         c = self.config
         recent = c.aligned_episodes if c.policy_aligned else c.recent_episodes
         two = len(self.learners) == 2
         sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
-        pools = [self.store.episodes(writer)[-recent:] or self.store.episodes()[-recent:] for writer in sources]
-        first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng["query"]) for p in pools)
+        long = {writer: self.store.episodes(writer, least=c.segment_length)[-recent:] for writer in (None, *sources)}
+        first, second = (
+            self.store.sample_segments(long[writer] or long[None], count, c.segment_length, self.rng["query"])
+            for writer in sources
+        )
         return Queries(first, second)
 
     def sample_visits(self) -> tuple[Visits, Visits] | None:

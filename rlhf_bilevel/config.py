@@ -112,10 +112,10 @@ class Config(BaseModel):
 
     # Penalty
     sigma: Positive = 10.0  # discounted return per nat of the upper objective
-    sides: Literal["one", "two"] = "one"  # one: the paper's proxy; two: central difference
+    sides: Literal["one", "forward", "two"] = "one"  # one: the paper's proxy; forward: sigma negative; two: central
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
     win_weight: Positive = 1.0  # nats that a win rate of one is worth
-    cost: Literal["labels", "posterior"] = "labels"  # what c is fitted to
+    cost: Literal["labels", "posterior", "information"] = "labels"  # what c is fitted to
     cost_hidden: Layers = (64, 64)
     cost_learning_rate: Positive = 1e-3
     cost_steps: Size = 50  # gradient steps after each reward update
@@ -156,6 +156,12 @@ class Config(BaseModel):
                 f"learning_starts={self.learning_starts} and pretrain_steps={self.pretrain_steps} leave no step "
                 f"of steps={self.steps} to learn from labels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_cost(self) -> Config:
+        if self.cost == "information" and self.objective == "win_rate":
+            raise ValueError("cost=information is a part of the preference loss: there is none with objective=win_rate")
         return self
 
     @model_validator(mode="after")

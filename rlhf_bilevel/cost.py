@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.preference import logits
+from rlhf_bilevel.query import entropy_of_mean, information_gain
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
 from rlhf_bilevel.types import Preferences, Queries, RewardFn
@@ -33,12 +34,14 @@ def label_targets(config: Config, answers: Preferences, fresh_loss: Tensor) -> T
 
 
 def posterior_targets(config: Config, members: RewardFn, queries: Queries) -> Tensor:
-    """The same without labels: expectations under the ensemble's mean preference, (B,). The loss's is its entropy."""
+    """The same without labels: expectations under the ensemble's mean preference, (B,).
+
+    Of the preference loss it is the entropy; ``information`` is the part of it that a label would take away.
+    """
     with torch.no_grad():
-        mean = logits(members, queries).sigmoid().mean(0)
-    if config.objective == "preference_loss":
-        return -2 * (torch.special.xlogy(mean, mean) + torch.special.xlogy(1 - mean, 1 - mean))
-    return -config.win_weight * (mean - 0.5)
+        if config.objective == "win_rate":
+            return -config.win_weight * (logits(members, queries).sigmoid().mean(0) - 0.5)
+        return 2 * (information_gain if config.cost == "information" else entropy_of_mean)(members, queries)
 
 
 class LearnedCost(nn.Module):

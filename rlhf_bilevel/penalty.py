@@ -8,6 +8,7 @@ dh/dt = G at t = 0, so a difference quotient of h in t is a proxy of Phi,
 
     one-sided   (a, b) = (0, -sigma):      min_lambda { G + [J(phi, lambda*) - J(phi, lambda)] / sigma }, bias O(sigma)
     two-sided   (a, b) = (sigma, -sigma):  the central difference, bias O(sigma^2) on the gradient
+    forward     (a, b) = (0, sigma):       max_lambda { G - [J(phi, lambda*) - J(phi, lambda)] / sigma }, bias O(sigma)
 
 and, by Danskin again, its gradient is the partial derivative in phi with both maximisers held fixed: no Hessian, no
 implicit differentiation. One-sided is the proxy of arXiv 2503.17644 (Algorithm 1); two-sided is, for strongly convex
@@ -30,7 +31,10 @@ Response = TypeVar("Response")
 
 
 def tilts(sigma: float, two_sided: bool) -> tuple[float, float]:
-    """The pair (a, b). sigma has the unit of J over the unit of G: discounted return per nat of preference loss."""
+    """The pair (a, b). sigma has the unit of J over the unit of G: discounted return per nat of preference loss.
+
+    Negative and one-sided, it is the forward difference.
+    """
     return (sigma if two_sided else 0.0, -sigma)
 
 

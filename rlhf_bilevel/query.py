@@ -43,6 +43,10 @@ def entropy(members: Members, candidates: Queries) -> Tensor:
     return _entropies(members, candidates)[1]
 
 
+def entropy_of_mean(members: Members, candidates: Queries) -> Tensor:
+    return _entropies(members, candidates)[0]
+
+
 def information_gain(members: Members, candidates: Queries) -> Tensor:
     of_mean, mean = _entropies(members, candidates)
     return of_mean - mean

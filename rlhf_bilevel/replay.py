@@ -60,13 +60,14 @@ class Store:
             column[self.size] = value
         self.size += 1
 
-    def episodes(self, writer: int | None = None, since: int = 0) -> list[tuple[int, int]]:
-        """(start, end) rows of each episode in order, the running one included, cut to the rows from ``since`` on."""
+    def episodes(self, writer: int | None = None, since: int = 0, least: int = 1) -> list[tuple[int, int]]:
+        """(start, end) rows of each episode in order, the running one included, cut to the rows from ``since`` on,
+        with at least so many rows then."""
         ends = [*self._starts[1:], self.size]
         return [
             (max(start, since), end)
             for start, end, who in zip(self._starts, ends, self._writers, strict=True)
-            if (writer is None or who == writer) and end > max(start, since)
+            if (writer is None or who == writer) and end - max(start, since) >= least
         ]
 
     def sample_segments(
@@ -78,7 +79,7 @@ class Store:
         """
         starts = np.concatenate([np.arange(start, end - length + 1) for start, end in episodes] or [np.zeros(0, int)])
         if not len(starts):
-            longest = max((end - start for start, end in episodes), default=0)
+            longest = max((end - start for start, end in self.episodes()), default=0)
             raise ValueError(f"segment_length={length} is longer than every episode so far (longest: {longest} steps)")
         rows = torch.from_numpy(rng.choice(starts, count)[:, None] + np.arange(length))  # (B, T)
         return Segments(self.obs[rows], self.act[rows], self.truth[rows])

@@ -71,7 +71,7 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
     assert (ours - pebbles).norm() > 0.1 * pebbles.norm()
 
 
-@pytest.mark.parametrize("sides", ["one", "two"])
+@pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
     run = torn(sides)
     fixed = tuple(Visits(*(column.double() for column in visits)) for visits in best_responses(run))
@@ -84,7 +84,7 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
         second=answers.second._replace(obs=answers.second.obs.double(), act=answers.second.act.double()),
         label=answers.label.double(),
     )
-    width = run.config.sigma * (1 if sides == "one" else 2)
+    width = run.config.sigma * {"one": 1, "forward": -1, "two": 2}[sides]
 
     def discounted(visits: Visits) -> torch.Tensor:
         return (visits.weight * run.reward(visits.obs, visits.act)).sum()
@@ -109,7 +109,7 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
             assert grad.view(-1)[index].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("sides", ["one", "two"])
+@pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
     run: Run, monkeypatch: pytest.MonkeyPatch, sides: str
 ) -> None:
@@ -131,7 +131,7 @@ def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: 
     assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 
-@pytest.mark.parametrize("sides", ["one", "two"])
+@pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPatch, sides: str) -> None:
     rows = torch.arange(50)
     monkeypatch.setattr(run, "config", run.config.model_copy(update={"sides": sides}))
@@ -141,7 +141,7 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
     assert cost.std() > 0
     tilt = run.config.sigma * cost
     assert torch.allclose(first, reward + (tilt if sides == "two" else 0), atol=1e-6)
-    assert torch.allclose(second, reward - tilt, atol=1e-6)
+    assert torch.allclose(second, reward + (tilt if sides == "forward" else -tilt), atol=1e-6)
 
 
 def same_weights(first: Run, second: Run) -> bool:
@@ -178,6 +178,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
         {"objective": "win_rate"},
         {"cost": "posterior"},
         {"objective": "win_rate", "cost": "posterior", "sides": "two"},
+        {"cost": "information", "sides": "forward", "query_source": "cross"},
         {"query": "policy_aligned", "query_source": "second"},
         {"query": "uniform", "query_source": "cross", "visit_discount": 0.99},
         {"query": "k_center+information_gain", "policy_aligned": True, "teacher_mistake": 0.1},

@@ -50,31 +50,35 @@ def relative(estimate: Tensor, exact: Tensor) -> float:
     return float((estimate - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("two_sided", [False, True])
-def test_gradient_is_that_of_the_proxy(problem: RewardLearning, phi: Tensor, two_sided: bool) -> None:
+@pytest.mark.parametrize("sigma, two_sided", [(SIGMA, False), (-SIGMA, False), (SIGMA, True)])
+def test_gradient_is_that_of_the_proxy(problem: RewardLearning, phi: Tensor, sigma: float, two_sided: bool) -> None:
     """Danskin: holding both responses fixed loses nothing."""
-    estimate = differentiate(lambda x: phi_sigma(problem, x, SIGMA, two_sided), phi)
-    exact = central_difference(definition(problem, SIGMA, two_sided), phi, 1e-3)
+    estimate = differentiate(lambda x: phi_sigma(problem, x, sigma, two_sided), phi)
+    exact = central_difference(definition(problem, sigma, two_sided), phi, 1e-3)
     assert relative(estimate, exact) < 1e-8
-    whole = phi_sigma(problem, phi, SIGMA, two_sided)
-    assert whole.item() == pytest.approx(definition(problem, SIGMA, two_sided)(phi).item(), rel=1e-12)
+    whole = phi_sigma(problem, phi, sigma, two_sided)
+    assert whole.item() == pytest.approx(definition(problem, sigma, two_sided)(phi).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("two_sided, order", [(False, 1), (True, 2)])
-def test_bias_has_the_promised_order(problem: RewardLearning, phi: Tensor, two_sided: bool, order: int) -> None:
+@pytest.mark.parametrize("sign, two_sided, order", [(1, False, 1), (-1, False, 1), (1, True, 2)])
+def test_bias_has_the_promised_order(
+    problem: RewardLearning, phi: Tensor, sign: int, two_sided: bool, order: int
+) -> None:
     errors = [
         relative(differentiate(lambda x, s=sigma: phi_sigma(problem, x, s, two_sided), phi), problem.gradient(phi))
-        for sigma in (0.2, 0.1)
+        for sigma in (0.2 * sign, 0.1 * sign)
     ]
     assert log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
 
 
-def test_proxy_bounds_phi_from_below(problem: RewardLearning, phi: Tensor) -> None:
-    """min_lambda G + gap / sigma <= G(lambda*), with a gap >= 0; both only if the soft value is complete."""
+def test_proxy_bounds_phi(problem: RewardLearning, phi: Tensor) -> None:
+    """min_lambda G + gap / sigma <= G(lambda*) <= max_lambda G - gap / sigma, with gaps >= 0; all only if the soft
+    value is complete."""
     best, penalised = problem.respond(phi, 0.0), problem.respond(phi, -SIGMA)
     gap = problem.lower(phi, best) - problem.lower(phi, penalised)
     assert gap > 0
     assert phi_sigma(problem, phi, SIGMA, two_sided=False) < problem.upper(phi, best)
+    assert phi_sigma(problem, phi, -SIGMA, two_sided=False) > problem.upper(phi, best)
     assert problem.upper(phi, penalised) < problem.upper(phi, best)
 
 

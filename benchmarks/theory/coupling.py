@@ -250,17 +250,20 @@ def cross_entropy(rewards: Tensor, pairs: Pairs) -> Tensor:
     return (pairs.asked * softplus(d) - pairs.won * d).sum((1, 2))
 
 
-def bradley_terry(features: Tensor, pairs: Pairs, ridge: float) -> Tensor:
-    """The minimisers phi (B, F) of ``cross_entropy(features @ phi)`` + ridge |phi|^2 / 2, by damped Newton steps."""
+def bradley_terry(features: Tensor, pairs: Pairs, ridge: float, pull: Tensor | None = None) -> Tensor:
+    """The minimisers phi (B, F) of ``cross_entropy(features @ phi)`` + ridge |phi|^2 / 2 + pull phi, by damped Newton
+    steps; ``pull`` (B, F), or nothing."""
+    phi = features.new_zeros(features.shape[0], features.shape[2])
+    pull = torch.zeros_like(phi) if pull is None else pull
 
     def loss(phi: Tensor) -> Tensor:
-        return cross_entropy((features @ phi[..., None])[..., 0], pairs) + ridge / 2 * phi.square().sum(-1)
+        fit = cross_entropy((features @ phi[..., None])[..., 0], pairs)
+        return fit + (ridge / 2 * phi.square() + pull * phi).sum(-1)
 
-    phi = features.new_zeros(features.shape[0], features.shape[2])
     for _ in range(50):
         odds = torch.sigmoid(differences((features @ phi[..., None])[..., 0]))
         residual, curvature = pairs.asked * odds - pairs.won, pairs.asked * odds * (1 - odds)
-        slope = features.mT @ (residual.sum(2) - residual.sum(1))[..., None] + ridge * phi[..., None]
+        slope = features.mT @ (residual.sum(2) - residual.sum(1))[..., None] + (ridge * phi + pull)[..., None]
         laplacian = torch.diag_embed(curvature.sum(2) + curvature.sum(1)) - curvature - curvature.mT
         hessian = features.mT @ laplacian @ features + ridge * torch.eye(features.shape[2], dtype=torch.float64)
         step = torch.linalg.solve(hessian, slope)[..., 0]

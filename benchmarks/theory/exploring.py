@@ -1,0 +1,230 @@
+"""What is a second learner good for where labels are few and the reward can be anything? Exact random MDPs, float64.
+
+    python -m benchmarks.theory.exploring [--mdps 128] [--seed 0] [--out FILE.csv] [--workers 2]
+
+Worlds, teacher and return share are those of ``coupling``, the reward a table with a standard normal prior on every
+entry. N labels come in 10 sessions, the first on the reference policy's pairs. In each later one a pair is one step of
+one policy and one of another, and in between the reward is the most likely one given all labels so far. Policies:
+
+    own         best response to r, and the one whose return share is told
+    reference   the uniform policy
+    penalised   best response to r - sigma c     (sides=one, the paper's)
+    explorer    best response to r + sigma c     (sides=forward)
+
+G is the information about the reward that an answer gives, E over two independent steps of the policy of
+H(E p) - E H(p), with r's Gaussian posterior (Laplace's approximation) in p = sigmoid(r_i - r_j), and c = dG/dvisits.
+With ``gap`` the reward descends the value gap as well: J(own) - J(other) over a - b, by ``penalty.tilts``.
+
+Pairs are asked as they are drawn (``uniform``), or the tenth of the candidates is asked whose answers tell most
+(``information_gain``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from math import pi
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.theory.coupling import (
+    CHUNK,
+    GAMMA,
+    PAIRS,
+    SESSIONS,
+    Pairs,
+    Worlds,
+    answers,
+    bradley_terry,
+    differences,
+    draw,
+    generator,
+)
+from benchmarks.theory.laboratory import write
+from rlhf_bilevel.penalty import tilts
+from rlhf_bilevel.statistics import interval, mean
+
+SIGMA = 40.0  # 1 - gamma of it, 4, is what a nat more an answer is worth in reward, whose standard deviation is 2
+LABELS, CANDIDATES = (50, 100, 200), 10
+QUERIES = ("uniform", "information_gain")
+ROUNDS = 5  # of best responses and reward, with the gap
+
+
+class Method(NamedTuple):
+    other: str  # the policy that the second step of a pair is drawn from
+    gap: bool = False
+
+
+METHODS = {
+    "own pairs": Method("own"),
+    "with reference": Method("reference"),
+    "with penalised": Method("penalised"),
+    "with explorer": Method("explorer"),
+    "with penalised, gap": Method("penalised", gap=True),
+    "with explorer, gap": Method("explorer", gap=True),
+}
+SIGMAS = {"penalised": SIGMA, "explorer": -SIGMA}
+
+
+class Row(NamedTuple):
+    queries: str
+    labels: int
+    method: str
+    mdp: int
+    return_share: float
+
+
+def posterior(reward: Tensor, labels: Pairs) -> Tensor:
+    """Covariance (B, N, N) of the reward given the labels, in Laplace's approximation around ``reward`` (B, N)."""
+    odds = torch.sigmoid(differences(reward))
+    curvature = labels.asked * odds * (1 - odds)
+    hessian = torch.diag_embed(curvature.sum(2) + curvature.sum(1)) - curvature - curvature.mT
+    return torch.linalg.inv(hessian + torch.eye(PAIRS, dtype=torch.float64))
+
+
+def information(reward: Tensor, covariance: Tensor) -> Tensor:
+    """H(E p) - E H(p) of every pair of steps, (B, N, N) in nats."""
+    own = covariance.diagonal(dim1=1, dim2=2)
+    variance = (own[:, :, None] + own[:, None, :] - 2 * covariance).clamp(min=0)
+    middle, spread = differences(reward), variance.sqrt()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)  # of a standard normal's density
+    within = torch.zeros_like(middle)
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        within += weight * entropy(torch.sigmoid(middle + node * spread))
+    return (entropy(torch.sigmoid(middle / (1 + pi * variance / 8).sqrt())) - within).clamp(min=0)
+
+
+def entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p) + torch.special.entr(1 - p)
+
+
+def respond(worlds: Worlds, reward: Tensor, gained: Tensor, tilt: float) -> Tensor:
+    """The policies (B, S, A) that maximise J + tilt G, G = share' gained share."""
+    policy = worlds.best(reward)
+    for _ in range(4):  # G is quadratic in the shares: a few steps of its linearisation
+        share = (1 - GAMMA) * worlds.visits(policy)
+        policy = worlds.best(reward + tilt * (1 - GAMMA) * 2 * (gained @ share[..., None])[..., 0])
+    return policy
+
+
+def ask(
+    teacher: Tensor, first: Tensor, second: Tensor, score: Tensor | None, number: int, rngs: Sequence[torch.Generator]
+) -> Pairs:
+    """Counts of ``number`` answers a world, steps drawn from shares (B, N) each; ``score`` (B, N, N) picks pairs."""
+    count = number * (CANDIDATES if score is not None else 1)
+    noise = torch.stack([torch.rand(3, count, generator=rng, dtype=torch.float64) for rng in rngs], 1)
+    edges = ((share / share.sum(-1, keepdim=True)).cumsum(-1)[:, :-1].contiguous() for share in (first, second))
+    rows = [torch.searchsorted(edge, draws.contiguous()) for edge, draws in zip(edges, noise, strict=False)]
+    index = rows[0] * PAIRS + rows[1]
+    if score is not None:
+        index = index.gather(1, score.flatten(1).gather(1, index).argsort(-1, descending=True)[:, :number])
+    label = (noise[2][:, :number] < teacher.flatten(1).gather(1, index)).double()
+    zero = torch.zeros_like(teacher).flatten(1)
+    return Pairs(*(zero.scatter_add(1, index, x).reshape(teacher.shape) for x in (torch.ones_like(label), label)))
+
+
+def learn(worlds: Worlds, method: Method, queries: str, number: int, rngs: Sequence[torch.Generator]) -> Tensor:
+    """The last policy (B, S, A) after ``number`` labels."""
+    teacher, reference = answers(worlds, 0.0), worlds.visits(worlds.uniform())
+    fit = partial(bradley_terry, torch.eye(PAIRS, dtype=torch.float64).expand(len(rngs), -1, -1), ridge=1.0)
+    labels = ask(teacher, reference, reference, None, number // SESSIONS, rngs)
+    for session in range(1, SESSIONS + 1):
+        reward = fit(labels)
+        gained = information(reward, posterior(reward, labels))
+        pull = torch.zeros_like(reward)
+        for round in range(1, ROUNDS + 1 if method.gap else 2):
+            own = worlds.best(reward)
+            if method.other in SIGMAS:
+                _, tilt = tilts(SIGMAS[method.other], two_sided=False)
+                other = respond(worlds, reward, gained, tilt)
+            else:
+                other = own if method.other == "own" else worlds.uniform()
+            if method.gap:  # a loss a label, hence once for each; its mean over rounds, so that it settles
+                gap = (worlds.visits(own) - worlds.visits(other)) / -tilt
+                pull = pull + (labels.asked.sum((1, 2))[:, None] * gap - pull) / round
+                reward = fit(labels, pull=pull)
+        if session < SESSIONS:
+            score = gained if queries == "information_gain" else None
+            new = ask(teacher, worlds.visits(own), worlds.visits(other), score, number // SESSIONS, rngs)
+            labels = Pairs(labels.asked + new.asked, labels.won + new.won)
+    return worlds.best(reward)
+
+
+class Task(NamedTuple):
+    """What one process solves at once."""
+
+    seed: int
+    mdps: Sequence[int]
+    queries: str
+    labels: int
+    method: str
+
+
+def solve(task: Task) -> list[Row]:
+    worlds = draw(task.seed, task.mdps, 0.7)
+    rngs = [generator(task.seed, number, 2) for number in task.mdps]  # every method meets the same luck
+    policy = learn(worlds, METHODS[task.method], task.queries, task.labels, rngs)
+    shares = worlds.return_share(policy).tolist()
+    return [
+        Row(task.queries, task.labels, task.method, mdp, share) for mdp, share in zip(task.mdps, shares, strict=True)
+    ]
+
+
+def experiment(mdps: int, seed: int, workers: int) -> list[Row]:
+    chunks = [range(mdps)[start : start + CHUNK] for start in range(0, mdps, CHUNK)]
+    tasks = [Task(seed, chunk, queries, labels, method)
+             for queries, labels, method, chunk in product(QUERIES, LABELS, METHODS, chunks)]  # fmt: skip
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return [row for rows in pool.map(solve, tasks) for row in rows]
+
+
+def read_rows(file: Path) -> list[Row]:
+    with file.open(newline="") as stream:
+        return [Row(q, int(n), method, int(mdp), float(x)) for q, n, method, mdp, x in list(csv.reader(stream))[1:]]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A line a method, its return share and gain over own pairs in the same MDPs, by queries and labels."""
+    shares: dict[tuple[str, int, str], list[float]] = {}
+    for row in rows:
+        shares.setdefault(row[:3], []).append(row.return_share)
+    points = list(product(QUERIES, LABELS))
+    heads = [f"{queries}, {labels} labels" for queries, labels in points]
+    lines = [f"| second step of a pair | {' | '.join(heads)} |", "|---|" + "---|" * len(points)]
+    for method in METHODS:
+        cells = []
+        for point in points:
+            own, other = np.array([shares[(*point, method)]]), np.array([shares[(*point, "own pairs")]])
+            share, gain = (interval(mean, values, corrected=False) for values in (own, own - other))
+            told = f"{share[0]:.2f} [{share[1]:.2f}, {share[2]:.2f}]"
+            cells.append(told if method == "own pairs" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="exploring", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--mdps", type=int, default=128, help="random MDPs, the same for every method")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/theory-exploring.csv"))
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    options = parser.parse_args(arguments)
+    for name, least in ("mdps", 2), ("seed", 0), ("workers", 1):
+        if getattr(options, name) < least:
+            parser.exit(2, f"exploring: --{name} must be at least {least}, not {getattr(options, name)}\n")
+    rows = experiment(options.mdps, options.seed, options.workers)
+    write(rows, options.out)
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
