@@ -126,11 +126,11 @@ def train(run: Run) -> Iterator[Row]:
 def interact(run: Run) -> Iterator[tuple[Row, int]]:
     """All but the learners' gradient steps: after every environment step, what was measured, and how many are due.
 
-    Learners act in turn, an episode each.
+    Learners act an episode at a time, the agent's in all but every ``other_every``-th.
     """
     c = run.config
     while run.step < c.steps:
-        who = run.episode % len(run.learners)
+        who = turn(run)
         run.episode += 1
         learner, env = run.learners[who], run.envs[who]
         run.store.begin(who)
@@ -150,6 +150,13 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
             if done:
                 row |= episode_metrics(run, start)
             yield row, updates
+
+
+def turn(run: Run) -> int:
+    """The learner that acts in this episode."""
+    agent, (block, place) = run.method.agent(run.config), divmod(run.episode, run.config.other_every)
+    others = [number for number in range(len(run.learners)) if number != agent]
+    return others[block % len(others)] if others and place == run.config.other_every - 1 else agent
 
 
 def move_reward(run: Run) -> tuple[Row, int]:

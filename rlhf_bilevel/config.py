@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
+Turns = Annotated[int, Field(ge=2, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -64,6 +65,7 @@ class Config(BaseModel):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
     tau: Fraction = 0.005  # step of the target critics, at each update
     initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
+    other_every: Turns = 2  # of two learners, the one that is not the agent acts in every so many episodes
     update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
     updates: Size = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
     reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward

@@ -121,6 +121,14 @@ def test_two_learners_act_in_turn_and_both_are_counted() -> None:
     assert torch.equal(first, second)  # common starts: the learners differ by what they do alone
 
 
+@pytest.mark.parametrize("sides, agent", [("one", 0), ("two", 1)])
+def test_the_agents_learner_may_act_more_often(sides: str, agent: int) -> None:
+    run = build("penalty", steps=200, other_every=3, sides=sides, labels=0)
+    list(train(run))
+    assert run.store.episodes(writer=1 - agent) == [(100, 150)]
+    assert run.store.episodes(writer=agent) == [(0, 50), (50, 100), (150, 200)]
+
+
 def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
     run = build("pebble", steps=400, learning_starts=30, labels=0, hidden=(32, 32), batch=64)
     list(train(run))
