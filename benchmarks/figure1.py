@@ -23,17 +23,18 @@ from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
-FROZEN = ""
-"""Settings of the penalty method, found on other tasks and other seeds than those here (docs/results.md)."""
+CROSS = "--set query_source=cross"
+FROZEN = f"--set sides=forward --set cost=information --set sigma=100 {CROSS}"
+"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e) before any run here."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
-    "twin": ("twin", ""),
+    "twin": ("twin", CROSS),
     "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
-    "penalty without cost": ("penalty", f"{FROZEN} --set use_cost=false"),
+    "penalty, the paper's side": ("penalty", ""),
     "pebble, aligned queries": ("pebble", "--set query=policy_aligned"),
 }
-"""``twin`` is the control: two learners without any coupling."""
+"""``twin`` is the control, two learners without any coupling: what the penalty method is without its cost."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.theory import coupling, exploring
 from benchmarks.theory.coupling import GAMMA, PAIRS, Pairs, Worlds, bradley_terry, cross_entropy, differences
-from benchmarks.theory.exploring import ask, entropy, information, posterior, respond
+from benchmarks.theory.exploring import PRECISION, ask, entropy, information, posterior, respond
 
 NUMBER = 40
 
@@ -25,12 +25,12 @@ def labels(worlds: Worlds) -> Pairs:
 
 @pytest.fixture(scope="module")
 def reward(labels: Pairs) -> torch.Tensor:
-    return bradley_terry(torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, 1.0)
+    return bradley_terry(torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, PRECISION)
 
 
 def test_posterior_is_the_inverse_curvature_of_the_log_posterior(labels: Pairs, reward: torch.Tensor) -> None:
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return (cross_entropy(x[None], Pairs(*(part[:1] for part in labels))) + x.square().sum() / 2).sum()
+        return (cross_entropy(x[None], Pairs(*(part[:1] for part in labels))) + PRECISION * x.square().sum() / 2).sum()
 
     exact = torch.linalg.inv(torch.autograd.functional.hessian(loss, reward[0]))
     torch.testing.assert_close(posterior(reward, labels)[0], exact, rtol=1e-8, atol=1e-10)
@@ -79,8 +79,10 @@ def test_labels_are_counted_and_the_most_telling_are_picked(worlds: Worlds, labe
 
 def test_the_gap_is_descended(labels: Pairs, reward: torch.Tensor) -> None:
     pull = torch.linspace(-1, 1, PAIRS, dtype=torch.float64).expand(2, -1)
-    pulled = bradley_terry(torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, 1.0, pull).requires_grad_()
-    whole = (cross_entropy(pulled, labels) + pulled.square().sum(-1) / 2 + (pull * pulled).sum(-1)).sum()
+    pulled = bradley_terry(
+        torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, PRECISION, pull
+    ).requires_grad_()
+    whole = (cross_entropy(pulled, labels) + PRECISION * pulled.square().sum(-1) / 2 + (pull * pulled).sum(-1)).sum()
     (slope,) = torch.autograd.grad(whole, pulled)
     assert slope.abs().max() < 1e-8
     assert (pulled - reward).abs().max() > 0.1

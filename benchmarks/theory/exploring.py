@@ -2,9 +2,10 @@
 
     python -m benchmarks.theory.exploring [--mdps 128] [--seed 0] [--out FILE.csv] [--workers 2]
 
-Worlds, teacher and return share are those of ``coupling``, the reward a table with a standard normal prior on every
-entry. N labels come in 10 sessions, the first on the reference policy's pairs. In each later one a pair is one step of
-one policy and one of another, and in between the reward is the most likely one given all labels so far. Policies:
+Worlds, teacher and return share are those of ``coupling``. The reward is a table, with a normal prior on every entry
+whose standard deviation is the truth's. N labels come in 10 sessions, the first on the reference policy's pairs. In
+each later one a pair is one step of one policy and one of another, and in between the reward is the most likely one
+given all labels so far. Policies:
 
     own         best response to r, and the one whose return share is told
     reference   the uniform policy
@@ -13,7 +14,8 @@ one policy and one of another, and in between the reward is the most likely one 
 
 G is the information about the reward that an answer gives, E over two independent steps of the policy of
 H(E p) - E H(p), with r's Gaussian posterior (Laplace's approximation) in p = sigmoid(r_i - r_j), and c = dG/dvisits.
-With ``gap`` the reward descends the value gap as well: J(own) - J(other) over a - b, by ``penalty.tilts``.
+(1 - gamma) sigma, 4 or 16 here, is what a nat more an answer is worth in reward. With ``gap`` the reward descends the
+value gap as well: J(own) - J(other) over a - b, by ``penalty.tilts``.
 
 Pairs are asked as they are drawn (``uniform``), or the tenth of the candidates is asked whose answers tell most
 (``information_gain``).
@@ -40,6 +42,7 @@ from benchmarks.theory.coupling import (
     CHUNK,
     GAMMA,
     PAIRS,
+    REWARD_STD,
     SESSIONS,
     Pairs,
     Worlds,
@@ -53,26 +56,28 @@ from benchmarks.theory.laboratory import write
 from rlhf_bilevel.penalty import tilts
 from rlhf_bilevel.statistics import interval, mean
 
-SIGMA = 40.0  # 1 - gamma of it, 4, is what a nat more an answer is worth in reward, whose standard deviation is 2
+PRECISION = 1 / REWARD_STD**2
 LABELS, CANDIDATES = (50, 100, 200), 10
 QUERIES = ("uniform", "information_gain")
 ROUNDS = 5  # of best responses and reward, with the gap
 
 
 class Method(NamedTuple):
-    other: str  # the policy that the second step of a pair is drawn from
+    """Whose step is the second of a pair."""
+
+    sigma: float = 0.0  # of the other learner, negative for an explorer; 0 where there is none
+    reference: bool = False  # the reference policy's, where there is no other learner: else the same one's
     gap: bool = False
 
 
 METHODS = {
-    "own pairs": Method("own"),
-    "with reference": Method("reference"),
-    "with penalised": Method("penalised"),
-    "with explorer": Method("explorer"),
-    "with penalised, gap": Method("penalised", gap=True),
-    "with explorer, gap": Method("explorer", gap=True),
+    "own pairs": Method(),
+    "with reference": Method(reference=True),
+    **{
+        f"with {name}, sigma {sigma}{', gap' if gap else ''}": Method(sign * sigma, gap=gap)
+        for (name, sign), sigma, gap in product({"penalised": 1.0, "explorer": -1.0}.items(), (40, 160), (False, True))
+    },
 }
-SIGMAS = {"penalised": SIGMA, "explorer": -SIGMA}
 
 
 class Row(NamedTuple):
@@ -88,7 +93,7 @@ def posterior(reward: Tensor, labels: Pairs) -> Tensor:
     odds = torch.sigmoid(differences(reward))
     curvature = labels.asked * odds * (1 - odds)
     hessian = torch.diag_embed(curvature.sum(2) + curvature.sum(1)) - curvature - curvature.mT
-    return torch.linalg.inv(hessian + torch.eye(PAIRS, dtype=torch.float64))
+    return torch.linalg.inv(hessian + PRECISION * torch.eye(PAIRS, dtype=torch.float64))
 
 
 def information(reward: Tensor, covariance: Tensor) -> Tensor:
@@ -135,7 +140,7 @@ def ask(
 def learn(worlds: Worlds, method: Method, queries: str, number: int, rngs: Sequence[torch.Generator]) -> Tensor:
     """The last policy (B, S, A) after ``number`` labels."""
     teacher, reference = answers(worlds, 0.0), worlds.visits(worlds.uniform())
-    fit = partial(bradley_terry, torch.eye(PAIRS, dtype=torch.float64).expand(len(rngs), -1, -1), ridge=1.0)
+    fit = partial(bradley_terry, torch.eye(PAIRS, dtype=torch.float64).expand(len(rngs), -1, -1), ridge=PRECISION)
     labels = ask(teacher, reference, reference, None, number // SESSIONS, rngs)
     for session in range(1, SESSIONS + 1):
         reward = fit(labels)
@@ -143,11 +148,8 @@ def learn(worlds: Worlds, method: Method, queries: str, number: int, rngs: Seque
         pull = torch.zeros_like(reward)
         for round in range(1, ROUNDS + 1 if method.gap else 2):
             own = worlds.best(reward)
-            if method.other in SIGMAS:
-                _, tilt = tilts(SIGMAS[method.other], two_sided=False)
-                other = respond(worlds, reward, gained, tilt)
-            else:
-                other = own if method.other == "own" else worlds.uniform()
+            _, tilt = tilts(method.sigma, two_sided=False)
+            other = worlds.uniform() if method.reference else respond(worlds, reward, gained, tilt) if tilt else own
             if method.gap:  # a loss a label, hence once for each; its mean over rounds, so that it settles
                 gap = (worlds.visits(own) - worlds.visits(other)) / -tilt
                 pull = pull + (labels.asked.sum((1, 2))[:, None] * gap - pull) / round
@@ -175,7 +177,8 @@ def solve(task: Task) -> list[Row]:
     policy = learn(worlds, METHODS[task.method], task.queries, task.labels, rngs)
     shares = worlds.return_share(policy).tolist()
     return [
-        Row(task.queries, task.labels, task.method, mdp, share) for mdp, share in zip(task.mdps, shares, strict=True)
+        Row(task.queries, task.labels, task.method, mdp, round(share, 4))
+        for mdp, share in zip(task.mdps, shares, strict=True)
     ]
 
 
