@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -89,9 +91,15 @@ def test_the_gap_is_descended(labels: Pairs, reward: torch.Tensor) -> None:
 
 
 def test_an_experiment_has_every_method_in_every_world_and_the_same_luck() -> None:
-    task = exploring.Task(0, range(2), "uniform", 20, "own pairs")
+    task = exploring.Task(0, range(2), "uniform", 20, "own")
     rows = exploring.solve(task)
     assert rows == exploring.solve(task)
     assert [row.mdp for row in rows] == [0, 1] and all(-1 < row.return_share <= 1 for row in rows)
     others = {m: exploring.solve(task._replace(method=m)) for m in exploring.METHODS}
     assert len({tuple(row.return_share for row in found) for found in others.values()}) == len(exploring.METHODS)
+
+
+def test_the_docs_table_is_that_of_the_committed_results() -> None:
+    root = Path(__file__).parent.parent
+    rows = exploring.read_rows(root / "benchmarks/results/theory-exploring.csv")
+    assert "\n".join(exploring.table(rows)) in (root / "docs/theory.md").read_text()

@@ -71,10 +71,10 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "own pairs": Method(),
-    "with reference": Method(reference=True),
+    "own": Method(),
+    "reference": Method(reference=True),
     **{
-        f"with {name}, sigma {sigma}{', gap' if gap else ''}": Method(sign * sigma, gap=gap)
+        f"{name} {sigma}{', gap' if gap else ''}": Method(sign * sigma, gap=gap)
         for (name, sign), sigma, gap in product({"penalised": 1.0, "explorer": -1.0}.items(), (40, 160), (False, True))
     },
 }
@@ -196,7 +196,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """A line a method, its return share and gain over own pairs in the same MDPs, by queries and labels."""
+    """A line a method, its return share, or what it is above ``own`` in the same MDPs, by queries and labels."""
     shares: dict[tuple[str, int, str], list[float]] = {}
     for row in rows:
         shares.setdefault(row[:3], []).append(row.return_share)
@@ -206,10 +206,10 @@ def table(rows: Sequence[Row]) -> list[str]:
     for method in METHODS:
         cells = []
         for point in points:
-            own, other = np.array([shares[(*point, method)]]), np.array([shares[(*point, "own pairs")]])
+            own, other = np.array([shares[(*point, method)]]), np.array([shares[(*point, "own")]])
             share, gain = (interval(mean, values, corrected=False) for values in (own, own - other))
             told = f"{share[0]:.2f} [{share[1]:.2f}, {share[2]:.2f}]"
-            cells.append(told if method == "own pairs" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain))
+            cells.append(told if method == "own" else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
