@@ -13,11 +13,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
+from rlhf_bilevel.given import configure
+from rlhf_bilevel.many import whole
 from rlhf_bilevel.plot import Point, points, read_table, write_table
-from rlhf_bilevel.sweep import Local, Planned, complete
+from rlhf_bilevel.sweep import Local, Planned, agree, complete
 from rlhf_bilevel.worker import ended
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
@@ -57,6 +60,12 @@ def in_results(table: Path, one: Named) -> bool:
     return table.is_file() and any(key == (p.method, p.env, p.seed, p.step) for p in read_table(table))
 
 
+def settings(run: Planned) -> dict[str, Any]:
+    """All of them, as the run's file holds them."""
+    args = parser().parse_args(["train", *run.words, "--out", str(run.out)])
+    return whole(run.method, run.env, args.preset, configure(args))
+
+
 def collect(table: Path, members: Group) -> None:
     """Adds what has ended to what the table holds already, in the order of the group."""
     known = read_table(table) if table.is_file() else []
@@ -73,9 +82,17 @@ def collect(table: Path, members: Group) -> None:
 
 
 def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -> None:
-    """Runs what is missing, ``workers`` side by side (0: nothing), and collects. SystemExit where a run failed."""
+    """Runs what is missing, ``workers`` side by side (0: nothing), and collects.
+
+    SystemExit where a run failed, or one was begun with other settings.
+    """
     tables = {results / f"{name}.csv": members for name, members in groups.items()}
     missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
+    for run in missing:
+        try:
+            agree(run, settings(run))
+        except ValueError as other:
+            raise SystemExit(str(other)) from None
     failed = []
     if workers:
         with Board(missing) as board:
@@ -87,11 +104,11 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", choices=GROUPS, action="append", help="may be given more than once (all)")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
-    parser.add_argument("--collect", action="store_true", help="run nothing")
-    args = parser.parse_args(argv)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--group", choices=GROUPS, action="append", help="may be given more than once (all)")
+    options.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    options.add_argument("--collect", action="store_true", help="run nothing")
+    args = options.parse_args(argv)
     gather({name: GROUPS[name] for name in args.group or GROUPS}, 0 if args.collect else args.workers)
 
 

@@ -31,7 +31,7 @@ VARIANTS = {
     "penalty": ("penalty", FROZEN),
     "twin": ("twin", CROSS),
     "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
-    "penalty, the paper's side": ("penalty", ""),
+    "penalty, defaults": ("penalty", ""),
     "pebble, aligned queries": ("pebble", "--set query=policy_aligned"),
 }
 """``twin`` is the control, two learners without any coupling: what the penalty method is without its cost."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import evidence, figure1
 from rlhf_bilevel.__main__ import parser
@@ -22,6 +23,20 @@ def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
         assert {(told["steps"], told["labels"]) for _, told in settings.values()} == {(panel.steps, panel.labels)}
         without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
         assert all(without_seed.count(one) == 1 for one in without_seed)
+
+
+def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (one,) = figure1.group("smoke", "walker-100", figure1.SCALES["smoke"]["walker-100"])[:1]
+    told = evidence.settings(one.run)
+    one.run.out.mkdir(parents=True)
+    (one.run.out / "config.yaml").write_text(
+        yaml.safe_dump({"method": one.run.method, "env": one.run.env, "settings": told | {"batch": 33}})
+    )
+    with pytest.raises(SystemExit, match="batch=33, not 32"):
+        evidence.gather({"some": [one]}, workers=0, results=tmp_path)
 
 
 def test_what_has_ended_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
