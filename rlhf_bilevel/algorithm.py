@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,17 +91,13 @@ class Run:
         return self.config.learning_starts + self.config.pretrain_steps
 
     def sample_pairs(self, count: int) -> Queries:
-        """Random pairs of segments from recent episodes, of all learners or, if it has any that is long enough, as
-        ``query_source`` says. ValueError where there is no such episode at all."""
-        c = self.config
+        """Random pairs of segments from recent episodes, those that ``query_source`` says if any is long enough."""
+        c, episodes = self.config, partial(self.store.episodes, least=self.config.segment_length)
         recent = c.aligned_episodes if c.policy_aligned else c.recent_episodes
         two = len(self.learners) == 2
         sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
-        long = {writer: self.store.episodes(writer, least=c.segment_length)[-recent:] for writer in (None, *sources)}
-        first, second = (
-            self.store.sample_segments(long[writer] or long[None], count, c.segment_length, self.rng["query"])
-            for writer in sources
-        )
+        pools = [episodes(writer)[-recent:] or episodes()[-recent:] for writer in sources]
+        first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng["query"]) for p in pools)
         return Queries(first, second)
 
     def sample_visits(self) -> tuple[Visits, Visits] | None:
@@ -124,10 +121,7 @@ def train(run: Run) -> Iterator[Row]:
 
 
 def interact(run: Run) -> Iterator[tuple[Row, int]]:
-    """All but the learners' gradient steps: after every environment step, what was measured, and how many are due.
-
-    Learners act an episode at a time, the agent's in all but every ``other_every``-th.
-    """
+    """All but the learners' gradient steps: after every environment step, what was measured, and how many are due."""
     c = run.config
     while run.step < c.steps:
         who = turn(run)
@@ -153,7 +147,7 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
 
 
 def turn(run: Run) -> int:
-    """The learner that acts in this episode."""
+    """Learners act an episode at a time, the agent's in all but every ``other_every``-th."""
     agent, (block, place) = run.method.agent(run.config), divmod(run.episode, run.config.other_every)
     others = [number for number in range(len(run.learners)) if number != agent]
     return others[block % len(others)] if others and place == run.config.other_every - 1 else agent
@@ -174,8 +168,8 @@ def move_reward(run: Run) -> tuple[Row, int]:
     else:
         return {}, 0
     if first := not run.learnt:
-        answers = run.prefs[:]
-        run.reward.measure(*(torch.cat(pair) for pair in zip(answers.first[:2], answers.second[:2], strict=True)))
+        for network in (run.reward, run.cost.step) if c.reward_units == "measured" else ():
+            network.measure(*run.prefs.steps())
         run.method.prepare(run)
     row = update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):

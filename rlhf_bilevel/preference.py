@@ -88,6 +88,11 @@ class PreferenceStore:
         self.fresh_loss = columns.get("fresh_loss", torch.zeros(0))
         self._columns = [columns[name] for name in self.COLUMNS] if "label" in columns else []
 
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """obs (N, T, o) and act (N, T, a) of all segments."""
+        first_obs, first_act, _, second_obs, second_act, *_ = self._columns
+        return torch.cat([first_obs, second_obs]), torch.cat([first_act, second_act])
+
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Preferences]:
         """One epoch in shuffled minibatches of at most ``size`` pairs."""
         order = torch.from_numpy(rng.permutation(len(self)))

@@ -1,7 +1,8 @@
 """A bounded reward ensemble: r_m(s, a) = bound * tanh(f_m([s, a])), members in the leading axis of every weight.
 
 f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
-rewards that can be read, weight by weight.
+rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): with velocities in
+the tens beside angles below one, as B-Pref has them, a network learns the scale of the velocities and little else.
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
 """
@@ -9,9 +10,9 @@ The bound matters: the value gap is linear in r, so a penalty on it could drive 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class RewardEnsemble(nn.Module):
     ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
     """
 
-    unit: Tensor  # (features,), of a reward that is no network
+    unit: Tensor  # (features,)
 
     def __init__(
         self,
@@ -52,8 +53,7 @@ class RewardEnsemble(nn.Module):
         layers = list(pairwise(sizes))
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
-        if form != "network":
-            self.register_buffer("unit", torch.ones(sizes[0]))
+        self.register_buffer("unit", torch.ones(sizes[0]))
 
     @classmethod
     def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
@@ -64,8 +64,7 @@ class RewardEnsemble(nn.Module):
         """obs (..., o) and act (..., a) to (M, ...), each value within [-bound, bound]."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
-        if self.form != "network":
-            x = self.features(x) / self.unit
+        x = self.features(x) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -84,13 +83,13 @@ class RewardEnsemble(nn.Module):
         return torch.cat([x, x[:, first] * x[:, second]], 1)
 
     def measure(self, obs: Tensor, act: Tensor) -> None:
-        """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where there are any.
+        """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where they vary."""
+        spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
+        self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
-        Without them the largest features would fill the tanh, and nothing be learnt of the others.
-        """
-        if self.form != "network":
-            spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
-            self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Networks of older runs have no units."""
+        return super().load_state_dict({"unit": torch.ones_like(self.unit)} | dict(state), strict, assign)
 
     def names(self, names: Sequence[str]) -> list[str]:
         """Of all features, where x's are so named."""
