@@ -162,3 +162,16 @@ def true_return(method: str, seed: int) -> float:
             total, done = total + truth, terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
+
+
+@pytest.mark.parametrize("units", ["measured", "raw"])
+def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(units: str) -> None:
+    run = build("penalty", steps=160, reward_units=units)
+    seen = []
+    for _ in train(run):
+        if len(run.prefs):
+            seen.append(torch.cat([run.reward.unit, run.cost.step.unit]))
+    first = run.prefs[: run.config.session_labels]
+    steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
+    spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
+    assert all(torch.allclose(unit, spread.repeat(2)) for unit in seen) and seen

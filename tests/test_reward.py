@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -38,6 +39,29 @@ def test_rewards_that_can_be_read_are_their_weights_times_their_features() -> No
         (weight,), (bias,) = reward.weights, reward.biases
         expected = torch.tanh(torch.einsum("nf,mf->mn", features, weight[..., 0]) + bias[:, 0])
         assert torch.allclose(reward.members(obs, act), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["network", "linear", "quadratic"])
+def test_measured_rewards_do_not_depend_on_the_units_of_what_they_see(form: Any) -> None:
+    obs, act, scale = torch.randn(50, 3), torch.randn(50, 2), torch.tensor([1000.0, 1.0, 0.001])
+    plain, scaled = ensemble(form=form), ensemble(form=form)
+    assert not torch.allclose(plain(obs * scale, act), plain(obs, act), atol=0.01)
+    plain.measure(obs, act)
+    scaled.measure(obs * scale, act)
+    assert torch.allclose(scaled(obs * scale, act), plain(obs, act), atol=1e-5)
+
+
+def test_what_does_not_vary_keeps_its_units_and_older_networks_are_read() -> None:
+    reward, old = ensemble(), ensemble(seed=1)
+    reward.measure(torch.tensor([[1.0, 2.0, 0.0], [1.0, 4.0, 0.0]]), torch.zeros(2, 2))
+    assert reward.unit.tolist() == pytest.approx([1.0, 2**0.5, 1.0, 1.0, 1.0])
+    state = old.state_dict()
+    del state["unit"]
+    reward.load_state_dict(state)
+    obs, act = torch.randn(5, 3), torch.randn(5, 2)
+    assert torch.equal(reward(obs, act), old(obs, act))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        reward.load_state_dict({})
 
 
 def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
