@@ -1,6 +1,6 @@
 """The learning runs behind docs and figures. What is missing is run, two side by side; the rest is left as it is.
 
-    python -m benchmarks.evidence [--group quick|walker|door] [--workers 2] [--collect]
+    python -m benchmarks.evidence [--group quick|walker|door|search-stand|...] [--workers 2] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
 ``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
@@ -53,6 +53,28 @@ GROUPS: dict[str, Group] = {
     "door": [named("door", "penalty", "penalty", "Meta-World/door-open-v3", 0, 50_000, "--preset cpu --labels 500")],
 }
 
+SHORT = "--preset quick --labels 60 --set eval_every=2000 --set eval_episodes=10"
+FORWARD = "--set sides=forward --set cost=information --set sigma=30"
+VARIANTS = {
+    "pebble": ("pebble", ""),
+    "twin": ("twin", ""),
+    "penalty": ("penalty", ""),
+    "penalty, win rate": ("penalty", "--set objective=win_rate --set win_weight=4"),
+    "penalty, forward": ("penalty", FORWARD),
+    "pebble, aligned queries": ("pebble", "--set query=policy_aligned"),
+    "twin, other_every=4": ("twin", "--set other_every=4"),
+    "penalty, forward, other_every=4": ("penalty", f"{FORWARD} --set other_every=4"),
+}
+SEARCH: dict[str, Group] = {
+    f"search-{task}": [
+        named(f"search-{task}", name, method, f"dm_control/{env}", seed, 16_000, f"{SHORT} {words}")
+        for seed in range(100, 104)
+        for name, (method, words) in VARIANTS.items()
+    ]
+    for task, env in (("stand", "walker-stand-v0"), ("swingup", "cartpole-swingup-v0"), ("reacher", "reacher-easy-v0"))
+}
+"""Settings of the penalty method, looked for on other tasks and seeds than those it is reported on."""
+
 
 def in_results(table: Path, one: Named) -> bool:
     """Whether the run's evaluations, to its last step, are in the committed table."""
@@ -104,12 +126,15 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    groups = GROUPS | SEARCH
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--group", choices=GROUPS, action="append", help="may be given more than once (all)")
+    options.add_argument(
+        "--group", choices=groups, action="append", help="may be given more than once (all but searches)"
+    )
     options.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
     options.add_argument("--collect", action="store_true", help="run nothing")
     args = options.parse_args(argv)
-    gather({name: GROUPS[name] for name in args.group or GROUPS}, 0 if args.collect else args.workers)
+    gather({name: groups[name] for name in args.group or GROUPS}, 0 if args.collect else args.workers)
 
 
 if __name__ == "__main__":
