@@ -25,7 +25,7 @@ from rlhf_bilevel.statistics import iqm
 
 CROSS = "--set query_source=cross"
 FROZEN = f"--set sides=forward --set cost=information --set sigma=100 {CROSS}"
-"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e) before any run here."""
+"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e); open again after a first look (docs/results.md)."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),

@@ -1,8 +1,8 @@
 """A bounded reward ensemble: r_m(s, a) = bound * tanh(f_m([s, a])), members in the leading axis of every weight.
 
 f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
-rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): with velocities in
-the tens beside angles below one, as B-Pref has them, a network learns the scale of the velocities and little else.
+rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
+B-Pref has it, networks learn far less that holds for later pairs (docs/results.md).
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
 """
