@@ -25,7 +25,7 @@ from rlhf_bilevel.statistics import iqm
 
 CROSS = "--set query_source=cross"
 FROZEN = f"--set sides=forward --set cost=information --set sigma=100 {CROSS}"
-"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e); open again after a first look (docs/results.md)."""
+"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e); after a first look open again."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
