@@ -98,11 +98,19 @@ class SB3Learner:
         self._view = View(store, seed, (config.newest_share, config.newest_rows))
         self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
         self._config = config
+        self._plain = stackable(model) and model.action_noise is None and model.device.type == "cpu"
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        self.model.num_timesteps, self.model._last_obs = step, obs[None]
+        model, start = self.model, self._config.learning_starts
+        if self._plain and step >= start:  # the same draws as SB3's ``predict``, which is slow
+            with torch.no_grad():
+                mean, log_std, _ = model.actor.get_action_dist_params(torch.as_tensor(obs[None]))
+                noise = torch.randn(mean.shape, generator=self._rng)
+                scaled = torch.tanh(mean + log_std.exp() * noise).numpy()
+            return model.policy.unscale_action(scaled)[0], scaled[0]
+        model.num_timesteps, model._last_obs = step, obs[None]
         with drawing_from(self._rng):
-            action, scaled = self.model._sample_action(self._config.learning_starts, self.model.action_noise)
+            action, scaled = model._sample_action(start, model.action_noise)
         return action[0], scaled[0]
 
     def improve(self, updates: int, step: int) -> dict[str, float]:

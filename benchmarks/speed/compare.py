@@ -98,6 +98,7 @@ def reward_flops(hidden: int = 256, training: bool = True) -> float:
 ARITHMETIC = {  # floating-point operations a unit
     "SAC update": sac_flops(),
     "SAC update, 2 threads": sac_flops(),
+    "PEBBLE loop": (750 * sac_flops() + 10 * (20 + 40 + 60) * reward_flops()) / 1000,
     "reward update, 256x256x256": reward_flops(),
     "relabelling": reward_flops(training=False),
     "disagreement": 100 * reward_flops(training=False),

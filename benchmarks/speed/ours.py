@@ -67,14 +67,14 @@ def update(algorithm: Any = SAC, method: str = "sac") -> Work:
     return work
 
 
-def loop(method: str, refresh_every: int, steps: int = 1000) -> Work:
+def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disagreement") -> Work:
     """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
 
     def work() -> int:
         quarter = steps // 4
         run = run_of(
             method, 0, steps, learning_starts=quarter, session_every=quarter, session_labels=20, labels=60,
-            reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0,
+            reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0, query=query,
         )  # fmt: skip
         for _ in train(run):
             pass
@@ -151,7 +151,7 @@ if __name__ == "__main__":
             "update": update,
             "update_sb3": partial(update, Plain),
             "update_two": partial(update, SAC, "twin"),
-            "loop": partial(loop, "pebble", 0),
+            "loop": partial(loop, "pebble", 0, query="uniform"),  # as imitation, which draws pairs at random
             "loop_pebble": partial(loop, "pebble", 50),
             "loop_penalty": partial(loop, "penalty", 50),
             "reward_update": partial(reward_update, (256, 256, 256)),
