@@ -18,23 +18,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import Group, named
+from benchmarks.evidence import ALIGNED, CPU, FORWARD, HYBRID, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
-CROSS = "--set query_source=cross"
-FROZEN = f"--set sides=forward --set cost=information --set sigma=100 {CROSS}"
-"""Settings of the penalty method, chosen on exact problems (docs/theory.md, e); after a first look open again."""
+FROZEN = f"{FORWARD} {HYBRID}"
+"""Settings of the penalty method, looked for on another task and other seeds (``evidence.SEARCH``)."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
-    "twin": ("twin", CROSS),
+    "twin": ("twin", HYBRID),
     "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
-    "penalty, defaults": ("penalty", ""),
-    "pebble, aligned queries": ("pebble", "--set query=policy_aligned"),
+    "pebble, aligned": ("pebble", ALIGNED),
+    "pebble, aligned, newest half": ("pebble", HYBRID),
 }
-"""``twin`` is the control, two learners without any coupling: what the penalty method is without its cost."""
+"""``twin`` is the control, two learners without any coupling: what the penalty method is without its cost. PEBBLE with
+the penalty method's queries and batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
@@ -58,7 +58,7 @@ def seeds(main: int, ablations: int = 0) -> dict[str, int]:
     return dict.fromkeys(MAIN, main) | (dict.fromkeys(ABLATIONS, ablations) if ablations else {})
 
 
-CPU = "--preset cpu --set batch=128 --set eval_every=10000 --set eval_episodes=5"
+WALK = f"{CPU} --set eval_every=10000"
 """Half of the preset's batch: then all panels take about 25 hours of one core, not 40."""
 SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
 SCALES = {
@@ -67,12 +67,12 @@ SCALES = {
         "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL),
     },
     "cpu": {
-        "walker-100": Panel("walker-walk, 100 labels", WALKER, 150_000, 100, seeds(5, 3), CPU),
-        "walker-500": Panel("walker-walk, 500 labels", WALKER, 150_000, 500, seeds(3), CPU),
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 150_000, 100, seeds(5, 3), WALK),
+        "walker-500": Panel("walker-walk, 500 labels", WALKER, 150_000, 500, seeds(3), WALK),
         "walker-linear": Panel(
-            "walker-walk, linear reward", WALKER, 150_000, 100, seeds(3), f"{CPU} {LINEAR}", NARROW
+            "walker-walk, linear reward", WALKER, 150_000, 100, seeds(3), f"{WALK} {LINEAR}", NARROW
         ),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 250_000, 1000, seeds(3), CPU),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 250_000, 1000, seeds(3), WALK),
     },
     "paper": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
