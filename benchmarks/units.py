@@ -40,9 +40,9 @@ def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
         for _ in range(config.reward_epochs):
             right = 0.0
             for batch in store.batches(config.reward_batch, rng):
-                output = logits(reward.members, batch)
+                output, size = reward.compare(batch)
                 optimizer.zero_grad()
-                cross_entropy(output, batch.label).mean().backward()
+                (cross_entropy(output, batch.label).mean() + config.reward_damping * size).backward()
                 optimizer.step()
                 right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(store)
             if right >= config.reward_accuracy:

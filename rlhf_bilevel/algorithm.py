@@ -206,17 +206,17 @@ def ask(run: Run) -> int:
 
 
 def update_reward(run: Run, epochs: int) -> Row:
-    """Adam on the method's upper objective, until the labels are fitted or ``epochs`` have passed."""
+    """Adam on the method's upper objective, damped, until the labels are fitted or ``epochs`` have passed."""
     c, upper = run.config, run.method.upper
     assert upper is not None
     losses, right, passed = list[float](), 0.0, 0
     while passed < epochs and right < c.reward_accuracy:
         right = 0.0
         for batch in run.prefs.batches(c.reward_batch, run.rng["reward"]):
-            output = logits(run.reward.members, batch)  # (M, B)
+            output, size = run.reward.compare(batch)  # (M, B)
             loss = upper(run, batch, output)
             run.reward_optimizer.zero_grad()
-            loss.backward()
+            (loss + c.reward_damping * size).backward()
             run.reward_optimizer.step()
             losses.append(loss.item())
             right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(run.prefs)

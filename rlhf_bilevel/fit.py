@@ -120,17 +120,17 @@ def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tens
 
 
 def descend(reward: RewardEnsemble, store: PreferenceStore, validation: Preferences, config: Config) -> int:
-    """Adam on the members' mean cross-entropy; the reward is left where that of the mean reward on ``validation`` was
-    lowest. The epochs until then."""
+    """Adam on the members' mean cross-entropy, damped; the reward is left where that of the mean reward on
+    ``validation`` was lowest. The epochs until then."""
     optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
     rng = np.random.default_rng([config.seed, 1])
     best, lowest = 0, _loss(reward, validation)
     kept = {name: value.clone() for name, value in reward.state_dict().items()}
     for epoch in range(1, config.reward_epochs + 1):
         for batch in store.batches(config.reward_batch, rng):
-            loss = cross_entropy(logits(reward.members, batch), batch.label).mean()
+            output, size = reward.compare(batch)
             optimizer.zero_grad()
-            loss.backward()
+            (cross_entropy(output, batch.label).mean() + config.reward_damping * size).backward()
             optimizer.step()
         if (now := _loss(reward, validation)) < lowest:
             best, lowest = epoch, now

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.types import Preferences, Queries
 
 ROWS = 2048
 Form = Literal["network", "linear", "quadratic"]
@@ -62,6 +63,19 @@ class RewardEnsemble(nn.Module):
 
     def members(self, obs: Tensor, act: Tensor) -> Tensor:
         """obs (..., o) and act (..., a) to (M, ...), each value within [-bound, bound]."""
+        return self.bound * torch.tanh(self.unbounded(obs, act))
+
+    def compare(self, pairs: Queries | Preferences) -> tuple[Tensor, Tensor]:
+        """The members' logits on pairs (M, B), as ``preference.logits``, and the mean square of f, which damps it.
+
+        Labels leave the level of r open, so that it drifts; where tanh is flat no later label moves it any more.
+        """
+        first, second = (self.unbounded(part.obs, part.act) for part in pairs[:2])  # (M, B, T)
+        better, worse = ((self.bound * torch.tanh(f)).sum(-1) for f in (first, second))
+        return better - worse, (first.square().mean() + second.square().mean()) / 2
+
+    def unbounded(self, obs: Tensor, act: Tensor) -> Tensor:
+        """f: obs (..., o) and act (..., a) to (M, ...)."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
         x = self.features(x) / self.unit
@@ -73,7 +87,7 @@ class RewardEnsemble(nn.Module):
         else:  # a CPU is faster member by member, on as many rows as its cache holds
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
-        return self.bound * torch.tanh(y).reshape(len(y), *shape)
+        return y.reshape(len(y), *shape)
 
     def features(self, x: Tensor) -> Tensor:
         """Of observations and actions (N, o + a): themselves, and in a quadratic reward their products."""

@@ -80,7 +80,7 @@ def test_a_users_own_teacher_is_asked() -> None:
             first, second = (part.obs[:, -1, 0] for part in queries)
             return Preferences(*queries, label=(first > second).float())
 
-    agent = Agent("pebble", "Steer-v0", teacher=LikesTheRight(), **SMALL).learn(150)
+    agent = Agent("pebble", "Steer-v0", teacher=LikesTheRight(), **(SMALL | {"reward_epochs": 20})).learn(300)
     assert agent.run is not None
     x = torch.linspace(-1, 1, 9)[:, None]
     with torch.no_grad():

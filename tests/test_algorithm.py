@@ -141,10 +141,9 @@ def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
 def test_it_learns_a_task_from_labels_alone(method: str) -> None:
     """True return of the agent, deterministic, on the probe: random is about 15, the best possible about 46 of 50.
 
-    The better of two seeds: so few labels mislead a seed now and then, with every method.
+    Two of three seeds: so few labels mislead a seed now and then, with every method.
     """
-    seeds = {"pebble": (1, 5), "penalty": (0, 4)}[method]
-    assert max(true_return(method, seed) for seed in seeds) > 38
+    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
 
 
 def true_return(method: str, seed: int) -> float:

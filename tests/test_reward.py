@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from rlhf_bilevel.explore import state_entropy
+from rlhf_bilevel.preference import accuracy, cross_entropy, logits
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.types import Preferences, Queries, Segments
 
 
 def ensemble(seed: int = 0, **more: Any) -> RewardEnsemble:
@@ -71,6 +73,35 @@ def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
         for weight in reward.weights:
             weight *= 1000
     assert reward.members(torch.randn(100, 3), torch.randn(100, 2)).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_a_reward_that_has_drifted_to_its_bound_still_learns_if_it_is_damped(damping: float) -> None:
+    """Float32's tanh(12) is 1: labels alone move nothing there, which is what the damping is for."""
+    reward = ensemble()
+    reward.biases[-1].data += 12
+    rng = torch.Generator().manual_seed(1)
+    obs, act = torch.randn(2, 200, 10, 3, generator=rng), torch.randn(2, 200, 10, 2, generator=rng)
+    truth = obs[..., 0]
+    label = (truth[0].sum(-1) > truth[1].sum(-1)).float()
+    pairs = Preferences(*(Segments(*segment) for segment in zip(obs, act, truth, strict=True)), label)
+    optimizer = torch.optim.Adam(reward.parameters(), 3e-3)
+    for _ in range(1000):
+        output, size = reward.compare(pairs)
+        optimizer.zero_grad()
+        (cross_entropy(output, label).mean() + damping * size).backward()
+        optimizer.step()
+    right = accuracy(reward.compare(pairs)[0], label).mean()
+    assert right > 0.95 if damping else right < 0.7
+
+
+def test_logits_are_those_of_the_members_and_the_size_is_of_what_tanh_bounds() -> None:
+    reward = ensemble(bound=2)
+    part = [Segments(torch.randn(6, 10, 3), torch.randn(6, 10, 2), torch.zeros(6, 10)) for _ in range(2)]
+    output, size = reward.compare(Queries(*part))
+    assert torch.allclose(output, logits(reward.members, Queries(*part)), atol=1e-5)
+    f = torch.stack([torch.atanh(reward.members(p.obs, p.act) / 2) for p in part])
+    assert torch.allclose(size, f.square().mean(), atol=1e-5)
 
 
 def test_initial_weights_follow_their_generator_and_spare_the_global_one() -> None:
