@@ -35,7 +35,8 @@ OFF: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OFF)
 def test_what_sets_it_apart_switched_off_leaves_pebble_bit_for_bit(name: str) -> None:
     settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
-    settings["reward_damping"] = 0  # its gradient would be added to that of SURF's own crops in another order
+    if name == "surf":  # whose crops have a graph of their own: gradients would be added in another order
+        settings["reward_damping"] = 0
     plain = trained("pebble", **settings, **METHODS[name].settings)
     assert same_weights(plain, fresh(name, options=OFF[name], **settings))
     assert not same_weights(plain, fresh(name, **settings))
