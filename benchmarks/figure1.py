@@ -24,7 +24,7 @@ from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
 FROZEN = f"{FORWARD} {HYBRID}"
-"""Settings of the penalty method, frozen by a search on another task and seeds that decided little (docs/results.md)."""
+"""Settings of the penalty method, frozen by a search on another task that decided little (docs/results.md)."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
