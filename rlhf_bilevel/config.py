@@ -86,7 +86,7 @@ class Config(BaseModel):
     reward_batch: Size = 128  # pairs
     reward_epochs: Size = 50  # at most, per session
     refresh_epochs: Size = 2  # per refresh
-    reward_damping: Weight = 0.01  # nats per mean square of f in tanh(f), which keeps tanh from its flats; B-Pref has 0
+    reward_damping: Weight = 0.3  # nats per mean square of f in tanh(f), which keeps tanh from its flats; B-Pref has 0
     reward_accuracy: Fraction = 0.97  # on the labels; a session's epochs stop there
 
     # Queries
