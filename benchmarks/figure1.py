@@ -24,7 +24,7 @@ from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
 FROZEN = f"{FORWARD} {HYBRID}"
-"""Settings of the penalty method, frozen after a search on other seeds and shorter runs (docs/results.md)."""
+"""Settings of the penalty method, by a search on smaller networks; not confirmed at this size (docs/results.md)."""
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
@@ -35,8 +35,8 @@ VARIANTS = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
 """``twin`` is the control, two learners without any coupling: what the penalty method is without its cost. One-sided is
-the side that the paper takes, its cost the preference loss of the labels. PEBBLE with
-the penalty method's queries and batches shows what those are worth by themselves."""
+the side that the paper takes, its cost the preference loss of the labels. PEBBLE with the penalty method's queries and
+batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
@@ -65,7 +65,7 @@ WALK = (
     " --set eval_episodes=5"
 )
 """``cpu``: half of the preset's batch, and steps of two simulator steps, as usual on this suite: then all panels take
-about 15 hours of one core, not 40. Segments last as long as B-Pref's."""
+about 14 hours of one core, not 40. Segments last as long as B-Pref's."""
 SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
 SCALES = {
     "smoke": {
