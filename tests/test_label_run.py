@@ -24,8 +24,8 @@ from tests.test_page import CHROMIUM, KEYS, SHOWN, Visit, start
 
 LABELLED, KILLED_AT = 20, 7
 TRAIN = (
-    "train pebble --env cartpole_balance --preset quick --steps 600 --labels 20 --teacher human --seed 3 "
-    "--set session_labels=4 --set session_every=20 --set eval_every=600 --set eval_episodes=1 --set reset_updates=20"
+    "train pebble --env cartpole_balance --preset quick --steps 2000 --labels 20 --teacher human --seed 3 "
+    "--set session_labels=4 --set session_every=20 --set eval_every=2000 --set eval_episodes=1 --set reset_updates=20"
 )
 DRAWS = ["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", "--use-gl=angle",
          "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
