@@ -64,8 +64,8 @@ WALK = (
     "--preset cpu --set batch=128 --set action_repeat=2 --set segment_length=25 --set eval_every=5000"
     " --set eval_episodes=5"
 )
-"""``cpu``: half of the preset's batch, and steps of two simulator steps, as usual on this suite: then all panels take
-about 14 hours of one core, not 40. Segments last as long as B-Pref's."""
+"""``cpu``: half of the preset's batch, and steps of two simulator steps: all panels take about 14 hours of one core.
+Segments last as long as B-Pref's."""
 SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
 SCALES = {
     "smoke": {
