@@ -23,14 +23,16 @@ from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
-FROZEN = f"{FORWARD} {HYBRID}"
-"""Settings of the penalty method, by a search on smaller networks; not confirmed at this size (docs/results.md)."""
+SHARED = f"{HYBRID} --set other_every=4"
+FROZEN = f"{FORWARD} {SHARED}"
+"""Settings of the two learners, and of the penalty between them, by a search on other seeds (docs/results.md)."""
+PAPER = "--set sides=one --set cost=labels --set sigma=10"
 VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", FROZEN),
-    "twin": ("twin", HYBRID),
+    "twin": ("twin", SHARED),
     "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
-    "penalty, one-sided": ("penalty", HYBRID),
+    "penalty, one-sided": ("penalty", f"{PAPER} {SHARED}"),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
