@@ -1,6 +1,6 @@
 """The learning runs behind docs and figures. What is missing is run, two side by side; the rest is left as it is.
 
-    python -m benchmarks.evidence [--group quick|search-walk] [--workers 2] [--collect]
+    python -m benchmarks.evidence [--group quick|search-walk|search-size] [--workers 2] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
 ``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
@@ -63,14 +63,33 @@ PAPER = {"penalty, aligned, newest half": ("penalty", HYBRID)}
 SEARCHED = (
     VARIANTS | PAPER | {f"{name}, hardly damped": (way, f"{words} {WILD}") for name, (way, words) in VARIANTS.items()}
 )
+SHARED = f"{HYBRID} --set other_every=4"
+SIZE = (
+    "--preset cpu --set batch=128 --set action_repeat=2 --set segment_length=25 --set eval_every=5000"
+    " --set eval_episodes=5"
+)
+"""Figure 1's at SCALE=cpu: half of the preset's batch, and steps of two simulator steps. Segments last as long as
+B-Pref's."""
+SIZED = {
+    "pebble": ("pebble", ""),
+    "pebble, aligned, newest half": ("pebble", HYBRID),
+    "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
+    "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", f"{FORWARD} {SHARED}"),
+}
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
         for seed in range(100, 104)
         for name, (method, words) in SEARCHED.items()
-    ]
+    ],
+    "search-size": [
+        named("search-size", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
+        for seed in range(100, 103)
+        for name, (method, words) in SIZED.items()
+    ],
 }
-"""Settings of the penalty method, looked for on other seeds, smaller networks and longer steps than in Figure 1."""
+"""Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
+than there, then at its size."""
 
 
 def in_results(table: Path, one: Named) -> bool:

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, FORWARD, HYBRID, Group, named
+from benchmarks.evidence import ALIGNED, FORWARD, HYBRID, SHARED, SIZE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
-SHARED = f"{HYBRID} --set other_every=4"
 FROZEN = f"{FORWARD} {SHARED}"
 """Settings of the two learners, and of the penalty between them, by a search on other seeds (docs/results.md)."""
 PAPER = "--set sides=one --set cost=labels --set sigma=10"
@@ -62,12 +61,6 @@ def seeds(main: int, ablations: int = 0) -> dict[str, int]:
     return dict.fromkeys(MAIN, main) | (dict.fromkeys(ABLATIONS, ablations) if ablations else {})
 
 
-WALK = (
-    "--preset cpu --set batch=128 --set action_repeat=2 --set segment_length=25 --set eval_every=5000"
-    " --set eval_episodes=5"
-)
-"""``cpu``: half of the preset's batch, and steps of two simulator steps: all panels take about 14 hours of one core.
-Segments last as long as B-Pref's."""
 SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
 SCALES = {
     "smoke": {
@@ -75,10 +68,10 @@ SCALES = {
         "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL),
     },
     "cpu": {
-        "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, seeds(5, 3), WALK),
-        "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), WALK),
-        "walker-linear": Panel("walker-walk, linear reward", WALKER, 75_000, 100, seeds(3), f"{WALK} {LINEAR}", NARROW),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 125_000, 1000, seeds(3), WALK),
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, seeds(5, 3), SIZE),
+        "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
+        "walker-linear": Panel("walker-walk, linear reward", WALKER, 75_000, 100, seeds(3), f"{SIZE} {LINEAR}", NARROW),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 125_000, 1000, seeds(3), SIZE),
     },
     "paper": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
