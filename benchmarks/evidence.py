@@ -51,17 +51,21 @@ GROUPS: dict[str, Group] = {
 
 ALIGNED = "--set query=policy_aligned"
 HYBRID = f"{ALIGNED} --set newest_share=0.5"
+EVENLY = f"{HYBRID} --set other_every=2"
 FORWARD = "--set sides=forward --set cost=information --set sigma=30"
+PAPER = "--set sides=one --set cost=labels --set sigma=10"
 WALK = "--preset quick --set eval_every=3000 --set eval_episodes=5 --labels 100"
 VARIANTS = {
     "pebble": ("pebble", ""),
     "pebble, aligned, newest half": ("pebble", HYBRID),
-    "twin, aligned, newest half": ("twin", HYBRID),
-    "penalty, forward, aligned, newest half": ("penalty", f"{FORWARD} {HYBRID}"),
+    "twin, aligned, newest half": ("twin", EVENLY),
+    "penalty, forward, aligned, newest half": ("penalty", f"{FORWARD} {EVENLY}"),
 }
-PAPER = {"penalty, aligned, newest half": ("penalty", HYBRID)}
+ONE_SIDED = {"penalty, aligned, newest half": ("penalty", f"{PAPER} {EVENLY}")}
 SEARCHED = (
-    VARIANTS | PAPER | {f"{name}, hardly damped": (way, f"{words} {WILD}") for name, (way, words) in VARIANTS.items()}
+    VARIANTS
+    | ONE_SIDED
+    | {f"{name}, hardly damped": (way, f"{words} {WILD}") for name, (way, words) in VARIANTS.items()}
 )
 SHARED = f"{HYBRID} --set other_every=4"
 SIZE = (

@@ -18,31 +18,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, FORWARD, HYBRID, SHARED, SIZE, Group, named
+from benchmarks.evidence import ALIGNED, HYBRID, PAPER, SIZE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
 
-FROZEN = f"{FORWARD} {SHARED}"
-"""Settings of the two learners, and of the penalty between them, by a search on other seeds (docs/results.md)."""
-PAPER = "--set sides=one --set cost=labels --set sigma=10"
 VARIANTS = {
     "pebble": ("pebble", ""),
-    "penalty": ("penalty", FROZEN),
-    "twin": ("twin", SHARED),
-    "penalty without gap": ("penalty", f"{FROZEN} --set use_gap=false"),
-    "penalty, one-sided": ("penalty", f"{PAPER} {SHARED}"),
+    "penalty": ("penalty", ""),
+    "twin": ("twin", ""),
+    "penalty without gap": ("penalty", "--set use_gap=false"),
+    "penalty, one-sided": ("penalty", PAPER),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
 """``twin`` is the control, two learners without any coupling: what the penalty method is without its cost. One-sided is
-the side that the paper takes, its cost the preference loss of the labels. PEBBLE with the penalty method's queries and
+the side that the paper takes, its cost the preference loss of the labels. The defaults of the two learners, and of the
+penalty between them, are from a search on other seeds (docs/results.md). PEBBLE with the penalty method's queries and
 batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
 LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"
-NARROW = {"penalty": f"--set objective=win_rate --set win_weight=10 {HYBRID}"}
+NARROW = {"penalty": f"--set objective=win_rate --set win_weight=10 {PAPER}"}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
 

@@ -165,7 +165,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def check_cost(self) -> Config:
         if self.cost == "information" and self.objective == "win_rate":
-            raise ValueError("cost=information is a part of the preference loss: there is none with objective=win_rate")
+            raise ValueError("objective=win_rate has no cost=information: cost=labels or cost=posterior")
         return self
 
     @model_validator(mode="after")

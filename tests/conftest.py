@@ -52,6 +52,7 @@ SMALL: dict[str, Any] = {
     "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,), "cost_hidden": (16,),
     "segment_length": 10, "entropy_states": 64, "cost_steps": 5, "reset_updates": 5, "reward_epochs": 5,
     "eval_episodes": 2, "labels": 40, "visit_batch": 64, "reward_learning_rate": 3e-3, "reward_batch": 16,
+    "other_every": 2,  # so that two learners take turns within few steps
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def small_config(steps: int = 300, **settings: Any) -> Config:
 
 def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **settings: Any) -> Run:
     """``own`` are arguments of the learners."""
-    config = small_config(**{**METHODS[method].settings, **settings})
+    config = small_config(**{**METHODS[method].settings, **SMALL, **settings})
     training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)

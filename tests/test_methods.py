@@ -175,7 +175,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"objective": "win_rate"},
+        {"objective": "win_rate", "cost": "labels", "sides": "one"},
         {"cost": "posterior"},
         {"objective": "win_rate", "cost": "posterior", "sides": "two"},
         {"cost": "information", "sides": "forward", "query_source": "cross"},
