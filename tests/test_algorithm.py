@@ -149,7 +149,15 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
 def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
     run = build(
-        method, steps=900, labels=80, hidden=(32, 32), batch=64, reward_hidden=(32,), reward_epochs=20, seed=seed
+        method,
+        steps=1300,
+        labels=80,
+        other_every=4,
+        hidden=(32, 32),
+        batch=64,
+        reward_hidden=(32,),
+        reward_epochs=20,
+        seed=seed,
     )
     list(train(run))
     env, returns = run.envs[0], []
