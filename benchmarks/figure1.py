@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, HYBRID, PAPER, SIZE, Group, named
+from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, PAPER, SIZE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
@@ -69,12 +69,12 @@ SCALES = {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, seeds(5, 3), SIZE),
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
         "walker-linear": Panel("walker-walk, linear reward", WALKER, 75_000, 100, seeds(3), f"{SIZE} {LINEAR}", NARROW),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 125_000, 1000, seeds(3), SIZE),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(3), f"{SIZE} {CLIPPED}"),
     },
     "paper": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 500_000, 500, seeds(10), "--preset paper"),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 1_000_000, 1000, seeds(10), "--preset paper"),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 1_000_000, 1000, seeds(10), f"--preset paper {CLIPPED}"),
     },
 }  # fmt: skip
 

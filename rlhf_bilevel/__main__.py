@@ -64,7 +64,7 @@ def parser() -> Parser:
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
         name = function.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=does, description=does, allow_abbrev=False)
-        sub.set_defaults(function=function, commands=commands.choices)
+        sub.set_defaults(function=function, options=sub._option_string_actions)
         return sub
 
     sub = command(train, "train an agent from preference labels")

@@ -167,6 +167,9 @@ def move_reward(run: Run) -> tuple[Row, int]:
         epochs, run.tracked = c.refresh_epochs, True
     else:
         return {}, 0
+    if c.reward_clip and not run.tracked:
+        for network in run.reward, run.cost.step:
+            network.clip(*run.prefs.steps())
     if first := not run.learnt:
         for network in (run.reward, run.cost.step) if c.reward_units == "measured" else ():
             network.measure(*run.prefs.steps())
@@ -211,7 +214,7 @@ def update_reward(run: Run, epochs: int) -> Row:
     assert upper is not None
     losses, right, passed = list[float](), 0.0, 0
     while passed < epochs and right < c.reward_accuracy:
-        right = 0.0
+        right, passed = 0.0, passed + 1
         for batch in run.prefs.batches(c.reward_batch, run.rng["reward"]):
             output, size = run.reward.compare(batch)  # (M, B)
             loss = upper(run, batch, output)
@@ -220,7 +223,6 @@ def update_reward(run: Run, epochs: int) -> Row:
             run.reward_optimizer.step()
             losses.append(loss.item())
             right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(run.prefs)
-        passed += 1
     return {
         "reward/loss": float(np.mean(losses)),
         "reward/accuracy": right,

@@ -82,6 +82,7 @@ class Config(BaseModel):
     reward_form: Literal["network", "linear", "quadratic"] = "network"  # of observation and action: reward.py
     reward_hidden: Layers = (256, 256, 256)  # of a network
     reward_units: Literal["measured", "raw"] = "measured"  # of what it sees: standard deviations, or as B-Pref has them
+    reward_clip: bool = False  # to the range that labels have shown, each of its inputs by itself
     reward_learning_rate: Positive = 3e-4
     reward_batch: Size = 128  # pairs
     reward_epochs: Size = 50  # at most, per session

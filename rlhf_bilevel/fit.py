@@ -79,6 +79,8 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
     reward = RewardEnsemble.of(config, *sizes, rng)
     if config.reward_units == "measured":
         reward.measure(data.segments.obs, data.segments.act)
+    if config.reward_clip:
+        reward.clip(data.segments.obs, data.segments.act)
     epochs = descend(reward, data.store(train), data.preferences(validation), config)
     policies: dict[str, Policy] = {"random": uniform(env, np.random.default_rng([config.seed, 2]))}
     if source and (policy := _policy_of(source, env_id)):

@@ -23,8 +23,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
         args, unknown = self.parse_known_args(*given)
         if unknown:
-            options = {option for command in args.commands.values() for option in command._option_string_actions}
-            fail(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].split('=')[0], sorted(options))}")
+            fail(f"unknown argument {unknown[0]!r}; {nearest(unknown[0].split('=')[0], sorted(args.options))}")
         return args
 
     def error(self, message: str) -> NoReturn:

@@ -32,6 +32,8 @@ class RewardEnsemble(nn.Module):
     """
 
     unit: Tensor  # (features,)
+    low: Tensor  # (o + a,)
+    high: Tensor
 
     def __init__(
         self,
@@ -55,6 +57,8 @@ class RewardEnsemble(nn.Module):
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
         self.register_buffer("unit", torch.ones(sizes[0]))
+        self.register_buffer("low", torch.full((size,), -torch.inf))
+        self.register_buffer("high", torch.full((size,), torch.inf))
 
     @classmethod
     def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
@@ -90,7 +94,8 @@ class RewardEnsemble(nn.Module):
         return y.reshape(len(y), *shape)
 
     def features(self, x: Tensor) -> Tensor:
-        """Of observations and actions (N, o + a): themselves, and in a quadratic reward their products."""
+        """Of observations and actions (N, o + a): themselves, clipped, and in a quadratic reward their products."""
+        x = x.clamp(self.low, self.high)
         if self.form != "quadratic":
             return x
         first, second = torch.triu_indices(x.shape[1], x.shape[1])
@@ -101,9 +106,20 @@ class RewardEnsemble(nn.Module):
         spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
+    def clip(self, obs: Tensor, act: Tensor) -> None:
+        """From now on x counts as the nearest within the range of obs (..., o), act (..., a).
+
+        Where labels have shown nothing a network says anything, and a learner that has it for bad never goes there.
+        """
+        x = torch.cat([obs, act], -1).flatten(0, -2)
+        self.low.copy_(x.amin(0))
+        self.high.copy_(x.amax(0))
+
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Networks of older runs have no units."""
-        return super().load_state_dict({"unit": torch.ones_like(self.unit)} | dict(state), strict, assign)
+        """Networks of older runs have neither units nor a range."""
+        everything = torch.full_like(self.low, torch.inf)
+        neutral = {"unit": torch.ones_like(self.unit), "low": -everything, "high": everything}
+        return super().load_state_dict(neutral | dict(state), strict, assign)
 
     def names(self, names: Sequence[str]) -> list[str]:
         """Of all features, where x's are so named."""

@@ -182,3 +182,14 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
     steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
     spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
     assert all(torch.allclose(unit, spread.repeat(2)) for unit in seen) and seen
+
+
+def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on() -> None:
+    run, sessions = build("penalty", steps=160, reward_clip=True), 0
+    for _ in train(run):
+        if len(run.prefs) and not run.tracked:
+            sessions += 1
+            shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
+            for network in run.reward, run.cost.step:
+                assert torch.equal(network.low, shown.amin(0)) and torch.equal(network.high, shown.amax(0))
+    assert sessions > 1

@@ -57,14 +57,26 @@ def test_measured_rewards_do_not_depend_on_the_units_of_what_they_see(form: Any)
 def test_what_does_not_vary_keeps_its_units_and_older_networks_are_read() -> None:
     reward, old = ensemble(), ensemble(seed=1)
     reward.measure(torch.tensor([[1.0, 2.0, 0.0], [1.0, 4.0, 0.0]]), torch.zeros(2, 2))
+    reward.clip(torch.zeros(1, 3), torch.zeros(1, 2))
     assert reward.unit.tolist() == pytest.approx([1.0, 2**0.5, 1.0, 1.0, 1.0])
     state = old.state_dict()
-    del state["unit"]
+    for name in ("unit", "low", "high"):
+        del state[name]
     reward.load_state_dict(state)
     obs, act = torch.randn(5, 3), torch.randn(5, 2)
     assert torch.equal(reward(obs, act), old(obs, act))
     with pytest.raises(RuntimeError, match="Missing key"):
         reward.load_state_dict({})
+
+
+def test_what_labels_have_not_shown_counts_as_the_nearest_that_they_have() -> None:
+    reward = ensemble()
+    reward.clip(torch.tensor([[-1.0, 0.0, 2.0], [1.0, 0.0, 3.0]]), torch.tensor([[-1.0, 0.5], [1.0, 0.5]]))
+    inside, beyond = torch.tensor([[0.5, 0.0, 3.0]]), torch.tensor([[0.5, 7.0, 9.0]])
+    assert torch.equal(reward(inside, torch.tensor([[1.0, 0.5]])), reward(beyond, torch.tensor([[4.0, -2.0]])))
+    assert not torch.equal(reward(inside, torch.zeros(1, 2)), reward(inside, torch.ones(1, 2)))
+    reward.clip(beyond, torch.zeros(1, 2))
+    assert reward.high[:3].tolist() == beyond[0].tolist()
 
 
 def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
