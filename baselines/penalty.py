@@ -20,8 +20,9 @@ from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences, RewardFn, Row, Signal, Visits
 
 
-def sides(config: Config) -> tuple[float, float]:
-    return tilts(-config.sigma if config.sides == "forward" else config.sigma, config.sides == "two")
+def sides(run: Run) -> tuple[float, float]:
+    sigma = run.memory.get("sigma", run.config.sigma)
+    return tilts(-sigma if run.config.sides == "forward" else sigma, run.config.sides == "two")
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     visits = run.sample_visits() if run.config.use_gap and run.tracked else None
     if visits is None or stale(run, visits):
         return loss
-    return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run.config))
+    return proxy(partial(value, run.reward), lambda _: loss, visits, sides(run))
 
 
 def stale(run: Run, visits: tuple[Visits, Visits]) -> bool:
@@ -48,7 +49,7 @@ def stale(run: Run, visits: tuple[Visits, Visits]) -> bool:
 def rewards(run: Run) -> Sequence[RewardFn]:
     if not run.config.use_cost:
         return [run.reward] * 2
-    return [tilted(run.reward, run.cost, tilt) for tilt in sides(run.config)]
+    return [tilted(run.reward, run.cost, tilt) for tilt in sides(run)]
 
 
 def sees(run: Run) -> Sequence[Signal]:
@@ -65,6 +66,10 @@ def fit_cost(run: Run) -> None:
     else:
         pairs = run.sample_pairs(c.cost_labels)
         run.cost.fit(pairs, posterior_targets(c, run.reward.members, pairs), c.cost_steps)
+    if c.sigma_spread:
+        newest = torch.arange(max(0, run.store.size - c.newest_rows), run.store.size)
+        reward, cost = (run.store.learned(f)(newest).std().item() for f in (run.reward, run.cost))
+        run.memory["sigma"] = c.sigma_spread * reward / max(cost, 1e-8)
 
 
 def diagnose(run: Run) -> Row:
@@ -75,7 +80,7 @@ def diagnose(run: Run) -> Row:
     if run.config.use_cost:
         # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
         reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.cost))
-        row["penalty/cost_to_reward"] = run.config.sigma * cost / max(reward, 1e-8)
+        row["penalty/cost_to_reward"] = abs(sides(run)[1]) * cost / max(reward, 1e-8)
     if run.config.sides != "two":
         # The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies
         best, other = run.learners

@@ -117,6 +117,7 @@ class Config(BaseModel):
 
     # Penalty
     sigma: Positive = 10.0  # discounted return per nat of the upper objective
+    sigma_spread: Weight = 0.0  # positive: sigma is set anew so that sigma c spreads so many times as far as r
     sides: Literal["one", "forward", "two"] = "one"  # one: the paper's proxy; forward: sigma negative; two: central
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
     win_weight: Positive = 1.0  # nats that a win rate of one is worth

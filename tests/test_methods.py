@@ -144,6 +144,16 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
     assert torch.allclose(second, reward + (tilt if sides == "forward" else -tilt), atol=1e-6)
 
 
+@pytest.mark.parametrize("sides", ["one", "forward", "two"])
+def test_sigma_spread_is_how_far_the_cost_spreads_beside_the_reward(sides: str) -> None:
+    run = fresh("penalty", sides=sides, sigma_spread=0.7)
+    penalty.fit_cost(run)
+    first, second = (signal(torch.arange(run.store.size)) for signal in penalty.sees(run))
+    reward = run.store.learned(run.reward)(torch.arange(run.store.size))
+    assert (first - second).std() / reward.std() == pytest.approx(0.7 * (2 if sides == "two" else 1), rel=1e-3)
+    assert run.memory["sigma"] != run.config.sigma
+
+
 def same_weights(first: Run, second: Run) -> bool:
     pairs = [(first.reward, second.reward)]
     pairs += [(a.model.policy, b.model.policy) for a, b in zip(first.learners, second.learners, strict=True)]

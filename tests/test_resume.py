@@ -108,7 +108,8 @@ def test_checkpoints_move_nothing(whole: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
-    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1} | FEW.get(method, {})
+    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "sigma_spread": 0.5}
+    few |= FEW.get(method, {})
     expected = state(started(method, None, **few))
     killed(140, lambda: started(method, tmp_path / "run", **few))
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY)) == expected
