@@ -1,6 +1,6 @@
 """The learning runs behind docs and figures. What is missing is run, two side by side; the rest is left as it is.
 
-    python -m benchmarks.evidence [--group quick|search-walk|search-size|search-door] [--workers 2] [--collect]
+    python -m benchmarks.evidence [--group quick|search-walk|search-size|...] [--workers 2] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
 ``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
@@ -98,6 +98,21 @@ TRIED = (
     ("pebble, aligned, newest half, clipped, labels early", 100, 125_000),
     ("pebble, aligned, newest half", 100, 200_000),
 )
+EVEN = "--set other_every=2 --set visit_episodes=1"
+LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"
+WINS = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10 --set sigma_spread=3"
+STRONG = {
+    "twin": ("twin", EVEN),
+    "penalty, spread .3": ("penalty", f"{EVEN} --set sigma_spread=0.3"),
+    "penalty, spread 1": ("penalty", f"{EVEN} --set sigma_spread=1"),
+    "penalty, spread 1, without gap": ("penalty", f"{EVEN} --set sigma_spread=1 --set use_gap=false"),
+}
+LINEARLY = {
+    "pebble, aligned, newest half, linear": ("pebble", f"{HYBRID} {LINEAR}"),
+    "twin, linear": ("twin", f"{EVEN} {LINEAR}"),
+    "penalty, win rate, linear": ("penalty", f"{EVEN} {LINEAR} {WINS}"),
+    "penalty, win rate, linear, without gap": ("penalty", f"{EVEN} {LINEAR} {WINS} --set use_gap=false"),
+}
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
@@ -109,6 +124,12 @@ SEARCH: dict[str, Group] = {
         for seed in range(100, 103)
         for name, (method, words) in SIZED.items()
     ],
+    "search-spread": [
+        named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        for seed in range(100, 106)
+        for name, (method, words) in (STRONG | LINEARLY).items()
+        if seed < 104 or name in ("twin", "penalty, spread .3")
+    ],
     "search-door": [
         named("search-door", name, method, "Meta-World/door-open-v3", seed, steps, f"{SIZE} --labels 1000 {words}")
         for name, seed, steps in TRIED
@@ -116,7 +137,7 @@ SEARCH: dict[str, Group] = {
     ],
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
-than there, then at its size; and what the door needs."""
+than there, then at its size; what a coupling does that acts; and what the door needs."""
 
 
 def in_results(table: Path, one: Named) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, PAPER, SIZE, Group, named
+from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LINEAR, PAPER, SIZE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
@@ -39,7 +39,6 @@ batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
-LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"
 NARROW = {"penalty": f"--set objective=win_rate --set win_weight=10 {PAPER}"}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
