@@ -109,20 +109,24 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[P
 
 
 def curves(axis: Any, points: Sequence[Point], by_labels: bool) -> None:
-    """IQM over seeds with its 95 % interval."""
+    """IQM over seeds, of the main methods with its 95 % interval."""
     (task,) = compare.grouped(points, together=False)
     within = compare.bounds(task.env, task.measure)
     for variant, group in task.groups.items():
         found = compare.estimate(iqm, group.values.T[:, None], within)
+        steps = group.steps
         if by_labels:  # until the last label is given: then, the last evaluation of all
             at = {row.step: row.labels for row in points if row.method == variant and row.is_agent}
-            asked = np.array([at[step] for step in group.steps])
+            asked = np.array([at[step] for step in steps])
             last = np.append(asked[1:] != asked[:-1], True)
-            line(axis, asked[last], type(found)(*(column[last] for column in found)), label(variant, [task]))
-        else:
-            line(axis, group.steps, found, label(variant, [task]))
+            steps, found = asked[last], type(found)(*(column[last] for column in found))
+        if variant in MAIN:
+            line(axis, steps, found, label(variant, [task]))
+        else:  # their intervals, which hide the others, are in docs/results.md
+            axis.plot(steps, found.value, "--", linewidth=1, label=label(variant, [task]))
     axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
-    axis.legend(fontsize="small")
+    if by_labels:  # one a column, below it
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
