@@ -81,6 +81,7 @@ SIZED = {
     "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", f"{FORWARD} {SHARED}"),
 }
 CLIPPED = "--set reward_clip=true"
+LATE = "--set session_every=7500 --set session_labels=50"  # of 200,000 steps: 1000 labels until 152,500
 OPENED = {
     "pebble, aligned, newest half, clipped": ("pebble", f"{HYBRID} {CLIPPED}"),
     "pebble, aligned, newest half, clipped, labels early": (
@@ -89,6 +90,7 @@ OPENED = {
     ),
     "penalty, clipped": ("penalty", CLIPPED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
+    "penalty, clipped, labels late": ("penalty", f"{CLIPPED} {LATE}"),
 }
 TRIED = (
     ("pebble, aligned, newest half, clipped", 100, 200_000),
@@ -97,6 +99,7 @@ TRIED = (
     ("penalty, clipped", 101, 150_000),
     ("pebble, aligned, newest half, clipped, labels early", 100, 125_000),
     ("pebble, aligned, newest half", 100, 200_000),
+    ("penalty, clipped, labels late", 101, 200_000),
 )
 EVEN = "--set other_every=2 --set visit_episodes=1"
 LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LINEAR, PAPER, SIZE, Group, named
+from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, SIZE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
 from rlhf_bilevel.statistics import iqm
@@ -49,9 +49,10 @@ class Panel(NamedTuple):
     env: str
     steps: int
     labels: int
-    seeds: Mapping[str, int]  # of each variant
+    seeds: Mapping[str, int]  # of each variant, how many
     words: str  # more settings, of all
     own: Mapping[str, str] = {}  # settings of a variant here, in place of its usual ones
+    first: int = 0  # seed
 
 
 def seeds(main: int, ablations: int = 0) -> dict[str, int]:
@@ -68,7 +69,9 @@ SCALES = {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, seeds(5, 3), SIZE),
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
         "walker-linear": Panel("walker-walk, linear reward", WALKER, 75_000, 100, seeds(3), f"{SIZE} {LINEAR}", NARROW),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(3), f"{SIZE} {CLIPPED}"),
+        "door-1000": Panel(
+            "door-open, 1000 labels", DOOR, 200_000, 1000, seeds(3), f"{SIZE} {CLIPPED} {LATE}", first=10
+        ),
     },
     "paper": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
@@ -81,7 +84,7 @@ SCALES = {
 def group(scale: str, name: str, panel: Panel) -> Group:
     """Seed by seed, so that what is cut off has compared what it has."""
     return [
-        named(table(scale, name), variant, method, panel.env, seed, panel.steps,
+        named(table(scale, name), variant, method, panel.env, panel.first + seed, panel.steps,
               f"{panel.words} --labels {panel.labels} {panel.own.get(variant, words)}")
         for seed in range(max(panel.seeds.values()))
         for variant, (method, words) in VARIANTS.items()
