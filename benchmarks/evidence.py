@@ -116,6 +116,10 @@ LINEARLY = {
     "penalty, win rate, linear": ("penalty", f"{EVEN} {LINEAR} {WINS}"),
     "penalty, win rate, linear, without gap": ("penalty", f"{EVEN} {LINEAR} {WINS} --set use_gap=false"),
 }
+SOURCES = {
+    "twin, pairs of the other": ("twin", f"{EVEN} --set query_source=second"),
+    "twin, pairs across": ("twin", f"{EVEN} --set query_source=cross"),
+}
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
@@ -133,6 +137,11 @@ SEARCH: dict[str, Group] = {
         for name, (method, words) in (STRONG | LINEARLY).items()
         if seed < 104 or name in ("twin", "penalty, spread .3")
     ],
+    "search-source": [
+        named("search-source", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        for seed in range(100, 104)
+        for name, (method, words) in SOURCES.items()
+    ],
     "search-door": [
         named("search-door", name, method, "Meta-World/door-open-v3", seed, steps, f"{SIZE} --labels 1000 {words}")
         for name, seed, steps in TRIED
@@ -140,7 +149,7 @@ SEARCH: dict[str, Group] = {
     ],
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
-than there, then at its size; what a coupling does that acts; and what the door needs."""
+than there, then at its size; what a coupling does that acts; what of a second learner helps; and what the door needs."""
 
 
 def in_results(table: Path, one: Named) -> bool:
