@@ -149,7 +149,7 @@ SEARCH: dict[str, Group] = {
     ],
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
-than there, then at its size; what a coupling does that acts; what of a second learner helps; and what the door needs."""
+than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door needs."""
 
 
 def in_results(table: Path, one: Named) -> bool:
