@@ -11,8 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from rlhf_bilevel.human.book import Book, Question
+from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import listen, names
+from rlhf_bilevel.human.facts import Question
 from rlhf_bilevel.human.gate import Gate, Impatient
 from rlhf_bilevel.human.server import Invitations, create_app, static_files
 

@@ -57,7 +57,7 @@ def test_only_the_learners_name_sb3s_sac() -> None:
 
 
 def test_the_book_and_what_is_said_of_people_know_of_no_tensor_and_no_training() -> None:
-    for name in ("book", "database", "tables", "quality"):
+    for name in ("book", "facts", "offering", "database", "tables", "quality"):
         file = ROOT / f"rlhf_bilevel/human/{name}.py"
         assert ours(file) <= {"config", "files", "human"}, name
         assert "torch" not in {module.split(".")[0] for module in imported(file)}, name

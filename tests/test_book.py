@@ -22,9 +22,9 @@ from sqlalchemy import event, text
 
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.human import database, tables
-from rlhf_bilevel.human.book import (
+from rlhf_bilevel.human.book import Book, run_id
+from rlhf_bilevel.human.facts import (
     Answered,
-    Book,
     Conflict,
     Consumed,
     Labeller,
@@ -34,7 +34,6 @@ from rlhf_bilevel.human.book import (
     Question,
     Status,
     Unknown,
-    run_id,
 )
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 from tests import postgres

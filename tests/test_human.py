@@ -21,7 +21,8 @@ from rlhf_bilevel.cohort import learn_together
 from rlhf_bilevel.dataset import Dataset, load
 from rlhf_bilevel.files import CONFIG, Refused
 from rlhf_bilevel.human import exchange, teacher
-from rlhf_bilevel.human.book import Book, Pending, Question
+from rlhf_bilevel.human.book import Book
+from rlhf_bilevel.human.facts import Pending, Question
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
 from rlhf_bilevel.labels import LABELS, LabelLog, pairs
 from rlhf_bilevel.replay import Store

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_bilevel.human.book import Book, Chosen, Status, run_id
+from rlhf_bilevel.human.book import Book, run_id
+from rlhf_bilevel.human.facts import Chosen, Status
 from tests.label_page import Served, ask, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from rlhf_bilevel.human.book import Chosen, Labeller
+from rlhf_bilevel.human.facts import Chosen, Labeller
 from rlhf_bilevel.human.quality import agreed, report, share
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 

@@ -17,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.human.book import Book, Status
+from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import exposed, listen, names
+from rlhf_bilevel.human.facts import Status
 from rlhf_bilevel.human.gate import BODY_LIMIT, Gate
 from rlhf_bilevel.human.server import Invitations, create_app
 from tests.label_page import application, ask, served

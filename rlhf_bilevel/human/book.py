@@ -20,13 +20,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
     Table,
@@ -34,7 +32,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
@@ -42,16 +39,34 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rlhf_bilevel.files import CONFIG, Refused, read_yaml
+from rlhf_bilevel.human import offering
 from rlhf_bilevel.human.database import connect, is_sqlite
+from rlhf_bilevel.human.facts import (
+    Answered,
+    Asked,
+    Chosen,
+    Conflict,
+    Consumed,
+    Labeller,
+    Offer,
+    Outcome,
+    Pending,
+    Progress,
+    Question,
+    Status,
+    Unknown,
+    first_better,
+)
 from rlhf_bilevel.human.tables import (
     CHOICES,
     DECIDED,
     EQUAL,
-    EXPERT,
     GOLD,
     LABEL,
     LABELLER,
+    LABELS,
     LEFT,
+    LIVE,
     LONGEST,
     REPEAT,
     RIGHT,
@@ -59,6 +74,8 @@ from rlhf_bilevel.human.tables import (
     SKIP,
     choices,
     clips,
+    count,
+    exists,
     labellers,
     offers,
     queries,
@@ -69,112 +86,6 @@ from rlhf_bilevel.human.tables import (
 
 BOOK, RUN_ID = "book.sqlite", "run_id"  # in a run's folder
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
-RECENT = 5  # choices that one remembers: none of them is asked again
-
-_LIVE = choices.c.withdrawn_at.is_(None)
-_LABELS = (choices.c.purpose == LABEL, _LIVE)
-
-
-class Conflict(Refused):
-    """An answer that contradicts one that is stored."""
-
-
-class Unknown(Refused):
-    """An answer to what was not asked of this labeller."""
-
-
-class Consumed(Refused):
-    """An answer to what training has used already."""
-
-
-class Outcome(StrEnum):
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"  # it had been stored before
-
-
-class Labeller(NamedTuple):
-    id: int
-    name: str
-    role: str
-
-
-class Offer(NamedTuple):
-    """A pair in front of somebody. Only ``label`` counts as a label; ``repeat`` and ``gold`` are for quality.py."""
-
-    query_id: str
-    left_clip: str
-    right_clip: str
-    purpose: str
-
-
-class Progress(NamedTuple):
-    mine: int  # answers of this labeller
-    total: int  # answers of all to what counts as a label
-    open: int  # queries that want more answers
-    needed: int  # answers until training goes on, or that its next session will want
-
-
-class Pending(NamedTuple):
-    asked: int  # queries, without those that others took the place of
-    missing: int  # those among them that wait for somebody: skipped ones do not
-
-
-class Question(NamedTuple):
-    """A query to ask: its segments as ``labels.pairs`` writes them, and what people see of them, ready for JSON."""
-
-    first: bytes
-    second: bytes
-    first_clip: Mapping[str, Any]
-    second_clip: Mapping[str, Any]
-
-
-class Answered(NamedTuple):
-    """A label 1 where the first segment is better, 0 where the second is, between where people differ or see none."""
-
-    label: float
-    first: bytes
-    second: bytes
-
-
-class Asked(NamedTuple):
-    """A query with one of its choices, or without any; what was chosen is left, right, equal, cant_tell or skip."""
-
-    query_id: str
-    session: int
-    first: bytes
-    second: bytes
-    asked_at: float
-    labeller: str | None
-    choice: str | None
-    left_is_first: bool | None
-    shown_at: float | None
-    answered_at: float | None
-
-
-class Chosen(NamedTuple):
-    """A choice that was not withdrawn, as quality.py looks at it; in the order in which they came."""
-
-    query_id: str
-    labeller: Labeller
-    purpose: str
-    choice: str
-    left_is_first: bool
-    shown_at: float | None
-    answered_at: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """Training's newest sign of life."""
-
-    step: int
-    steps: int
-    labels: int  # that it has used
-    wanted: int  # its budget of them
-    waiting: bool  # for people
-    needed: int  # answers until it goes on; while it goes on, those that its next session will want
-    doing: str  # one sentence for people
-    updated_at: float = 0.0
 
 
 class Book:
@@ -284,8 +195,8 @@ class Book:
         if surplus <= 0:
             return
         seen = or_(
-            _exists(choices, choices.c.query == queries.c.id, choices.c.withdrawn_at.is_(None)),
-            _exists(offers, offers.c.query == queries.c.id, offers.c.leased_until > self._clock()),
+            exists(choices, choices.c.query == queries.c.id, LIVE),
+            exists(offers, offers.c.query == queries.c.id, offers.c.leased_until > self._clock()),
         )
         oldest = select(queries.c.id).where(*unused, queries.c.session < session, ~seen)
         oldest = oldest.order_by(queries.c.session, queries.c.position).limit(surplus).with_for_update(skip_locked=True)
@@ -294,7 +205,7 @@ class Book:
 
     def pending(self) -> Pending:
         asked = queries.c.run == self.run, queries.c.retired_session.is_(None)
-        met = _count(choices, choices.c.query == queries.c.id, choices.c.purpose == LABEL, _LIVE)
+        met = count(choices, choices.c.query == queries.c.id, *LABELS)
         with self._read() as c:
             missing = c.scalar(
                 select(func.count()).where(*asked, queries.c.complete_at.is_(None), met < queries.c.wanted)
@@ -303,7 +214,7 @@ class Book:
 
     def used(self, before: int) -> int:
         """Labels that training took in sessions before that one."""
-        decided = _exists(choices, choices.c.query == queries.c.id, choices.c.choice.in_(DECIDED), *_LABELS)
+        decided = exists(choices, choices.c.query == queries.c.id, choices.c.choice.in_(DECIDED), *LABELS)
         with self._read() as c:
             where = queries.c.run == self.run, queries.c.consumed_session < before, decided
             return c.scalar(select(func.count()).where(*where)) or 0
@@ -320,7 +231,7 @@ class Book:
             rows = c.execute(select(queries).where(*where).order_by(*order).with_for_update()).all()
             values: dict[str, list[float]] = {row.id: [] for row in rows}
             found = select(choices.c.query, choices.c.choice, choices.c.left_is_first)
-            found = found.where(choices.c.query.in_(values), choices.c.choice.in_(DECIDED), *_LABELS)
+            found = found.where(choices.c.query.in_(values), choices.c.choice.in_(DECIDED), *LABELS)
             for query, choice, left_is_first in c.execute(found):
                 values[query].append(first_better(choice, left_is_first))
             taken, labels = [], list[Answered]()
@@ -388,110 +299,32 @@ class Book:
         first. In place of a new one comes, with the probability ``repeats``, a pair that they decided themselves, its
         sides swapped; with ``gold``, one that an expert decided.
         """
-        now = self._clock()
+        now, me, rng = self._clock(), labeller.id, self._rng
         with self._write() as c:
             self._lock(c, labeller)
-            held = self._held(c, labeller.id, now)[:count]
+            held = offering.held(c, self.run, me, now)[:count]
             for row in held:
-                mine = offers.c.query == row.id, offers.c.labeller == labeller.id
+                mine = offers.c.query == row.id, offers.c.labeller == me
                 c.execute(update(offers).where(*mine).values(leased_until=now + lease_seconds))
-            found = [_offer(row, row.left_is_first, row.purpose) for row in held]
-            while len(found) < count and (fresh := self._fresh(c, labeller.id, count - len(found), now)):
+            found = [offering.offer(row, row.left_is_first, row.purpose) for row in held]
+            while len(found) < count and (fresh := offering.fresh(c, self.run, me, count - len(found), now)):
                 for query in fresh:
-                    row, left_is_first, purpose = query, self._rng.random() < 0.5, LABEL
-                    drawn = self._rng.random()
-                    if drawn < repeats and (again := self._decided_before(c, labeller.id)):
+                    row, left_is_first, purpose = query, rng.random() < 0.5, LABEL
+                    drawn = rng.random()
+                    if drawn < repeats and (again := offering.decided_before(c, me, rng)):
                         row, left_is_first, purpose = again, not again.left_is_first, REPEAT
-                    elif repeats <= drawn < repeats + gold and (known := self._gold(c, labeller)):
+                    elif repeats <= drawn < repeats + gold and (known := offering.gold(c, self.run, labeller, rng)):
                         row, purpose = known, GOLD
                     times = {"offered_at": now, "leased_until": now + lease_seconds}
                     side = {"left_is_first": left_is_first, "purpose": purpose}
-                    c.execute(insert(offers).values(query=row.id, labeller=labeller.id, **side, **times))
-                    found.append(_offer(row, left_is_first, purpose))
+                    c.execute(insert(offers).values(query=row.id, labeller=me, **side, **times))
+                    found.append(offering.offer(row, left_is_first, purpose))
         return found
 
     def _lock(self, c: Connection, labeller: Labeller) -> None:
         """What one labeller does happens in order, from however many windows."""
         if not is_sqlite(self._engine):
             c.execute(select(labellers.c.id).where(labellers.c.id == labeller.id).with_for_update(key_share=True))
-
-    def _has_room(self, me: int, now: float) -> ColumnElement[bool]:
-        """Whether a query wants one more than have answered it, and than others are at."""
-        answers = _count(choices, choices.c.query == queries.c.id, choices.c.choice != SKIP, *_LABELS)
-        others = _count(
-            offers,
-            offers.c.query == queries.c.id,
-            offers.c.purpose == LABEL,
-            offers.c.labeller != me,
-            offers.c.leased_until > now,
-        )
-        return and_(
-            queries.c.run == self.run,
-            queries.c.complete_at.is_(None),
-            queries.c.retired_session.is_(None),
-            answers + others < queries.c.wanted,
-        )
-
-    def _held(self, c: Connection, me: int, now: float) -> list[Any]:
-        """Their open offers to which an answer is still wanted."""
-        mine = select(queries.c.id).join(offers).where(offers.c.labeller == me, offers.c.purpose == LABEL)
-        mine = mine.where(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None))
-        locked = c.scalars(mine.order_by(queries.c.id).with_for_update(of=queries)).all()
-        # Looked at again under the lock: who waited for it sees what the other one did
-        query = queries.c["id", "session", "position", "first_clip", "second_clip"]
-        rows = select(offers, *query).join(queries).where(offers.c.labeller == me)
-        rows = rows.where(or_(offers.c.purpose != LABEL, and_(queries.c.id.in_(locked), self._has_room(me, now))))
-        return sorted(
-            c.execute(rows), key=lambda row: (-(row.undone_at or 0), row.offered_at, -row.session, row.position)
-        )
-
-    def _fresh(self, c: Connection, me: int, count: int, now: float) -> Sequence[Any]:
-        """Queries that they have not met; locked, so that nobody else is given the same place."""
-        met = or_(
-            _exists(offers, offers.c.query == queries.c.id, offers.c.labeller == me),
-            _exists(choices, choices.c.query == queries.c.id, choices.c.labeller == me, _LIVE),
-        )
-        newest = queries.c.session.desc(), queries.c.position
-        room = self._has_room(me, now)
-        ids = select(queries.c.id).where(room, ~met).order_by(*newest).limit(count).with_for_update(skip_locked=True)
-        while locked := c.scalars(ids).all():
-            # Looked at again under the lock: the first look may be older than what another one did before
-            rows = select(*queries.c["id", "first_clip", "second_clip"]).where(queries.c.id.in_(locked), room)
-            if found := c.execute(rows.order_by(*newest)).all():
-                return found
-        return []
-
-    def _decided_before(self, c: Connection, me: int) -> Any:
-        """A pair that they decided a while ago and were not asked again; None where there is none."""
-        rows = select(*choices.c["query", "purpose", "choice", "left_is_first"]).where(choices.c.labeller == me, _LIVE)
-        mine = c.execute(rows.order_by(choices.c.id)).all()
-        asked = select(offers.c.query).where(offers.c.labeller == me, offers.c.purpose == REPEAT)
-        known = {*c.scalars(asked), *(row.query for row in mine if row.purpose == REPEAT)}
-        known |= {row.query for row in mine[-RECENT:]}
-        found = [row for row in mine if row.purpose == LABEL and row.choice in DECIDED and row.query not in known]
-        return self._clips(c, self._rng.choice(found)) if found else None
-
-    def _gold(self, c: Connection, labeller: Labeller) -> Any:
-        """A complete pair that an expert decided and this labeller, who is none, has not met."""
-        if labeller.role == EXPERT:
-            return None
-        expert = labellers.c.run == self.run, labellers.c.role == EXPERT
-        rows = select(*choices.c["query", "left_is_first"]).join(labellers).where(*expert, *_LABELS)
-        decided = c.execute(rows.where(choices.c.choice.in_(DECIDED)).order_by(choices.c.id)).all()
-        met = {
-            query
-            for table in (offers, choices)
-            for query in c.scalars(select(table.c.query).where(table.c.labeller == labeller.id))
-        }
-        found = [row for row in decided if row.query not in met]
-        gold = self._clips(c, self._rng.choice(found)) if found else None
-        return gold if gold and gold.complete_at is not None else None
-
-    def _clips(self, c: Connection, chosen: Any) -> Any:
-        """The query of a choice, and which side its first segment was on."""
-        columns = queries.c["id", "first_clip", "second_clip", "complete_at"]
-        side = literal(chosen.left_is_first).label("left_is_first")
-        return c.execute(select(*columns, side).where(queries.c.id == chosen.query)).one()
 
     def shown(self, labeller: Labeller, query_id: str, at: float | None = None) -> None:
         """When that pair was first on the screen; what is not in front of this labeller is ignored."""
@@ -532,7 +365,7 @@ class Book:
             which = offers.c.query == query_id, offers.c.labeller == labeller.id
             offer = c.execute(select(offers).where(*which)).first()
             if query is None or offer is None:
-                if c.scalar(select(choices.c.id).where(mine, choices.c.query == query_id, _LIVE).limit(1)):
+                if c.scalar(select(choices.c.id).where(mine, choices.c.query == query_id, LIVE).limit(1)):
                     raise Conflict("this pair is answered already")
                 raise Unknown("no such pair was put before this labeller")
             counts = offer.purpose == LABEL
@@ -555,7 +388,7 @@ class Book:
                 )
             )
             if counts and choice != SKIP:
-                answers = select(func.count()).where(choices.c.query == query_id, choices.c.choice != SKIP, *_LABELS)
+                answers = select(func.count()).where(choices.c.query == query_id, choices.c.choice != SKIP, *LABELS)
                 if (c.scalar(answers) or 0) >= query.wanted:
                     c.execute(update(queries).where(queries.c.id == query_id).values(complete_at=now))
         return Outcome.ACCEPTED
@@ -565,7 +398,7 @@ class Book:
 
         None where there is none, or training has consumed it.
         """
-        now, mine = self._clock(), (choices.c.labeller == labeller.id, _LIVE)
+        now, mine = self._clock(), (choices.c.labeller == labeller.id, LIVE)
         with self._write() as c:
             self._lock(c, labeller)
             last = c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first()
@@ -607,7 +440,7 @@ class Book:
         ours = choices.c.labeller.in_(select(labellers.c.id).where(labellers.c.run == self.run))
         where = queries.c.run == self.run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
         with self._read() as c:
-            answers = select(func.count()).where(choices.c.choice != SKIP, _LIVE)
+            answers = select(func.count()).where(choices.c.choice != SKIP, LIVE)
             mine = c.scalar(answers.where(choices.c.labeller == labeller.id)) or 0
             total = c.scalar(answers.where(ours, choices.c.purpose == LABEL)) or 0
             wanting = c.scalar(select(func.count()).where(*where)) or 0
@@ -618,7 +451,7 @@ class Book:
 
     def all_asked(self) -> list[Asked]:
         """Every query in order, a row for each of its choices that counts as a label, or one without any."""
-        live = and_(choices.c.query == queries.c.id, *_LABELS)
+        live = and_(choices.c.query == queries.c.id, *LABELS)
         query = queries.c["id", "session", "first", "second", "asked_at"]
         chosen = choices.c["choice", "left_is_first", "shown_at", "answered_at"]
         rows = select(*query, labellers.c.name, *chosen).select_from(queries.outerjoin(choices, live))
@@ -632,7 +465,7 @@ class Book:
         columns = choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at"]
         rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers)
         with self._read() as c:
-            found = c.execute(rows.where(labellers.c.run == self.run, _LIVE).order_by(choices.c.id))
+            found = c.execute(rows.where(labellers.c.run == self.run, LIVE).order_by(choices.c.id))
             return [Chosen(row[0], Labeller(*row[1:4]), *row[4:]) for row in found]
 
     def everybody(self) -> list[Labeller]:
@@ -647,7 +480,7 @@ class Book:
         with self._write() as c:
             me = self._named(c, name)
             asked = c.scalar(select(queries.c.id).where(queries.c.id == query_id, queries.c.run == self.run))
-            met = choices.c.labeller == me, choices.c.query == query_id, _LIVE
+            met = choices.c.labeller == me, choices.c.query == query_id, LIVE
             if asked and not c.scalar(select(choices.c.id).where(*met).limit(1)):
                 c.execute(delete(offers).where(offers.c.query == query_id, offers.c.labeller == me))
                 offer = {"query": query_id, "labeller": me, "purpose": LABEL, "left_is_first": True}
@@ -664,11 +497,6 @@ class Book:
     def _read(self) -> Iterator[Connection]:
         with self._reader.begin() as c:
             yield c
-
-
-def first_better(choice: str, left_is_first: bool) -> float:
-    """The label of a decided choice: 1 where the first segment is better, 0 where the second is, .5 for a tie."""
-    return 0.5 if choice == EQUAL else float((choice == LEFT) == left_is_first)
 
 
 def run_id(folder: Path) -> str:
@@ -689,19 +517,6 @@ def _add(c: Connection, table: Table, **row: Any) -> None:
     """A row, unless there is one of the same key."""
     dialect: Any = {"sqlite": sqlite, "postgresql": postgresql}[c.dialect.name]
     c.execute(dialect.insert(table).values(**row).on_conflict_do_nothing())
-
-
-def _count(table: Table, *where: ColumnElement[bool]) -> Any:
-    return select(func.count()).select_from(table).where(*where).correlate(queries).scalar_subquery()
-
-
-def _exists(table: Table, *where: ColumnElement[bool]) -> Any:
-    return select(table).where(*where).correlate(queries).exists()
-
-
-def _offer(row: Any, left_is_first: bool, purpose: str) -> Offer:
-    both = (row.first_clip, row.second_clip) if left_is_first else (row.second_clip, row.first_clip)
-    return Offer(row.id, *both, purpose)
 
 
 def _packed(content: Mapping[str, Any]) -> bytes:

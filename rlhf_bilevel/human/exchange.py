@@ -18,7 +18,8 @@ import torch
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.dataset import OPEN, Dataset
-from rlhf_bilevel.human.book import Asked, Book, Conflict, Consumed, Outcome, Unknown, first_better
+from rlhf_bilevel.human.book import Book
+from rlhf_bilevel.human.facts import Asked, Conflict, Consumed, Outcome, Unknown, first_better
 from rlhf_bilevel.human.tables import DECIDED
 from rlhf_bilevel.labels import pairs, stacked
 from rlhf_bilevel.types import Queries

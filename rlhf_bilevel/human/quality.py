@@ -16,7 +16,8 @@ import krippendorff
 import numpy as np
 from pydantic import BaseModel
 
-from rlhf_bilevel.human.book import Book, Chosen, first_better
+from rlhf_bilevel.human.book import Book
+from rlhf_bilevel.human.facts import Chosen, first_better
 from rlhf_bilevel.human.tables import CANT_TELL, DECIDED, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 
 LABELS = (0.0, 0.5, 1.0)

@@ -31,7 +31,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
 from rlhf_bilevel.files import sha256
-from rlhf_bilevel.human.book import Book, Conflict, Consumed, Labeller, Unknown
+from rlhf_bilevel.human.book import Book
+from rlhf_bilevel.human.facts import Conflict, Consumed, Labeller, Unknown
 from rlhf_bilevel.human.gate import Gate
 
 LEASE_SECONDS = 600.0  # a pair is nobody else's for so long

@@ -28,6 +28,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    func,
+    select,
 )
 
 CHOICES = LEFT, RIGHT, EQUAL, CANT_TELL, SKIP = "left", "right", "equal", "cant_tell", "skip"
@@ -146,3 +148,16 @@ Index(
     unique=True,
     **where(choices.c.withdrawn_at.is_(None)),
 )
+
+LIVE = choices.c.withdrawn_at.is_(None)
+LABELS = (choices.c.purpose == LABEL, LIVE)  # the choices that count
+
+
+def count(table: Table, *where: ColumnElement[bool]) -> Any:
+    """Of a query's rows there."""
+    return select(func.count()).select_from(table).where(*where).correlate(queries).scalar_subquery()
+
+
+def exists(table: Table, *where: ColumnElement[bool]) -> Any:
+    """Whether a query has such a row there."""
+    return select(table).where(*where).correlate(queries).exists()

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import CONFIG, read_yaml
-from rlhf_bilevel.human.book import Book, Question, Status
+from rlhf_bilevel.human.book import Book
+from rlhf_bilevel.human.facts import Question, Status
 from rlhf_bilevel.labels import LABELS, count, pairs, preferences
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.teacher import nothing
