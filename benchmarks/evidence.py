@@ -19,7 +19,7 @@ from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
-from rlhf_bilevel.plot import Point, points, read_table, write_table
+from rlhf_bilevel.points import Point, points, read_table, write_table
 from rlhf_bilevel.sweep import Local, Planned, agree, complete
 from rlhf_bilevel.worker import ended
 

@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import evidence
 from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, SIZE, Group, named
 from rlhf_bilevel import compare
-from rlhf_bilevel.plot import STEPS, Point, label, line, read_table, save
+from rlhf_bilevel.plot import STEPS, label, line, save
+from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.statistics import iqm
 
 VARIANTS = {

@@ -13,7 +13,8 @@ from benchmarks.evidence import GROUPS
 from benchmarks.speed import growth
 from benchmarks.theory import figures as theory
 from rlhf_bilevel.compare import LAST, bounds, estimate, plain
-from rlhf_bilevel.plot import Point, draw, read_table
+from rlhf_bilevel.plot import draw
+from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.statistics import iqm
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/figures")

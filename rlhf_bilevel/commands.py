@@ -87,7 +87,8 @@ def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> No
 
 def tell(out: Path, reference: Path | None) -> None:
     """What was learnt, against what the true reward allows; and the learning curve."""
-    from rlhf_bilevel.plot import draw, points, read_table
+    from rlhf_bilevel.plot import draw
+    from rlhf_bilevel.points import points, read_table
 
     found = points(out)
     last = [point for point in found if point.is_agent][-1]
@@ -256,8 +257,8 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``plot.Point``) of runs' folders and tables."""
-    from rlhf_bilevel.plot import points, read_table
+    """Evaluations (``points.Point``) of runs' folders and tables."""
+    from rlhf_bilevel.points import points, read_table
 
     rows = []
     for path in paths:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_bilevel.config import nearest
 from rlhf_bilevel.files import Refused
+from rlhf_bilevel.points import Point
 from rlhf_bilevel.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
-
-if TYPE_CHECKING:
-    from rlhf_bilevel.plot import Point
 
 LAST = 3
 """Evaluations at the end of a run whose mean stands for the run."""

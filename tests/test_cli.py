@@ -12,7 +12,7 @@ import yaml
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.plot import read_table
+from rlhf_bilevel.points import read_table
 from tests.faults import child, kill
 
 QUICK = [

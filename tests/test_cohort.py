@@ -11,7 +11,7 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.cohort import learn_together
 from rlhf_bilevel.files import Refused
-from rlhf_bilevel.plot import points
+from rlhf_bilevel.points import points
 from tests.conftest import SMALL, build
 from tests.test_stack import Plain, assert_alike
 

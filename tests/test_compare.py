@@ -10,7 +10,7 @@ import pytest
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.compare import bounds, budgets, compared, efficiency, grouped, overall, scores, table
 from rlhf_bilevel.files import Refused
-from rlhf_bilevel.plot import Point, write_table
+from rlhf_bilevel.points import Point, write_table
 from rlhf_bilevel.statistics import improvement, iqm
 
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"

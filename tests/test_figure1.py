@@ -8,7 +8,7 @@ import yaml
 from benchmarks import evidence, figure1
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.given import configure
-from rlhf_bilevel.plot import Point, read_table, write_table
+from rlhf_bilevel.points import Point, read_table, write_table
 
 
 @pytest.mark.parametrize("scale", figure1.SCALES)

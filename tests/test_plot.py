@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from rlhf_bilevel import plot
 from rlhf_bilevel.compare import grouped
-from rlhf_bilevel.plot import KINDS, Point, draw, read_table, write_table
+from rlhf_bilevel.plot import KINDS, draw
+from rlhf_bilevel.points import Point, read_table, write_table
 from rlhf_bilevel.statistics import improvement_interval, interval, iqm, mean
 
 ENVS = ("dm_control/walker-walk-v0", "dm_control/cartpole-balance-v0")

@@ -19,7 +19,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.files import Damaged, Refused, check_sums, read_json, read_yaml, tensors, write_sums
 from rlhf_bilevel.labels import LabelLog, Recorded
-from rlhf_bilevel.plot import points
+from rlhf_bilevel.points import points
 from tests.conftest import SMALL
 from tests.test_checkpoint import saved
 from tests.test_labels import Never, answers, queries

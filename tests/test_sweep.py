@@ -21,7 +21,7 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.board import Board, step_of
 from rlhf_bilevel.files import LOCK
 from rlhf_bilevel.log import Progress
-from rlhf_bilevel.plot import Point, read_table
+from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
 from rlhf_bilevel.sweep import Planned, Process, agree, complete
 from rlhf_bilevel.worker import ELSEWHERE, claim, ended, log_of, work

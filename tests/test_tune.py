@@ -14,7 +14,7 @@ from rlhf_bilevel import tune
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
-from rlhf_bilevel.plot import points
+from rlhf_bilevel.points import points
 from rlhf_bilevel.space import Choice, Range, Space
 from rlhf_bilevel.sweep import Planned
 from rlhf_bilevel.tune import Training, best, open_study, search

@@ -1,0 +1,85 @@
+"""Evaluations as rows: of runs' folders, and of the tables that ``benchmarks/results`` holds.
+
+A ``Point`` is one learner of one run at one evaluation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_bilevel.files import Refused, read_yaml, write
+
+
+class Point(NamedTuple):
+    method: str
+    env: str
+    seed: int
+    step: int  # environment steps of all learners
+    labels: int
+    learner: int
+    is_agent: bool  # whether a user gets this learner's policy
+    true_return: float  # mean over the episodes
+    success: float | None  # share of the episodes; None where the environment knows no success
+    episodes: int
+    commit: str
+
+
+def points(folder: Path) -> list[Point]:
+    """Every evaluation in a run's folder, in order."""
+    told = read_yaml(folder / "config.yaml")
+    with (folder / "evaluations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for (step, labels, learner, is_agent), group in groupby(
+        rows, key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+    ):
+        episodes = list(group)
+        known = [float(row["success"]) for row in episodes if row["success"]]
+        found.append(
+            Point(
+                told["method"], told["env"], told["settings"]["seed"], int(step), int(labels), int(learner),
+                is_agent == "1", float(np.mean([float(row["true_return"]) for row in episodes])),
+                float(np.mean(known)) if known else None, len(episodes), told["commit"] or "",
+            )
+        )  # fmt: skip
+    return found
+
+
+def write_table(rows: Iterable[Point], file: Path) -> None:
+    """To hundredths: for a table that is kept in git."""
+    write(file, to_csv([row._replace(true_return=round(row.true_return, 2)) for row in rows]))
+
+
+def to_csv(rows: Iterable[Point]) -> bytes:
+    """What ``read_table`` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Point._fields)
+    for row in rows:
+        writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in row])
+    return text.getvalue().encode()
+
+
+def read_table(file: Path) -> list[Point]:
+    """What ``write_table`` wrote; more columns do no harm. Refused where it is no table of points."""
+    if not file.is_file():
+        raise Refused(f"{file}: no such file")
+    with file.open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        if missing := [name for name in Point._fields if name not in (rows.fieldnames or ())]:
+            raise Refused(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
+        return [
+            Point(
+                row["method"], row["env"], int(row["seed"]), int(row["step"]), int(row["labels"]), int(row["learner"]),
+                row["is_agent"] == "1", float(row["true_return"]), float(row["success"]) if row["success"] else None,
+                int(row["episodes"]), row["commit"],
+            )
+            for row in rows
+        ]  # fmt: skip
