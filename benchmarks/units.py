@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_bilevel import dataset
+from rlhf_bilevel.asked import of_run
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import read_yaml
 from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| run | labels | units | accuracy on later pairs | correlation by step | by segment |")
     print("|---|---|---|---|---|---|")
     for run in args.runs:
-        asked = dataset.of_run(run)
+        asked = of_run(run)
         if asked is None:
             raise SystemExit(f"{run} holds no labels")
         answers, own = asked.preferences(asked.labelled), read_yaml(run / "config.yaml")["settings"]

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
-from rlhf_bilevel import dataset, envs
+from rlhf_bilevel import asked, envs
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import (
@@ -33,6 +33,7 @@ from rlhf_bilevel.config import (
     settle,
 )
 from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
 from rlhf_bilevel.files import CONFIG, Refused, enough_memory
@@ -221,8 +222,8 @@ class Agent:
             yield record
             hook.on_training_end()
             if keeper and self.out:
-                if asked := dataset.of_run(self.out):
-                    asked.write(self.out / dataset.PREFERENCES)
+                if questions := asked.of_run(self.out):
+                    questions.write(self.out / PREFERENCES)
                 self.save(self.out)
                 keeper.discard()
 
@@ -323,7 +324,7 @@ class Agent:
                 return Rerun(sessions(Path(config.teacher_rerun)), count(self.out / LABELS) if self.out else 0)
             if config.teacher_replay:
                 path = Path(config.teacher_replay)
-                given = [dataset.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
+                given = [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
                 return Replayed(given).after(prefs)
             return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher

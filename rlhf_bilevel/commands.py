@@ -130,7 +130,7 @@ def explain(args: argparse.Namespace) -> Work:
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
-        from rlhf_bilevel.dataset import load
+        from rlhf_bilevel.asked import load
         from rlhf_bilevel.explain import weights_of
 
         agent = Agent.load(args.dir, trust=args.trust)
@@ -160,7 +160,7 @@ def export(args: argparse.Namespace) -> Work:
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
-        from rlhf_bilevel.dataset import load
+        from rlhf_bilevel.asked import load
 
         for target in filter(None, (sb3, preferences)):
             target.parent.mkdir(parents=True, exist_ok=True)

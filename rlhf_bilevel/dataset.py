@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,10 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from rlhf_bilevel.config import settle
 from rlhf_bilevel.files import Damaged, Refused, enough_memory, write
-from rlhf_bilevel.folder import read_config
-from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
@@ -324,61 +320,6 @@ class Dataset:
             action_repeat=facts.action_repeat,
             protocol=facts.protocol,
         )
-
-
-def of_run(folder: Path) -> Dataset | None:
-    """All that the run in ``folder`` has asked by now, in order; None where it has asked nothing.
-
-    A query that was answered in a later session than its own is one row, shown at first and answered at last. The
-    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one.
-    """
-    told = read_config(folder, trust=True)  # nothing that it names is imported here
-    config, path = settle(told["settings"]), folder / LABELS
-    if config.teacher_human:
-        from rlhf_bilevel.human.exchange import of_book  # it makes datasets, and needs this file
-
-        return of_book(folder, told, config)
-    if not path.is_file():
-        raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
-    rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
-    waiting: dict[Pair, int] = {}  # rows that may still be answered
-    with closing(LabelLog(path)) as log:
-        for session in map(log.__getitem__, range(len(log))):
-            asked_at = math.nan if session.asked_at is None else session.asked_at
-            for label, *pair in session.answers:
-                first, second = pair
-                if (late := waiting.pop((first, second), None)) is None:
-                    rows.append(((first, second), label, asked_at, session.answered_at))
-                else:
-                    rows[late] = rows[late][0], label, rows[late][2], session.answered_at
-            for skipped in session.skipped:
-                waiting.setdefault(skipped, len(rows))
-                rows.append((skipped, math.nan, asked_at, math.nan))
-    if not rows:
-        return None
-    pairs, labels, shown, answered = zip(*rows, strict=True)
-    firsts, seconds = zip(*pairs, strict=True)
-    return Dataset.of(
-        Queries(stacked(firsts), stacked(seconds)),
-        torch.tensor(labels),
-        env_id=str(told["env"]),
-        labeller=str(told["teacher"]),
-        sampler=str(config.query),
-        t_shown=shown,
-        t_answered=answered,
-        action_repeat=config.action_repeat,
-        protocol=config.protocol,
-    )
-
-
-def load(data: Path) -> Dataset:
-    """Of a run's folder, or of a Parquet file."""
-    if not data.is_dir():
-        return Dataset.read(data)
-    found = of_run(data)
-    if found is None:
-        raise Refused(f"{data} has asked no query yet")
-    return found
 
 
 def _checked(path: Path, file: pq.ParquetFile) -> Facts:

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.agent import TEST, Agent
+from rlhf_bilevel.asked import load
 from rlhf_bilevel.config import Config, settle
-from rlhf_bilevel.dataset import Dataset, load
+from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.evaluate import stated
 from rlhf_bilevel.files import Refused, write
 from rlhf_bilevel.folder import REWARD, ended

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rlhf_bilevel import Agent, dataset
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.dataset import KEY, PREFERENCES, SCHEMA, Dataset, of_run
+from rlhf_bilevel.asked import of_run
+from rlhf_bilevel.dataset import KEY, PREFERENCES, SCHEMA, Dataset
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.labels import LabelLog, Recorded, pairs
 from rlhf_bilevel.preference import take

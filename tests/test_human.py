@@ -17,8 +17,9 @@ import torch
 from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
+from rlhf_bilevel.asked import load
 from rlhf_bilevel.cohort import learn_together
-from rlhf_bilevel.dataset import Dataset, load
+from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.files import CONFIG, Refused
 from rlhf_bilevel.human import exchange, teacher
 from rlhf_bilevel.human.book import Book

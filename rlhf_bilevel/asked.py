@@ -1,0 +1,71 @@
+"""What a run has asked by now, as a preference dataset: by its log of labels, or by the book where people answer."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from rlhf_bilevel.config import settle
+from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.folder import read_config
+from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
+from rlhf_bilevel.types import Queries
+
+
+def of_run(folder: Path) -> Dataset | None:
+    """All that the run in ``folder`` has asked by now, in order; None where it has asked nothing.
+
+    A query that was answered in a later session than its own is one row, shown at first and answered at last. The
+    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one.
+    """
+    told = read_config(folder, trust=True)  # nothing that it names is imported here
+    config, path = settle(told["settings"]), folder / LABELS
+    if config.teacher_human:
+        from rlhf_bilevel.human.exchange import of_book  # a database's libraries, which only people's labels need
+
+        return of_book(folder, told, config)
+    if not path.is_file():
+        raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
+    rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
+    waiting: dict[Pair, int] = {}  # rows that may still be answered
+    with closing(LabelLog(path)) as log:
+        for session in map(log.__getitem__, range(len(log))):
+            asked_at = math.nan if session.asked_at is None else session.asked_at
+            for label, *pair in session.answers:
+                first, second = pair
+                if (late := waiting.pop((first, second), None)) is None:
+                    rows.append(((first, second), label, asked_at, session.answered_at))
+                else:
+                    rows[late] = rows[late][0], label, rows[late][2], session.answered_at
+            for skipped in session.skipped:
+                waiting.setdefault(skipped, len(rows))
+                rows.append((skipped, math.nan, asked_at, math.nan))
+    if not rows:
+        return None
+    pairs, labels, shown, answered = zip(*rows, strict=True)
+    firsts, seconds = zip(*pairs, strict=True)
+    return Dataset.of(
+        Queries(stacked(firsts), stacked(seconds)),
+        torch.tensor(labels),
+        env_id=str(told["env"]),
+        labeller=str(told["teacher"]),
+        sampler=str(config.query),
+        t_shown=shown,
+        t_answered=answered,
+        action_repeat=config.action_repeat,
+        protocol=config.protocol,
+    )
+
+
+def load(data: Path) -> Dataset:
+    """Of a run's folder, or of a Parquet file."""
+    if not data.is_dir():
+        return Dataset.read(data)
+    found = of_run(data)
+    if found is None:
+        raise Refused(f"{data} has asked no query yet")
+    return found
