@@ -132,6 +132,21 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
         return np.asarray(obs, np.float32).ravel(), float(reward), terminated, truncated, info
 
 
+class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """A wrapper around an environment that counts its episodes, as those of ``make`` do."""
+
+    env: Any
+
+    @property
+    def episode(self) -> int:
+        """Number of the next episode."""
+        return self.env.episode
+
+    @episode.setter
+    def episode(self, number: int) -> None:
+        self.env.episode = number
+
+
 class Repeat(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
 

@@ -19,28 +19,19 @@ import cloudpickle
 import gymnasium
 import numpy as np
 
+from rlhf_bilevel.envs import Counting
+
 LIMIT = 10
 START = 120.0  # seconds that a new process may take: simulators are slow to load
 
 
-class Guard(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+class Guard(Counting):
     """An environment that ``make`` makes: one of ``envs.make``, which counts its episodes."""
-
-    env: Any
 
     def __init__(self, make: Callable[[], Any]) -> None:
         super().__init__(make())
         self._make, self._failed, self._first = make, 0, ""
         self._obs = np.zeros(())
-
-    @property
-    def episode(self) -> int:
-        """Number of the next episode."""
-        return self.env.episode
-
-    @episode.setter
-    def episode(self, number: int) -> None:
-        self.env.episode = number
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         while True:

@@ -51,22 +51,7 @@ class Set(NamedTuple):
     fps: float  # steps of the environment in a second
 
 
-class _Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """Of an env that counts its episodes, as those of ``envs.make`` do."""
-
-    env: Any
-
-    @property
-    def episode(self) -> int:
-        """Number of the next episode."""
-        return self.env.episode
-
-    @episode.setter
-    def episode(self, number: int) -> None:
-        self.env.episode = number
-
-
-class Posed(_Counting):
+class Posed(envs.Counting):
     """Tells how things stand: ``info["pose"]`` after every step and reset, ``info["set"]`` after its first reset.
 
     Nothing that the env does is changed, and no random number is drawn.
@@ -156,7 +141,7 @@ def make(env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", actio
     return Posed(drawn, Pictures(drawn, fps))
 
 
-class Filmed(_Counting):
+class Filmed(envs.Counting):
     """The outermost wrapper of a training env: a row that ``store`` is about to get is filmed.
 
     ``env`` is of ``make``, however it is guarded, in this process or another. Poses are taken out of ``info``.
