@@ -119,8 +119,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
     assert agent.reward and agent.config
     clips, seed = unseen(agent), torch.Generator().manual_seed(agent.config.seed)
     before = RewardEnsemble(clips[0].shape[-1], clips[1].shape[-1], agent.config.members, (64, 64), seed)
-    # What is asked depends on how fast the keys come: nine runs had .64 to .90, and .20 before
-    assert orders(before, clips) < 0.5 < 0.6 < orders(agent.reward, clips)
+    assert orders(before, clips) < 0.5 < 0.7 < orders(agent.reward, clips)
 
 
 Clips = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

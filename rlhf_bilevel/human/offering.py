@@ -114,5 +114,6 @@ def _clips(c: Connection, chosen: Any) -> Any:
 
 
 def offer(row: Any, left_is_first: bool, purpose: str) -> Offer:
+    """What goes to the labeller: the query's clips, by their sides."""
     both = (row.first_clip, row.second_clip) if left_is_first else (row.second_clip, row.first_clip)
     return Offer(row.id, *both, purpose)
