@@ -93,7 +93,7 @@ def agent(config: Config) -> int:
 
 
 # What stands on the first line is twin's. The paper's own choice is one-sided, its cost the labels' loss: it does
-# worse (docs/results.md)
+# worse (docs/search.md)
 PENALTY = Method(
     "penalty", 2, sees, upper, agent, fit_cost, diagnose,
     settings={

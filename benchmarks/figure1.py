@@ -35,7 +35,7 @@ VARIANTS = {
 }
 """``twin`` is the control, two learners without any coupling: what the penalty method is without its cost. One-sided is
 the side that the paper takes, its cost the preference loss of the labels. The defaults of the two learners, and of the
-penalty between them, are from a search on other seeds (docs/results.md). PEBBLE with the penalty method's queries and
+penalty between them, are from a search on other seeds (docs/search.md). PEBBLE with the penalty method's queries and
 batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")

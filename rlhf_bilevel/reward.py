@@ -2,7 +2,7 @@
 
 f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
 rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
-B-Pref has it, networks learn far less that holds for later pairs (docs/results.md).
+B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
 """
