@@ -30,6 +30,7 @@ VARIANTS = {
     "twin": ("twin", ""),
     "penalty without gap": ("penalty", "--set use_gap=false"),
     "penalty, one-sided": ("penalty", PAPER),
+    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
