@@ -107,16 +107,18 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[P
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     rows = {name: read_table(table) for name, table in tables.items() if table.is_file()}
-    figure, axes = pyplot.subplots(2, len(rows), figsize=(5.2 * len(rows), 8), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(2, len(rows), figsize=(4 * len(rows), 7), layout="constrained", squeeze=False)
     for column, (name, points) in zip(axes.T, rows.items(), strict=True):
         for axis, by_labels in zip(column, (False, True), strict=True):
             curves(axis, points, by_labels)
             axis.set_title(titles[name])
             axis.grid(alpha=0.3)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k
     for out in outs:
-        save(figure, out)
+        save(figure, out, dpi=90)  # a PNG below 300 kB
     pyplot.close(figure)
 
 
@@ -138,7 +140,7 @@ def curves(axis: Any, points: Sequence[Point], by_labels: bool) -> None:
             axis.plot(steps, found.value, "--", linewidth=1, label=label(variant, [task]))
     axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
     if by_labels:  # one a column, below it
-        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -127,10 +127,10 @@ def titled(tasks: Sequence[Task]) -> str:
     return tasks[0].env if len(tasks) == 1 else f"{len(tasks)} environments"
 
 
-def save(figure: Any, out: Path) -> None:
+def save(figure: Any, out: Path, dpi: float = 110) -> None:
     """Writes a matplotlib figure as SVG or PNG: the same file for the same curves."""
     import matplotlib
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "equal curves, equal file"}):  # names in an SVG are random otherwise
-        figure.savefig(out, dpi=110, metadata={"Date": None} if out.suffix == ".svg" else None)
+        figure.savefig(out, dpi=dpi, metadata={"Date": None} if out.suffix == ".svg" else None)
