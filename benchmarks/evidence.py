@@ -54,9 +54,8 @@ EVENLY = f"{HYBRID} --set other_every=2"
 FORWARD = "--set sides=forward --set cost=information --set sigma=30"
 PAPER = "--set sides=one --set cost=labels --set sigma=10"
 WALK = "--preset quick --set eval_every=3000 --set eval_episodes=5 --labels 100"
-VARIANTS = {
-    "pebble": ("pebble", ""),
-    "pebble, aligned, newest half": ("pebble", HYBRID),
+ONE_LEARNER = {"pebble": ("pebble", ""), "pebble, aligned, newest half": ("pebble", HYBRID)}
+VARIANTS = ONE_LEARNER | {
     "twin, aligned, newest half": ("twin", EVENLY),
     "penalty, forward, aligned, newest half": ("penalty", f"{FORWARD} {EVENLY}"),
 }
@@ -74,17 +73,11 @@ SIZE = (
 )
 """Figure 1's at SCALE=cpu: half of the preset's batch, and steps of two simulator steps. Segments last as long as
 B-Pref's."""
-SIZED = {
-    "pebble": ("pebble", ""),
-    "pebble, aligned, newest half": ("pebble", HYBRID),
+SIZED = ONE_LEARNER | {
     "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
     "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", f"{FORWARD} {SHARED}"),
 }
-LONG = {
-    "pebble": ("pebble", ""),
-    "penalty": ("penalty", ""),
-    "pebble, aligned, newest half": ("pebble", HYBRID),
-}
+LONG = ONE_LEARNER | {"penalty": ("penalty", "")}
 GROUPS["walker-long"] = [
     named("walker-long", name, method, "dm_control/walker-walk-v0", seed, 250_000, f"{SIZE} --labels 100 {words}")
     for seed in range(3)
@@ -114,7 +107,8 @@ TRIED = (
 )
 EVEN = "--set other_every=2 --set visit_episodes=1"
 LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"
-WINS = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10 --set sigma_spread=3"
+WIN_RATE = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10"
+WINS = f"{WIN_RATE} --set sigma_spread=3"
 STRONG = {
     "twin": ("twin", EVEN),
     "penalty, spread .3": ("penalty", f"{EVEN} --set sigma_spread=0.3"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, SIZE, Group, named
+from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, SIZE, WIN_RATE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, label, line, save
 from rlhf_bilevel.points import Point, read_table
@@ -41,7 +41,7 @@ batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
-WINS = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10 --set sigma=100"
+WINS = f"{WIN_RATE} --set sigma=100"
 NARROW = {"penalty": WINS, "penalty without gap": f"{WINS} --set use_gap=false"}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
