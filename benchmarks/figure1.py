@@ -136,10 +136,11 @@ def curves(axis: Any, points: Sequence[Point], by_labels: bool) -> None:
             asked = np.array([at[step] for step in steps])
             last = np.append(asked[1:] != asked[:-1], True)
             steps, found = asked[last], type(found)(*(column[last] for column in found))
+        color = f"C{list(VARIANTS).index(variant)}"  # one in all panels
         if variant in MAIN:
-            line(axis, steps, found, label(variant, [task]))
+            line(axis, steps, found, label(variant, [task]), color)
         else:  # their intervals, which hide the others, are in docs/results.md
-            axis.plot(steps, found.value, "--", linewidth=1, label=label(variant, [task]))
+            axis.plot(steps, found.value, "--", color=color, linewidth=1, label=label(variant, [task]))
     axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
     if by_labels:  # one a column, below it
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))

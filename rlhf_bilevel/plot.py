@@ -100,9 +100,9 @@ def aggregates(figure: Any, tasks: Sequence[Task]) -> None:
         axis.set(title=name, xlabel=rule)
 
 
-def line(axis: Any, x: np.ndarray, found: Interval, label: str) -> None:
+def line(axis: Any, x: np.ndarray, found: Interval, label: str, color: str | None = None) -> None:
     """A line with a band, which one seed has not: its bounds are not numbers."""
-    (drawn,) = axis.plot(x, found.value, label=label)
+    (drawn,) = axis.plot(x, found.value, label=label, color=color)
     if not np.isnan(found.low).any():
         axis.fill_between(x, found.low, found.high, alpha=0.2, color=drawn.get_color(), linewidth=0)
 
