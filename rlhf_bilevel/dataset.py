@@ -338,7 +338,8 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
         if has != must:
             raise Refused(f"{path}: the column {must.name} is {_type(has)} and must be {_type(must)}")
     if metadata.keys() != {KEY}:  # another schema among them would change what the columns are read as
-        raise Refused(f"{path} has metadata of others: {', '.join(map(repr, metadata.keys() - {KEY})):.200}")
+        others = ", ".join(map(repr, metadata.keys() - {KEY}))
+        raise Refused(f"{path} has metadata of others: {others:.200} (pyarrow: store_schema=False)")
     columns = [
         file.metadata.row_group(group).column(column)
         for group in range(file.num_row_groups)
