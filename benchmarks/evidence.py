@@ -106,7 +106,10 @@ TRIED = (
     ("penalty, clipped, labels late", 101, 200_000),
 )
 EVEN = "--set other_every=2 --set visit_episodes=1"
-LINEAR = "--set reward_form=linear --set reward_learning_rate=0.01 --set refresh_every=500"
+LINEAR, QUADRATIC = (
+    f"--set reward_form={form} --set reward_learning_rate=0.01 --set refresh_every=500"
+    for form in ("linear", "quadratic")
+)
 WIN_RATE = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10"
 WINS = f"{WIN_RATE} --set sigma_spread=3"
 STRONG = {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, SIZE, WIN_RATE, Group, named
+from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, QUADRATIC, SIZE, WIN_RATE, Group, named
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, label, line, save
 from rlhf_bilevel.points import Point, read_table
@@ -66,7 +66,8 @@ def seeds(main: int, ablations: int = 0) -> dict[str, int]:
 
 EIGHT = seeds(8, 3) | {ONE_LEARNER: 8}  # five before, with which penalty > pebble just held one half
 NARROW_SEEDS = seeds(8) | {"penalty without gap": 8, ONE_LEARNER: 8}  # three before; decided on after two
-DOOR_SEEDS = seeds(3) | {"pebble": 5, "penalty": 5, ONE_LEARNER: 3}  # three against three cannot leave it out
+THREE = seeds(3) | {ONE_LEARNER: 3}
+DOOR_SEEDS = THREE | {"pebble": 5, "penalty": 5}  # three against three cannot leave it out
 
 SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
 SCALES = {
@@ -79,6 +80,9 @@ SCALES = {
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
         "walker-linear": Panel(
             "walker-walk, linear reward", WALKER, 75_000, 100, NARROW_SEEDS, f"{SIZE} {LINEAR}", NARROW
+        ),
+        "walker-quadratic": Panel(
+            "walker-walk, quadratic reward", WALKER, 75_000, 100, THREE, f"{SIZE} {QUADRATIC}", NARROW
         ),
         "door-1000": Panel(
             "door-open, 1000 labels", DOOR, 200_000, 1000, DOOR_SEEDS, f"{SIZE} {CLIPPED} {LATE}", first=10
