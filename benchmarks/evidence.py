@@ -128,6 +128,12 @@ SOURCES = {
     "twin, pairs of the other": ("twin", f"{EVEN} --set query_source=second"),
     "twin, pairs across": ("twin", f"{EVEN} --set query_source=cross"),
 }
+TO_THE_END = {
+    f"{name}, labels to the end": (method, f"{words} --set session_every=7000")  # of 75,000: until 70,500
+    for name, (method, words) in (
+        ONE_LEARNER | {"penalty": ("penalty", ""), "penalty, one-sided": ("penalty", PAPER)}
+    ).items()
+}
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
@@ -138,6 +144,11 @@ SEARCH: dict[str, Group] = {
         named("search-size", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
         for seed in range(100, 103)
         for name, (method, words) in SIZED.items()
+    ],
+    "search-late": [
+        named("search-late", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
+        for seed in range(100, 103)
+        for name, (method, words) in TO_THE_END.items()
     ],
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
