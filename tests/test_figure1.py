@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from benchmarks import evidence, figure1
+from benchmarks import evidence, figure1, overrated
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.points import Point, read_table, write_table
@@ -59,3 +60,12 @@ def test_what_has_ended_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     drawn = outs[0].read_bytes()
     figure1.draw({"walker": table}, {"walker": "walker"}, outs[:1])
     assert outs[0].read_bytes() == drawn
+
+
+def test_pairs_rated_rightly_are_told_apart_by_how_far_apart_they_were_asked() -> None:
+    truth = np.array([0.0, 10.0, 5.0, 5.2])  # the last two differ by too little to count
+    number = np.array([0, 1, 40, 41])
+    learned = np.array([0.0, 1.0, 2.0, 2.0])  # right from 0 to 1, and from the first to the later two; wrong of 10 > 5
+    assert overrated.right(truth, learned, number, 0, 10) == 1
+    assert overrated.right(truth, learned, number, 30, np.inf) == 0.5
+    assert np.isnan(overrated.right(truth, learned, number, 60, np.inf))
