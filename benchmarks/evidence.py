@@ -77,13 +77,17 @@ SIZED = ONE_LEARNER | {
     "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
     "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", f"{FORWARD} {SHARED}"),
 }
-LONG = ONE_LEARNER | {"penalty": ("penalty", "")}
+LONG = ONE_LEARNER | {
+    "penalty": ("penalty", ""),
+    "pebble, aligned, newest half, labels to the end": ("pebble", f"{HYBRID} --set session_every=24000"),
+}
 GROUPS["walker-long"] = [
     named("walker-long", name, method, "dm_control/walker-walk-v0", seed, 250_000, f"{SIZE} --labels 100 {words}")
     for seed in range(3)
     for name, (method, words) in LONG.items()
 ]
-"""As many simulator steps as published figures have: Figure 1's at SCALE=cpu has 75,000 of these."""
+"""As many simulator steps as published figures have: Figure 1's at SCALE=cpu has 75,000 of these. Labels to the end,
+until 226,000 of 250,000, was added after runs whose labels had ended at 150,000 had fallen."""
 CLIPPED = "--set reward_clip=true"
 LATE = "--set session_every=7500 --set session_labels=50"  # of 200,000 steps: 1000 labels until 152,500
 OPENED = {

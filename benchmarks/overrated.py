@@ -70,8 +70,9 @@ def rated(folder: Path, episodes: int = 5) -> Rated:
             now.append((total * length / len(seen), float(agent.reward(*rows).mean()) * length))
     best = truth.argsort()[-len(truth) // 10 :]
     policy_truth, policy_learned = np.mean(now, 0).tolist()
+    name = f"{folder.parent.name}/{folder.name}"
     near, far = (right(truth, learned, number, *apart) for apart in ((0, 10), (30, np.inf)))
-    return Rated(folder.name, policy_truth, policy_learned, truth[best].mean(), learned[best].mean(), near, far)
+    return Rated(name, policy_truth, policy_learned, truth[best].mean(), learned[best].mean(), near, far)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
