@@ -132,11 +132,15 @@ SOURCES = {
     "twin, pairs of the other": ("twin", f"{EVEN} --set query_source=second"),
     "twin, pairs across": ("twin", f"{EVEN} --set query_source=cross"),
 }
+LABELLED = ONE_LEARNER | {
+    "penalty": ("penalty", ""),
+    "penalty, one-sided": ("penalty", PAPER),
+    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
+    "twin": ("twin", ""),
+}
 TO_THE_END = {
     f"{name}, labels to the end": (method, f"{words} --set session_every=7000")  # of 75,000: until 70,500
-    for name, (method, words) in (
-        ONE_LEARNER | {"penalty": ("penalty", ""), "penalty, one-sided": ("penalty", PAPER)}
-    ).items()
+    for name, (method, words) in LABELLED.items()
 }
 SEARCH: dict[str, Group] = {
     "search-walk": [
