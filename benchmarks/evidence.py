@@ -155,8 +155,15 @@ SEARCH: dict[str, Group] = {
         for name, (method, words) in TO_THE_END.items()
     ],
     "search-late-long": [
-        named("search-late-long", "pebble, aligned, newest half, labels to the end", "pebble",
-              "dm_control/walker-walk-v0", 1, 250_000, f"{SIZE} --labels 100 {HYBRID} --set session_every=24000")
+        named(
+            "search-late-long",
+            "pebble, aligned, newest half, labels to the end",
+            "pebble",
+            "dm_control/walker-walk-v0",
+            1,
+            250_000,
+            f"{SIZE} --labels 100 {HYBRID} --set session_every=24000",
+        )
     ],  # the seed that fell in walker-long; until 226,000
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
@@ -174,9 +181,10 @@ SEARCH: dict[str, Group] = {
         for name, seed, steps in TRIED
         for method, words in [OPENED[name]]
     ],
-}  # fmt: skip
+}
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
-than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door needs."""
+than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
+needs; what labels to the end change."""
 
 
 def in_results(table: Path, one: Named) -> bool:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.fit import play
 
 
 class Rated(NamedTuple):
@@ -54,20 +54,8 @@ def rated(folder: Path, episodes: int = 5) -> Rated:
         truth, learned = (np.concatenate(column) for column in zip(*parts, strict=True))
         number = np.tile(np.arange(len(asked.label)), 2)
         env = agent.make_env()
-        box = env.action_space
-        assert isinstance(box, Box)
-        now = []
-        for seed in range(episodes):
-            obs, _ = env.reset(seed=seed)
-            seen, acts, total, over = [], [], 0.0, False
-            while not over:
-                act, _ = agent.predict(obs, deterministic=True)
-                seen.append(obs)
-                acts.append(2 * (act - box.low) / (box.high - box.low) - 1)
-                obs, reward, terminated, truncated, _ = env.step(act)
-                total, over = total + float(reward), terminated or truncated
-            rows = (torch.from_numpy(np.stack(column).astype(np.float32)) for column in (seen, acts))
-            now.append((total * length / len(seen), float(agent.reward(*rows).mean()) * length))
+        played = [play(env, lambda obs: agent.predict(obs, deterministic=True)[0], n) for n in range(episodes)]
+        now = [(true.mean() * length, float(agent.reward(obs, act).mean()) * length) for obs, act, true in played]
     best = truth.argsort()[-len(truth) // 10 :]
     policy_truth, policy_learned = np.mean(now, 0).tolist()
     name = f"{folder.parent.name}/{folder.name}"

@@ -182,23 +182,9 @@ def correlations(
     reward: RewardEnsemble, env: gymnasium.Env[np.ndarray, np.ndarray], policy: Policy, episodes: int
 ) -> dict[str, Any]:
     """Of learnt with true reward, by steps and by episodes' returns; every policy meets the same episodes."""
-    env.set_wrapper_attr("episode", 0)
-    space = env.action_space
-    assert isinstance(space, Box)
-    learned, true = list[np.ndarray](), list[np.ndarray]()
-    for _ in range(episodes):
-        obs, _ = env.reset()
-        seen, acts, truth, over = list[np.ndarray](), list[np.ndarray](), list[float](), False
-        while not over:
-            act = policy(obs)
-            seen.append(obs)
-            acts.append(2 * (act - space.low) / (space.high - space.low) - 1)
-            obs, value, terminated, truncated, _ = env.step(act)
-            truth.append(float(value))
-            over = terminated or truncated
-        rows = (torch.from_numpy(np.stack(column).astype(np.float32)) for column in (seen, acts))
-        learned.append(reward(*rows).double().numpy())
-        true.append(np.array(truth))
+    played = [play(env, policy, number) for number in range(episodes)]
+    learned = [reward(obs, act).double().numpy() for obs, act, _ in played]
+    true = [truth for *_, truth in played]
     returns = (np.array([episode.sum() for episode in column]) for column in (learned, true))
     return {
         "episodes": episodes,
@@ -206,6 +192,24 @@ def correlations(
         "step": correlation(np.concatenate(learned), np.concatenate(true)),
         "return": correlation(*returns),
     }
+
+
+def play(env: gymnasium.Env[np.ndarray, np.ndarray], policy: Policy, number: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The environment's episode of that number: obs (T, o), actions (T, a) scaled to [-1, 1], true rewards (T,)."""
+    env.set_wrapper_attr("episode", number)
+    space = env.action_space
+    assert isinstance(space, Box)
+    obs, _ = env.reset()
+    seen, acts, truth, over = list[np.ndarray](), list[np.ndarray](), list[float](), False
+    while not over:
+        act = policy(obs)
+        seen.append(obs)
+        acts.append(2 * (act - space.low) / (space.high - space.low) - 1)
+        obs, value, terminated, truncated, _ = env.step(act)
+        truth.append(float(value))
+        over = terminated or truncated
+    rows = [torch.from_numpy(np.stack(column).astype(np.float32)) for column in (seen, acts)]
+    return rows[0], rows[1], np.array(truth)
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
