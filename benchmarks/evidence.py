@@ -138,6 +138,15 @@ TO_THE_END = {
     f"{name}, labels to the end": (method, f"{words} --set session_every=7000")  # of 75,000: until 70,500
     for name, (method, words) in LABELLED.items()
 }
+DOOR_LIKE = f"--labels 500 {CLIPPED} --set session_every=3750"
+OTHER_TASKS = {
+    "dm_control/cartpole-swingup-v0": (30_000, "--labels 100"),
+    "dm_control/reacher-easy-v0": (30_000, "--labels 100"),
+    "dm_control/walker-stand-v0": (40_000, "--labels 100"),
+    "Meta-World/drawer-open-v3": (50_000, DOOR_LIKE),
+    "Meta-World/button-press-v3": (50_000, DOOR_LIKE),
+}
+DEFAULTS = ONE_LEARNER | {"twin": ("twin", ""), "penalty": ("penalty", "")}
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
@@ -148,6 +157,12 @@ SEARCH: dict[str, Group] = {
         named("search-size", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
         for seed in range(100, 103)
         for name, (method, words) in SIZED.items()
+    ],
+    "search-tasks": [
+        named(f"search-tasks/{env.split('/')[-1]}", name, method, env, seed, steps, f"{SIZE} {own} {words}")
+        for seed in range(100, 102)
+        for env, (steps, own) in OTHER_TASKS.items()
+        for name, (method, words) in DEFAULTS.items()
     ],
     "search-late": [
         named("search-late", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
@@ -184,7 +199,7 @@ SEARCH: dict[str, Group] = {
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
 than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
-needs; what labels to the end change."""
+needs; what labels to the end change; whether what was chosen does on other tasks what it does here."""
 
 
 def in_results(table: Path, one: Named) -> bool:
@@ -207,11 +222,11 @@ def collect(table: Path, members: Group) -> None:
         if ended(run.out):
             rows += [point._replace(method=name) for point in points(run.out)]
         else:
-            rows += [point for point in known if (point.method, point.seed) == (name, run.seed)]
+            rows += [p for p in known if (p.method, p.env, p.seed) == (name, run.env, run.seed)]
     if rows:
         table.parent.mkdir(exist_ok=True)
         write_table(rows, table)
-        print(f"{table}: {len({(p.method, p.seed) for p in rows})} of {len(members)} runs")
+        print(f"{table}: {len({(p.method, p.env, p.seed) for p in rows})} of {len(members)} runs")
 
 
 def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -> None:
