@@ -52,7 +52,7 @@ evidence: install
 	$(BIN)/python -m benchmarks.evidence
 
 # The paper's Figure 1, on true return and success. smoke: does it work (minutes); cpu: many hours on two cores, resumed
-# run by run; paper: the published sizes, for a GPU
+# run by run; paper: the published sizes, for a GPU, where the seeds of a variant learn in one update
 SCALE ?= cpu
 figure1: install
 	$(BIN)/python -m benchmarks.figure1 --scale $(SCALE)

@@ -1,6 +1,6 @@
 """The learning runs behind docs and figures. What is missing is run, two side by side; the rest is left as it is.
 
-    python -m benchmarks.evidence [--group quick|search-walk|search-size|...] [--workers 2] [--collect]
+    python -m benchmarks.evidence [--group quick|search-walk|search-size|...] [--workers 2] [--cohort] [--collect]
 
 A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
 ``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
@@ -15,12 +15,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import Point, points, read_table, write_table
-from rlhf_bilevel.sweep import Local, Planned, agree, complete
+from rlhf_bilevel.sweep import Local, Planned, agree, begin_together, complete
 from rlhf_bilevel.worker import ended
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
@@ -229,10 +231,11 @@ def collect(table: Path, members: Group) -> None:
         print(f"{table}: {len({(p.method, p.env, p.seed) for p in rows})} of {len(members)} runs")
 
 
-def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -> None:
+def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, cohort: bool = False) -> None:
     """Runs what is missing, ``workers`` side by side (0: nothing), and collects.
 
-    SystemExit where a run failed, or one was begun with other settings.
+    ``cohort`` begins the seeds of a variant together, in one update, on a GPU where there is one. SystemExit where a
+    run failed, or one was begun with other settings.
     """
     tables = {results / f"{name}.csv": members for name, members in groups.items()}
     missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
@@ -243,6 +246,8 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -
             raise SystemExit(str(other)) from None
     failed = []
     if workers:
+        if cohort:
+            begin_together([run._replace(settings=(*run.settings, "--device=auto")) for run in missing])
         with Board(missing) as board:
             failed = complete(missing, Local(workers), board.see)
     for table, members in tables.items():
@@ -251,16 +256,28 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS) -
         raise SystemExit(f"{len(failed)} runs failed: the same command tries them again")
 
 
+def running(options: argparse.ArgumentParser) -> None:
+    """How what is missing is run."""
+    options.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    options.add_argument(
+        "--cohort",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="the seeds of a variant in one process and one update (where there is a GPU)",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     groups = GROUPS | SEARCH
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         "--group", choices=groups, action="append", help="may be given more than once (all but searches)"
     )
-    options.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    running(options)
     options.add_argument("--collect", action="store_true", help="run nothing")
     args = options.parse_args(argv)
-    gather({name: groups[name] for name in args.group or GROUPS}, 0 if args.collect else args.workers)
+    asked = {name: groups[name] for name in args.group or GROUPS}
+    gather(asked, 0 if args.collect else args.workers, cohort=args.cohort)
 
 
 if __name__ == "__main__":

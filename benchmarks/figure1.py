@@ -1,11 +1,12 @@
 """The paper's Figure 1 on true return and success: walker and door-open, the penalty method beside PEBBLE and controls.
 
-    python -m benchmarks.figure1 --scale smoke|cpu|paper [--workers 2] [--draw]
+    python -m benchmarks.figure1 --scale smoke|cpu|paper [--workers 2] [--cohort] [--draw]
 
-Runs what is missing, resumed run by run, two side by side; then draws. ``smoke`` sees in some minutes that everything
-works, and its curves mean nothing: tables and figure go to ``runs/figure1-smoke``. The other two write
-``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed, and ``docs/figures/figure1.svg`` and ``.png`` from
-them. ``--draw`` draws what is there. Environment steps of both learners count, and all have the same steps and labels.
+Runs what is missing, two side by side (on a GPU, the seeds of a variant at once); what was cut off goes on. Then draws.
+``smoke`` sees in some minutes that everything works, and its curves mean nothing: tables and figure go to
+``runs/figure1-smoke``. The other two write ``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed, and
+``docs/figures/figure1.svg`` and ``.png`` from them. ``--draw`` draws what is there. Environment steps of both learners
+count, and all have the same steps and labels.
 """
 
 from __future__ import annotations
@@ -154,13 +155,13 @@ def curves(axis: Any, points: Sequence[Point], by_labels: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="cpu")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each")
+    evidence.running(parser)
     parser.add_argument("--draw", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     results, figures = (Path("runs/figure1-smoke"),) * 2 if args.scale == "smoke" else (evidence.RESULTS, FIGURES)
     panels = SCALES[args.scale].items()
     groups = {table(args.scale, name): group(args.scale, name, panel) for name, panel in panels}
-    evidence.gather(groups, 0 if args.draw else args.workers, results)
+    evidence.gather(groups, 0 if args.draw else args.workers, results, args.cohort)
     outs = draw_scale(args.scale, results, figures)
     if not outs:
         raise SystemExit(f"there is nothing to draw yet in {results}")

@@ -26,11 +26,10 @@ SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it 
 def sweep(args: argparse.Namespace) -> Callable[[], None]:
     on_cluster(args)
     checkpoint_interval(args.checkpoint_every)
-    settings: dict[str, dict[str, Any]] = {}
     runs: list[Planned] = []
     first = args.seed or 0
     for env in map(envs.resolve, args.env):
-        own = settings[env] = one_teacher(configure(changed(args, env=env)))
+        own = one_teacher(configure(changed(args, env=env)))
         envs.make(env, 0).close()
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
@@ -45,7 +44,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
 
         args.out.mkdir(parents=True, exist_ok=True)
         if args.cohort:
-            begin_together(runs, settings, args.preset, args.device, args.threads)
+            begin_together(runs)
         engine = engine_of(args)
         try:
             with Board(runs) as board:

@@ -11,9 +11,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -144,30 +144,35 @@ def complete(
     return [run for run, state in states.items() if state == "failed"]
 
 
-def begin_together(
-    runs: Sequence[Planned], settings: Mapping[str, Mapping[str, Any]], preset: str, device: str, threads: int
-) -> None:
-    """Trains the runs that have not begun in this process, those of a method and environment in one update.
+def begin_together(runs: Sequence[Planned]) -> None:
+    """Trains the runs that have not begun in this process, those alike but for the seed in one update.
 
-    ``settings`` by environment, but for the seed. Runs that another process has are left to it.
+    Runs that another process has are left to it.
     """
     import torch
 
+    from rlhf_bilevel.__main__ import parser
     from rlhf_bilevel.agent import Agent
     from rlhf_bilevel.cohort import learn_together
+    from rlhf_bilevel.given import configure
 
-    torch.set_num_threads(threads)
-    for (method, env), group in groupby(runs, lambda run: (run.method, run.env)):
+    alike: defaultdict[Planned, list[Planned]] = defaultdict(list)
+    for run in runs:
+        alike[run._replace(out=Path(), seed=0)].append(run)
+    for kind, group in alike.items():
         with ExitStack() as claims:
             agents = []
             for run in group:
                 with suppress(Timeout):
                     claims.enter_context(claim(run.out))
-                    if not begun(run.out):
-                        own: dict[str, Any] = {**settings[env], "seed": run.seed, "checkpoint_every": run.every}
-                        agents.append(Agent(method, env, preset=preset, device=device, out=run.out, **own))
+                    if begun(run.out):
+                        continue
+                    args = parser().parse_args(["train", *run.words])
+                    torch.set_num_threads(args.threads)
+                    own: dict[str, Any] = {"out": run.out, "checkpoint_every": run.every, **configure(args)}
+                    agents.append(Agent(run.method, run.env, preset=args.preset, device=args.device, **own))
             if agents:
-                learn_together(agents, settings[env]["steps"], progress_bar=True)
+                learn_together(agents, kind.steps, progress_bar=True)
 
 
 def agree(run: Planned, settings: Mapping[str, Any]) -> None:

@@ -1,13 +1,17 @@
 """Figure 1: all that is compared has one budget, and the figure is drawn of whatever has ended."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from benchmarks import evidence, figure1, overrated
+from rlhf_bilevel import cohort
 from rlhf_bilevel.__main__ import parser
+from rlhf_bilevel.agent import Agent
+from rlhf_bilevel.cohort import learn_together
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.points import Point, read_table, write_table
 
@@ -38,6 +42,30 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
     )
     with pytest.raises(SystemExit, match="batch=33, not 32"):
         evidence.gather({"some": [one]}, workers=0, results=tmp_path)
+
+
+def test_a_cohort_has_the_seeds_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = []
+
+    def seen(agents: list[Agent], *rest: Any, **own: Any) -> None:
+        begun.append([agent.out.name for agent in agents if agent.out])
+        learn_together(agents, *rest, **own)
+
+    monkeypatch.setattr(cohort, "learn_together", seen)
+    words = "--preset quick --labels 20 --set eval_every=200 --set eval_episodes=1"
+    members = [
+        evidence.named("some", name, "pebble", "Pendulum-v1", seed, 400, f"{words} {own}")
+        for seed in (0, 1)
+        for name, own in {"plain": "", "small": "--set batch=32"}.items()
+    ]
+    evidence.gather({"some": members}, workers=2, results=tmp_path, cohort=True)
+    assert begun == [["plain-0", "plain-1"], ["small-0", "small-1"]]
+    rows = read_table(tmp_path / "some.csv")
+    assert [(row.method, row.seed, row.step) for row in rows] == [
+        (one.name, one.run.seed, step) for one in members for step in (200, 400)
+    ]
+    assert len({row.true_return for row in rows}) == len(rows)
 
 
 def test_what_has_ended_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
