@@ -149,28 +149,31 @@ OTHER_TASKS = {
     "Meta-World/button-press-v3": (50_000, DOOR_LIKE),
 }
 DEFAULTS = ONE_LEARNER | {"twin": ("twin", ""), "penalty": ("penalty", "")}
+
+
+def at_size(group: str, variants: Mapping[str, tuple[str, str]]) -> Group:
+    """Figure 1's walker-walk, on other seeds."""
+    return [
+        named(group, name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
+        for seed in range(100, 103)
+        for name, (method, words) in variants.items()
+    ]
+
+
 SEARCH: dict[str, Group] = {
     "search-walk": [
         named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
         for seed in range(100, 104)
         for name, (method, words) in SEARCHED.items()
     ],
-    "search-size": [
-        named("search-size", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
-        for seed in range(100, 103)
-        for name, (method, words) in SIZED.items()
-    ],
+    "search-size": at_size("search-size", SIZED),
     "search-tasks": [
         named(f"search-tasks/{env.split('/')[-1]}", name, method, env, seed, steps, f"{SIZE} {own} {words}")
         for seed in range(100, 102)
         for env, (steps, own) in OTHER_TASKS.items()
         for name, (method, words) in DEFAULTS.items()
     ],
-    "search-late": [
-        named("search-late", name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
-        for seed in range(100, 103)
-        for name, (method, words) in TO_THE_END.items()
-    ],
+    "search-late": at_size("search-late", TO_THE_END),
     "search-late-long": [
         named(
             "search-late-long",
