@@ -126,6 +126,12 @@ LINEARLY = {
     "penalty, win rate, linear": ("penalty", f"{EVEN} {LINEAR} {WINS}"),
     "penalty, win rate, linear, without gap": ("penalty", f"{EVEN} {LINEAR} {WINS} --set use_gap=false"),
 }
+OFTEN = {
+    "penalty": ("penalty", ""),
+    "penalty, two updates a step": ("penalty", "--set updates=2"),
+    "penalty, reward moved twice as often": ("penalty", "--set refresh_every=300"),
+    "penalty, reward moved half as often": ("penalty", "--set refresh_every=1200"),
+}
 SOURCES = {
     "twin, pairs of the other": ("twin", f"{EVEN} --set query_source=second"),
     "twin, pairs across": ("twin", f"{EVEN} --set query_source=cross"),
@@ -190,6 +196,11 @@ SEARCH: dict[str, Group] = {
         for seed in range(100, 106)
         for name, (method, words) in (STRONG | LINEARLY).items()
         if seed < 104 or name in ("twin", "penalty, spread .3")
+    ],
+    "search-often": [
+        named("search-often", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        for seed in range(100, 103)
+        for name, (method, words) in OFTEN.items()
     ],
     "search-source": [
         named("search-source", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
