@@ -215,7 +215,8 @@ SEARCH: dict[str, Group] = {
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
 than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
-needs; what labels to the end change; whether what was chosen does on other tasks what it does here."""
+needs; what labels to the end change; whether what was chosen does on other tasks what it does here; how often
+the reward should move."""
 
 
 def in_results(table: Path, one: Named) -> bool:
