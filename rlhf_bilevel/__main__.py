@@ -16,6 +16,7 @@ from rlhf_bilevel.commands import (
     explain,
     export,
     fit_reward,
+    fork,
     import_minari,
     plot,
     resume,
@@ -31,7 +32,7 @@ from rlhf_bilevel.plot import KINDS
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari", "plot",
+    "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari", "plot",
     "compare", "doctor",
 )  # fmt: skip
 PRUNERS = ("median", "hyperband", "none")
@@ -114,6 +115,19 @@ def parser() -> Parser:
 
     sub = command(resume, "go on with a run that was cut off, as if it had not been")
     sub.add_argument("dir", type=Path, metavar="DIR")
+    trusting(sub)
+    while_training(sub)
+
+    sub = command(fork, "a new run that goes on from a checkpoint of another: more steps, more labels, other settings")
+    sub.add_argument("dir", type=Path, metavar="DIR")
+    sub.add_argument("--out", type=Path, required=True, help="the new run's folder, made anew")
+    sub.add_argument("--at", type=positive, metavar="STEP", help="the newest checkpoint until there (the newest)")
+    sub.add_argument("--steps", type=positive, help="of the new run, those before included (as the other)")
+    sub.add_argument("--labels", type=int, help="of the new run, those before included (as the other)")
+    sub.add_argument("--method", metavar="METHOD", type=method, help="(as the other)")
+    sub.add_argument("--seed", type=int, help="another one draws all random numbers anew (as the other)")
+    sub.add_argument("--teacher", help="as of train (as the other)")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting that differs")
     trusting(sub)
     while_training(sub)
 
@@ -200,6 +214,9 @@ def checkpointing(sub: argparse.ArgumentParser) -> None:
 
 def while_training(sub: argparse.ArgumentParser) -> None:
     checkpointing(sub)
+    sub.add_argument(
+        "--keep-every", type=positive, default=0, metavar="STEPS", help="a checkpoint that stays, for fork (none)"
+    )
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
 

@@ -18,9 +18,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
-from rlhf_bilevel import asked, envs
+from rlhf_bilevel import asked, envs, fork
 from rlhf_bilevel.algorithm import Method, Run, train
 from rlhf_bilevel.baselines import METHODS
+from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import (
     Config,
     Options,
@@ -37,7 +38,7 @@ from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
 from rlhf_bilevel.files import CONFIG, Refused, enough_memory
-from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
+from rlhf_bilevel.folder import OWN, config_bytes, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import LABELS, count, sessions
@@ -47,6 +48,7 @@ from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
+from rlhf_bilevel.state import restore
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Row, Teacher
@@ -67,7 +69,8 @@ class Agent:
     asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
     algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
     it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
-    ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it. ``settings`` are fields of ``Config``, which go
+    ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
+    ``keep_every`` one about every so many steps, for ``fork``. ``settings`` are fields of ``Config``, which go
     before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
     Raises ValueError on a wrong value.
     """
@@ -84,6 +87,7 @@ class Agent:
         device: str = "cpu",
         out: Path | str | None = None,
         checkpoint_every: str = "1m",
+        keep_every: int = 0,
         **settings: Any,
     ) -> None:
         if isinstance(method, str) and method not in METHODS:
@@ -100,11 +104,14 @@ class Agent:
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
-        self._device, self._checkpoint_every = device, checkpoint_every
+        self._device, self._checkpoint_every, self._keep_every = device, checkpoint_every, keep_every
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
+        self._origin: Path | None = None  # the run that training goes on from
+        self._loaded: Loaded | None = None  # its checkpoint
+        self._begins: tuple[Any, Any] | None = None  # state and tables to begin with, where no folder holds them
         self._film: Any = None  # of training, where people see it
         self._people: Any = None  # human.teacher.HumanTeacher, where people answer
 
@@ -121,10 +128,10 @@ class Agent:
     ) -> Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together. May be called once.
 
-        SB3 callbacks get the agent's SB3 model; one that returns False stops the training. ``screen`` prints the
+        An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the agent's SB3 model; one that returns False stops the training. ``screen`` prints the
         metrics as a table.
         """
-        run = self.start(total_timesteps)
+        run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
         return self._follow(run, callback, progress_bar, screen)
 
     def start(self, total_timesteps: int) -> Run:
@@ -150,6 +157,7 @@ class Agent:
         *,
         trust: bool = False,
         checkpoint_every: str = "1m",
+        keep_every: int = 0,
         **own: Any,
     ) -> Agent:
         """Goes on with the training of a run that was cut off, as if it had not been: on one CPU, bit for bit.
@@ -159,7 +167,7 @@ class Agent:
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         agent, told = cls._read(Path(folder), trust, own)
-        agent._checkpoint_every, agent._device = checkpoint_every, told["device"]
+        agent._checkpoint_every, agent._keep_every, agent._device = checkpoint_every, keep_every, told["device"]
         assert agent.out is not None and agent.config is not None
         if ended(agent.out):
             raise Refused(f"{folder} has come to its end: there is nothing to resume")
@@ -168,6 +176,92 @@ class Agent:
                 warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
         torch.set_num_threads(told["threads"])
         return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+
+    @classmethod
+    def fork(
+        cls,
+        folder: Path | str,
+        *,
+        at: int | None = None,
+        out: Path | str | None = None,
+        method: str | Method | None = None,
+        trust: bool = False,
+        checkpoint_every: str = "1m",
+        keep_every: int = 0,
+        own: Mapping[str, Any] = {},
+        **settings: Any,
+    ) -> Agent:
+        """An agent whose ``learn`` goes on from a checkpoint of the run in ``folder``, which stays as it is.
+
+        From the newest checkpoint, or the newest at step ``at`` or before. ``settings`` are those that differ:
+        ``labels=200`` is the new budget, those that were used included. Another ``seed`` draws all random numbers anew.
+        Another ``method`` starts from the policy that a user would get. ``own`` is as in ``resume``. Where nothing
+        differs, it goes on as the run did, bit for bit. Refused where there is no checkpoint, or a setting is changed
+        on which the shape of what was learnt depends.
+        """
+        origin, told = cls._read(Path(folder), trust, own)
+        assert origin.config is not None
+        before = origin.config.model_dump(mode="json")
+        if origin.teacher is not None:
+            before = {key: value for key, value in before.items() if not key.startswith("teacher_")}
+        if method is not None:  # what makes the new method goes before what made the old one
+            new = METHODS.get(method) if isinstance(method, str) else method
+            before |= {"options": {}} | dict(new.settings if new else {})
+        agent = cls(
+            origin.method if method is None else method,
+            told["env"],
+            teacher=origin.teacher,
+            algorithm=origin._algorithm if method is None else None,
+            algorithm_settings=origin._algorithm_settings,
+            device=told["device"],
+            out=out,
+            checkpoint_every=checkpoint_every,
+            keep_every=keep_every,
+            **before | settings,
+        )
+        if agent._algorithm is not origin._algorithm:
+            raise Refused(
+                f"{agent.method.name} learns with {agent._algorithm.__name__}, and {folder} has learnt with "
+                f"{origin._algorithm.__name__}: a fork keeps the algorithm"
+            )
+        agent._origin, agent._loaded = Path(folder), fork.load(Path(folder), at)
+        steps = max(agent._settings["steps"], 0 if "steps" in settings else agent._loaded.step + 1)
+        agent._settings["steps"] = steps
+        fork.check(agent._loaded, origin.config, settled(agent.method, agent.env_id, agent._preset, agent._settings))
+        return agent
+
+    @property
+    def forked_at(self) -> int:
+        """The step of the checkpoint that a fork goes on from; 0 of any other agent."""
+        return self._loaded.step if self._loaded else 0
+
+    def _go_on(self, more: int) -> Run:
+        """The run of a fork, its folder begun."""
+        assert self._origin is not None
+        if self.run is not None:
+            raise RuntimeError("this agent has learnt already: fork its folder")
+        source = self._origin
+        told = read_config(source, trust=True)  # what it names was imported before
+        old = settle(told["settings"])
+        if told["teacher"] not in OURS and self.teacher is None:
+            raise Refused(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
+        if self.asks_people:
+            raise Refused(f"{source} is labelled by people: its labels go on with another teacher only, teacher=...")
+        loaded = self._loaded or fork.load(source, None)
+        c = settled(self.method, self.env_id, self._preset, self._settings | {"steps": loaded.step + more})
+        fork.check(loaded, old, c)
+        self.config = c
+        was = METHODS.get(told["method"], self.method)
+        learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
+        state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
+        state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
+        if self.out:
+            if self.out.exists() and any(self.out.iterdir()):
+                raise FileExistsError(f"{self.out} exists already and is not overwritten")
+            fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
+        else:
+            self._begins = state, loaded.tables
+        return self._build(c)
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
         with self.recording(run, callback, progress_bar, screen) as record:
@@ -191,8 +285,11 @@ class Agent:
         hook, test_env = self.model._init_callback(callback), self.make_env(EVALUATION)
         hook.on_training_start(locals(), globals())
         with ExitStack() as stack:
-            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
+            keeper = self.out and stack.enter_context(Keeper(self.out, self._checkpoint_every, self._keep_every))
             events = keeper.restore(run) if keeper else {}
+            if self._begins:
+                restore(run, *self._begins)
+                self._begins = None
             if self._people:
                 stack.enter_context(closing(self._film))
                 stack.enter_context(self._people)
@@ -224,8 +321,8 @@ class Agent:
             if keeper and self.out:
                 if questions := asked.of_run(self.out):
                     questions.write(self.out / PREFERENCES)
+                keeper.finish(run, marks)
                 self.save(self.out)
-                keeper.discard()
 
     def predict(self, obs: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
         """Actions for one observation (o,) or a batch (N, o), as SB3 gives them."""
@@ -256,8 +353,10 @@ class Agent:
             write_models(folder, self.model, self.run.reward)
 
     @classmethod
-    def load(cls, folder: Path | str, *, trust: bool = False, **own: Any) -> Agent:
+    def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
         """The agent of a run's folder, ready to predict, and its reward. No code of the folder's runs.
+
+        ``learn`` goes on from the end of the run, as ``fork`` does, and writes to ``out``, or nothing.
 
         ``own`` are those of ``method``, ``algorithm`` and ``algorithm_settings`` that were your own. ``trust`` lets the
         folder name a module that is imported for its environment. Damaged, a ValueError, where a file is not as it was
@@ -272,6 +371,8 @@ class Agent:
         agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
         agent.reward = RewardEnsemble.of(config, *sizes, torch.Generator())
         read_models(folder, agent.model, agent.reward)
+        agent._origin, agent._settings = folder, config.model_dump(mode="json")
+        agent.out = None if out is None else Path(out)
         return agent
 
     @classmethod
@@ -376,8 +477,12 @@ class Agent:
         return row
 
     def _write_config(self, folder: Path) -> None:
+        write_config(folder, self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """All that config.yaml tells of a run, but for versions."""
         assert self.config is not None
-        told = {
+        return {
             "method": self.method.name,
             "env": self.env_id,
             "teacher": BY_SETTINGS if self.teacher is None else type(self.teacher).__name__,
@@ -387,7 +492,6 @@ class Agent:
             "threads": torch.get_num_threads(),
             "settings": self.config.model_dump(mode="json"),
         }
-        write_config(folder, told)
 
 
 def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, Any]) -> Config:

@@ -1,11 +1,13 @@
 """Checkpoints of a run: whole or absent, checked before they are believed, and no row is written twice.
 
-    FOLDER/step-000010000/   state.json, state.safetensors    what changes
-                             manifest.json                    the settings' hash; size and SHA-256 of every file
-    FOLDER/rows-0-8000.safetensors, rows-8000-10000 ...       what only grows
+    FOLDER/step-000010000/       state.json, state.safetensors    what changes
+                                 manifest.json                    the settings' hash; size and SHA-256 of every file
+    FOLDER/step-000008000-kept/  the same, of a checkpoint that stays
+    FOLDER/rows-0-8000.safetensors, rows-8000-10000 ...           what only grows
 
 Written in this order: new rows, the state in a hidden folder, its manifest, the folder's rename. Each is on the disk
-before the next begins, so that a fault at any moment leaves the checkpoints before as they were. The newest two stay.
+before the next begins, so that a fault at any moment leaves the checkpoints before as they were. The newest two stay,
+and those that are to be kept.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from rlhf_bilevel.tree import Table, Tree, pack, unpack
 
 KEPT = 2
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
-STEP, PIECE = re.compile(r"step-\d{9,}"), r"^[a-z]+-\d+-\d+\.safetensors$"
+KEPT_NAME = "-kept"
+STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
 
 
 class Entry(BaseModel):
@@ -80,15 +83,18 @@ class Checkpoints:
         self._sound: list[Path] = []  # written or checked by this object, oldest first
         self._tables: dict[str, list[Piece]] = {}  # what of each table is on the disk
 
-    def save(self, step: int, tree: Tree, tables: Mapping[str, Table]) -> Path:
-        """On the disk and checked when this returns. OSError where that fails; those before are as they were."""
+    def save(self, step: int, tree: Tree, tables: Mapping[str, Table], keep: bool = False) -> Path:
+        """On the disk and checked when this returns. OSError where that fails; those before are as they were.
+
+        One that is to ``keep`` is not removed when newer ones come.
+        """
         self.folder.mkdir(exist_ok=True)
         pieces = {name: [*self._tables.get(name, []), *self._append(name, table)] for name, table in tables.items()}
         told, found = pack(tree)
         state = {"state.json": json.dumps(told).encode(), "state.safetensors": to_bytes(found)}
         files = {name: Entry(size=len(data), sha256=sha256(data)) for name, data in state.items()}
         manifest = Manifest(step=step, settings=self._settings, files=files, tables=pieces)  # type: ignore[arg-type]
-        unfinished, target = self.folder / UNFINISHED, self.folder / f"step-{step:09d}"
+        unfinished, target = self.folder / UNFINISHED, self.folder / f"step-{step:09d}{KEPT_NAME * keep}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         for name, data in state.items():
@@ -104,13 +110,21 @@ class Checkpoints:
             self._clean()
         return target
 
-    def load(self) -> Loaded | None:
+    def steps(self) -> list[int]:
+        """Of the checkpoints that there are, sound or not, in order."""
+        return sorted({int(match[1]) for match in map(STEP.fullmatch, self._names()) if match})
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self.folder.glob("step-*")]
+
+    def load(self, at: int | None = None) -> Loaded | None:
         """The newest that is sound, with a warning for each newer one that is not; None where there is none at all.
 
-        Damaged where there are some and not one is sound.
+        With ``at``, of those at that step or before it. Damaged where there are some and not one is sound.
         """
-        found = sorted((path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name)), reverse=True)
-        for path in found:
+        matches = [match for match in map(STEP.fullmatch, self._names()) if match]
+        found = sorted(match.string for match in matches if at is None or int(match[1]) <= at)[::-1]
+        for path in map(self.folder.joinpath, found):
             try:
                 manifest = self._check(path)
             except (ValueError, OSError) as error:
@@ -153,12 +167,22 @@ class Checkpoints:
                     raise Damaged(f"{file.name} is not as it was written")
         return manifest
 
+    def keep_the_last(self) -> None:
+        """Removes all but the newest and those that are to be kept."""
+        self._sound = self._sound[-1:]
+        with contextlib.suppress(OSError):
+            self._clean()
+
     def _clean(self) -> None:
-        """Removes what no kept checkpoint needs."""
-        manifests = [Manifest.unseal(path / MANIFEST) for path in self._sound]
+        """Removes what no checkpoint that stays needs."""
+        stay = {*self._sound, *self.folder.glob(f"step-*{KEPT_NAME}")}
+        try:
+            manifests = [Manifest.unseal(path / MANIFEST) for path in stay]
+        except ValueError:
+            return  # what a damaged one needs is not known
         needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
         for path in self.folder.iterdir():
-            if STEP.fullmatch(path.name) and path not in self._sound:
+            if STEP.fullmatch(path.name) and path not in stay:
                 shutil.rmtree(path)
             elif path.suffix in (".safetensors", ".tmp") and path.name not in needed:
                 path.unlink()

@@ -15,8 +15,9 @@ from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import SUMS, Refused
+from rlhf_bilevel.files import SUMS, Refused, read_yaml
 from rlhf_bilevel.given import assigned, configure
+from rlhf_bilevel.traits import traits
 
 Work = Callable[[], None]
 
@@ -44,6 +45,7 @@ def train(args: argparse.Namespace) -> Work:
             device=args.device,
             out=out,
             checkpoint_every=args.checkpoint_every,
+            keep_every=args.keep_every,
             **settings,
         )
         agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
@@ -67,8 +69,44 @@ def resume(args: argparse.Namespace) -> Work:
             screen=args.verbose,
             trust=args.trust,
             checkpoint_every=args.checkpoint_every,
+            keep_every=args.keep_every,
         )
         tell(args.dir, args.reference)
+
+    return work
+
+
+def fork(args: argparse.Namespace) -> Work:
+    from rlhf_bilevel.agent import Agent  # what can be forked is known when the checkpoint has been read
+
+    run_folder(args.dir)
+    given = {"steps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
+    changes = {key: value for key, value in given.items() if value is not None}
+    changes |= traits(args.teacher) if args.teacher is not None else {}
+    checkpoint_interval(args.checkpoint_every)
+    existing(args.reference)
+    out = new_path(args.out)
+    agent = Agent.fork(
+        args.dir,
+        at=args.at,
+        out=out,
+        method=args.method,
+        trust=args.trust,
+        checkpoint_every=args.checkpoint_every,
+        keep_every=args.keep_every,
+        **changes,
+    )
+    steps = args.steps or read_yaml(args.dir / "config.yaml")["settings"]["steps"]
+    if steps <= agent.forked_at:
+        raise ValueError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
+
+    def work() -> None:
+        import torch
+
+        torch.set_num_threads(read_yaml(args.dir / "config.yaml")["threads"])
+        print(f"{out} goes on from step {agent.forked_at:,} of {args.dir}", flush=True)
+        agent.learn(steps - agent.forked_at, progress_bar=not args.verbose, screen=args.verbose)
+        tell(out, args.reference)
 
     return work
 

@@ -24,9 +24,14 @@ OWN = "own"  # in place of algorithm settings that no file can hold
 
 def write_config(folder: Path, told: Mapping[str, Any]) -> None:
     """All that is needed to repeat the run."""
+    write(folder / CONFIG, config_bytes(told))
+
+
+def config_bytes(told: Mapping[str, Any]) -> bytes:
+    """What ``write_config`` writes."""
     own = not _plain(told["algorithm_settings"])
     told = {**told, **({"algorithm_settings": OWN} if own else {}), "versions": versions(), "commit": commit()}
-    write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
+    return yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode()
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -25,8 +25,9 @@ CHECKPOINTS = "checkpoints"
 class Keeper:
     """Of the run in ``folder``, while this process trains it. Refused where another process does."""
 
-    def __init__(self, folder: Path, every: str) -> None:
-        self._folder, self._every = folder, checkpoint_interval(every)
+    def __init__(self, folder: Path, every: str, keep_every: int = 0) -> None:
+        """``every`` as ``checkpoint_interval`` reads it; ``keep_every``: steps between two that are kept, 0 for none."""
+        self._folder, self._every, self._keep_every = folder, checkpoint_interval(every), keep_every
 
     def __enter__(self) -> Keeper:
         with ExitStack() as stack:
@@ -36,7 +37,7 @@ class Keeper:
                 raise Refused(f"{self._folder} is being trained by another process") from None
             self._labels = stack.enter_context(closing(LabelLog(self._folder / LABELS)))
             self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, sha256((self._folder / CONFIG).read_bytes()))
-            self._saved, self._took = (0, time.monotonic()), 0.0
+            self._saved, self._took, self._kept = (0, time.monotonic()), 0.0, 0
             self._open = stack.pop_all()
         return self
 
@@ -56,24 +57,31 @@ class Keeper:
         self._teacher.session, known = loaded.tree["sessions"], len(self._labels)
         if self._teacher.session > known:
             raise Damaged(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
-        self._saved = run.step, time.monotonic()
+        self._saved, self._kept = (run.step, time.monotonic()), run.step
         return loaded.tree["marks"]
 
     def offer(self, run: Run, marks: Callable[[], dict[str, int]]) -> None:
         """To be called after an episode: saves if it is time. Where that fails, the checkpoints before stay."""
         (steps, seconds), now = self._every, time.monotonic()
-        if run.step - self._saved[0] < steps and now - self._saved[1] < max(seconds, THRIFT * self._took):
+        keep = bool(self._keep_every) and run.step // self._keep_every > self._kept // self._keep_every
+        if run.step - self._saved[0] < steps and now - self._saved[1] < max(seconds, THRIFT * self._took) and not keep:
             return
+        self._save(run, marks, keep)
+
+    def finish(self, run: Run, marks: Callable[[], dict[str, int]]) -> None:
+        """At the end of a run: its last state stays, so that ``fork`` can go on from there."""
+        if min(self._every) < math.inf:
+            self._save(run, marks, keep=False)
+        self._checkpoints.keep_the_last()
+
+    def _save(self, run: Run, marks: Callable[[], dict[str, int]], keep: bool) -> None:
+        before = time.monotonic()
         state, tables = capture(run)
+        tree = {"run": state, "sessions": self._teacher.session, "marks": marks()}
         try:
-            self._checkpoints.save(
-                run.step, {"run": state, "sessions": self._teacher.session, "marks": marks()}, tables
-            )
+            self._checkpoints.save(run.step, tree, tables, keep)
         except (OSError, Damaged) as error:
             warnings.warn(f"no checkpoint at step {run.step}: {error}; those before are as they were", stacklevel=2)
         self._saved = run.step, time.monotonic()
-        self._took = self._saved[1] - now
-
-    def discard(self) -> None:
-        """Removes the checkpoints of a run that has come to its end; its labels stay."""
-        shutil.rmtree(self._checkpoints.folder, ignore_errors=True)
+        self._took = self._saved[1] - before
+        self._kept = run.step if keep else self._kept

@@ -1,0 +1,130 @@
+"""A new run that goes on from a checkpoint of another: with other settings, more steps, more labels, another method.
+
+``begin`` writes the new run's folder as if it were a run that was cut off at that checkpoint: settings, answers, logs up
+to there and the state. ``resume`` then goes on with it. Where nothing is changed it goes on as the other did, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_bilevel.checkpoint import Checkpoints, Loaded
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, Refused, sha256
+from rlhf_bilevel.keeper import CHECKPOINTS
+from rlhf_bilevel.labels import LABELS
+from rlhf_bilevel.tree import Tree, random_state
+
+SHAPES = (
+    "action_repeat", "protocol", "segment_length", "hidden", "members", "reward_form", "reward_hidden", "cost_hidden",
+)  # fmt: skip
+"""Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
+LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
+
+
+def load(folder: Path, at: int | None) -> Loaded:
+    """The newest checkpoint of the run in ``folder``, or the newest at step ``at`` or before.
+
+    Refused where there is none.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS, sha256((folder / CONFIG).read_bytes()))
+    loaded = checkpoints.load(at)
+    if loaded is None:
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        before = "" if at is None else f" at step {at} or before"
+        raise Refused(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
+    return loaded
+
+
+def check(loaded: Loaded, old: Config, new: Config) -> None:
+    """Refused where a run with settings ``new`` cannot go on from there."""
+    for name in SHAPES:
+        if getattr(old, name) != getattr(new, name):
+            raise Refused(
+                f"{name}={getattr(new, name)}: a fork keeps the {name} of its run, {getattr(old, name)}, as what was "
+                "stored and learnt depends on it"
+            )
+    if new.steps <= loaded.step:
+        raise Refused(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
+    used = len(loaded.tables["labels"].get("label", ()))
+    if new.labels < used:
+        raise Refused(f"labels={new.labels}: the checkpoint has used {used} labels already")
+
+
+def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
+    """A run's state for a method with other learners; ``old`` and ``new`` are (learners, the agent's number).
+
+    The agent goes on as the agent. A learner that is new begins as a copy of it, with random numbers of its own; one
+    that is missing is left out, and what it wrote stays in the store.
+    """
+    if old == new:
+        return tree
+    (count, agent), (new_count, new_agent) = old, new
+    order = [agent, *(number for number in range(count) if number != agent)]  # the agent first
+    places = [new_agent, *(number for number in range(max(count, new_count)) if number != new_agent)]
+    tree = copy.deepcopy(tree)
+    learners, envs = list[Any]([None] * new_count), [0] * new_count
+    for number, place in enumerate(places[:new_count]):
+        known = number < count
+        source = tree["learners"][order[number] if known else agent]
+        learners[place] = source if known else copy.deepcopy(source) | {"fresh": True}
+        envs[place] = tree["envs"][order[number] if known else agent]
+    writers = torch.tensor([places[order.index(who)] for who in tree["store"]["writers"].tolist()], dtype=torch.int64)
+    return tree | {"learners": learners, "envs": envs, "memory": {}, "store": tree["store"] | {"writers": writers}}
+
+
+def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
+    """Learners that are new, or ``everything`` that draws, with random numbers as a run with ``seed`` begins with."""
+    tree = dict(tree)
+    learners = []
+    for number, learner in enumerate(tree["learners"]):
+        own = seed + number * LEARNER_SEEDS
+        if learner.pop("fresh", False) or everything:
+            learner = learner | {"rng": torch.Generator().manual_seed(own).get_state()}
+            if "view" in learner:
+                learner["view"] = learner["view"] | {"rng": random_state(np.random.RandomState(own))}
+                learner["actions"] = np.random.default_rng(own).bit_generator.state
+        learners.append(learner)
+    tree["learners"] = learners
+    if everything:
+        purposes = enumerate(tree["rng"])
+        tree["rng"] = {name: np.random.default_rng([seed, i]).bit_generator.state for i, name in purposes}
+        tree["cost"] = tree["cost"] | {"rng": torch.Generator().manual_seed(seed).get_state()}
+    return tree
+
+
+def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
+    """Makes ``target``, new or empty, the folder of a run that was cut off at ``loaded``, with that config.yaml.
+
+    config.yaml is the last to be written: a folder without it is no run.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    _copy_labels(source / LABELS, target / LABELS, loaded.tree["sessions"])
+    for name in (PROGRESS, EVALUATIONS, *loaded.tree["marks"]):  # what they hold beyond the step is cut when resumed
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    new: Mapping[str, Any] = loaded.tree | {"run": tree}
+    Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables)
+    (target / CONFIG).write_bytes(config)
+
+
+def _copy_labels(source: Path, target: Path, sessions: int) -> None:
+    """The label log of the first so many sessions. ``source`` may be written meanwhile; else nothing is made beside it."""
+    alive = source.with_name(f"{source.name}-wal").exists()
+    where = f"{source.absolute().as_uri()}?mode=ro{'' if alive else '&immutable=1'}"
+    with closing(sqlite3.connect(where, uri=True)) as there, closing(sqlite3.connect(target)) as here:
+        there.backup(here)
+        for table, number in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
+            here.execute(f"DELETE FROM {table} WHERE {number} >= ?", (sessions,))
+        here.commit()
+        here.execute("VACUUM")
