@@ -32,8 +32,8 @@ from rlhf_bilevel.plot import KINDS
 METHODS = tuple(sorted(path.stem for path in (Path(__file__).parent / "baselines").glob("[!_]*.py")))
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
-    "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari", "plot",
-    "compare", "doctor",
+    "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",
+    "plot", "compare", "doctor",
 )  # fmt: skip
 PRUNERS = ("median", "hyperband", "none")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)

@@ -128,8 +128,8 @@ class Agent:
     ) -> Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together. May be called once.
 
-        An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the agent's SB3 model; one that returns False stops the training. ``screen`` prints the
-        metrics as a table.
+        An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the
+        agent's SB3 model; one that returns False stops the training. ``screen`` prints the metrics as a table.
         """
         run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
         return self._follow(run, callback, progress_bar, screen)

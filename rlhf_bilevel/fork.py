@@ -1,8 +1,8 @@
 """A new run that goes on from a checkpoint of another: with other settings, more steps, more labels, another method.
 
-``begin`` writes the new run's folder as if it were a run that was cut off at that checkpoint: settings, answers, logs up
-to there and the state. ``resume`` then goes on with it. Where nothing is changed it goes on as the other did, bit for
-bit.
+``begin`` writes the new run's folder as if it were a run that was cut off at that checkpoint: settings, answers, logs
+up to there and the state. ``resume`` then goes on with it. Where nothing is changed it goes on as the other did, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes)
 
 
 def _copy_labels(source: Path, target: Path, sessions: int) -> None:
-    """The label log of the first so many sessions. ``source`` may be written meanwhile; else nothing is made beside it."""
+    """The label log of the first so many sessions. ``source`` may be written meanwhile; nothing is made beside it."""
     alive = source.with_name(f"{source.name}-wal").exists()
     where = f"{source.absolute().as_uri()}?mode=ro{'' if alive else '&immutable=1'}"
     with closing(sqlite3.connect(where, uri=True)) as there, closing(sqlite3.connect(target)) as here:

@@ -26,7 +26,7 @@ class Keeper:
     """Of the run in ``folder``, while this process trains it. Refused where another process does."""
 
     def __init__(self, folder: Path, every: str, keep_every: int = 0) -> None:
-        """``every`` as ``checkpoint_interval`` reads it; ``keep_every``: steps between two that are kept, 0 for none."""
+        """``every`` as ``checkpoint_interval`` reads it; ``keep_every``: steps between two that stay, 0 for none."""
         self._folder, self._every, self._keep_every = folder, checkpoint_interval(every), keep_every
 
     def __enter__(self) -> Keeper:
