@@ -24,7 +24,7 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     o = run.options
     if o.copies:
         first, second = (run.reward.members(part.obs, part.act) for part in batch[:2])
-        logits = crops(first, second, (o.shortest, o.longest), run.rng["method"], o.copies)
+        logits = run.weigh(crops(first, second, (o.shortest, o.longest), run.rng["method"], o.copies))
     return cross_entropy(logits, batch.label).mean()
 
 

@@ -36,7 +36,7 @@ def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
-    loss = cross_entropy(cropped(run, batch), batch.label).mean()
+    loss = cross_entropy(run.weigh(cropped(run, batch)), batch.label).mean()
     if not run.options.weight:
         return loss
     pairs = run.sample_pairs(run.options.unlabelled * len(batch.label))

@@ -39,7 +39,8 @@ def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
             reward.measure(*store.steps())
         for _ in range(config.reward_epochs):
             right = 0.0
-            for batch in store.batches(config.reward_batch, rng):
+            for rows in store.batches(config.reward_batch, rng):
+                batch = store[rows]
                 output, size = reward.compare(batch)
                 optimizer.zero_grad()
                 (cross_entropy(output, batch.label).mean() + config.reward_damping * size).backward()

@@ -370,6 +370,7 @@ class Agent:
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
         agent.reward = RewardEnsemble.of(config, *sizes, torch.Generator())
+        agent.reward.pessimism = config.pessimism
         read_models(folder, agent.model, agent.reward)
         agent._origin, agent._settings = folder, config.model_dump(mode="json")
         agent.out = None if out is None else Path(out)

@@ -16,15 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_bilevel import health, query
+from rlhf_bilevel import health, monitor, query
 from rlhf_bilevel.config import Config, Options, complete
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.explore import entropy_signal
-from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
+from rlhf_bilevel.preference import (
+    PreferenceStore,
+    accuracy,
+    bootstrap,
+    cross_entropy,
+    logits,
+    smoothed,
+    take,
+    weighed,
+)
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.teacher import checked
-from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Signal, Teacher, Visits
+from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Segments, Signal, Teacher, Visits
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Run:
     episode: int = 0  # of all learners together
     tracked: bool = False  # whether learners have had time to answer the reward as it is
     memory: dict[str, float] = field(default_factory=dict)  # the method's own, from one reward step to the next
+    weights: Tensor | None = None  # (M, B) of the labels of this reward step; None where all weigh alike
 
     def __post_init__(self) -> None:
         self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_learning_rate)
@@ -99,6 +109,28 @@ class Run:
         pools = [episodes(writer)[-recent:] or episodes()[-recent:] for writer in sources]
         first, second = (self.store.sample_segments(p, count, c.segment_length, self.rng["query"]) for p in pools)
         return Queries(first, second)
+
+    def sample_anchored(self, count: int) -> Queries:
+        """Random pairs of a segment of the newest episodes and an anchor: the newest is compared with what there was.
+
+        Anchors are the ``anchor_segments`` labelled segments that the reward rates best, or any since labels began.
+        """
+        c, rng = self.config, self.rng["query"]
+        episodes = partial(self.store.episodes, least=c.segment_length)
+        new = self.store.sample_segments(episodes()[-c.aligned_episodes :], count, c.segment_length, rng)
+        if c.anchor == "past":
+            past = episodes(since=self.on_policy_since) or episodes()
+            return Queries(new, self.store.sample_segments(past, count, c.segment_length, rng))
+        labelled = self.prefs.segments()
+        with torch.no_grad():
+            rating = self.reward(labelled.obs, labelled.act).sum(-1)
+        best = rating.argsort(descending=True, stable=True)[: c.anchor_segments]
+        drawn = best[torch.from_numpy(rng.integers(len(best), size=count))]
+        return Queries(new, Segments(*(column[drawn] for column in labelled)))
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        """The members' logits (M, B) on this reward step's labels, so that each label counts as it weighs."""
+        return logits if self.weights is None else weighed(logits, self.weights)
 
     def sample_visits(self) -> tuple[Visits, Visits] | None:
         """On-policy steps of both learners; None until both have acted on a learnt reward."""
@@ -179,7 +211,7 @@ def move_reward(run: Run) -> tuple[Row, int]:
         warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
     run.method.estimate(run)
     show(run)
-    row |= run.method.diagnose(run)
+    row |= run.method.diagnose(run) | monitor.newest_episode(run)
     if not (first and run.learnt):
         return row, 0
     for learner in run.learners if c.reset_critics else ():  # values of the state entropy say nothing of the reward
@@ -191,13 +223,18 @@ def ask(run: Run) -> int:
     """One query session; the number of answers."""
     c = run.config
     count = min(c.session_labels, c.labels - len(run.prefs))
+    anchored = round(c.anchor_share * count) if run.learnt else 0
+    kinds = ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored))
     try:
-        candidates = run.sample_pairs(count * c.oversample)
+        candidates = [(sample(some * c.oversample), some) for some, sample in kinds if some]
     except ValueError as too_short:
         warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
         return 0
     with torch.no_grad():
-        queries = query.choose(c.query, run.reward.members, candidates, run.prefs[:] if run.learnt else None, count)
+        before = run.prefs[:] if run.learnt else None
+        queries = query.joined(
+            [query.choose(c.query, run.reward.members, pairs, before, some) for pairs, some in candidates]
+        )
         answers = checked(run.teacher(queries), queries)
         answers = take(answers, slice(c.labels - len(run.prefs)))  # late answers may come on top of those asked for now
         # Before the first session the reward is untrained, and its loss means nothing
@@ -213,11 +250,15 @@ def update_reward(run: Run, epochs: int) -> Row:
     c, upper = run.config, run.method.upper
     assert upper is not None
     losses, right, passed = list[float](), 0.0, 0
+    weights = bootstrap(len(run.prefs), c.members, c.seed) if c.member_weights == "bootstrap" else None
     while passed < epochs and right < c.reward_accuracy:
         right, passed = 0.0, passed + 1
-        for batch in run.prefs.batches(c.reward_batch, run.rng["reward"]):
+        for rows in run.prefs.batches(c.reward_batch, run.rng["reward"]):
+            batch = run.prefs[rows]
             output, size = run.reward.compare(batch)  # (M, B)
-            loss = upper(run, batch, output)
+            run.weights = None if weights is None else weights[:, rows]
+            target = batch._replace(label=smoothed(batch.label, c.label_smoothing))
+            loss = upper(run, target, run.weigh(output))
             run.reward_optimizer.zero_grad()
             (loss + c.reward_damping * size).backward()
             run.reward_optimizer.step()
@@ -234,6 +275,8 @@ def update_reward(run: Run, epochs: int) -> Row:
 
 def show(run: Run) -> None:
     """Let each learner see its reward as it is now: state entropy until a reward has been learnt."""
+    careful = run.config.pessimism_from == "start" or len(run.prefs) >= run.config.labels
+    run.reward.pessimism = run.config.pessimism if careful else 0.0
     pretraining = run.method.upper is not None and not run.learnt
     exploring = entropy_signal(run.store, run.config, run.rng["entropy"])
     signals = [exploring] * len(run.learners) if pretraining else run.method.sees(run)

@@ -70,6 +70,7 @@ class Config(BaseModel):
     updates: Size = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
     reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward
     reset_updates: Count = 100  # gradient steps right then
+    critic_layer_norm: bool = False  # SAC: a layer normalisation before each activation of the critics
     newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of each batch, drawn from the newest rows alone
     newest_rows: Size = 10_000  # how many those are
 
@@ -89,6 +90,10 @@ class Config(BaseModel):
     refresh_epochs: Size = 2  # per refresh
     reward_damping: Weight = 0.3  # nats per mean square of f in tanh(f), which keeps tanh from its flats; B-Pref has 0
     reward_accuracy: Fraction = 0.97  # on the labels; a session's epochs stop there
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each label that is taken for even odds
+    member_weights: Literal["equal", "bootstrap"] = "equal"  # of labels in each member's loss; Poisson(1), own to each
+    pessimism: Weight = 0.0  # learners see the members' mean less so many of their standard deviations
+    pessimism_from: Literal["start", "last_label"] = "last_label"
 
     # Queries
     segment_length: Size = 50  # steps
@@ -98,6 +103,9 @@ class Config(BaseModel):
     oversample: Size = 10  # candidate pairs per label that is asked
     recent_episodes: Size = 100  # that segments are cut from
     aligned_episodes: Size = 10  # the same where policy_aligned
+    anchor_share: Share = 0.0  # of a session's pairs: a segment of the aligned episodes against an anchor
+    anchor: Literal["incumbent", "past"] = "incumbent"  # one of the best labelled segments, or any since labels began
+    anchor_segments: Size = 10  # how many of the labelled segments are the best
 
     # Simulated teacher (B-Pref), as teacher.py uses them; at rest, all of them, it is the oracle
     teacher_beta: Annotated[float, Field(gt=0)] = math.inf  # nats per return; infinite: always prefers the better

@@ -35,7 +35,7 @@ from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.evaluate import stated
 from rlhf_bilevel.files import Refused, write
 from rlhf_bilevel.folder import REWARD, ended
-from rlhf_bilevel.preference import PreferenceStore, cross_entropy, logits
+from rlhf_bilevel.preference import PreferenceStore, bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.types import Preferences
 
@@ -127,13 +127,18 @@ def descend(reward: RewardEnsemble, store: PreferenceStore, validation: Preferen
     ``validation`` was lowest. The epochs until then."""
     optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
     rng = np.random.default_rng([config.seed, 1])
+    weights = bootstrap(len(store), config.members, config.seed) if config.member_weights == "bootstrap" else None
     best, lowest = 0, _loss(reward, validation)
     kept = {name: value.clone() for name, value in reward.state_dict().items()}
     for epoch in range(1, config.reward_epochs + 1):
-        for batch in store.batches(config.reward_batch, rng):
+        for rows in store.batches(config.reward_batch, rng):
+            batch = store[rows]
             output, size = reward.compare(batch)
+            if weights is not None:
+                output = weighed(output, weights[:, rows])
             optimizer.zero_grad()
-            (cross_entropy(output, batch.label).mean() + config.reward_damping * size).backward()
+            loss = cross_entropy(output, smoothed(batch.label, config.label_smoothing)).mean()
+            (loss + config.reward_damping * size).backward()
             optimizer.step()
         if (now := _loss(reward, validation)) < lowest:
             best, lowest = epoch, now

@@ -103,6 +103,12 @@ class PPOLearner:
         with torch.no_grad():
             return self.model.policy.predict_values(self._store.next_obs[row][None].to(self.model.device))[0].cpu()
 
+    def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        """V(s): there is no critic of actions."""
+        with torch.no_grad():
+            values = self.model.policy.predict_values(obs.flatten(0, -2).to(self.model.device))
+        return values.reshape(obs.shape[:-1]).cpu()
+
     def _forget(self) -> None:
         self._begin, self._taken = self._store.size, []
 

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
 
+STREAM = 5  # of random numbers, for bootstrap weights
+
 
 def logits(reward: RewardFn, pairs: Queries | Preferences) -> Tensor:
     """Difference of the two segments' returns under ``reward``: (..., B), leading axes as ``reward`` gives them."""
@@ -21,6 +23,24 @@ def logits(reward: RewardFn, pairs: Queries | Preferences) -> Tensor:
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Bradley-Terry loss in nats per pair, same shape as ``logits`` (..., B); ``label`` (B,) in [0, 1]."""
     return functional.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
+
+
+def smoothed(label: Tensor, share: float) -> Tensor:
+    """Labels of which ``share`` is taken for even odds [Szegedy et al. 2016]."""
+    return label + share * (0.5 - label)
+
+
+def bootstrap(count: int, members: int, seed: int) -> Tensor:
+    """How often each member's resample holds each label: Poisson(1), (members, count) [Oza and Russell 2001].
+
+    What a label weighs does not change when more labels come.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, STREAM]).poisson(1.0, (count, members)).T).float()
+
+
+def weighed(logits: Tensor, weight: Tensor) -> Tensor:
+    """The same numbers, whose gradient counts ``weight`` times: any loss of them becomes a weighted one."""
+    return weight * logits + ((1 - weight) * logits).detach()
 
 
 def accuracy(logits: Tensor, label: Tensor) -> Tensor:
@@ -93,7 +113,10 @@ class PreferenceStore:
         first_obs, first_act, _, second_obs, second_act, *_ = self._columns
         return torch.cat([first_obs, second_obs]), torch.cat([first_act, second_act])
 
-    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Preferences]:
-        """One epoch in shuffled minibatches of at most ``size`` pairs."""
-        order = torch.from_numpy(rng.permutation(len(self)))
-        return (self[rows] for rows in order.split(size))
+    def segments(self) -> Segments:
+        """All segments (2 N, T, ...), those of first place before those of second."""
+        return Segments(*(torch.cat(pair) for pair in zip(self._columns[:3], self._columns[3:6], strict=True)))
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """The rows of one epoch in shuffled minibatches of at most ``size`` pairs."""
+        return iter(torch.from_numpy(rng.permutation(len(self))).split(size))

@@ -12,7 +12,7 @@ candidates are cut from (``policy_aligned``, [QPA]) is another matter: any rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -120,6 +120,13 @@ RULES: dict[str, Rule] = {
     "k_center+information_gain": spread(information_gain),
 }
 """By the name that ``Config.query`` gives."""
+
+
+def joined(parts: Sequence[Queries]) -> Queries:
+    """All of them, in order."""
+    sides = (zip(*(part[side] for part in parts), strict=True) for side in (0, 1))
+    first, second = (Segments(*map(torch.cat, columns)) for columns in sides)
+    return Queries(first, second)
 
 
 def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:

@@ -26,7 +26,7 @@ Form = Literal["network", "linear", "quadratic"]
 
 
 class RewardEnsemble(nn.Module):
-    """M independent networks; calling it gives the mean member, the reward that learners see.
+    """M independent networks; calling it gives the reward that learners see: mean - ``pessimism`` std of the members.
 
     ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
     """
@@ -46,7 +46,7 @@ class RewardEnsemble(nn.Module):
         form: Form = "network",
     ) -> None:
         super().__init__()
-        self.bound, self.form = bound, form
+        self.bound, self.form, self.pessimism = bound, form, 0.0
         size = obs_size + act_size
         sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
 
@@ -127,8 +127,12 @@ class RewardEnsemble(nn.Module):
         return [*names, *(products if self.form == "quadratic" else [])]
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        """The members' mean: (..., o), (..., a) to (...)."""
-        return self.members(obs, act).mean(0)
+        """(..., o), (..., a) to (...)."""
+        members = self.members(obs, act)
+        if not self.pessimism:
+            return members.mean(0)
+        spread = (members.var(0, correction=0) + 1e-12).sqrt()  # a root has no slope at 0
+        return members.mean(0) - self.pessimism * spread
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

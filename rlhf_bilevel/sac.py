@@ -16,8 +16,12 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch import Tensor
+from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlhf_bilevel.config import Config
@@ -48,7 +52,28 @@ def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = 
     }
     if issubclass(algorithm, SAC):
         chosen["ent_coef"] = f"auto_{config.initial_alpha}"
+        if config.critic_layer_norm:
+            chosen["policy"] = NormedPolicy
     return chosen
+
+
+class NormedCritic(ContinuousCritic):
+    """SB3's critics with a layer normalisation before each activation, which bounds what they extrapolate."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inputs = kwargs["features_dim"] + get_action_dim(self.action_space)
+        shape = kwargs["net_arch"], kwargs["activation_fn"]
+        for number in range(self.n_critics):
+            network = nn.Sequential(*create_mlp(inputs, 1, *shape, post_linear_modules=[nn.LayerNorm]))
+            self.q_networks[number] = network
+            self.add_module(f"qf{number}", network)
+
+
+class NormedPolicy(SACPolicy):
+    def make_critic(self, features_extractor: Any = None) -> NormedCritic:
+        arguments = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return NormedCritic(**arguments).to(self.device)
 
 
 class ViewAsBuffer:
@@ -130,7 +155,7 @@ class SB3Learner:
         critic = self.model.critic
         with drawing_from(self._rng):
             for module in critic.modules():
-                if isinstance(module, torch.nn.Linear):
+                if isinstance(module, nn.Linear | nn.LayerNorm):
                     module.reset_parameters()
         for moments in critic.optimizer.state.values():
             for moment in moments.values():

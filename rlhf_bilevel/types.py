@@ -75,7 +75,10 @@ class Learner(Protocol):
         """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Q(s, a), the least of the critics', of obs (..., o) and act (..., a): (...), without gradient."""
+        """Q(s, a), the least of the critics', of obs (..., o) and act (..., a): (...), without gradient.
+
+        PPO has critics of states alone, and gives V(s).
+        """
 
     def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
         """The critics as after one plain gradient step on ``rows`` (N,) of the store, rewarded with ``reward``.

@@ -112,5 +112,6 @@ def test_an_agent_learns_once_and_never_overwrites(folder: Path) -> None:
     with pytest.raises(FileExistsError):
         Agent("pebble", "Steer-v0", out=folder, **SMALL).learn(150)
     assert (folder / "model.zip").read_bytes() == before
+    agent = Agent("pebble", "Steer-v0", **SMALL).learn(150)
     with pytest.raises(RuntimeError, match="learnt already"):
-        Agent.load(folder).learn(100)
+        agent.learn(100)

@@ -64,7 +64,7 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
     assert len(store) == 7
     assert torch.equal(store[3:].second.obs, segments(4, seed=1001).obs)
     assert torch.equal(store.fresh_loss, torch.tensor([0, 0.1, 0.2, 0, 0.1, 0.2, 0.3]))
-    seen = [batch for batch in store.batches(2, np.random.default_rng(0))]
+    seen = [store[rows] for rows in store.batches(2, np.random.default_rng(0))]
     assert [len(batch.label) for batch in seen] == [2, 2, 2, 1]
     everything = torch.cat([batch.first.truth for batch in seen])
     assert torch.equal(everything.sum(1).sort().values, store[:].first.truth.sum(1).sort().values)

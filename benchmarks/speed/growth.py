@@ -43,7 +43,7 @@ def session(labels: int) -> Work:
         store = PreferenceStore()
         store.load(run.prefs.columns())
         store.add(more, fresh[:1].expand(100))
-        next(store.batches(128, np.random.default_rng(0)))
+        store[next(store.batches(128, np.random.default_rng(0)))]
         return 1
 
     return work
