@@ -126,7 +126,12 @@ class Config(BaseModel):
     # Penalty
     sigma: Positive = 10.0  # discounted return per nat of the upper objective
     sigma_spread: Weight = 0.0  # positive: sigma is set anew so that sigma c spreads so many times as far as r
+    upper_weight: Positive = 1.0  # w of cross-entropy + w G: the penalised learner sees r - sigma w c
+    gap_share: Weight = 0.0  # positive: the gap's gradient is so many times the labels' at most, whatever sigma says
+    gap_surgery: bool = False  # with gap_share: less the part of it that is against the labels'
     sides: Literal["one", "forward", "two"] = "one"  # one: the paper's proxy; forward: sigma negative; two: central
+    careful_from: Literal["never", "last_label"] = "never"  # from then on sides=forward is sides=one
+    fork_response: bool = False  # after each move of the reward, the other learner begins as a copy of the agent
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
     win_weight: Positive = 1.0  # nats that a win rate of one is worth
     cost: Literal["labels", "posterior", "information"] = "labels"  # what c is fitted to

@@ -20,9 +20,10 @@ terms that do not depend on phi. The same code serves tables, closed-form toys a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from rlhf_bilevel.types import RewardFn, Visits
@@ -46,6 +47,29 @@ def value(reward: RewardFn, visits: Visits) -> Tensor:
 def tilted(reward: RewardFn, cost: RewardFn, tilt: float) -> RewardFn:
     """r + tilt c, the reward whose best response attains h(phi, tilt), for c = dG/dvisits at that response."""
     return lambda obs, act: reward(obs, act) + tilt * cost(obs, act)
+
+
+def bounded(
+    loss: Tensor, gap: Tensor, parameters: Sequence[Tensor], norms: tuple[float, float], share: float, surgery: bool
+) -> tuple[Tensor, tuple[float, float], float]:
+    """A scalar with the gradient of loss + s gap, s <= 1 such that the gap's part is ``share`` of the loss's at most.
+
+    The larger sigma is, the less the gap weighs: s gap is the gap of sigma / s. Norms of both gradients are running
+    means, ``norms`` those until now (0 for none), and come back with s. ``surgery`` first takes from the gap's gradient
+    its part against the loss's [Yu et al. 2020]: then, to first order, it does not raise the loss.
+    """
+    own = torch.autograd.grad(loss, parameters, retain_graph=True)
+    theirs = torch.autograd.grad(gap, parameters, retain_graph=True, materialize_grads=True)
+    if surgery:
+        along = sum((a * b).sum() for a, b in zip(own, theirs, strict=True))
+        square = sum(a.square().sum() for a in own)
+        if along < 0:
+            theirs = tuple(b - along / square * a for a, b in zip(own, theirs, strict=True))
+    now = [torch.nn.utils.get_total_norm(part).item() for part in (own, theirs)]
+    first, second = (0.9 * old + 0.1 * new if old else new for old, new in zip(norms, now, strict=True))
+    scale = min(1.0, share * first / max(second, 1e-12))
+    linear = sum((part.detach() * parameter).sum() for part, parameter in zip(theirs, parameters, strict=True))
+    return loss + scale * linear, (first, second), scale
 
 
 def proxy(

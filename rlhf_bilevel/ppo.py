@@ -8,6 +8,7 @@ generalised advantages are taken of it, an episode's time limit bootstrapped, an
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -102,6 +103,11 @@ class PPOLearner:
         """V of the state that follows on this row."""
         with torch.no_grad():
             return self.model.policy.predict_values(self._store.next_obs[row][None].to(self.model.device))[0].cpu()
+
+    def follow(self, other: PPOLearner) -> None:
+        theirs = copy.deepcopy(other.state())
+        mine = self.state()
+        self.load(mine | {name: theirs[name] for name in ("policy", "optimizer", "updates")})
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """V(s): there is no critic of actions."""

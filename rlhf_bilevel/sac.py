@@ -191,6 +191,12 @@ class SB3Learner:
         self._rng.set_state(state["rng"])
         self._view.load(state["view"])
 
+    def follow(self, other: SB3Learner) -> None:
+        theirs = copy.deepcopy(other.state())
+        mine = self.state()
+        view = mine["view"] | {"rng": theirs["view"]["rng"]}
+        self.load(theirs | {"view": view, "actions": mine["actions"]})
+
     def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
         """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
 

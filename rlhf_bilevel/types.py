@@ -68,6 +68,9 @@ class Learner(Protocol):
     def see(self, signal: Signal, keep: bool = True) -> None:
         """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
 
+    def follow(self, other: Any) -> None:
+        """Become a copy of ``other``, a learner of the same kind, and draw the batches that it draws."""
+
     def reset_critic(self) -> None:
         """Forget the values, keep the policy."""
 

@@ -1,0 +1,62 @@
+"""Relative pessimism: the policy's advantage over the best labelled segments counts against the reward.
+
+phi descends    cross-entropy + [J(phi, lambda*) - J(phi, ref)] / sigma
+
+with ref the ``anchor_segments`` labelled segments that the reward rates best. It is the penalty method's objective with
+ref in the place of the penalised policy, and so an upper bound of its Phi_sigma: any policy in the place of the
+minimiser is one. The reward falls where the policy leaves what labels have shown, and rises on the best of that, as far
+as the labels allow. One learner, which sees the reward. Offline, this is ATAC's objective [Cheng et al., ICML 2022].
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Options, Positive
+from rlhf_bilevel.penalty import bounded, value
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences, Row, Visits
+
+
+class IncumbentOptions(Options):
+    sigma: Positive = 10.0  # discounted return per nat
+    gap_share: Positive = 0.5  # the gap's gradient is so many times the labels' at most, whatever sigma says
+    surgery: bool = False  # less the part of it that is against the labels'
+
+
+def reference(run: Run) -> Visits:
+    """The steps of the best labelled segments, all alike."""
+    labelled = run.prefs.segments()
+    with torch.no_grad():
+        rating = run.reward(labelled.obs, labelled.act).sum(-1)
+    best = rating.argsort(descending=True, stable=True)[: run.config.anchor_segments]
+    obs, act = (column[best].flatten(0, 1) for column in labelled[:2])
+    return Visits(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    loss, c, o = cross_entropy(logits, batch.label).mean(), run.config, run.options
+    episodes = run.store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
+    if not (run.tracked and episodes):  # the policy has to have answered the reward as it is
+        return loss
+    visits = run.store.sample_visits(episodes, c.visit_batch, c.visit_discount, c.gamma, run.rng["visits"])
+    gap = (value(run.reward, visits) - value(run.reward, reference(run))) / o.sigma
+    norms = run.memory.get("labels_gradient", 0.0), run.memory.get("gap_gradient", 0.0)
+    total, norms, scale = bounded(loss, gap, list(run.reward.parameters()), norms, o.gap_share, o.surgery)
+    run.memory |= {"labels_gradient": norms[0], "gap_gradient": norms[1], "gap_scale": scale}
+    return total
+
+
+def diagnose(run: Run) -> Row:
+    return {f"incumbent/{name}": value for name, value in sorted(run.memory.items())}
+
+
+INCUMBENT = Method(
+    "incumbent",
+    learners=1,
+    sees=lambda run: [run.store.learned(run.reward)],
+    upper=upper,
+    diagnose=diagnose,
+    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5},
+    options=IncumbentOptions,
+)
