@@ -34,6 +34,7 @@ COMMANDS = (
     "train", "resume", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari", "plot",
     "compare", "doctor",
 )  # fmt: skip
+PATHS = "runs' folders, folders of runs, tables (.csv); NAME=PATH has NAME in place of the method's"
 PRUNERS = ("median", "hyperband", "none")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
@@ -158,13 +159,13 @@ def parser() -> Parser:
     sub.add_argument("--seed", type=int, default=0, help="(0)")
 
     sub = command(plot, "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals")
-    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
     sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=f"{', '.join(KINDS)} (curves)")
     sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (pebble)")
 
     sub = command(compare, "a table of runs: IQM a method and environment, and probability of improvement")
-    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (pebble, where it was run)")
     sub.add_argument("--json", action="store_true")
 

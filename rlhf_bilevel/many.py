@@ -126,6 +126,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         return planned
 
     def work() -> None:
+        from rlhf_bilevel.compare import LAST
         from rlhf_bilevel.tune import Training, best, open_study, search
 
         out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,10 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
                 write(out / BEST, yaml.safe_dump(chosen, sort_keys=False).encode())
         except Timeout:
             raise Refused(f"{out} is being searched by another process") from None
-        print(f"Best: trial {found.number}, true return {found.value:.4g} (mean of {len(seeds)} seeds)")
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+        print(
+            f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
+        )
         print(f"  {pasted(found.params)}")
         print(f"  rlhf-bilevel train {args.method} --env {env} --preset {args.preset} --config {out / BEST}")
         if failed:

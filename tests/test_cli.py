@@ -143,7 +143,7 @@ def test_train_evaluate_and_plot(
     main([*train, *QUICK])
     told = capsys.readouterr().out
     assert "penalty reached a true return of -" in told and "450 steps with 20 labels" in told
-    assert "SAC on the true reward reaches -150" in told and "(mean of 1 seeds)" in told
+    assert "SAC on the true reward reaches -150" in told and "at the same steps (one seed)" in told
     assert Path("run/learning_curve.png").stat().st_size > 5000
     main(["evaluate", "run", "--episodes", "2", "--json"])
     summary = json.loads(capsys.readouterr().out)
@@ -247,7 +247,7 @@ def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsy
     main([*command, *QUICK, "--seeds", "2", "--cohort"])
     folders = sorted(path.parent.name for path in tmp_path.glob("*/SHA256SUMS"))
     assert folders == ["pebble-Pendulum-v1-0", "pebble-Pendulum-v1-1"]
-    assert capsys.readouterr().out.splitlines()[-2].split()[:2] == ["pebble", "Pendulum-v1"]
+    assert capsys.readouterr().out.splitlines()[-3].split()[:2] == ["pebble", "Pendulum-v1"]
     before = (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns
     main([*command, *QUICK, "--seeds", "3"])
     assert (tmp_path / "pebble-Pendulum-v1-2/SHA256SUMS").is_file()

@@ -59,6 +59,13 @@ def test_one_episode_has_no_interval() -> None:
     assert summary["true_return"] == {"mean": 4.0, "low": None, "high": None}
 
 
+def test_an_interval_stays_within_what_an_episode_can_pay_unless_episodes_do_not() -> None:
+    few = Evaluation(np.array([-900.0, -10.0, -10.0]), None)
+    assert few.summary()["true_return"]["high"] > 0
+    assert few.summary((-1000, 0))["true_return"]["high"] == 0
+    assert few.summary((-100, 0))["true_return"] == few.summary()["true_return"]
+
+
 def test_nothing_to_average_is_refused() -> None:
     with pytest.raises(ValueError, match="got 0"):
         evaluate(lambda obs: obs, Count(reports=True), episodes=0)
