@@ -66,7 +66,7 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
     if (path / CONFIG).is_file():
         if not evaluated(path):
             raise Refused(f"{path} has no {EVALUATIONS} yet: the run was not evaluated")
-        return [read(path)], []
+        return [read(path)], [] if ended(path) else [f"{path} has not ended: it counts as far as it is"]
     runs = runs_in(path)
     if not runs:
         tables = sorted({*path.glob(TABLE), *path.glob(f"*/{TABLE}")})

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimali
 KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
 AGGREGATES = {"median": median, "interquartile mean": iqm, "mean": mean, "optimality gap": optimality_gap}
 DATES = {".svg": "Date", ".pdf": "CreationDate"}  # what a file would tell of when it was made
+WIDE = 36  # letters of an axis' name in a line
 STEPS = "environment steps (all learners)"
 
 
@@ -68,7 +70,7 @@ def efficiency(figure: Any, tasks: Sequence[Task]) -> None:
     steps, values = compare.efficiency(tasks)
     for method, runs in values.items():
         line(axis, steps, compare.estimate(iqm, runs, found.within), label(method, tasks))
-    axis.set(title=titled(tasks), xlabel=STEPS, ylabel=f"IQM of\n{found.rule}{unsure(found.within, tasks)}")
+    axis.set(title=titled(tasks), xlabel=STEPS, ylabel=f"IQM of\n{fill(found.rule, WIDE)}{unsure(found.within, tasks)}")
     axis.legend()
 
 
@@ -79,7 +81,7 @@ def profiles(figure: Any, tasks: Sequence[Task]) -> None:
     thresholds = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 201)
     for method, runs in values.items():
         line(axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), label(method, tasks))
-    axis.set(title=titled(tasks), xlabel=f"threshold of {rule}", ylabel="share of runs above it")
+    axis.set(title=titled(tasks), xlabel=fill(f"threshold of {rule}", WIDE), ylabel="share of runs above it")
     axis.legend()
 
 
@@ -91,7 +93,7 @@ def improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> No
         raise Refused(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
     bars(axis, list(found.values()), [label(method, tasks) for method in found])
     axis.axvline(0.5, color="black", linewidth=1)
-    axis.set(title=titled(tasks), xlim=(0, 1), xlabel=f"P(better than {label(baseline, tasks)})")
+    axis.set(title=titled(tasks), xlim=(0, 1), xlabel=f"P(better than\n{label(baseline, tasks)})")
 
 
 def aggregates(figure: Any, tasks: Sequence[Task]) -> None:
@@ -100,7 +102,7 @@ def aggregates(figure: Any, tasks: Sequence[Task]) -> None:
         limits = (0, inf) if statistic is optimality_gap else within
         found = [compare.estimate(statistic, runs, limits) for runs in values.values()]
         bars(axis, found, [label(method, tasks) for method in values])
-        axis.set(title=name, xlabel=rule + unsure(within, tasks))
+        axis.set(title=name, xlabel=fill(rule, WIDE) + unsure(within, tasks))
 
 
 def line(axis: Any, x: np.ndarray, found: Interval, label: str, color: str | None = None) -> None:
@@ -136,7 +138,7 @@ def label(method: str, tasks: Sequence[Task]) -> str:
 def unsure(within: tuple[float, float], tasks: Sequence[Task]) -> str:
     """A line more of an axis' name, where some method has an interval that may pass what can be."""
     seeds = max(len(group.values) for task in tasks for group in task.groups.values())
-    return f"\n({compare.UNBOUNDED})" if seeds > 1 and not all(map(isfinite, within)) else ""
+    return "\n" + fill(f"({compare.UNBOUNDED})", WIDE) if seeds > 1 and not all(map(isfinite, within)) else ""
 
 
 def titled(tasks: Sequence[Task]) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from rlhf_bilevel.compare import LAST, ended_with, ending, measured, spread
-from rlhf_bilevel.files import Refused, write
+from rlhf_bilevel.files import write
 from rlhf_bilevel.points import Point, points, to_csv
 from rlhf_bilevel.statistics import iqm
 from rlhf_bilevel.worker import ended
@@ -49,7 +49,7 @@ def collect(folder: Path) -> list[Point]:
         for out in filter(ended, sorted(folder.iterdir())):
             try:
                 rows += points(out)
-            except (Refused, OSError) as error:
+            except (ValueError, OSError) as error:
                 warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()
