@@ -252,7 +252,7 @@ def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsy
     main([*command, *QUICK, "--seeds", "3"])
     assert (tmp_path / "pebble-Pendulum-v1-2/SHA256SUMS").is_file()
     assert (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns == before
-    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "3"
+    assert capsys.readouterr().out.splitlines()[-3].split()[-1] == "3"
     rows = read_table(tmp_path / "results.csv")
     assert [(row.seed, row.step) for row in rows] == [(0, 400), (1, 400), (2, 400)]
     with pytest.raises(SystemExit):
