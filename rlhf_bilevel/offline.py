@@ -16,7 +16,7 @@ from rlhf_bilevel.config import nearest
 from rlhf_bilevel.dataset import OPEN, SKIPPED, Dataset
 from rlhf_bilevel.files import Refused, enough_memory
 from rlhf_bilevel.labels import pairs as contents
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import answered
 from rlhf_bilevel.types import Queries, Segments, Teacher
 
 
@@ -72,7 +72,7 @@ def import_minari(
 
 def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:
     """The label of each query (B,), NaN where the teacher leaves it out."""
-    answers = checked(teacher(queries), queries)
+    answers = answered(teacher, queries)
     label = dict(zip(contents(answers), answers.label.tolist(), strict=True))
     return torch.tensor([label.get(pair, torch.nan) for pair in contents(queries)])
 

@@ -24,6 +24,7 @@ from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.human import film as films
 from rlhf_bilevel.human.film import Film, Filmed
+from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.state import capture, restore
 from tests.conftest import Steer, build
@@ -75,7 +76,7 @@ def play(env: Any, store: Store, episodes: int, steps: int, seed: int = 0, seen:
             following, truth, terminated, _, info = env.step(action)
             store.add(obs, action, following, truth, terminated)
             obs = following
-        assert not {"pose", "set"} & info.keys()
+        assert not set(films.Told) & info.keys()
     return told
 
 
@@ -240,7 +241,7 @@ def test_a_guarded_env_that_fails_is_filmed_on(tmp_path: Path) -> None:
     live: Any = env.unwrapped
     live.x = np.array([np.nan], np.float32)
     with pytest.warns(UserWarning, match="is cut"):
-        assert "fault" in env.step(np.zeros(1, np.float32))[4]
+        assert FAULT in env.step(np.zeros(1, np.float32))[4]
     play(env, store, 1, 3)
     assert store.size == 6 and len(film.clip(range(3, 6))["frames"]) == 3
     assert env.episode == 3

@@ -14,6 +14,7 @@ from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.evaluate import evaluate
 from rlhf_bilevel.guard import LIMIT, Guard, Isolated
+from rlhf_bilevel.interface import FAULT
 from tests.conftest import SMALL, Steer, build
 
 
@@ -123,7 +124,7 @@ def test_a_clean_episode_starts_the_count_of_failures_anew() -> None:
         env.reset()
         for _ in range(50):
             *_, truncated, info = env.step(np.zeros(1, np.float32))
-            failures += "fault" in info
+            failures += FAULT in info
             if truncated:
                 break
     assert failures > 2 * LIMIT
@@ -170,7 +171,7 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
         info: dict = {}
         while not info:
             *_, truncated, info = env.step(np.zeros(1, np.float32))
-            info = info if "fault" in info else {}
+            info = info if FAULT in info else {}
             if truncated and not info:
                 env.reset()
     first = env.env._process  # type: ignore[attr-defined]
