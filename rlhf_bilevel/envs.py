@@ -9,6 +9,7 @@ generators are neither read nor moved.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -19,6 +20,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from gymnasium.spaces import Box
 
 from rlhf_bilevel import interface
 from rlhf_bilevel.files import Refused
-from rlhf_bilevel.interface import Unfit, unlearnable
+from rlhf_bilevel.interface import NotFinite, Unfit, unlearnable
 
 LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
 PROTOCOLS = ("bpref", "mt1")
@@ -91,6 +93,28 @@ def make(
         _find_opengl()
     episodes = Episodes(env, seed, stream)
     return Repeat(episodes, action_repeat) if action_repeat > 1 else episodes
+
+
+def check(env_id: str, settings: Mapping[str, Any]) -> None:
+    """ValueError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+
+    The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
+    run in a process of its own (``env_timeout``), it is only made.
+    """
+    env = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    try:
+        if not settings.get("env_timeout"):
+            env.reset()
+            env.step(env.action_space.sample())
+    except NotFinite:
+        pass
+    except Unfit as error:
+        raise Refused(f"{env_id}: {error}") from error
+    except (Exception, SystemExit):
+        pass
+    finally:
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
 
 
 def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -177,7 +201,7 @@ def _explain(error: Exception, call: str, form: str) -> None:
     """Raises Unfit where an error says that ``call`` is of another interface."""
     if interface.misused(error):
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Unfit(f"{call} must return {form}, as Gymnasium's interface says, and fails: {told}") from error
+        raise Unfit(f"{call} must return {form}, as Gymnasium's interface says; it failed with {told}") from error
 
 
 class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):

@@ -246,3 +246,26 @@ def test_a_guarded_env_that_fails_is_filmed_on(tmp_path: Path) -> None:
     assert store.size == 6 and len(film.clip(range(3, 6))["frames"]) == 3
     assert env.episode == 3
     film.close()
+
+
+class OwnWords(Drawn):
+    """Has words of ours in its infos."""
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return super().reset(**given)[0], {"pose": 1, "set": 2}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return *super().step(action)[:4], {"pose": 1, "set": 2, "fault": 3}
+
+
+gymnasium.register("OwnWords-v0", OwnWords)
+
+
+def test_an_envs_own_words_are_none_of_ours(tmp_path: Path) -> None:
+    env, store, film = filmed("OwnWords-v0", tmp_path, 6)
+    play(env, store, 2, 3)
+    assert len(film.clip(range(3))["frames"]) == 3
+    env.reset()
+    assert env.step(np.zeros(1, np.float32))[4] == {"pose": 1, "set": 2, "fault": 3}
+    film.close()
+    env.close()
