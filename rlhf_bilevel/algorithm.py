@@ -20,6 +20,7 @@ from rlhf_bilevel import health, query
 from rlhf_bilevel.config import Config, Options, complete
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.explore import entropy_signal
+from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
@@ -133,7 +134,7 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
         while not done and run.step < c.steps:
             action, scaled = learner.act(obs, run.step)
             next_obs, truth, terminated, truncated, info = env.step(action)
-            if "fault" in info:  # the environment failed: nothing of this step is stored, and the episode is cut
+            if FAULT in info:  # the environment failed: nothing of this step is stored, and the episode is cut
                 break
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated

@@ -30,7 +30,7 @@ def train(args: argparse.Namespace) -> Work:
     checkpoint_interval(args.checkpoint_every)
     args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
     existing(args.reference)
-    envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
+    envs.check(args.env, settings)
 
     def work() -> None:
         import torch

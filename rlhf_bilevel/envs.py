@@ -9,15 +9,18 @@ generators are neither read nor moved.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,11 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from rlhf_bilevel import interface
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.interface import NotFinite, Unfit, unlearnable
+
+LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
 PROTOCOLS = ("bpref", "mt1")
 """Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
 
@@ -66,34 +74,64 @@ def make(
     ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
-    Raises ValueError for an unknown id, protocol or mode, and for spaces that are not as above; RuntimeError where a
-    picture is asked for and OpenGL is missing.
+    Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, and where a library is
+    missing that the environment needs; RuntimeError where a picture is asked for and OpenGL is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    family, _, name = canonical.rpartition("/")
-    env: gymnasium.Env[Any, Any]
-    if family == "dm_control":
-        domain, _, task = name.removesuffix("-v0").partition("-")
-        env = Suite(domain, task, render_mode)
-    elif family == "Meta-World":
-        env = Sawyer(name, protocol, render_mode)
-    else:
-        # Not every env takes the argument
-        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
-    _refuse(canonical, env)
+    try:
+        env = _made(canonical, protocol, render_mode)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise Refused(f"{env_id} cannot be made: {' '.join(str(error).split())}") from error
+    if fault := unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space"))):
+        env.close()
+        raise Refused(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
-    return Episodes(Repeat(env, action_repeat) if action_repeat > 1 else env, seed, stream)
+    episodes = Episodes(env, seed, stream)
+    return Repeat(episodes, action_repeat) if action_repeat > 1 else episodes
+
+
+def check(env_id: str, settings: Mapping[str, Any]) -> None:
+    """ValueError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+
+    The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
+    run in a process of its own (``env_timeout``), it is only made.
+    """
+    env = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    try:
+        if not settings.get("env_timeout"):
+            env.reset()
+            env.step(env.action_space.sample())
+    except NotFinite:
+        pass
+    except Unfit as error:
+        raise Refused(f"{env_id}: {error}") from error
+    except (Exception, SystemExit):
+        pass
+    finally:
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
+
+
+def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    family, _, name = canonical.rpartition("/")
+    if family == "dm_control":
+        domain, _, task = name.removesuffix("-v0").partition("-")
+        return Suite(domain, task, render_mode)
+    if family == "Meta-World":
+        return Sawyer(name, protocol, render_mode)
+    # Not every env takes the argument
+    drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    return gymnasium.make(canonical, disable_env_checker=True, **drawn)
 
 
 def names(env: gymnasium.Env[Any, Any]) -> list[str]:
     """Of the observation's entries and then the action's: what the suite calls them, else obs[0], act[0], ..."""
-    known: tuple[list[str], list[str]] = getattr(env.unwrapped, "names", ([], []))
+    known: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, Suite) else ([], [])
     spaces = env.observation_space, env.action_space
     return [
         name
@@ -108,6 +146,9 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     ``episode`` is the number of the next episode; set it to resume, or to meet the same starts again (through other
     wrappers: ``env.set_wrapper_attr("episode", k)``). A seed given to ``reset`` is ignored, because Stable-Baselines3
     gives one to the first reset only and would so move one episode off its place; ``make`` is where the seed is set.
+
+    What the environment returns is checked and copied, and so is the action that it gets: raises ``Unfit``. An episode
+    that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning.
     """
 
     def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int) -> None:
@@ -117,19 +158,50 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
         self.episode, self._key = 0, (seed, stream)
         space = env.observation_space
         assert isinstance(space, Box)
-        low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
+        self._shape = space.shape
+        with np.errstate(over="ignore"):
+            low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
         self.observation_space = Box(low, high, dtype=np.float32)
+        limited = env.spec is not None and env.spec.max_episode_steps is not None
+        self._left, self._longest = 0.0, math.inf if limited else LONGEST
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         del seed
         draw = np.random.SeedSequence([*self._key, self.episode]).generate_state(1)
-        obs, info = self.env.reset(seed=int(draw[0]), options=options)
+        try:
+            told = self.env.reset(seed=int(draw[0]), options=options)
+        except Exception as error:
+            _explain(error, "reset(seed=..., options=...)", interface.RESET)
+            raise
+        obs, info = interface.parts(told, 2, "reset", interface.RESET)
         self.episode += 1
-        return np.asarray(obs, np.float32).ravel(), info
+        self._left = self._longest
+        return interface.observation(obs, self._shape), interface.info(info)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return np.asarray(obs, np.float32).ravel(), float(reward), terminated, truncated, info
+        try:
+            told = self.env.step(np.array(action))
+        except Exception as error:
+            _explain(error, "step(action)", interface.STEP)
+            raise
+        obs, reward, terminated, truncated, info = interface.parts(told, 5, "step", interface.STEP)
+        over = interface.flag("terminated", terminated), interface.flag("truncated", truncated)
+        self._left -= 1
+        if self._left <= 0 and not any(over):
+            warnings.warn(
+                f"an episode is cut after {LONGEST:,} steps, as by a time limit, for the environment has not ended it: "
+                "say how long episodes are with gymnasium.register(..., max_episode_steps=...)",
+                stacklevel=2,
+            )
+            over = False, True
+        return interface.observation(obs, self._shape), interface.reward(reward), *over, interface.info(info)
+
+
+def _explain(error: Exception, call: str, form: str) -> None:
+    """Raises Unfit where an error says that ``call`` is of another interface."""
+    if interface.misused(error):
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Unfit(f"{call} must return {form}, as Gymnasium's interface says; it failed with {told}") from error
 
 
 class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -147,21 +219,25 @@ class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         self.env.episode = number
 
 
-class Repeat(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
+class Repeat(Counting):
     """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
 
-    def __init__(self, env: gymnasium.Env[Any, np.ndarray], count: int) -> None:
+    def __init__(self, env: Episodes, count: int) -> None:
         super().__init__(env)
         self.count = count
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        total, success = 0.0, False
+        total, success = 0.0, list[bool]()
         for _ in range(self.count):
             obs, reward, terminated, truncated, info = self.env.step(action)
-            total, success = total + float(reward), success or bool(info.get("success", False))
+            total += reward
+            if (found := interface.succeeded(info)) is not None:
+                success.append(found)
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info | ({"success": success} if "success" in info else {})
+        if success:
+            info["success"] = any(success)
+        return obs, interface.reward(total), terminated, truncated, info
 
 
 class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -264,19 +340,6 @@ def _suite() -> Any:
 
 def _joined(observation: dict[str, Any]) -> np.ndarray:
     return np.concatenate(list(observation.values()), axis=None, dtype=np.float32)
-
-
-def _refuse(env_id: str, env: gymnasium.Env[Any, Any]) -> None:
-    """ValueError unless observations are a Box, and actions a bounded Box of floats with one axis."""
-    obs, act = env.observation_space, env.action_space
-    if not isinstance(obs, Box):
-        fault = f"observations must be a Box (gymnasium.wrappers.FlattenObservation makes one of a Dict), not {obs}"
-    elif not (isinstance(act, Box) and act.is_bounded() and len(act.shape) == 1 and act.dtype.kind == "f"):
-        fault = f"actions must be a bounded Box of floats with one axis, not {act}"
-    else:
-        return
-    env.close()
-    raise ValueError(" ".join(f"{env_id}: {fault}".split()))  # a long space prints on many lines
 
 
 @functools.cache

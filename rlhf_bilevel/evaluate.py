@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rlhf_bilevel.interface import FAULT, succeeded
 from rlhf_bilevel.statistics import interval, mean
 
 
@@ -62,12 +63,13 @@ def evaluate(
     while episode < episodes:
         returns[episode], successes[episode] = 0.0, False
         obs, _ = env.reset()
-        over, info = False, dict[str, Any]()
+        over, info = False, dict[Any, Any]()
         while not over:
             obs, reward, terminated, truncated, info = env.step(predict(obs))
             returns[episode] += float(reward)
-            successes[episode] |= bool(info.get("success", False))
-            reported = reported or "success" in info
+            success = succeeded(info)
+            successes[episode] |= bool(success)
+            reported = reported or success is not None
             over = terminated or truncated
-        episode += "fault" not in info
+        episode += FAULT not in info
     return Evaluation(returns, successes if reported else None)

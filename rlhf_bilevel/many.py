@@ -30,7 +30,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
     first = args.seed or 0
     for env in map(envs.resolve, args.env):
         own = one_teacher(configure(changed(args, env=env)))
-        envs.make(env, 0).close()
+        envs.check(env, own)
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
             if any(run.out == out for run in runs):
@@ -94,8 +94,9 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         pairs = [f"{key}={value}" for key, value in chosen.items()]
         return one_teacher(configure(changed(args, env=env, set=[*args.set, *pairs])))
 
-    steps = settings({})["steps"]
-    envs.make(env, 0).close()
+    plain = settings({})
+    steps = plain["steps"]
+    envs.check(env, plain)
     tuned = read_space(args.space, args.tune)
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:

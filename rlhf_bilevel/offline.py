@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 
 from rlhf_bilevel.config import nearest
 from rlhf_bilevel.dataset import OPEN, SKIPPED, Dataset
 from rlhf_bilevel.files import Refused, enough_memory
+from rlhf_bilevel.interface import unlearnable
 from rlhf_bilevel.labels import pairs as contents
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import answered
 from rlhf_bilevel.types import Queries, Segments, Teacher
 
 
@@ -30,10 +30,8 @@ def import_minari(
     """
     data = _local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
-    if not isinstance(obs_space, Box):
-        raise Refused(f"{dataset_id}: observations must be a Box, not {_line(obs_space)}")
-    if not (isinstance(act_space, Box) and act_space.is_bounded() and len(act_space.shape) == 1):
-        raise Refused(f"{dataset_id}: actions must be a bounded Box with one axis, not {_line(act_space)}")
+    if fault := unlearnable(obs_space, act_space):
+        raise Refused(f"{dataset_id}: {fault}")
     numbers = data.episode_indices
     lengths = np.array([int(told["total_steps"]) for told in data.storage.get_episode_metadata(numbers)])
     starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
@@ -72,7 +70,7 @@ def import_minari(
 
 def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:
     """The label of each query (B,), NaN where the teacher leaves it out."""
-    answers = checked(teacher(queries), queries)
+    answers = answered(teacher, queries)
     label = dict(zip(contents(answers), answers.label.tolist(), strict=True))
     return torch.tensor([label.get(pair, torch.nan) for pair in contents(queries)])
 
@@ -87,7 +85,3 @@ def _local(dataset_id: str) -> Any:
         hint = nearest(dataset_id, known) if known else "there are none on this machine"
         raise Refused(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
     return minari.load_dataset(dataset_id)
-
-
-def _line(space: Any) -> str:
-    return " ".join(str(space).split())[:200]

@@ -15,6 +15,7 @@ import io
 import os
 import struct
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,15 @@ class Set(NamedTuple):
     fps: float  # steps of the environment in a second
 
 
+class Told(Enum):
+    """Keys of an info, which no environment can have: ``Pose`` after every step and reset, ``Set`` after the first."""
+
+    POSE = 0
+    SET = 1
+
+
 class Posed(envs.Counting):
-    """Tells how things stand: ``info["pose"]`` after every step and reset, ``info["set"]`` after its first reset.
+    """Tells how things stand, in its info: see ``Told``.
 
     Nothing that the env does is changed, and no random number is drawn.
     """
@@ -63,14 +71,14 @@ class Posed(envs.Counting):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
-        info["pose"] = self._source.first()
+        info[Told.POSE] = self._source.first()
         if self._fresh:
-            info["set"], self._fresh = self._source.set(), False
+            info[Told.SET], self._fresh = self._source.set(), False
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        info["pose"] = self._source.next()
+        info[Told.POSE] = self._source.next()
         return obs, reward, terminated, truncated, info
 
 
@@ -154,16 +162,16 @@ class Filmed(envs.Counting):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
-        if "set" in info:
-            self._film.prepare(info.pop("set"))
-        self._keep(info.pop("pose"))
+        if Told.SET in info:
+            self._film.prepare(info.pop(Told.SET))
+        self._keep(info.pop(Told.POSE))
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._film.write(self._store.size, self._record, self._values)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if "pose" in info:  # not where the step failed
-            self._keep(info.pop("pose"))
+        if Told.POSE in info:  # not where the step failed
+            self._keep(info.pop(Told.POSE))
         return obs, reward, terminated, truncated, info
 
     def _keep(self, pose: Pose) -> None:
