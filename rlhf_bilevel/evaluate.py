@@ -63,6 +63,6 @@ def evaluate(
             returns[episode] += float(reward)
             successes[episode] |= bool(info.get("success", False))
             reported = reported or "success" in info
-            over = terminated or truncated
+            over = terminated or truncated or "absorbed" in info
         episode += "fault" not in info
     return Evaluation(returns, successes if reported else None)

@@ -95,7 +95,7 @@ class Isolated(gymnasium.Env[np.ndarray, np.ndarray]):
         self._process = context.Process(target=_serve, args=(theirs, what), daemon=True)
         self._process.start()
         theirs.close()
-        self.observation_space, self.action_space = self._receive(START)
+        self.observation_space, self.action_space, self.limit = self._receive(START)
         self.episode = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -137,7 +137,7 @@ def _serve(pipe: Connection, what: bytes) -> None:
         gymnasium.registry.setdefault(spec.id, spec)
     try:
         env = make()
-        told: Any = env.observation_space, env.action_space
+        told: Any = env.observation_space, env.action_space, env.limit
         while True:
             pipe.send((told, None))
             name, *arguments = pipe.recv()
