@@ -57,7 +57,7 @@ class Quit(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array([self.x], np.float32), 2 - abs(self.x), bool(action[1] > 0.8 and self.t > 12), False, {}
 
 
-gymnasium.register("Quit-v0", entry_point=lambda: Quit(), max_episode_steps=LIMIT)
+gymnasium.register("Quit-v0", entry_point=lambda **_: Quit(), max_episode_steps=LIMIT)
 
 
 def lengths(method: str, termination: str, seed: int, steps: int, episodes: int = 10, **settings: Any) -> np.ndarray:

@@ -31,6 +31,7 @@ from rlhf_bilevel.config import (
     gather,
     nearest,
     preset,
+    reaching,
     settle,
 )
 from rlhf_bilevel.cost import LearnedCost
@@ -411,7 +412,7 @@ def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, A
     check_options(given, [method])
     config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
     options = complete(method.options, config.options, f"{method.name}.")
-    return config.model_copy(update={"options": options.model_dump()})
+    return reaching(config).model_copy(update={"options": options.model_dump()})
 
 
 def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str, Any]) -> tuple[Config, str]:

@@ -179,20 +179,6 @@ class Config(BaseModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def reach_the_labels(self) -> Config:
-        """A budget that no teacher could use up is a mistake; what a teacher leaves out is its own matter."""
-        most = self.sessions * self.session_labels
-        if self.labels <= most:
-            return self
-        told = f"labels={self.labels}: only {most} can be asked in steps={self.steps}"
-        if not self.sessions:
-            raise ValueError(f"{told}, as no session comes: session_every={self.steps} or less")
-        told += f" ({self.sessions} sessions of session_labels={self.session_labels}): "
-        told += f"session_labels={math.ceil(self.labels / self.sessions)}"
-        every = self._every(math.ceil(self.labels / self.session_labels))
-        raise ValueError(told + (f" or session_every={every} would do" if every else " would do"))
-
     @property
     def first_session(self) -> int:
         """Environment step."""
@@ -202,11 +188,6 @@ class Config(BaseModel):
     def sessions(self) -> int:
         """How many there may be until the last step."""
         return _sessions(self.steps, self.learning_starts, self.pretrain_steps, self.session_every)
-
-    def _every(self, sessions: int) -> int:
-        """The largest ``session_every`` with which so many come; 0 where there is none."""
-        start = self.learning_starts + self.pretrain_steps
-        return (self.steps - start) // max(1, sessions - (start > 0))
 
     @model_validator(mode="after")
     def check_cost(self) -> Config:
@@ -250,6 +231,23 @@ def preset(name: str, env_id: str) -> dict[str, Any]:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
+
+
+def reaching(config: Config) -> Config:
+    """The settings; ValueError where their sessions cannot ask for all labels.
+
+    Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
+    """
+    c, most = config, config.sessions * config.session_labels
+    if c.labels <= most:
+        return c
+    told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
+    if not c.sessions:
+        raise ValueError(f"{told}, as no session comes: session_every={c.steps} or less")
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.session_labels)
+    every = (c.steps - start) // (needed - (start > 0))
+    would = f"session_labels={math.ceil(c.labels / c.sessions)}" + (f" or session_every={every}" if every else "")
+    raise ValueError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
 
 
 def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:

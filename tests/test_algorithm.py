@@ -14,7 +14,7 @@ from benchmarks import ending, evidence, figure1
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.config import PRESETS, Config, fitting
+from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
 from rlhf_bilevel.evaluate import evaluate
 from rlhf_bilevel.files import CONFIG, SUMS, Refused, read_yaml
 from rlhf_bilevel.given import configure
@@ -145,14 +145,15 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
 def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
     ones = {"labels": 500, "session_labels": 1}
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 or session_every=3 would do"):
-        Config(steps=2000, **ones)
+        reaching(Config(steps=2000, **ones))
     assert Config(steps=2000, labels=500, session_labels=27).sessions == 19
+    reaching(Config(steps=2000, labels=500, session_labels=27))
     assert Config(steps=2000, session_every=3, **ones).sessions >= 500 > Config(steps=2000, session_every=4).sessions
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 would do"):
-        Config(steps=200, **ones)
+        reaching(Config(steps=200, **ones))
     at_once = {"learning_starts": 0, "pretrain_steps": 0}
     with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: session_every=30 or less"):
-        Config(steps=30, session_every=31, **at_once)
+        reaching(Config(steps=30, session_every=31, **at_once))
     assert Config(steps=30, session_every=30, **at_once).session_labels == 100  # of its own accord
 
 
