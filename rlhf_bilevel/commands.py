@@ -155,7 +155,7 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = envs.names(envs.make(agent.env_id, 0)), load(args.dir).segments
+        names, asked = envs.names(agent.make_env()), load(args.dir).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(json.dumps([weight._asdict() for weight in weights]))

@@ -30,7 +30,7 @@ from gymnasium.spaces import Box
 
 from rlhf_bilevel import interface
 from rlhf_bilevel.files import Refused
-from rlhf_bilevel.interface import NotFinite, Unfit, unlearnable
+from rlhf_bilevel.interface import ABSORBED, NotFinite, Unfit, unlearnable
 
 LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
 PROTOCOLS = ("bpref", "mt1")
@@ -68,14 +68,17 @@ def make(
     protocol: str = "bpref",
     render_mode: str | None = None,
     action_repeat: int = 1,
+    absorb: bool = False,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
 
     ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
-    Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, and where a library is
-    missing that the environment needs; RuntimeError where a picture is asked for and OpenGL is missing.
+    With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
+    Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
+    that the environment needs, and where ``absorb`` finds no time limit; RuntimeError where a picture is asked for and
+    OpenGL is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
@@ -91,17 +94,25 @@ def make(
         raise Refused(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
-    episodes = Episodes(env, seed, stream)
-    return Repeat(episodes, action_repeat) if action_repeat > 1 else episodes
+    limit = _limit(env)
+    episodes: Any = Episodes(env, seed, stream, limit)
+    if action_repeat > 1:
+        episodes = Repeat(episodes, action_repeat)
+    if not absorb:
+        return episodes
+    if limit is None:
+        told = f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
+        raise Refused(f"{told}, or choose termination=nonnegative")
+    return Absorb(episodes, math.ceil(limit / action_repeat))
 
 
-def check(env_id: str, settings: Mapping[str, Any]) -> None:
+def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
     """ValueError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
 
     The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
-    run in a process of its own (``env_timeout``), it is only made.
+    run in a process of its own (``env_timeout``), it is only made. Returns ``Episodes.limit``.
     """
-    env = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    env: Any = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
     try:
         if not settings.get("env_timeout"):
             env.reset()
@@ -115,6 +126,7 @@ def check(env_id: str, settings: Mapping[str, Any]) -> None:
     finally:
         with contextlib.suppress(Exception, SystemExit):
             env.close()
+    return env.limit
 
 
 def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -132,12 +144,21 @@ def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.E
 def names(env: gymnasium.Env[Any, Any]) -> list[str]:
     """Of the observation's entries and then the action's: what the suite calls them, else obs[0], act[0], ..."""
     known: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, Suite) else ([], [])
-    spaces = env.observation_space, env.action_space
-    return [
-        name
-        for own, space, word in zip(known, spaces, ("obs", "act"), strict=True)
-        for name in own or [f"{word}[{i}]" for i in range(int(np.prod(space.shape or ())))]
-    ]
+    spaces, found = (env.observation_space, env.action_space), list[str]()
+    for own, space, word in zip(known, spaces, ("obs", "act"), strict=True):
+        size = int(np.prod(space.shape or ()))
+        told = own or [f"{word}[{i}]" for i in range(size)]
+        found += [*told, *["absorbed"] * (size - len(told))]  # the entry of ``Absorb``
+    return found
+
+
+def _limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """Simulator steps after which an episode ends at the latest; None where the environment does not tell."""
+    inner: Any = env.unwrapped
+    if isinstance(inner, Suite):
+        return inner.limit
+    told = env.spec.max_episode_steps if env.spec else getattr(inner, "max_path_length", None)
+    return None if told is None else int(told)
 
 
 class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
@@ -148,11 +169,13 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     gives one to the first reset only and would so move one episode off its place; ``make`` is where the seed is set.
 
     What the environment returns is checked and copied, and so is the action that it gets: raises ``Unfit``. An episode
-    that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning.
+    that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning. ``limit`` is the number of
+    simulator steps after which an episode ends at the latest, None where it is not known.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int, limit: int | None = None) -> None:
         super().__init__(env)
+        self.limit = limit
         if seed < 0 or stream < 0:
             raise ValueError(f"seed and stream must not be negative, got {seed} and {stream}")
         self.episode, self._key = 0, (seed, stream)
@@ -218,6 +241,43 @@ class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     def episode(self, number: int) -> None:
         self.env.episode = number
 
+    @property
+    def limit(self) -> int | None:
+        """Simulator steps after which an episode ends at the latest; None where that is not known."""
+        return self.env.limit
+
+
+class Absorb(Counting):
+    """Episodes that end for good stay in an absorbing state until step ``steps``, so that all are equally long.
+
+    Observations have an entry more at their end, 0 until then. The absorbing state is 0 but for this entry, which is 1;
+    whatever is done there, it stays and pays nothing. ``info[ABSORBED]`` is set from the step on that leads there.
+    [Kostrikov et al., ICLR 2019, "Discriminator-Actor-Critic"]
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], steps: int) -> None:
+        super().__init__(env)
+        inner = env.observation_space
+        assert isinstance(inner, Box)
+        low, high = np.append(np.minimum(inner.low, 0), 0), np.append(np.maximum(inner.high, 0), 1)
+        self.observation_space = Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        self._steps, self._step, self._absorbed = steps, 0, False
+        self._state = np.append(np.zeros(inner.shape, np.float32), np.float32(1))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._step, self._absorbed = 0, False
+        obs, info = self.env.reset(seed=seed, options=options)
+        return np.append(obs, np.float32(0)), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        reward, info = 0.0, dict[str, Any]()
+        if not self._absorbed:
+            obs, reward, self._absorbed, truncated, info = self.env.step(action)
+            if not self._absorbed:
+                return np.append(obs, np.float32(0)), float(reward), False, truncated, info
+        return self._state.copy(), float(reward), False, self._step >= self._steps, info | {ABSORBED: True}
+
 
 class Repeat(Counting):
     """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
@@ -260,6 +320,11 @@ class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
         self.render_mode = render_mode
         self.mujoco_renderer: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        steps = self._env._step_limit
+        return math.ceil(steps) if math.isfinite(steps) else None
 
     @property
     def names(self) -> tuple[list[str], list[str]]:

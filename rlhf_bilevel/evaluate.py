@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlhf_bilevel.interface import FAULT, succeeded
+from rlhf_bilevel.interface import ABSORBED, FAULT, succeeded
 from rlhf_bilevel.statistics import interval, mean
 
 
@@ -70,6 +70,6 @@ def evaluate(
             success = succeeded(info)
             successes[episode] |= bool(success)
             reported = reported or success is not None
-            over = terminated or truncated
+            over = terminated or truncated or ABSORBED in info
         episode += FAULT not in info
     return Evaluation(returns, successes if reported else None)

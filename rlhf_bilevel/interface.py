@@ -20,6 +20,8 @@ FLOAT32 = np.dtype(np.float32)
 LARGEST = 1e30  # size of a reward: the sum of 10^8 of them is a float32
 FAULT: Final = object()
 """Key of a step's info under which ``guard`` says why the environment failed. No environment can have it."""
+ABSORBED: Final = object()
+"""Key of a step's info from the step on that leads into ``envs.Absorb``'s absorbing state; as ``FAULT``."""
 SUCCESS = ("success", "is_success")  # keys of an info: Meta-World's, and Stable-Baselines3's
 RESET = "(observation, info)"
 STEP = "(observation, reward, terminated, truncated, info)"

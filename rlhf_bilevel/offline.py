@@ -6,6 +6,8 @@ one observation more than actions: step t of a segment is (obs_t, act_t, reward_
 
 from __future__ import annotations
 
+import warnings
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,9 @@ def import_minari(
 ) -> Dataset:
     """``pairs`` random pairs of segments, uniform over all that lie within one episode, answered by ``teacher``.
 
+    A pair has two different segments, and none comes twice; where there are fewer, all of them, with a warning.
     Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. Refused where Minari or
-    the dataset is missing, where its spaces are no Box, where no episode is long enough, and where memory is short.
+    the dataset is missing, where its spaces are no Box, where no two segments are so long, and where memory is short.
     """
     data = _local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
@@ -42,7 +45,13 @@ def import_minari(
         )
     row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats of a step
     enough_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
-    drawn = np.random.default_rng(seed).integers(starts.sum(), size=2 * pairs)
+    possible = int(starts.sum()) * (int(starts.sum()) - 1) // 2
+    if not possible:
+        raise Refused(f"segment_length={segment_length} leaves a single segment in {dataset_id}, and a pair needs two")
+    if possible < pairs:
+        warnings.warn(f"{dataset_id} has only {possible} different pairs, not {pairs}: these are all", stacklevel=2)
+        pairs = possible
+    drawn = _different(int(starts.sum()), pairs, np.random.default_rng(seed)).ravel()
     episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # of each segment
     start = drawn - (starts.cumsum() - starts)[episode]
 
@@ -66,6 +75,20 @@ def import_minari(
         sampler="uniform",
         unlabelled=OPEN if teacher is None else SKIPPED,
     )
+
+
+def _different(total: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """``pairs`` random pairs (2, pairs) of different numbers below ``total``, no two alike in either order."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    while missing := pairs - len(found):
+        drawn = rng.integers(total, size=2 * missing).reshape(2, -1).T
+        if found and total * (total - 1) < 8 * pairs:  # a quarter of all or more: what is left is soon hard to hit
+            rest = np.array([pair for pair in combinations(range(total), 2) if pair not in found])
+            drawn = rng.permuted(rng.permutation(rest), axis=1)[:missing]
+        for first, second in drawn.tolist():
+            if first != second:
+                found.setdefault((min(first, second), max(first, second)), (first, second))
+    return np.array([*found.values()]).T
 
 
 def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:

@@ -167,11 +167,11 @@ def checked(answers: Preferences, queries: Queries) -> Preferences:
                 raise Refused(f"a teacher's {side}.{name} must have the shape {told}")
     finite = [column.flatten(1).isfinite().all(1) for segments in answers[:2] for column in segments]
     usable = torch.stack([*finite, (answers.label >= 0) & (answers.label <= 1)]).all(0)
-    for i in (~usable).nonzero().flatten().tolist():
-        value = answers.label[i].item()
-        warnings.warn(
-            f"an answer is left out: label={value:g} must lie in [0, 1], and its segments be finite", stacklevel=2
-        )
+    if faulty := answers.label[~usable].tolist():
+        which = "all" if len(faulty) == count else f"{len(faulty)} of"
+        values = ", ".join(f"label={value:g}" for value in faulty[:3]) + (", ..." if len(faulty) > 3 else "")
+        told = f"{which} {count} answers are left out ({values}): a label must lie in [0, 1], and segments be finite"
+        warnings.warn(told, stacklevel=2)
     return take(answers, usable)
 
 

@@ -100,6 +100,13 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
         ("train pebble --env Pendulum-v1 --steps 99999999999", "less than or equal to 1000000000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set reward_learning_rate=1.0e+308", "less than or equal to 1"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set learning_rate=2", "learning_rate=2: "),
+        ("train pebble --env Pendulum-v1 --steps 9 --set eval_episodes=1000000000", "less than or equal to 10000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set updates=1000000000", "less than or equal to 100000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set action_repeat=1000000000", "less than or equal to 1000"),
+        ("train pebble --env Pendulum-v1 --steps 2000 --labels 500 --set session_labels=1", "session_labels=27 or"),
+        ("train prefppo --env Pendulum-v1 --steps 9 --set prefppo.learning_rate=9", "prefppo.learning_rate=9: "),
         ("resume nowhere", "nowhere is not a run's folder"),
         ("evaluate nowhere", "nowhere"),
         ("plot nowhere --out curve.svg", "nowhere"),
@@ -233,7 +240,16 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     assert f"interrupted; rlhf-bilevel resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [["--steps", "999999999"], ["--steps", "9", "--set", "hidden=65536,65536"]])
+@pytest.mark.parametrize(
+    "size",
+    [
+        ["--steps", "999999999"],
+        *(
+            ["--steps", "9", "--set", setting]
+            for setting in ("hidden=65536,65536", "batch=1000000000", "oversample=1000000000", "members=1000000000")
+        ),
+    ],
+)
 def test_what_no_memory_holds_is_refused_at_once(
     capsys: pytest.CaptureFixture, tmp_path: Path, size: list[str]
 ) -> None:

@@ -16,9 +16,9 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.envs import Episodes, make, resolve
+from rlhf_bilevel.envs import Episodes, make, names, resolve
 from rlhf_bilevel.files import Refused
-from rlhf_bilevel.interface import NotFinite, unlearnable
+from rlhf_bilevel.interface import ABSORBED, NotFinite, unlearnable
 
 FAMILIES = [
     "Pendulum-v1",
@@ -335,3 +335,60 @@ def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:
     env = make("Counter-v0", 0)
     env.unwrapped.names = ["x", "v", "push"]  # type: ignore[attr-defined]
     assert envs.names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
+
+
+class Pole(gymnasium.Env):
+    """Falls, which ends the episode for good, when it has been pushed by more than 3 altogether."""
+
+    observation_space = Box(1, 9, (2, 1), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 5 + self.np_random.uniform(-1, 1)
+        return np.full((2, 1), self.x), {}
+
+    def step(self, action):
+        self.x += action[0]
+        return np.full((2, 1), np.clip(self.x, 1, 9)), self.x, abs(self.x - 5) > 3, False, {}
+
+
+gymnasium.register("Pole-v0", entry_point=Pole, max_episode_steps=60)
+gymnasium.register("Endless-v0", entry_point=Pole)
+
+
+def test_absorbed_episodes_stay_where_they_ended_until_the_limit_and_pay_nothing() -> None:
+    plain, absorbing = (make("Pole-v0", 0, action_repeat=2, absorb=absorb) for absorb in (False, True))
+    assert absorbing.observation_space.shape == (3,)
+    for push in (0.2, -0.4):  # falls sooner or later
+        action = np.full(1, push, np.float32)
+        obs, same, ends, step = plain.reset()[0], absorbing.reset()[0], [False, False], 0
+        while not ends[0]:
+            assert np.array_equal(same, np.append(obs, 0)) and same in absorbing.observation_space
+            obs, reward, *ends, _ = plain.step(action)
+            same, paid, *others, info = absorbing.step(action)
+            step += 1
+            assert paid == reward and others == [False, False] and (ABSORBED in info) == ends[0]
+        assert 1 < step < 30 and same.dtype == np.float32
+        while not others[1]:
+            assert np.array_equal(same, [0, 0, 1]) and same in absorbing.observation_space
+            same, paid, *others, info = absorbing.step(action)
+            step += 1
+            assert paid == 0 and not others[0] and info == {ABSORBED: True}
+        assert step == 30  # 60 steps of the simulator
+    assert names(absorbing) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert names(make("dm_control/cartpole-balance-v0", 0, absorb=True))[-2:] == ["absorbed", "slide"]
+
+
+def test_absorbing_needs_a_time_limit() -> None:
+    with pytest.raises(ValueError, match="termination=absorb needs a time limit, and Endless-v0 tells none"):
+        make("Endless-v0", 0, absorb=True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [("Pole-v0", 60), ("dm_control/walker-walk-v0", 1000), ("Meta-World/door-open-v3", 500), ("Endless-v0", None)],
+)
+def test_the_time_limit_is_known_where_the_environment_tells(env_id: str, limit: int | None) -> None:
+    env: Any = make(env_id, 0, action_repeat=2)
+    assert env.limit == limit

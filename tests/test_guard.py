@@ -170,6 +170,7 @@ def test_an_environment_in_a_process_of_its_own_says_the_same_bit_for_bit() -> N
     env = isolated("Steer-v0")
     assert rollout(env, 3) == rollout(envs.make("Steer-v0", 0), 3)
     assert env.observation_space == envs.make("Steer-v0", 0).observation_space and env.episode == 3
+    assert env.limit is None
     env.close()
 
 

@@ -129,9 +129,11 @@ def _simulator(env: Any) -> tuple[Any, Any]:
     return (model, data) if isinstance(model, mujoco.MjModel) else (None, None)
 
 
-def make(env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1) -> Posed:
+def make(
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
+) -> Posed:
     """As ``envs.make``, with poses. Refused where a person could see nothing: neither MuJoCo nor pictures."""
-    env = envs.make(env_id, seed, stream, protocol, None, action_repeat)
+    env = envs.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
     told = env.unwrapped.metadata
     fps = told.get("render_fps", 30) / action_repeat
     if _simulator(env.unwrapped)[0] is not None:
@@ -140,7 +142,7 @@ def make(env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", actio
     if "rgb_array" not in told.get("render_modes", ()):
         raise Refused(f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array")
     try:
-        drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat)
+        drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
         drawn.reset()
         drawn.render()
     except Exception as error:  # a library or a display that is missing
