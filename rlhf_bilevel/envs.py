@@ -77,8 +77,8 @@ def make(
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
     With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
     Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
-    that the environment needs, and where ``absorb`` finds no time limit; RuntimeError where a picture is asked for and
-    OpenGL is missing.
+    that the environment needs, where what is registered makes none, and where ``absorb`` finds no time limit;
+    RuntimeError where a picture is asked for and OpenGL is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
@@ -87,10 +87,13 @@ def make(
         raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
     try:
         env = _made(canonical, protocol, render_mode)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise Refused(f"{env_id} cannot be made: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if isinstance(error, gymnasium.error.Error | ImportError) or interface.misused(error.__cause__ or error):
+            raise Refused(f"{env_id} cannot be made: {' '.join(str(error).split())}") from error
+        raise
     if fault := unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space"))):
-        env.close()
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
         raise Refused(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()

@@ -161,12 +161,14 @@ def _true(key: str, value: Any) -> bool:
 
 
 def misused(error: BaseException) -> bool:
-    """Whether the call itself failed, or a wrapper of Gymnasium's on what it got, and no code behind these."""
+    """Whether the call itself failed, or Gymnasium's own code on what it got, and no code behind these."""
     first = trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
     where = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    at_the_border = trace is first or where.startswith(("gymnasium.core", "gymnasium.wrappers"))
+    at_the_border = trace is first or where.startswith(
+        ("gymnasium.core", "gymnasium.wrappers", "gymnasium.envs.registration")
+    )
     return at_the_border and isinstance(error, TypeError | ValueError | AttributeError | AssertionError)
 
 

@@ -331,6 +331,33 @@ def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
         make("Lacks-v0", 0)
 
 
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (lambda: 3, "must inherit from the gymnasium.Env class"),
+        (lambda goal: None, "missing 1 required positional argument: 'goal'"),
+        ("tests.test_envs:Nothing", "has no attribute 'Nothing'"),
+        ("no_such_module:Nothing", "No module named 'no_such_module'"),
+    ],
+)
+def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
+    entry: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Wrong-v0", entry_point=entry)
+    monkeypatch.setitem(gymnasium.registry, "Wrong-v0", spec)
+    with pytest.raises(Refused, match=f"^Wrong-v0 cannot be made: .*{told}") as caught:
+        make("Wrong-v0", 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError])
+def test_a_bug_in_its_own_code_keeps_its_traceback(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
+    monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
+    with pytest.raises(error):
+        make("Buggy-v0", 0)
+
+
 def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:
     env = make("Counter-v0", 0)
     env.unwrapped.names = ["x", "v", "push"]  # type: ignore[attr-defined]

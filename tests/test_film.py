@@ -249,7 +249,9 @@ def test_a_guarded_env_that_fails_is_filmed_on(tmp_path: Path) -> None:
 
 
 class OwnWords(Drawn):
-    """Has words of ours in its infos."""
+    """Has words of ours in its infos, and no number where one should be."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": None}
 
     def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
         return super().reset(**given)[0], {"pose": 1, "set": 2}
@@ -264,8 +266,21 @@ gymnasium.register("OwnWords-v0", OwnWords)
 def test_an_envs_own_words_are_none_of_ours(tmp_path: Path) -> None:
     env, store, film = filmed("OwnWords-v0", tmp_path, 6)
     play(env, store, 2, 3)
-    assert len(film.clip(range(3))["frames"]) == 3
+    assert len(film.clip(range(3))["frames"]) == 3 and film.clip(range(3))["fps"] == 30
     env.reset()
     assert env.step(np.zeros(1, np.float32))[4] == {"pose": 1, "set": 2, "fault": 3}
     film.close()
     env.close()
+
+
+class Shapeless(Drawn):
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return np.zeros(3), super().reset(**given)[1]
+
+
+gymnasium.register("Shapeless-v0", Shapeless)
+
+
+def test_a_wrong_shape_is_not_called_a_missing_picture() -> None:
+    with pytest.raises(Refused, match=r"^Shapeless-v0: an observation must have the shape \(1,\), not \(3,\)$"):
+        films.make("Shapeless-v0", 0)

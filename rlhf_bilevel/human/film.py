@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from torch import Tensor
 from rlhf_bilevel import envs
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.human import scene
+from rlhf_bilevel.interface import Unfit
 from rlhf_bilevel.replay import Store
 
 CLIPS, POSES, RECORDS = "clips", "poses.bin", "records.bin"  # the first is the folder in a run's folder
@@ -134,8 +136,9 @@ def make(
 ) -> Posed:
     """As ``envs.make``, with poses. Refused where a person could see nothing: neither MuJoCo nor pictures."""
     env = envs.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
-    told = env.unwrapped.metadata
-    fps = told.get("render_fps", 30) / action_repeat
+    told: Any = env.unwrapped.metadata or {}
+    fps = told.get("render_fps")
+    fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
     if _simulator(env.unwrapped)[0] is not None:
         return Posed(env, Bodies(env, fps))
     env.close()
@@ -145,6 +148,8 @@ def make(
         drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
         drawn.reset()
         drawn.render()
+    except Unfit as error:
+        raise Refused(f"{env_id}: {error}") from error
     except Exception as error:  # a library or a display that is missing
         raise Refused(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
     drawn.set_wrapper_attr("episode", 0)
