@@ -11,13 +11,16 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rlhf_bilevel.files import SUMS, Refused
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from rlhf_bilevel.human.book import Book
+    from rlhf_bilevel.human.gate import Gate
 
 PORT, PORTS_TRIED = 8007, 50
 NAME = "human"  # of the only labeller, where no name is given
@@ -35,10 +38,6 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     book = Book.of(args.dir)
 
     def work() -> None:
-        import uvicorn
-
-        from rlhf_bilevel.human.gate import Impatient
-
         if args.import_file:
             bring(book, args.import_file)
             return
@@ -65,24 +64,32 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
         )
         if not is_loopback(args.host):
             print(exposed(args.host, port), flush=True)
-        config = uvicorn.Config(
-            app,
-            http=Impatient,
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=2,
-            h11_max_incomplete_event_size=2**14,
-            limit_concurrency=1000,
-        )
         with suppress(KeyboardInterrupt), book:
-            uvicorn.Server(config).run(sockets=[listening])
+            server(app).run(sockets=[listening])
 
     return work
+
+
+def server(app: Gate, **settings: Any) -> uvicorn.Server:
+    """That serves ``app`` and tells nothing of itself; ``settings`` are uvicorn's, in place of these."""
+    import uvicorn
+
+    from rlhf_bilevel.human.gate import Impatient
+
+    here: dict[str, Any] = {
+        "http": Impatient,
+        "ws": "none",
+        "lifespan": "off",
+        "log_level": "error",  # each request that is no HTTP would be a line
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "backlog": 128,
+        "timeout_keep_alive": 15,
+        "timeout_graceful_shutdown": 2,
+        "h11_max_incomplete_event_size": 2**14,
+    }
+    return uvicorn.Server(uvicorn.Config(app, **(here | settings)))
 
 
 def check(args: argparse.Namespace, people: list[str]) -> None:
