@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -20,7 +22,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import exposed, listen, names
 from rlhf_bilevel.human.facts import Status
-from rlhf_bilevel.human.gate import BODY_LIMIT, Gate
+from rlhf_bilevel.human.gate import BODY_LIMIT, Gate, Impatient
 from rlhf_bilevel.human.server import Invitations, create_app
 from tests.label_page import application, ask, served
 
@@ -66,7 +68,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def answer(pair: dict[str, str], choice: str = "left", key: str = KEY) -> dict[str, Any]:
-    return {"query": pair["query"], "choice": choice, "key": key, "shown_at": 1.0, "answered_at": 2.5}
+    now = time.time()
+    return {"query": pair["query"], "choice": choice, "key": key, "shown_at": now, "answered_at": now}
 
 
 def test_a_link_begins_one_session_and_looking_at_it_does_not_use_it_up(site: Site) -> None:
@@ -125,7 +128,8 @@ def test_an_answer_is_stored_once_and_what_contradicts_it_is_refused(site: Site)
     assert browser.post("/api/answers", json=answer(first, key=KEY[::-1])).status_code == 409  # it is answered
     assert browser.post("/api/answers", json=answer(second) | {"query": 32 * "0", "key": KEY * 2}).status_code == 404
     (chosen,) = site.book.all_chosen()
-    assert (chosen.query_id, chosen.choice, chosen.shown_at, chosen.answered_at) == (first["query"], "left", 1.0, 2.5)
+    assert (chosen.query_id, chosen.choice) == (first["query"], "left")
+    assert [chosen.shown_at, chosen.answered_at] == pytest.approx([given["shown_at"], given["answered_at"]], abs=1e-3)
 
 
 def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
@@ -138,6 +142,37 @@ def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
     browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
     site.book.collect(0, 9)
     assert browser.post("/api/undo", json={}).status_code == 404 and len(site.book.all_chosen()) == 1
+
+
+def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
+    browser = site.joined()
+    pairs = browser.get("/api/next?count=4").json()["pairs"]
+    for number, pair in enumerate(pairs):
+        browser.post("/api/answers", json=answer(pair, "skip", f"{number}{KEY}"))
+    told = browser.get("/api/status").json()
+    assert browser.get("/api/next").json() == {"pairs": []} and (told["open"], told["skipped"]) == (4, 4)
+    assert browser.post("/api/unskip", json={}).json() == {"pairs": 4}
+    assert len(browser.get("/api/next?count=4").json()["pairs"]) == 4
+
+
+def test_a_page_of_somebody_else_is_told_so_and_its_answers_are_kept_by_it(site: Site) -> None:
+    """Two links that were opened in one browser: the first one's page is still there, and the second has the cookie."""
+    ada = site.joined("ada")
+    pages = [re.findall('data-labeller="([^"]+)"', who.get("/").text) for who in (ada, site.joined("grace"))]
+    assert [len(found) for found in pages] == [1, 1] and pages[0] != pages[1]
+    (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+    for (page_of,), status in zip(pages, (200, 401), strict=True):
+        given = ada.post("/api/answers", json=answer(pair), headers={"x-page-of": page_of})
+        assert given.status_code == status and ("error" in given.json()) == (status == 401)
+
+
+def test_pages_of_two_runs_at_one_address_keep_their_answers_apart(tmp_path: Path) -> None:
+    """A page keeps unsent answers under this name; the labellers of both have the number 1."""
+    names = set()
+    for run_name in ("one", "two"):
+        with Book.open(tmp_path / f"{run_name}.sqlite", run_name) as book:
+            names |= set(re.findall('data-labeller="([^"]+)"', Site(book).joined().get("/").text))
+    assert len(names) == 2
 
 
 def test_an_answer_that_training_went_on_without_is_gone(tmp_path: Path) -> None:
@@ -229,7 +264,20 @@ def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | N
         (415, b"query=1", "application/x-www-form-urlencoded"),
         (413, b" " * (BODY_LIMIT + 1), "application/json"),
         (422, b"{", "application/json"),
-        (400, b"[" * 4000, "application/json"),
+        (422, b"[" * 4000, "application/json"),
+        (422, b"", "application/json"),
+        (422, b'{"query": "0", "query": "1"}', "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"\ud800": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"a\nb": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\0"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\ud800"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "０"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}, key="\0" * 16)).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"shown_at": 1e308}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": 10**400}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": -1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": True}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": None}).encode(), "application/json"),
         (422, b"\xff\xfe", "application/json"),
         (422, b"{}", "application/json"),
         (422, json.dumps(answer({"query": "q"}, "better")).encode(), "application/json"),
@@ -244,6 +292,19 @@ def test_what_is_no_answer_is_refused_in_one_line(shared: Site, status: int, bod
     refused = shared.joined().post("/api/answers", content=body, headers={"content-type": kind})
     assert refused.status_code == status and "Traceback" not in refused.text
     assert "\n" not in refused.json()["error"] and not shared.book.all_chosen()
+
+
+@pytest.mark.parametrize("body", [{"token": "\ud800"}, {"token": "\0"}, {"token": 1}, {"token": "x" * 65}, [], 1, None])
+def test_what_is_no_token_is_refused_in_one_line(shared: Site, body: Any) -> None:
+    told = json.dumps(body).encode()
+    refused = shared.browser().post("/api/join", content=told, headers={"content-type": "application/json"})
+    assert refused.status_code == 422 and "\n" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["%00", "%ff", "%ed%a0%80", "%0a", "x" * 5000, "%F0%9F%98%80", "0" * 32 + "%00"])
+def test_names_that_cannot_be_are_not_found(shared: Site, name: str) -> None:
+    browser = shared.joined()
+    assert [browser.get(f"/api/{kind}/{name}").status_code for kind in ("clips", "scenes")] == [404, 404]
 
 
 def test_methods_and_counts_that_are_not_known_are_refused(shared: Site) -> None:
@@ -345,6 +406,28 @@ def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None:
             assert reply.startswith(b"HTTP/1.1 200")
 
 
+def test_many_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than eight the oldest make room: those that sent half a head, half a body, or nothing."""
+    monkeypatch.setattr(Impatient, "most", 8)
+    halves = (
+        b"GET /healthz HTTP/1.1\r\nHost: ",
+        b"POST /api/join HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nOrigin: http://127.0.0.1:%d\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+        b"",
+    )
+    with served(tmp_path, 0) as server, ExitStack() as stack:
+        slow = []
+        for number in range(24):
+            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
+            half = halves[number % 3]
+            slow[-1].sendall(half % ((server.port,) * 2) if b"%d" in half else half)
+        with urlopen(f"{server.url}/healthz", timeout=30) as told:
+            assert told.status == 200
+        for oldest in slow[:16]:
+            with suppress(ConnectionError):
+                assert oldest.recv(1) == b""  # closed, without an answer
+
+
 # The command
 
 
@@ -436,3 +519,17 @@ def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
         assert browser.post("/api/answers", json=answer(pair)).status_code == 200
     assert [name in browser.get("/quality").text for name in ("ada", "grace")] == [False, True]
     assert all(name in site.joined("barbara", "expert").get("/quality").text for name in ("ada", "grace"))
+
+
+def test_what_stands_out_is_said_once_and_to_experts_and_who_it_is_about(site: Site) -> None:
+    assert "Nobody has answered yet" in site.joined("eve").get("/quality").text
+    for number in range(6):
+        ask(site.book, 4, session=number + 1)
+        for name in ("ada", "grace"):
+            browser = site.joined(name)
+            for place, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):
+                browser.post("/api/answers", json=answer(pair, key=f"{number}{place}{KEY}"))
+    flag = "chose the left side 12 of 12 times"
+    assert site.joined("ada").get("/quality").text.count(flag) == 1
+    assert site.joined("barbara", "expert").get("/quality").text.count(flag) == 2
+    assert "grace" not in site.joined("ada").get("/quality").text

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select
 
 from rlhf_bilevel.human.facts import Labeller, Offer
 from rlhf_bilevel.human.tables import (
@@ -47,6 +47,17 @@ def _has_room(run: str, me: int, now: float) -> ColumnElement[bool]:
         queries.c.retired_session.is_(None),
         answers + others < queries.c.wanted,
     )
+
+
+def standing(c: Connection, run: str, me: int, now: float) -> tuple[int, int, int, int]:
+    """How many queries are open; those among them that they skipped, that they answered, and that others are at."""
+    mine = choices.c.query == queries.c.id, choices.c.labeller == me, *LABELS
+    skipped, judged = exists(choices, *mine, choices.c.choice == SKIP), exists(choices, *mine, choices.c.choice != SKIP)
+    taken = and_(~skipped, ~judged, ~_has_room(run, me, now))
+    kinds = [func.count().filter(kind) for kind in (skipped, judged, taken)]
+    is_open = queries.c.run == run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
+    counts = c.execute(select(func.count(), *kinds).select_from(queries).where(*is_open)).one()
+    return counts[0], counts[1], counts[2], counts[3]
 
 
 def held(c: Connection, run: str, me: int, now: float) -> list[Any]:
