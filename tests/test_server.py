@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.files import Refused
 from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.command import exposed, listen, names
+from rlhf_bilevel.human.command import exposed, listen, names, wait
 from rlhf_bilevel.human.facts import Status
 from rlhf_bilevel.human.gate import BODY_LIMIT, Gate, Impatient
 from rlhf_bilevel.human.server import Invitations, create_app
@@ -440,7 +441,10 @@ def run(folder: Path, human: bool = True) -> Path:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("nowhere", "nowhere is not a run's folder"),
+        ("nowhere/run", "nowhere/run: there is no folder nowhere; the nearest runs are "),
+        ("other", "other is not a run's folder: it has no config.yaml; the nearest runs are "),
+        ("other/notes.txt", "other/notes.txt is not a run's folder"),
+        ("nothing --import answers.parquet", "nothing is not a run's folder"),
         ("simulated", "not labelled by people"),
         ("human --repeats 2", "--repeats 2: a share from 0 to 0.5"),
         ("human --labeller ada --expert ada", "'ada' is named twice"),
@@ -459,11 +463,70 @@ def test_a_mistake_costs_one_line(
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "human")
     run(tmp_path / "simulated", human=False)
+    (tmp_path / "other").mkdir()
+    for name in ("other/notes.txt", "answers.parquet"):
+        (tmp_path / name).touch()
     with pytest.raises(SystemExit) as stop:
         main(["label", *command.split(" ")])
     captured = capsys.readouterr()
     assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
     assert not list(tmp_path.glob("*/book.sqlite"))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty: bool
+) -> None:
+    """As training makes it: a folder, a file that is not whole, config.yaml, and more."""
+    folder = tmp_path / "walker"
+    run(tmp_path / "walked")
+    if empty:  # training takes one that is empty
+        folder.mkdir()
+    steps: list[Callable[[], object]] = [
+        lambda: folder.mkdir(exist_ok=True),
+        (folder / "config.yaml.tmp").touch,
+        lambda: (folder / "config.yaml.tmp").rename(folder / "config.yaml"),
+        (folder / "progress.csv").touch,
+    ]
+    seen = []
+
+    def passes(_: float) -> None:
+        seen.append({file.name for file in folder.iterdir()} if folder.exists() else None)
+        steps.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    wait(folder)
+    assert seen == [set() if empty else None, set(), {"config.yaml.tmp"}] and len(steps) == 1
+    told = capsys.readouterr()
+    assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
+    assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
+
+
+def test_what_turns_out_to_be_no_run_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "walker"
+
+    def passes(_: float) -> None:
+        folder.mkdir()
+        (folder / "notes.txt").touch()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    with pytest.raises(Refused, match="walker is not a run's folder"):
+        wait(folder)
+
+
+def test_started_before_training_it_serves_once_the_run_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "walker"
+    command = [sys.executable, "-m", "rlhf_bilevel", "label", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        try:
+            assert process.stderr.readline().startswith(f"waiting for {folder}") and not folder.exists()
+            run(folder)
+            link = process.stdout.readline().split()[1]
+            with urlopen(link, timeout=30) as page:
+                assert page.status == 200
+        finally:
+            process.terminate()
 
 
 def test_a_port_that_is_taken_is_passed_over_unless_it_was_asked_for() -> None:
