@@ -39,13 +39,13 @@ def ask(book: Book, count: int, session: int = 0, greys: Sequence[int] = (60, 18
 
 
 class Served:
-    def __init__(self, book: Book, port: int | None = None, **told: Any) -> None:
+    def __init__(self, book: Book, port: int | None = None, patience: int = 1, **told: Any) -> None:
         self.book, self.invitations = book, Invitations()
         self._socket = listen("127.0.0.1", port)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = application(book, self.invitations, self.port, **told)
-        self._server = server(self.app, log_level="critical", timeout_keep_alive=1, timeout_graceful_shutdown=1)
+        self._server = server(self.app, log_level="critical", timeout_keep_alive=patience, timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def link(self, name: str = "human", role: str = "labeller") -> str:

@@ -416,7 +416,7 @@ def test_many_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, m
         b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
         b"",
     )
-    with served(tmp_path, 0) as server, ExitStack() as stack:
+    with served(tmp_path, 0, patience=600) as server, ExitStack() as stack:
         slow = []
         for number in range(24):
             slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
