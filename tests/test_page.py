@@ -16,6 +16,7 @@ import pytest
 
 from rlhf_bilevel.human.book import Book, run_id
 from rlhf_bilevel.human.facts import Chosen, Status
+from rlhf_bilevel.human.guidelines import html
 from tests.label_page import Served, ask, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -594,6 +595,32 @@ def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
         page = visit.open(server.link(script))
         expect(page.locator("h1")).to_have_text(script)
         assert page.locator("main img[src=x]").count() == 0
+
+
+def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
+    file = tmp_path / "rules.md"
+    for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
+        file.write_text(text)
+        with served(tmp_path, 1 if opens else 0, guidelines=html(file) if text else "") as server:
+            page = visit.open(server.link())
+            assert page.locator("#help").is_visible() == opens
+            if not opens:
+                continue
+            expect(page.locator("#guidelines")).to_contain_text(text.split()[2].strip("*."))
+            audit(page)
+            page.keyboard.press("Escape")
+            page.reload()
+            page.wait_for_selector("body[data-state=pair]")
+            expect(page.locator("#help")).to_be_hidden()
+
+
+def test_the_question_is_the_pages_title_and_who_is_new_learns_where_help_is(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    assert page.title() == "Which one is brighter? · penalty on Bright-v0"
+    expect(page.locator("#notice")).to_have_text("New here? Help says how to label.")
+    page.reload()
+    page.wait_for_selector("body[data-state=pair]")
+    expect(page.locator("#notice")).to_have_text("")
 
 
 def test_the_policy_is_in_force(server: Served, chromium: Browser) -> None:

@@ -24,6 +24,7 @@ from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import exposed, listen, names, wait
 from rlhf_bilevel.human.facts import Status
 from rlhf_bilevel.human.gate import BODY_LIMIT, Gate, Impatient
+from rlhf_bilevel.human.guidelines import html
 from rlhf_bilevel.human.server import Invitations, create_app
 from tests.label_page import application, ask, served
 
@@ -329,6 +330,17 @@ def test_no_path_leads_to_a_file(shared: Site, path: str) -> None:
     assert browser.get("/static/page.js").status_code == 200
 
 
+def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "rules.md"
+    file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
+    told = html(file)
+    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
+    assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(Refused, match="no text in UTF-8"):
+        html(file)
+
+
 def test_names_and_questions_are_text(tmp_path: Path) -> None:
     script = "<script>alert('x')</script>"
     with Book.open(tmp_path / "book.sqlite", "run") as book:
@@ -453,6 +465,9 @@ def run(folder: Path, human: bool = True) -> Path:
         ("human --port 99999", "--port 99999"),
         ("human --url labels.example.org", "--url labels.example.org: http or https"),
         ("human --import none.parquet", "--import none.parquet: no such file"),
+        ("human --guidelines none.md", "--guidelines none.md: No such file"),
+        ("human --guidelines other", "--guidelines other: Is a directory"),
+        ("human --guidelines answers.parquet", "answers.parquet: a text of 1 to 65,536 bytes, not 0"),
         ("human --labeler ada", "did you mean '--labeller'?"),
         ("human --host no.such.host.invalid", "--host no.such.host.invalid"),
     ],

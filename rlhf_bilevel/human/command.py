@@ -33,6 +33,7 @@ INTERVAL = 1.0  # seconds between two looks for a run that is not there yet
 
 def label(args: argparse.Namespace) -> Callable[[], None]:
     """Checks what can be got wrong, waits for the run, and serves until Ctrl-C. Prints a link for each labeller."""
+    from rlhf_bilevel.human import guidelines
     from rlhf_bilevel.human.book import Book
     from rlhf_bilevel.human.server import Invitations, create_app, static_files
 
@@ -40,6 +41,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     people = people or [(NAME, "labeller")]
     check(args, [name for name, _ in people])
     files = static_files()
+    rules = guidelines.html(args.guidelines) if args.guidelines else ""
     begun = Book.of(args.dir) if is_run(args.dir) or args.import_file else None
 
     def work() -> None:
@@ -58,6 +60,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             book,
             invitations,
             question=args.question,
+            guidelines=rules,
             hosts=hosts,
             origins=origins,
             files=files,

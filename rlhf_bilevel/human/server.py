@@ -28,6 +28,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
@@ -105,6 +106,7 @@ def create_app(
     hosts: Collection[str],
     origins: Collection[str],
     files: Mapping[str, Path],
+    guidelines: str = "",
     ended: Callable[[], bool] = lambda: False,
     repeats: float = 0.05,
     gold: float = 0.05,
@@ -113,6 +115,7 @@ def create_app(
     """The server as an ASGI application.
 
     :param question: what people are asked about every pair
+    :param guidelines: HTML that says more of it
     :param hosts: values of Host that are this server's; ``origins``: those of Origin that may send choices
     :param ended: whether the run has come to its end
     :param repeats: share of pairs that come again to whoever answered them; ``gold``: that an expert has answered
@@ -170,7 +173,7 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        return page("label.html", me=me, is_of=is_of(me), question=question)
+        return page("label.html", me=me, is_of=is_of(me), question=question, guidelines=Markup(guidelines))
 
     @app.get("/quality")
     def quality(request: Request) -> HTMLResponse:

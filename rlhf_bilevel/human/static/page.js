@@ -608,6 +608,14 @@ function choose(choice) {
 
 document.addEventListener("visibilitychange", () => (document.title = title));
 
+// At the first visit, and where the guidelines are others than before, they are shown; without any, only where help is
+const visit = { name: `visit:${body.dataset.labeller}`, rules: byId("guidelines")?.textContent ?? "" };
+if (localStorage.getItem(visit.name) !== visit.rules) {
+  if (visit.rules) byId("help").showModal();
+  else notice("New here? Help says how to label.");
+  localStorage.setItem(visit.name, visit.rules);
+}
+
 clock.play(clock.playing);
 enable(false);
 requestAnimationFrame((time) => clock.tick(time));
