@@ -446,6 +446,7 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     page.wait_for_selector("body[data-state=gone]")
     expect(page.locator("#pause-heading")).to_have_text("You are signed out here")
     expect(page.locator("#pause-text")).to_contain_text("Answers that are not sent yet are kept")
+    expect(page.locator("#undo")).to_be_hidden()
     other = visit.context.new_page()
     other.goto(server.link("grace"))  # somebody else's, in the same browser
     other.wait_for_selector("body[data-state=pair]")
@@ -586,6 +587,9 @@ def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_witho
     other = Visit(chromium)
     other.page.goto(link)
     expect(other.page.locator("#told")).to_contain_text("opened before")
+    other.page.route("**/api/join", lambda route: route.fulfill(status=503))  # the database is away, say
+    other.page.goto(server.link())
+    expect(other.page.locator("#told")).to_contain_text("The server does not answer")
     other.context.close()
 
 

@@ -352,7 +352,7 @@ const SAID = {
 
 /** Takes the last answer back: here, where it was not sent yet, else on the server. */
 async function undo() {
-  if (undo.busy) return;
+  if (undo.busy || body.dataset.state === "gone") return;
   if (!canUndo()) return notice(NO_UNDO, true);
   undo.busy = true;
   try {
@@ -375,6 +375,7 @@ async function undo() {
       await advance();
     } else await again();
   } catch (error) {
+    if (body.dataset.state === "gone") return; // which leave() has told
     if (error instanceof Refused && status) status.can_undo = false;
     notice(error instanceof Refused ? NO_UNDO : "No connection: your answer cannot be taken back now.", true);
   } finally {
@@ -397,7 +398,7 @@ async function unskip() {
   try {
     await call("/api/unskip", {});
   } catch (error) {
-    notice("No connection: the skipped pairs cannot be shown now.", true);
+    if (!(error instanceof Refused)) notice("No connection: the skipped pairs cannot be shown now.", true);
   }
   poll.now();
 }
