@@ -51,13 +51,15 @@ def _has_room(run: str, me: int, now: float) -> ColumnElement[bool]:
 
 def standing(c: Connection, run: str, me: int, now: float) -> tuple[int, int, int, int]:
     """How many queries are open; those among them that they skipped, that they answered, and that others are at."""
-    mine = choices.c.query == queries.c.id, choices.c.labeller == me, *LABELS
-    skipped, judged = exists(choices, *mine, choices.c.choice == SKIP), exists(choices, *mine, choices.c.choice != SKIP)
-    taken = and_(~skipped, ~judged, ~_has_room(run, me, now))
-    kinds = [func.count().filter(kind) for kind in (skipped, judged, taken)]
     is_open = queries.c.run == run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
-    counts = c.execute(select(func.count(), *kinds).select_from(queries).where(*is_open)).one()
-    return counts[0], counts[1], counts[2], counts[3]
+    mine = choices.c.labeller == me, *LABELS
+    theirs = select(func.count().filter(choices.c.choice == SKIP), func.count().filter(choices.c.choice != SKIP))
+    skipped, judged = c.execute(theirs.select_from(choices.join(queries)).where(*is_open, *mine)).one()
+    leased = offers.c.labeller != me, offers.c.purpose == LABEL, offers.c.leased_until > now
+    elsewhere = queries.c.id.in_(select(offers.c.query).where(*leased)), ~_has_room(run, me, now)
+    met = exists(choices, choices.c.query == queries.c.id, *mine)
+    taken = c.scalar(select(func.count()).select_from(queries).where(*is_open, *elsewhere, ~met))
+    return c.scalar(select(func.count()).select_from(queries).where(*is_open)) or 0, skipped, judged, taken or 0
 
 
 def held(c: Connection, run: str, me: int, now: float) -> list[Any]:
