@@ -211,6 +211,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
         "--question", default="Which one is better?", help='what people are asked ("Which one is better?")'
     )
     sub.add_argument(
+        "--guidelines", type=Path, metavar="FILE.md", help="what to judge by: shown at the first visit, and in the help"
+    )
+    sub.add_argument(
         "--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)"
     )
     sub.add_argument(
