@@ -25,7 +25,7 @@ from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import answered
 from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Signal, Teacher, Visits
 
 ENDS = (
@@ -211,7 +211,7 @@ def ask(run: Run) -> int:
     with torch.no_grad():
         queries = query.choose(c.query, run.reward.members, candidates, run.prefs[:] if run.learnt else None, count)
         run.asked.add(queries)
-        answers = checked(run.teacher(queries), queries)
+        answers = answered(run.teacher, queries)
         answers = take(answers, slice(left))  # late answers may come on top of those asked for now
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
