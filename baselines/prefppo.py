@@ -3,18 +3,22 @@
 phi descends the cross-entropy of labelled pairs; the learner sees the ensemble's mean, rollout by rollout.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 from rlhf_bilevel.algorithm import Method
-from rlhf_bilevel.config import Fraction, Options, Positive, Size, Weight
+from rlhf_bilevel.config import Fraction, Often, Options, Positive, Rate, Size, Weight
 from rlhf_bilevel.preference import cross_entropy
 
 
 class PrefPPOOptions(Options):
     """By the names that Stable-Baselines3's PPO has for them."""
 
-    n_steps: Size = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
+    n_steps: Annotated[int, Field(ge=1, le=10**6)] = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
     batch_size: Size = 64
-    n_epochs: Size = 20
-    learning_rate: Positive = 5e-5
+    n_epochs: Often = 20
+    learning_rate: Rate = 5e-5
     clip_range: Positive = 0.4
     gae_lambda: Fraction = 0.92
     ent_coef: Weight = 0.0

@@ -9,13 +9,13 @@ is drawn from the ``newest_rows`` newest rows (hybrid replay). The learner sees 
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Count, Fraction, Options
+from rlhf_bilevel.config import Few, Fraction, Options
 from rlhf_bilevel.preference import crops, cross_entropy
 from rlhf_bilevel.types import Preferences
 
 
 class QpaOptions(Options):
-    copies: Count = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
+    copies: Few = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
     shortest: Fraction = 0.7  # of a segment: 35 to 45 steps of 50
     longest: Fraction = 0.9
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Count, Fraction, Options, Size, Weight
+from rlhf_bilevel.config import Few, Fraction, Options, Size, Weight
 from rlhf_bilevel.explore import fit_entropy
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences
@@ -31,7 +31,7 @@ class RimeOptions(Options):
     beta_least: Weight = 1.0
     beta_epochs: Size = 60  # until beta_t is at its least; 600 on Meta-World
     tau: Fraction = 1e-3  # a label less likely than this is turned
-    warm_updates: Count = 5  # gradient steps of the warm start per step of pre-training
+    warm_updates: Few = 5  # gradient steps of the warm start per step of pre-training
 
 
 def threshold(o: RimeOptions, memory: dict[str, float]) -> float:

@@ -6,12 +6,15 @@ phi descends    CE(crops of labelled pairs)
 where p = P(first better) is each member's own, on the pair as it is, held fixed. The learner sees the members' mean.
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rlhf_bilevel import preference
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Fraction, Options, Size, Weight
+from rlhf_bilevel.config import Few, Fraction, Options, Weight
 from rlhf_bilevel.preference import crops, cross_entropy
 from rlhf_bilevel.types import Preferences, Queries
 
@@ -19,7 +22,7 @@ from rlhf_bilevel.types import Preferences, Queries
 class SurfOptions(Options):
     threshold: Fraction = 0.99  # tau: how sure the reward must be of a pair
     weight: Weight = 1.0  # lambda: of the unlabelled pairs' loss
-    unlabelled: Size = 4  # mu: unlabelled pairs per labelled one
+    unlabelled: Annotated[Few, Field(ge=1)] = 4  # mu: unlabelled pairs per labelled one
     shortest: Fraction = 0.75  # crops, as shares of a segment: 45 to 55 steps of 60
     longest: Fraction = 0.92
 

@@ -12,7 +12,7 @@ from benchmarks import figure1
 from benchmarks.evidence import GROUPS
 from benchmarks.speed import growth
 from benchmarks.theory import figures as theory
-from rlhf_bilevel.compare import LAST, bounds, estimate, plain
+from rlhf_bilevel.compare import LAST, bounds, ending, estimate, plain
 from rlhf_bilevel.plot import draw
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.statistics import iqm
@@ -40,13 +40,14 @@ def stated(rows: list[Point], column: str, form: str) -> str:
         runs[row.seed].append(getattr(row, column))
     if not runs:
         return ""
-    ends = np.array([[np.mean(values[-LAST:]) for values in runs.values()]])
+    ends = np.array([[ending(values) for values in runs.values()]])
     value, low, high = plain(estimate(iqm, ends, bounds(rows[0].env, column)))
     return form.format(value) if low is None else f"{form} [{form}, {form}]".format(value, low, high)
 
 
 def told(name: str, rows: list[Point]) -> None:
-    print(f"\n{name}: {rows[0].env}, {max(row.step for row in rows):,} steps")
+    steps = max(row.step for row in rows)
+    print(f"\n{name}: {rows[0].env}, {steps:,} steps, of each run the mean of its last {LAST} evaluations")
     print("| method | seeds | labels | true return of the agent | of the other learner | success |")
     print("|---|---|---|---|---|---|")
     print("\n".join(last(rows)))

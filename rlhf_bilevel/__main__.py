@@ -35,6 +35,7 @@ COMMANDS = (
     "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",
     "plot", "compare", "doctor",
 )  # fmt: skip
+PATHS = "runs' folders, folders of runs, tables (.csv); NAME=PATH has NAME in place of the method's"
 PRUNERS = ("median", "hyperband", "none")
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
@@ -172,13 +173,13 @@ def parser() -> Parser:
     sub.add_argument("--seed", type=int, default=0, help="(0)")
 
     sub = command(plot, "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals")
-    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
     sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=f"{', '.join(KINDS)} (curves)")
     sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (pebble)")
 
     sub = command(compare, "a table of runs: IQM a method and environment, and probability of improvement")
-    sub.add_argument("paths", type=Path, nargs="+", metavar="DIR|FILE.csv", help="runs' folders, tables of evaluations")
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (pebble, where it was run)")
     sub.add_argument("--json", action="store_true")
 
@@ -225,6 +226,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
     sub.add_argument(
         "--question", default="Which one is better?", help='what people are asked ("Which one is better?")'
+    )
+    sub.add_argument(
+        "--guidelines", type=Path, metavar="FILE.md", help="what to judge by: shown at the first visit, and in the help"
     )
     sub.add_argument(
         "--labeller", action="append", default=[], metavar="NAME", help="gets a link; more than once (human)"

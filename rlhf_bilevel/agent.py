@@ -19,7 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from rlhf_bilevel import asked, envs, fork
-from rlhf_bilevel.algorithm import Method, Run, train
+from rlhf_bilevel.algorithm import Method, Run, fruitless, train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import (
@@ -27,10 +27,12 @@ from rlhf_bilevel.config import (
     Options,
     checkpoint_interval,
     complete,
+    fitting,
     footprint,
     gather,
     nearest,
     preset,
+    reaching,
     settle,
 )
 from rlhf_bilevel.cost import LearnedCost
@@ -129,7 +131,9 @@ class Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together. May be called once.
 
         An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the
-        agent's SB3 model; one that returns False stops the training. ``screen`` prints the metrics as a table.
+        agent's SB3 model; one that returns False stops the training. ``screen`` prints the metrics as a table. Refused,
+        a ValueError, where the method learns a reward and no label at all was given until the last step: the folder
+        then has the evaluations, and no model.
         """
         run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
         return self._follow(run, callback, progress_bar, screen)
@@ -138,10 +142,15 @@ class Agent:
         """A run at its first step, with its folder."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        self.config = settled(self.method, self.env_id, self._preset, {"steps": total_timesteps} | self._settings)
+        given = {"steps": total_timesteps} | self._settings
+        self.config = settled(self.method, self.env_id, self._preset, given)
         if self.out and self.out.exists() and any(self.out.iterdir()):
             raise FileExistsError(f"{self.out} exists already and is not overwritten")
-        run = self._build(self.config)
+        training = self._training()
+        self.config, told = fitted(self.method, self.config, training[0].limit, given)
+        run = self._build(self.config, training)
+        if told:
+            warnings.warn(told, stacklevel=3)
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
             self._write_config(self.out)
@@ -268,6 +277,8 @@ class Agent:
             for row in train(run):
                 if not record(row):
                     break
+        if fault := fruitless(run):
+            raise Refused(fault)
         return self
 
     @contextmanager
@@ -277,7 +288,7 @@ class Agent:
         """All that goes on around a run: what it yields after each step goes in, and whether to go on comes out.
 
         Evaluations, log, checkpoints, callbacks; if there is a checkpoint, the run goes to it first. What was learnt is
-        written at the end, unless that is an error.
+        written at the end, unless that is an error or no label was given (see ``algorithm.fruitless``).
         """
         config, agent = run.config, int(run.method.agent(run.config))
         self.run, self.reward = run, run.reward
@@ -318,7 +329,7 @@ class Agent:
 
             yield record
             hook.on_training_end()
-            if keeper and self.out:
+            if keeper and self.out and not fruitless(run):
                 if questions := asked.of_run(self.out):
                     questions.write(self.out / PREFERENCES)
                 keeper.finish(run, marks)
@@ -336,8 +347,12 @@ class Agent:
         """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
         assert self.config is not None, "nothing has been learnt yet"
         c = self.config
-        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat)
+        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, self._absorbs)
         return self._guarded(make, c.env_timeout if render_mode is None else 0.0)
+
+    @property
+    def _absorbs(self) -> bool:
+        return self.config is not None and self.config.termination == "absorb"
 
     def _guarded(self, make: Callable[[], Any], timeout: float) -> Guard:
         return Guard(partial(Isolated, make, self.env_id, timeout) if timeout else make)
@@ -399,8 +414,11 @@ class Agent:
         agent.config = settle(told["settings"])
         return agent, told
 
-    def _build(self, config: Config) -> Run:
-        training = [self.make_env(TRAINING) for _ in range(self.method.learners)]
+    def _training(self) -> list[Any]:
+        return [self.make_env(TRAINING) for _ in range(self.method.learners)]
+
+    def _build(self, config: Config, training: list[Any] | None = None) -> Run:
+        training = self._training() if training is None else training
         sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
         needed = footprint(config, *sizes, len(training))
         enough_memory("this run", needed)
@@ -441,7 +459,7 @@ class Agent:
         c, self._film = self.config, film.Film(self.out)
         for env in training:
             env.close()
-        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat)
+        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat, self._absorbs)
         return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
@@ -500,7 +518,13 @@ def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, A
     check_options(given, [method])
     config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
     options = complete(method.options, config.options, f"{method.name}.")
-    return config.model_copy(update={"options": options.model_dump()})
+    return reaching(config).model_copy(update={"options": options.model_dump()})
+
+
+def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str, Any]) -> tuple[Config, str]:
+    """The same with segments that fit into the episodes, if any is asked about: see ``config.fitting``."""
+    asks = method.upper is not None and config.labels > 0
+    return fitting(config, limit, "segment_length" in given) if asks else (config, "")
 
 
 def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:

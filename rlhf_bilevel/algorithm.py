@@ -6,6 +6,7 @@ Methods differ only in (a) the scalar that the reward model descends and (b) the
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from rlhf_bilevel import health, monitor, query
 from rlhf_bilevel.config import Config, Options, complete
 from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.explore import entropy_signal
+from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.preference import (
     PreferenceStore,
     accuracy,
@@ -32,8 +34,14 @@ from rlhf_bilevel.preference import (
 )
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import answered
 from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Segments, Signal, Teacher, Visits
+
+ENDS = (
+    "an episode ended early, and labels do not say what that is worth: a learnt reward can make ending, or not ending, "
+    "attractive whatever people prefer. Remedies: termination=absorb or termination=nonnegative (docs/rewards.md)"
+)
+DRAWS = 10  # of candidates, at most, until there are enough that were not asked before
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Run:
     cost: LearnedCost
     improve: Improve
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
+    asked: query.Asked = field(default_factory=query.Asked)
     step: int = 0
     episode: int = 0  # of all learners together
     tracked: bool = False  # whether learners have had time to answer the reward as it is
@@ -154,7 +163,7 @@ def train(run: Run) -> Iterator[Row]:
 
 def interact(run: Run) -> Iterator[tuple[Row, int]]:
     """All but the learners' gradient steps: after every environment step, what was measured, and how many are due."""
-    c = run.config
+    c, told = run.config, run.method.upper is None or not run.config.labels or run.config.termination != "as_is"
     while run.step < c.steps:
         who = turn(run)
         run.episode += 1
@@ -165,11 +174,14 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
         while not done and run.step < c.steps:
             action, scaled = learner.act(obs, run.step)
             next_obs, truth, terminated, truncated, info = env.step(action)
-            if "fault" in info:  # the environment failed: nothing of this step is stored, and the episode is cut
+            if FAULT in info:  # the environment failed: nothing of this step is stored, and the episode is cut
                 break
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated
             run.step += 1
+            if terminated and not told:
+                told = True
+                warnings.warn(f"step {run.step}: {ENDS}", stacklevel=2)
             row, updates = move_reward(run)
             if run.step > c.learning_starts and run.step % c.update_every == 0:
                 updates += c.updates
@@ -222,27 +234,74 @@ def move_reward(run: Run) -> tuple[Row, int]:
 def ask(run: Run) -> int:
     """One query session; the number of answers."""
     c = run.config
-    count = min(c.session_labels, c.labels - len(run.prefs))
-    anchored = round(c.anchor_share * count) if run.learnt else 0
-    kinds = ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored))
-    try:
-        candidates = [(sample(some * c.oversample), some) for some, sample in kinds if some]
-    except ValueError as too_short:
-        warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=2)
+    left = c.labels - len(run.prefs)
+    # What earlier sessions had no new pair for is asked now, in equal parts with the sessions that are still to come
+    count = min(left, max(c.session_labels, math.ceil((c.labels - len(run.asked)) / (1 + sessions_to_come(run)))))
+    queries = chosen(run, count)
+    if queries is None:
         return 0
     with torch.no_grad():
-        before = run.prefs[:] if run.learnt else None
-        queries = query.joined(
-            [query.choose(c.query, run.reward.members, pairs, before, some) for pairs, some in candidates]
-        )
-        answers = checked(run.teacher(queries), queries)
-        answers = take(answers, slice(c.labels - len(run.prefs)))  # late answers may come on top of those asked for now
+        answers = answered(run.teacher, queries)
+        answers = take(answers, slice(left))  # late answers may come on top of those asked for now
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))
     if not len(answers.label):
-        warnings.warn(f"step {run.step}: the teacher answered none of {count} queries", stacklevel=2)
+        warnings.warn(f"step {run.step}: the teacher answered none of {len(queries.first.obs)} queries", stacklevel=2)
     return len(answers.label)
+
+
+def sessions_to_come(run: Run) -> int:
+    return (run.config.steps - run.step) // run.config.session_every
+
+
+def chosen(run: Run, count: int) -> Queries | None:
+    """The pairs of a session: anchored ones come last. None where there is none to ask about."""
+    c, found = run.config, list[Queries]()
+    anchored = round(c.anchor_share * count) if run.learnt else 0
+    known = run.prefs[:] if run.learnt else None
+    for number, sample in ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored)):
+        if number and (candidates := candidates_for(run, number, sample)):
+            with torch.no_grad():
+                found.append(query.choose(c.query, run.reward.members, candidates, known, number))
+            run.asked.add(found[-1])
+    return query.joined(found) if found else None
+
+
+def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Queries | None:
+    """``oversample`` random pairs for each of ``count`` labels, without those that no label would tell anything of.
+
+    Draws more only where fewer than ``count`` are left; with a warning where that stays so. None where none is left.
+    """
+    c, found = run.config, list[Queries]()
+    try:
+        for _ in range(DRAWS):
+            found.append(sample(count * c.oversample))
+            candidates = run.asked.new(query.joined(found) if len(found) > 1 else found[0])
+            found = [candidates]
+            if (there := len(candidates.first.obs)) >= count:
+                return candidates
+    except ValueError as too_short:
+        warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=4)
+        return None
+    told = f"{there} of {count} queries at step {run.step}" if there else f"no queries at step {run.step}"
+    warnings.warn(f"{told}: there are no more pairs of two segments that were not asked before", stacklevel=4)
+    return candidates if there else None
+
+
+def fruitless(run: Run) -> str | None:
+    """Why a run that has come to its end has learnt no reward; None where it has, or was never to learn one."""
+    c = run.config
+    if run.step < c.steps or run.method.upper is None or not c.labels or len(run.prefs):
+        return None
+    told = f"no label was given in {c.steps} steps, and no reward was learnt: "
+    if run.asked:
+        return told + f"the teacher gave no answer that can be used to any of {len(run.asked)} queries"
+    longest = max(end - start for start, end in run.store.episodes())
+    steps = f"{longest} steps" + (f" of {c.action_repeat} each (action_repeat)" if c.action_repeat > 1 else "")
+    if longest < c.segment_length:
+        return told + f"segment_length={c.segment_length} is longer than every episode (longest: {steps})"
+    return told + f"no two different segments of segment_length={c.segment_length} (longest episode: {steps})"
 
 
 def update_reward(run: Run, epochs: int) -> Row:

@@ -32,7 +32,7 @@ def step_of(folder: Path) -> int:
             file.seek(max(start, file.seek(0, 2) - TAIL))
             rows = file.read().split(b"\n")[:-1]  # what follows the last newline is no whole row
         return int(rows[-1].split(b",")[columns.index(STEP)]) if rows else 0
-    except (FileNotFoundError, ValueError):  # ValueError: it is being renewed
+    except (FileNotFoundError, ValueError, IndexError):  # it is being renewed
         return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from rlhf_bilevel.agent import Agent
-from rlhf_bilevel.algorithm import Run, interact
+from rlhf_bilevel.algorithm import Run, fruitless, interact
 from rlhf_bilevel.files import Refused
 from rlhf_bilevel.sac import stacked
 from rlhf_bilevel.types import Row
@@ -16,7 +16,7 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
     """Each agent learns what it would learn alone, but for rounding: ``Agent.learn`` for all of them at once.
 
     Their methods, environments and settings must be alike, but for the seed. A run that is cut off is resumed alone.
-    Refused where SB3's own update is needed (see ``stack.stackable``).
+    Refused where SB3's own update is needed (see ``stack.stackable``), and at the end where one was given no label.
     """
     if any(agent.asks_people for agent in agents):
         raise Refused("people label one run at a time, and no cohort")
@@ -29,6 +29,8 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
         for rows in train(runs):
             for record, row in zip(records, rows, strict=True):
                 record(row)
+    for fault in filter(None, map(fruitless, runs)):
+        raise Refused(fault)
 
 
 def train(runs: Sequence[Run]) -> Iterator[list[Row]]:

@@ -10,12 +10,13 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import SUMS, Refused, read_yaml
+from rlhf_bilevel.files import EVALUATIONS, SUMS, Refused, read_yaml
 from rlhf_bilevel.given import assigned, configure
 from rlhf_bilevel.traits import traits
 
@@ -30,7 +31,7 @@ def train(args: argparse.Namespace) -> Work:
     checkpoint_interval(args.checkpoint_every)
     args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
     existing(args.reference)
-    envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
+    envs.check(args.env, settings)
 
     def work() -> None:
         import torch
@@ -125,21 +126,35 @@ def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> No
 
 def tell(out: Path, reference: Path | None) -> None:
     """What was learnt, against what the true reward allows; and the learning curve."""
+    from rlhf_bilevel.compare import LAST, ended_with, ending
     from rlhf_bilevel.plot import draw
     from rlhf_bilevel.points import points, read_table
 
-    found = points(out)
-    last = [point for point in found if point.is_agent][-1]
-    told = f"{last.method} reached a true return of {last.true_return:.0f} (mean of {last.episodes} episodes) on "
-    told += f"{last.env} after {last.step:,} steps with {last.labels} labels"
-    earlier = [
-        point.true_return
-        for point in (read_table(reference) if reference else [])
-        if (point.method, point.env, point.step) == ("sac", last.env, last.step)
-    ]
-    if earlier:
-        mean = sum(earlier) / len(earlier)
-        told += f"; SAC on the true reward reaches {mean:.0f} in as many (mean of {len(earlier)} seeds)"
+    found = points(out) if (out / EVALUATIONS).is_file() else []
+    agent = [point for point in found if point.is_agent]
+    if not agent:
+        print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
+        return
+    last, ends = agent[-1], agent[-LAST:]
+    told = f"{last.method} reached a true return of {ending([point.true_return for point in ends]):.0f}"
+    successes = [point.success for point in ends if point.success is not None]
+    told += f" and a success of {ending(successes):.2f}" if len(successes) == len(ends) else ""
+    episodes = sum(point.episodes for point in ends)
+    told += f" ({ended_with(len(agent), (episodes, episodes))}) on {last.env} after {last.step:,} steps"
+    told += f" with {last.labels} labels"
+    if reference:
+        steps = [point.step for point in ends]
+        seeds: dict[int, dict[int, float]] = {}
+        for point in read_table(reference):
+            if point.is_agent and (point.method, point.env) == ("sac", last.env):
+                seeds.setdefault(point.seed, {})[point.step] = point.true_return
+        same = [float(ending([run[step] for step in steps])) for run in seeds.values() if run.keys() >= set(steps)]
+        shown = ", ".join(f"{step:,}" for step in steps)
+        if same:
+            told += f"; SAC on the true reward reaches {sum(same) / len(same):.0f} at the same steps"
+            told += f" (mean of {len(same)} seeds)" if len(same) > 1 else " (one seed)"
+        else:
+            told += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({shown})"
     print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
 
 
@@ -148,8 +163,11 @@ def evaluate(args: argparse.Namespace) -> Work:
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.compare import UNBOUNDED, bounds
 
-        summary = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes).summary()
+        agent = Agent.load(args.dir, trust=args.trust)
+        within = bounds(agent.env_id, "true_return")
+        summary = agent.evaluate(args.episodes).summary(within)
         if args.json:
             print(json.dumps(summary))
             return
@@ -158,7 +176,9 @@ def evaluate(args: argparse.Namespace) -> Work:
                 form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
                 form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
                 print(form.format(name, **summary[name]))
-        print(f"episodes: {summary['episodes']}")
+        print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
+        if args.episodes > 1 and not all(map(isfinite, within)):
+            print(f"true_return: {UNBOUNDED}")
 
     return work
 
@@ -173,7 +193,7 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = envs.names(envs.make(agent.env_id, 0)), load(args.dir).segments
+        names, asked = envs.names(agent.make_env()), load(args.dir).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(json.dumps([weight._asdict() for weight in weights]))
@@ -258,17 +278,19 @@ def import_minari(args: argparse.Namespace) -> Work:
 
 
 def plot(args: argparse.Namespace) -> Work:
-    rows = gathered(args.paths)
     if args.out.suffix not in (".svg", ".png", ".pdf"):
         raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
     if args.baseline and args.kind != "improvement":
         raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
-    out = new_path(args.out)
+    out, rows = new_path(args.out), gathered(args.paths)
 
     def work() -> None:
+        from rlhf_bilevel.compare import budgets, grouped
         from rlhf_bilevel.plot import draw
 
         print(draw(rows, out, args.kind, args.baseline))
+        for line in budgets(grouped(rows, together=True)) if args.kind != "curves" else ():
+            warnings.warn(line, stacklevel=1)
 
     return work
 
@@ -280,9 +302,9 @@ def compare(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.compare import budgets, chosen, compared, grouped, overall, table
 
         tasks = grouped(rows, together=True)
+        baseline = chosen(args.baseline, tasks)
         for line in budgets(tasks):
             warnings.warn(line, stacklevel=1)
-        baseline = chosen(args.baseline, tasks)
         lines = compared(tasks, baseline)
         if len(tasks) > 1:
             try:
@@ -295,17 +317,12 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``points.Point``) of runs' folders and tables."""
-    from rlhf_bilevel.points import points, read_table
+    """Evaluations (``points.Point``) of the runs that the paths stand for; what is odd about them is told."""
+    from rlhf_bilevel.gather import gather
 
-    rows = []
-    for path in paths:
-        if path.suffix == ".csv":
-            rows += read_table(path)
-        elif (run_folder(path) / "evaluations.csv").is_file():
-            rows += points(path)
-        else:
-            raise ValueError(f"{path} has no evaluations.csv yet")
+    rows, told = gather(paths)
+    for line in told:
+        warnings.warn(line, stacklevel=1)
     return rows
 
 
@@ -316,8 +333,11 @@ def doctor(args: argparse.Namespace) -> Work:
 
 
 def existing(reference: Path | None) -> None:
-    if reference and not reference.is_file():
-        raise ValueError(f"--reference {reference}: no such file")
+    """Refused where it could not be read at the end."""
+    if reference:
+        from rlhf_bilevel.points import read_table
+
+        read_table(reference)
 
 
 def new_path(path: Path) -> Path:

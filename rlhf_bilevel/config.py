@@ -15,13 +15,20 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_bilevel.files import Refused
+
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
 Turns = Annotated[int, Field(ge=2, le=10**9)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Times = Annotated[int, Field(ge=0, le=100_000)]  # so often in a row, with nothing in between
+Often = Annotated[int, Field(ge=1, le=100_000)]
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Few = Annotated[int, Field(ge=0, le=1000)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]  # of Adam, whose steps are about so long: no weight survives longer ones
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
@@ -45,31 +52,34 @@ class Config(BaseModel):
     steps: Size  # environment steps, those of all learners together
     labels: Count = 100  # answers that may be asked of the teacher
     seed: Count = 0
-    action_repeat: Size = 1  # simulator steps in a step, their rewards summed
-    env_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds for a step; above 0, envs run in processes of their own
+    action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1  # simulator steps in a step, their rewards summed
+    env_timeout: Seconds = 0.0  # for a step; above 0, envs run in processes of their own
     protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
+    # What an episode that ended early is worth to a learner: nothing; what the reward says of an absorbing state, until
+    # the time limit; or nothing, where the reward of a step is never negative
+    termination: Literal["as_is", "absorb", "nonnegative"] = "as_is"
 
     # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
     learning_starts: Count  # steps with random actions before any learning
     pretrain_steps: Count  # steps that follow with state entropy as the reward
     session_every: Size  # between two query sessions; the first is at the end of pre-training
-    session_labels: Size  # labels asked in one session
+    session_labels: Size  # labels asked in one session; more only to catch up on what had no new pair to ask about
     refresh_every: Count  # between two reward updates without new labels; 0 for never
     eval_every: Size  # between two evaluations
-    eval_episodes: Size = 10
+    eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
 
     # Learners (SB3)
     hidden: Layers = (256, 256)  # units of the actor's and of each critic's layers
     batch: Size = 256  # transitions
-    learning_rate: Positive = 5e-4
+    learning_rate: Rate = 5e-4
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
     tau: Fraction = 0.005  # step of the target critics, at each update
     initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
     other_every: Turns = 2  # of two learners, the one that is not the agent acts in every so many episodes
     update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
-    updates: Size = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
+    updates: Often = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
     reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward
-    reset_updates: Count = 100  # gradient steps right then
+    reset_updates: Times = 100  # gradient steps right then
     critic_layer_norm: bool = False  # SAC: a layer normalisation before each activation of the critics
     newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of each batch, drawn from the newest rows alone
     newest_rows: Size = 10_000  # how many those are
@@ -84,10 +94,10 @@ class Config(BaseModel):
     reward_hidden: Layers = (256, 256, 256)  # of a network
     reward_units: Literal["measured", "raw"] = "measured"  # of what it sees: standard deviations, or as B-Pref has them
     reward_clip: bool = False  # to the range that labels have shown, each of its inputs by itself
-    reward_learning_rate: Positive = 3e-4
+    reward_learning_rate: Rate = 3e-4
     reward_batch: Size = 128  # pairs
-    reward_epochs: Size = 50  # at most, per session
-    refresh_epochs: Size = 2  # per refresh
+    reward_epochs: Often = 50  # at most, per session
+    refresh_epochs: Often = 2  # per refresh
     reward_damping: Weight = 0.3  # nats per mean square of f in tanh(f), which keeps tanh from its flats; B-Pref has 0
     reward_accuracy: Fraction = 0.97  # on the labels; a session's epochs stop there
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each label that is taken for even odds
@@ -136,8 +146,8 @@ class Config(BaseModel):
     win_weight: Positive = 1.0  # nats that a win rate of one is worth
     cost: Literal["labels", "posterior", "information"] = "labels"  # what c is fitted to
     cost_hidden: Layers = (64, 64)
-    cost_learning_rate: Positive = 1e-3
-    cost_steps: Size = 50  # gradient steps after each reward update
+    cost_learning_rate: Rate = 1e-3
+    cost_steps: Often = 50  # gradient steps after each reward update
     cost_pairs: Size = 64  # pairs per gradient step
     cost_labels: Size = 250  # newest labels that c is fitted to
     visit_episodes: Size = 2  # newest episodes of a learner that stand for its occupancy
@@ -162,8 +172,13 @@ class Config(BaseModel):
         random = filled["learning_starts"]
         if isinstance(random, int):
             filled.setdefault("pretrain_steps", min(9000, max(0, steps // 10 - random)))
-        filled.setdefault("session_labels", max(1, math.ceil(labels / 10)) if isinstance(labels, int) else labels)
         filled.setdefault("session_every", max(1, steps // 20))
+        phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "session_every")]
+        known = [number for number in phases if isinstance(number, int)]
+        if isinstance(labels, int) and len(known) == 3:  # else one of them is at fault: its own check says so
+            fit = min(10, max(1, _sessions(steps, *known)))
+            filled.setdefault("session_labels", max(1, math.ceil(labels / fit)))
+        filled.setdefault("session_labels", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
         filled.setdefault("eval_every", max(1000, steps // 20))  # a short run is not spent on its evaluations
         return filled
@@ -176,6 +191,16 @@ class Config(BaseModel):
                 f"of steps={self.steps} to learn from labels"
             )
         return self
+
+    @property
+    def first_session(self) -> int:
+        """Environment step."""
+        return self.learning_starts + self.pretrain_steps or self.session_every
+
+    @property
+    def sessions(self) -> int:
+        """How many there may be until the last step."""
+        return _sessions(self.steps, self.learning_starts, self.pretrain_steps, self.session_every)
 
     @model_validator(mode="after")
     def check_cost(self) -> Config:
@@ -190,6 +215,12 @@ class Config(BaseModel):
         if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
             raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
         return self
+
+
+def _sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int) -> int:
+    """One when pre-training ends, if there is any, and one every so many steps after it."""
+    start = learning_starts + pretrain_steps
+    return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -213,6 +244,45 @@ def preset(name: str, env_id: str) -> dict[str, Any]:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
+
+
+def reaching(config: Config) -> Config:
+    """The settings; ValueError where their sessions cannot ask for all labels.
+
+    Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
+    """
+    c, most = config, config.sessions * config.session_labels
+    if c.labels <= most:
+        return c
+    told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
+    if not c.sessions:
+        raise ValueError(f"{told}, as no session comes: session_every={c.steps} or less")
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.session_labels)
+    every = (c.steps - start) // (needed - (start > 0))
+    would = f"session_labels={math.ceil(c.labels / c.sessions)}" + (f" or session_every={every}" if every else "")
+    raise ValueError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
+
+
+def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
+    """The settings with segments that fit into episodes of at most ``limit`` simulator steps (None: not known).
+
+    A segment length of the user's ``own`` that does not fit is refused; another is shortened, and what is to be said of
+    it comes with the settings: else nothing.
+    """
+    last = config.first_session + (config.sessions - 1) * config.session_every  # step of the last session
+    steps = math.inf if limit is None else math.ceil(limit / config.action_repeat)
+    if config.segment_length <= steps and config.segment_length < last:  # a pair has two segments
+        return config, ""
+    longest = int(steps) if steps < last else max(1, last // 2)
+    why = f"the last labels are asked at step {last} of {config.steps}"
+    if config.segment_length > steps:
+        why = f"an episode has at most {steps} steps"
+        if config.action_repeat > 1:
+            why += f" (the environment's {limit}, with action_repeat={config.action_repeat})"
+    told = f"segment_length={config.segment_length} is too long: {why}"
+    if own:
+        raise Refused(f"{told}; segment_length={longest} would do")
+    return config.model_copy(update={"segment_length": longest}), f"{told}; it is {longest} in this run"
 
 
 def settle(given: Mapping[str, Any]) -> Config:
@@ -266,11 +336,19 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
 
 
 def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
-    """About how many bytes a run holds: its store, and weights with their gradients, Adam's moments and copies."""
+    """About how many bytes a run holds at most: its store and labels, weights with their gradients, Adam's moments and
+    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates."""
+    c = config
 
     def weights(hidden: tuple[int, ...]) -> int:
         return sum(i * j for i, j in pairwise((obs_size + act_size, *hidden, 1)))
 
+    step = obs_size + act_size + 1  # floats of a segment's step
+    pair, asked = 2 * c.segment_length, min(c.session_labels, c.labels)  # steps of a pair; pairs of a session
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
-    networks = 14 * learners * weights(config.hidden) + 7 * config.members * weights(config.reward_hidden)
-    return 4 * (config.steps * row + networks)
+    networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
+    candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
+    batch = learners * c.batch * (row + 6 * sum(c.hidden) + min(c.entropy_states, c.steps))
+    reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)
+    cost = min(c.cost_pairs, c.cost_labels) * pair * 2 * sum(c.cost_hidden)
+    return 4 * (c.steps * row + 2 * c.labels * pair * step + networks + candidates + batch + reward + cost)

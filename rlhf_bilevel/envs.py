@@ -9,15 +9,18 @@ generators are neither read nor moved.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,11 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from rlhf_bilevel import interface
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.interface import ABSORBED, NotFinite, Unfit, unlearnable
+
+LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
 PROTOCOLS = ("bpref", "mt1")
 """Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
 
@@ -60,46 +68,100 @@ def make(
     protocol: str = "bpref",
     render_mode: str | None = None,
     action_repeat: int = 1,
+    absorb: bool = False,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
 
     ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
-    Raises ValueError for an unknown id, protocol or mode, and for spaces that are not as above; RuntimeError where a
-    picture is asked for and OpenGL is missing.
+    With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
+    Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
+    that the environment needs, where what is registered makes none, and where ``absorb`` finds no time limit;
+    RuntimeError where a picture is asked for and OpenGL is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    family, _, name = canonical.rpartition("/")
-    env: gymnasium.Env[Any, Any]
-    if family == "dm_control":
-        domain, _, task = name.removesuffix("-v0").partition("-")
-        env = Suite(domain, task, render_mode)
-    elif family == "Meta-World":
-        env = Sawyer(name, protocol, render_mode)
-    else:
-        # Not every env takes the argument
-        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
-    _refuse(canonical, env)
+    try:
+        env = _made(canonical, protocol, render_mode)
+    except Exception as error:
+        if isinstance(error, gymnasium.error.Error | ImportError) or interface.misused(error.__cause__ or error):
+            raise Refused(f"{env_id} cannot be made: {' '.join(str(error).split())}") from error
+        raise
+    if fault := unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space"))):
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
+        raise Refused(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
-    return Episodes(Repeat(env, action_repeat) if action_repeat > 1 else env, seed, stream)
+    limit = _limit(env)
+    episodes: Any = Episodes(env, seed, stream, limit)
+    if action_repeat > 1:
+        episodes = Repeat(episodes, action_repeat)
+    if not absorb:
+        return episodes
+    if limit is None:
+        told = f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
+        raise Refused(f"{told}, or choose termination=nonnegative")
+    return Absorb(episodes, math.ceil(limit / action_repeat))
+
+
+def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
+    """ValueError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+
+    The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
+    run in a process of its own (``env_timeout``), it is only made. Returns ``Episodes.limit``.
+    """
+    env: Any = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    try:
+        if not settings.get("env_timeout"):
+            env.reset()
+            env.step(env.action_space.sample())
+    except NotFinite:
+        pass
+    except Unfit as error:
+        raise Refused(f"{env_id}: {error}") from error
+    except (Exception, SystemExit):
+        pass
+    finally:
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
+    return env.limit
+
+
+def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    family, _, name = canonical.rpartition("/")
+    if family == "dm_control":
+        domain, _, task = name.removesuffix("-v0").partition("-")
+        return Suite(domain, task, render_mode)
+    if family == "Meta-World":
+        return Sawyer(name, protocol, render_mode)
+    # Not every env takes the argument
+    drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    return gymnasium.make(canonical, disable_env_checker=True, **drawn)
 
 
 def names(env: gymnasium.Env[Any, Any]) -> list[str]:
     """Of the observation's entries and then the action's: what the suite calls them, else obs[0], act[0], ..."""
-    known: tuple[list[str], list[str]] = getattr(env.unwrapped, "names", ([], []))
-    spaces = env.observation_space, env.action_space
-    return [
-        name
-        for own, space, word in zip(known, spaces, ("obs", "act"), strict=True)
-        for name in own or [f"{word}[{i}]" for i in range(int(np.prod(space.shape or ())))]
-    ]
+    known: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, Suite) else ([], [])
+    spaces, found = (env.observation_space, env.action_space), list[str]()
+    for own, space, word in zip(known, spaces, ("obs", "act"), strict=True):
+        size = int(np.prod(space.shape or ()))
+        told = own or [f"{word}[{i}]" for i in range(size)]
+        found += [*told, *["absorbed"] * (size - len(told))]  # the entry of ``Absorb``
+    return found
+
+
+def _limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """Simulator steps after which an episode ends at the latest; None where the environment does not tell."""
+    inner: Any = env.unwrapped
+    if isinstance(inner, Suite):
+        return inner.limit
+    told = env.spec.max_episode_steps if env.spec else getattr(inner, "max_path_length", None)
+    return None if told is None else int(told)
 
 
 class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
@@ -108,28 +170,64 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     ``episode`` is the number of the next episode; set it to resume, or to meet the same starts again (through other
     wrappers: ``env.set_wrapper_attr("episode", k)``). A seed given to ``reset`` is ignored, because Stable-Baselines3
     gives one to the first reset only and would so move one episode off its place; ``make`` is where the seed is set.
+
+    What the environment returns is checked and copied, and so is the action that it gets: raises ``Unfit``. An episode
+    that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning. ``limit`` is the number of
+    simulator steps after which an episode ends at the latest, None where it is not known.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int, limit: int | None = None) -> None:
         super().__init__(env)
+        self.limit = limit
         if seed < 0 or stream < 0:
             raise ValueError(f"seed and stream must not be negative, got {seed} and {stream}")
         self.episode, self._key = 0, (seed, stream)
         space = env.observation_space
         assert isinstance(space, Box)
-        low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
+        self._shape = space.shape
+        with np.errstate(over="ignore"):
+            low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
         self.observation_space = Box(low, high, dtype=np.float32)
+        limited = env.spec is not None and env.spec.max_episode_steps is not None
+        self._left, self._longest = 0.0, math.inf if limited else LONGEST
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         del seed
         draw = np.random.SeedSequence([*self._key, self.episode]).generate_state(1)
-        obs, info = self.env.reset(seed=int(draw[0]), options=options)
+        try:
+            told = self.env.reset(seed=int(draw[0]), options=options)
+        except Exception as error:
+            _explain(error, "reset(seed=..., options=...)", interface.RESET)
+            raise
+        obs, info = interface.parts(told, 2, "reset", interface.RESET)
         self.episode += 1
-        return np.asarray(obs, np.float32).ravel(), info
+        self._left = self._longest
+        return interface.observation(obs, self._shape), interface.info(info)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return np.asarray(obs, np.float32).ravel(), float(reward), terminated, truncated, info
+        try:
+            told = self.env.step(np.array(action))
+        except Exception as error:
+            _explain(error, "step(action)", interface.STEP)
+            raise
+        obs, reward, terminated, truncated, info = interface.parts(told, 5, "step", interface.STEP)
+        over = interface.flag("terminated", terminated), interface.flag("truncated", truncated)
+        self._left -= 1
+        if self._left <= 0 and not any(over):
+            warnings.warn(
+                f"an episode is cut after {LONGEST:,} steps, as by a time limit, for the environment has not ended it: "
+                "say how long episodes are with gymnasium.register(..., max_episode_steps=...)",
+                stacklevel=2,
+            )
+            over = False, True
+        return interface.observation(obs, self._shape), interface.reward(reward), *over, interface.info(info)
+
+
+def _explain(error: Exception, call: str, form: str) -> None:
+    """Raises Unfit where an error says that ``call`` is of another interface."""
+    if interface.misused(error):
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Unfit(f"{call} must return {form}, as Gymnasium's interface says; it failed with {told}") from error
 
 
 class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -146,22 +244,63 @@ class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     def episode(self, number: int) -> None:
         self.env.episode = number
 
+    @property
+    def limit(self) -> int | None:
+        """Simulator steps after which an episode ends at the latest; None where that is not known."""
+        return self.env.limit
 
-class Repeat(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
+
+class Absorb(Counting):
+    """Episodes that end for good stay in an absorbing state until step ``steps``, so that all are equally long.
+
+    Observations have an entry more at their end, 0 until then. The absorbing state is 0 but for this entry, which is 1;
+    whatever is done there, it stays and pays nothing. ``info[ABSORBED]`` is set from the step on that leads there.
+    [Kostrikov et al., ICLR 2019, "Discriminator-Actor-Critic"]
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], steps: int) -> None:
+        super().__init__(env)
+        inner = env.observation_space
+        assert isinstance(inner, Box)
+        low, high = np.append(np.minimum(inner.low, 0), 0), np.append(np.maximum(inner.high, 0), 1)
+        self.observation_space = Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        self._steps, self._step, self._absorbed = steps, 0, False
+        self._state = np.append(np.zeros(inner.shape, np.float32), np.float32(1))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._step, self._absorbed = 0, False
+        obs, info = self.env.reset(seed=seed, options=options)
+        return np.append(obs, np.float32(0)), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        reward, info = 0.0, dict[str, Any]()
+        if not self._absorbed:
+            obs, reward, self._absorbed, truncated, info = self.env.step(action)
+            if not self._absorbed:
+                return np.append(obs, np.float32(0)), float(reward), False, truncated, info
+        return self._state.copy(), float(reward), False, self._step >= self._steps, info | {ABSORBED: True}
+
+
+class Repeat(Counting):
     """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
 
-    def __init__(self, env: gymnasium.Env[Any, np.ndarray], count: int) -> None:
+    def __init__(self, env: Episodes, count: int) -> None:
         super().__init__(env)
         self.count = count
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        total, success = 0.0, False
+        total, success = 0.0, list[bool]()
         for _ in range(self.count):
             obs, reward, terminated, truncated, info = self.env.step(action)
-            total, success = total + float(reward), success or bool(info.get("success", False))
+            total += reward
+            if (found := interface.succeeded(info)) is not None:
+                success.append(found)
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info | ({"success": success} if "success" in info else {})
+        if success:
+            info["success"] = any(success)
+        return obs, interface.reward(total), terminated, truncated, info
 
 
 class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -184,6 +323,11 @@ class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
         self.render_mode = render_mode
         self.mujoco_renderer: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        steps = self._env._step_limit
+        return math.ceil(steps) if math.isfinite(steps) else None
 
     @property
     def names(self) -> tuple[list[str], list[str]]:
@@ -264,19 +408,6 @@ def _suite() -> Any:
 
 def _joined(observation: dict[str, Any]) -> np.ndarray:
     return np.concatenate(list(observation.values()), axis=None, dtype=np.float32)
-
-
-def _refuse(env_id: str, env: gymnasium.Env[Any, Any]) -> None:
-    """ValueError unless observations are a Box, and actions a bounded Box of floats with one axis."""
-    obs, act = env.observation_space, env.action_space
-    if not isinstance(obs, Box):
-        fault = f"observations must be a Box (gymnasium.wrappers.FlattenObservation makes one of a Dict), not {obs}"
-    elif not (isinstance(act, Box) and act.is_bounded() and len(act.shape) == 1 and act.dtype.kind == "f"):
-        fault = f"actions must be a bounded Box of floats with one axis, not {act}"
-    else:
-        return
-    env.close()
-    raise ValueError(" ".join(f"{env_id}: {fault}".split()))  # a long space prints on many lines
 
 
 @functools.cache

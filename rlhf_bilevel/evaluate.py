@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rlhf_bilevel.interface import ABSORBED, FAULT, succeeded
 from rlhf_bilevel.statistics import interval, mean
 
 
@@ -26,20 +27,25 @@ class Evaluation:
     returns: np.ndarray  # (episodes,) undiscounted sums of the environment's own reward
     successes: np.ndarray | None  # (episodes,) bool: success at any step; None where the env never speaks of it
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, within: tuple[float, float] = (-inf, inf)) -> dict[str, Any]:
         """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, in plain numbers.
 
-        One episode has no interval: low and high are None.
+        ``within``: least and most that an episode can pay. One episode has no interval: low and high are None.
         """
 
         success = None if self.successes is None else stated(self.successes.astype(float), (0, 1))
-        return {"true_return": stated(self.returns, (-inf, inf)), "success": success, "episodes": len(self.returns)}
+        return {"true_return": stated(self.returns, within), "success": success, "episodes": len(self.returns)}
 
 
 def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
-    """Mean of samples (n,), n >= 1, that cannot lie outside ``within``, and its 95 % interval: none of a single one."""
+    """Mean of samples (n,), n >= 1, and its 95 % interval: none of a single one.
+
+    The bounds stay ``within`` what is known of samples; where samples do not, nothing is known.
+    """
     if len(samples) == 1:
         return {"mean": float(samples[0]), "low": None, "high": None}
+    if not within[0] <= samples.min() <= samples.max() <= within[1]:
+        within = (-inf, inf)
     return dict(zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True))
 
 
@@ -57,12 +63,13 @@ def evaluate(
     while episode < episodes:
         returns[episode], successes[episode] = 0.0, False
         obs, _ = env.reset()
-        over, info = False, dict[str, Any]()
+        over, info = False, dict[Any, Any]()
         while not over:
             obs, reward, terminated, truncated, info = env.step(predict(obs))
             returns[episode] += float(reward)
-            successes[episode] |= bool(info.get("success", False))
-            reported = reported or "success" in info
-            over = terminated or truncated
-        episode += "fault" not in info
+            success = succeeded(info)
+            successes[episode] |= bool(success)
+            reported = reported or success is not None
+            over = terminated or truncated or ABSORBED in info
+        episode += FAULT not in info
     return Evaluation(returns, successes if reported else None)

@@ -45,7 +45,8 @@ def fit_entropy(
         rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch))
         target = entropy(rows)
         target = target - target.mean()
-        error = reward.members(store.obs[rows], store.act[rows]) - target / target.abs().max().clamp_min(1e-8)
+        target = reward.level + target / target.abs().max().clamp_min(1e-8)
+        error = reward.members(store.obs[rows], store.act[rows]) - target
         optimizer.zero_grad()
         error.square().mean().backward()
         optimizer.step()

@@ -73,7 +73,8 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
     source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data)))
     told = {"steps": 1000, "reward_epochs": EPOCHS, "action_repeat": data.action_repeat, "protocol": data.protocol}
     config = settle(told | {"seed": seed} | settings)
-    env = envs.make(env_id, config.seed, TEST, config.protocol, action_repeat=config.action_repeat)
+    repeat, absorb = config.action_repeat, config.termination == "absorb"
+    env = envs.make(env_id, config.seed, TEST, config.protocol, action_repeat=repeat, absorb=absorb)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
     rng = torch.Generator().manual_seed(config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_bilevel.config import preset, settle
+from rlhf_bilevel.config import preset, reaching, settle
 from rlhf_bilevel.files import read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
@@ -32,7 +32,8 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     chosen = {"seed": 0} | filed | {key: value for key, value in given.items() if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
-    settle(preset(args.preset, args.env) | {key: value for key, value in chosen.items() if "." not in key})
+    plain = {key: value for key, value in chosen.items() if "." not in key}
+    reaching(settle(preset(args.preset, args.env) | plain))
     if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
         from rlhf_bilevel.agent import check_options
 

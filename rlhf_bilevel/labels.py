@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from rlhf_bilevel.files import Damaged, Refused, tensors
-from rlhf_bilevel.teacher import checked, nothing
+from rlhf_bilevel.teacher import answered, nothing
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
 LABELS = "labels.sqlite"
@@ -142,7 +142,7 @@ class Recorded:
             rows = self._log[number].answers
             return preferences(rows) if rows else nothing(queries)
         asked_at = time.time()
-        answers = checked(self._teacher(queries), queries)
+        answers = answered(self._teacher, queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
         self._log.append(len(queries.first.truth), answers, list(skipped.elements()), asked_at)
         return answers

@@ -30,13 +30,13 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
     first = args.seed or 0
     for env in map(envs.resolve, args.env):
         own = one_teacher(configure(changed(args, env=env)))
-        envs.make(env, 0).close()
+        limit = envs.check(env, own)
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
             if any(run.out == out for run in runs):
                 raise ValueError(f"two runs of this sweep would share the folder {out}")
             runs.append(Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every))
-            agree(runs[-1], whole(method, env, args.preset, own | {"seed": seed}))
+            agree(runs[-1], whole(method, env, args.preset, own | {"seed": seed}, limit))
 
     def work() -> None:
         from rlhf_bilevel.board import Board
@@ -94,8 +94,8 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         pairs = [f"{key}={value}" for key, value in chosen.items()]
         return one_teacher(configure(changed(args, env=env, set=[*args.set, *pairs])))
 
-    steps = settings({})["steps"]
-    envs.make(env, 0).close()
+    plain = settings({})
+    steps, limit = plain["steps"], envs.check(env, plain)
     tuned = read_space(args.space, args.tune)
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
@@ -103,7 +103,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
-        found = whole(args.method, env, args.preset, settings({key: value}))
+        found = whole(args.method, env, args.preset, settings({key: value}), limit)
         return found["options"][key.partition(".")[2]] if "." in key else found[key]
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
@@ -122,10 +122,11 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             for seed, folder in folders.items()
         ]
         for run in planned:
-            agree(run, whole(args.method, env, args.preset, settings(chosen) | {"seed": run.seed}))
+            agree(run, whole(args.method, env, args.preset, settings(chosen) | {"seed": run.seed}, limit))
         return planned
 
     def work() -> None:
+        from rlhf_bilevel.compare import LAST
         from rlhf_bilevel.tune import Training, best, open_study, search
 
         out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,10 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
                 write(out / BEST, yaml.safe_dump(chosen, sort_keys=False).encode())
         except Timeout:
             raise Refused(f"{out} is being searched by another process") from None
-        print(f"Best: trial {found.number}, true return {found.value:.4g} (mean of {len(seeds)} seeds)")
+        count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+        print(
+            f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
+        )
         print(f"  {pasted(found.params)}")
         print(f"  rlhf-bilevel train {args.method} --env {env} --preset {args.preset} --config {out / BEST}")
         if failed:
@@ -168,12 +172,14 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
             raise ValueError(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
 
 
-def whole(method: str, env: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a run, as its file holds them."""
-    from rlhf_bilevel.agent import settled
+def whole(method: str, env: str, preset: str, given: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """All settings of a run, as its file holds them; ``limit`` is the environment's, where it is known."""
+    from rlhf_bilevel.agent import fitted, settled
     from rlhf_bilevel.baselines import METHODS
 
-    return settled(METHODS[method], env, preset, given).model_dump(mode="json")
+    own = METHODS[method]
+    config, _ = fitted(own, settled(own, env, preset, given), limit, given)
+    return config.model_dump(mode="json")
 
 
 def changed(args: argparse.Namespace, **others: Any) -> argparse.Namespace:

@@ -6,17 +6,19 @@ one observation more than actions: step t of a segment is (obs_t, act_t, reward_
 
 from __future__ import annotations
 
+import warnings
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 
 from rlhf_bilevel.config import nearest
 from rlhf_bilevel.dataset import OPEN, SKIPPED, Dataset
 from rlhf_bilevel.files import Refused, enough_memory
+from rlhf_bilevel.interface import unlearnable
 from rlhf_bilevel.labels import pairs as contents
-from rlhf_bilevel.teacher import checked
+from rlhf_bilevel.teacher import answered
 from rlhf_bilevel.types import Queries, Segments, Teacher
 
 
@@ -25,15 +27,14 @@ def import_minari(
 ) -> Dataset:
     """``pairs`` random pairs of segments, uniform over all that lie within one episode, answered by ``teacher``.
 
+    A pair has two different segments, and none comes twice; where there are fewer, all of them, with a warning.
     Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. Refused where Minari or
-    the dataset is missing, where its spaces are no Box, where no episode is long enough, and where memory is short.
+    the dataset is missing, where its spaces are no Box, where no two segments are so long, and where memory is short.
     """
     data = _local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
-    if not isinstance(obs_space, Box):
-        raise Refused(f"{dataset_id}: observations must be a Box, not {_line(obs_space)}")
-    if not (isinstance(act_space, Box) and act_space.is_bounded() and len(act_space.shape) == 1):
-        raise Refused(f"{dataset_id}: actions must be a bounded Box with one axis, not {_line(act_space)}")
+    if fault := unlearnable(obs_space, act_space):
+        raise Refused(f"{dataset_id}: {fault}")
     numbers = data.episode_indices
     lengths = np.array([int(told["total_steps"]) for told in data.storage.get_episode_metadata(numbers)])
     starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
@@ -44,7 +45,13 @@ def import_minari(
         )
     row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats of a step
     enough_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
-    drawn = np.random.default_rng(seed).integers(starts.sum(), size=2 * pairs)
+    possible = int(starts.sum()) * (int(starts.sum()) - 1) // 2
+    if not possible:
+        raise Refused(f"segment_length={segment_length} leaves a single segment in {dataset_id}, and a pair needs two")
+    if possible < pairs:
+        warnings.warn(f"{dataset_id} has only {possible} different pairs, not {pairs}: these are all", stacklevel=2)
+        pairs = possible
+    drawn = _different(int(starts.sum()), pairs, np.random.default_rng(seed)).ravel()
     episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # of each segment
     start = drawn - (starts.cumsum() - starts)[episode]
 
@@ -70,9 +77,23 @@ def import_minari(
     )
 
 
+def _different(total: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """``pairs`` random pairs (2, pairs) of different numbers below ``total``, no two alike in either order."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    while missing := pairs - len(found):
+        drawn = rng.integers(total, size=2 * missing).reshape(2, -1).T
+        if found and total * (total - 1) < 8 * pairs:  # a quarter of all or more: what is left is soon hard to hit
+            rest = np.array([pair for pair in combinations(range(total), 2) if pair not in found])
+            drawn = rng.permuted(rng.permutation(rest), axis=1)[:missing]
+        for first, second in drawn.tolist():
+            if first != second:
+                found.setdefault((min(first, second), max(first, second)), (first, second))
+    return np.array([*found.values()]).T
+
+
 def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:
     """The label of each query (B,), NaN where the teacher leaves it out."""
-    answers = checked(teacher(queries), queries)
+    answers = answered(teacher, queries)
     label = dict(zip(contents(answers), answers.label.tolist(), strict=True))
     return torch.tensor([label.get(pair, torch.nan) for pair in contents(queries)])
 
@@ -87,7 +108,3 @@ def _local(dataset_id: str) -> Any:
         hint = nearest(dataset_id, known) if known else "there are none on this machine"
         raise Refused(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
     return minari.load_dataset(dataset_id)
-
-
-def _line(space: Any) -> str:
-    return " ".join(str(space).split())[:200]

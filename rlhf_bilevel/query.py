@@ -12,6 +12,7 @@ candidates are cut from (``policy_aligned``, [QPA]) is another matter: any rule 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -122,10 +123,53 @@ RULES: dict[str, Rule] = {
 """By the name that ``Config.query`` gives."""
 
 
+class Asked:
+    """The pairs that a run has asked, answered or not. A segment is known by its observations and actions."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], None] = {}  # in the order in which they were asked
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def new(self, candidates: Queries) -> Queries:
+        """Those that a label can tell something of: of two different segments, not asked before, each once.
+
+        Which segment comes first makes no difference. The candidates themselves where nothing is left out.
+        """
+        found: dict[tuple[int, int], int] = {}
+        for row, pair in enumerate(_names(candidates)):
+            if pair[0] != pair[1] and pair not in self._known:
+                found.setdefault(pair, row)
+        if len(found) == len(candidates.first.obs):
+            return candidates
+        return _take(candidates, torch.tensor([*found.values()], dtype=torch.long))
+
+    def add(self, pairs: Queries) -> None:
+        self._known |= dict.fromkeys(_names(pairs))
+
+    def state(self) -> Tensor:
+        """(N, 2) int64."""
+        return torch.tensor([*self._known], dtype=torch.long).reshape(-1, 2)
+
+    def load(self, state: Tensor) -> None:
+        self._known = {(first, second): None for first, second in state.tolist()}
+
+
+def _names(pairs: Queries) -> list[tuple[int, int]]:
+    """Two numbers for the segments of each pair, the smaller one first."""
+
+    def number(obs: Tensor, act: Tensor) -> int:
+        digest = hashlib.blake2b(obs.numpy().tobytes() + act.numpy().tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
+    first, second = ([number(obs, act) for obs, act, _ in zip(*segments, strict=True)] for segments in pairs[:2])
+    return [(min(pair), max(pair)) for pair in zip(first, second, strict=True)]
+
+
 def joined(parts: Sequence[Queries]) -> Queries:
-    """All of them, in order."""
-    sides = (zip(*(part[side] for part in parts), strict=True) for side in (0, 1))
-    first, second = (Segments(*map(torch.cat, columns)) for columns in sides)
+    """One after the other."""
+    first, second = (Segments(*map(torch.cat, zip(*(part[side] for part in parts), strict=True))) for side in (0, 1))
     return Queries(first, second)
 
 

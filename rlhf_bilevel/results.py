@@ -6,16 +6,19 @@ each time, whole and atomically, so that a reader meets what there was or what t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
+import numpy as np
 import pyarrow
 from filelock import FileLock
 from pyarrow import parquet
 
+from rlhf_bilevel.compare import LAST, ended_with, ending, measured, spread
 from rlhf_bilevel.files import write
 from rlhf_bilevel.points import Point, points, to_csv
+from rlhf_bilevel.statistics import iqm
 from rlhf_bilevel.worker import ended
 
 CSV, PARQUET = "results.csv", "results.parquet"
@@ -37,9 +40,17 @@ SCHEMA = pyarrow.schema(
 
 
 def collect(folder: Path) -> list[Point]:
-    """Writes the tables of all runs in ``folder`` that have ended, also of earlier sweeps; their rows."""
+    """Writes the tables of all runs in ``folder`` that have ended, also of earlier sweeps; their rows.
+
+    A run that cannot be read is left out and told: the tables hold the others.
+    """
     with FileLock(folder / ".results.lock"):  # of two sweeps, the later one knows more
-        rows = [row for out in sorted(folder.iterdir()) if ended(out) for row in points(out)]
+        rows: list[Point] = []
+        for out in filter(ended, sorted(folder.iterdir())):
+            try:
+                rows += points(out)
+            except (ValueError, OSError) as error:
+                warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()
         parquet.write_table(pyarrow.Table.from_pylist([row._asdict() for row in rows], SCHEMA), sink)
@@ -48,13 +59,24 @@ def collect(folder: Path) -> list[Point]:
 
 
 def table(rows: Sequence[Point]) -> str:
-    """True return at the end, a line a method and environment."""
-    last = {(row.method, row.env, row.seed): row.true_return for row in rows if row.is_agent}  # rows are in order
-    groups: dict[tuple[str, str], list[float]] = {}
-    for (method, env, _), value in last.items():
-        groups.setdefault((method, env), []).append(value)
-    lines = [
-        f"{method:10} {env:32} {fmean(values):10.1f} {min(values):10.1f} {max(values):10.1f} {len(values):6}"
-        for (method, env), values in groups.items()
-    ]
-    return "\n".join([f"{'method':10} {'environment':32} {'mean':>10} {'least':>10} {'most':>10} {'seeds':>6}", *lines])
+    """What runs count with, as in ``compare``: a line a method and environment, and what the numbers are."""
+    agents = [row for row in rows if row.is_agent]
+    if not agents:
+        return "No run has ended."
+    lines, ends = (
+        [f"{'method':10} {'environment':32} {'measure':11} {'IQM':>10} {'least':>10} {'most':>10} {'seeds':>6}"],
+        [],
+    )
+    for method, env in dict.fromkeys((row.method, row.env) for row in agents):
+        measure = measured([row for row in agents if row.env == env])
+        runs: dict[int, list[Point]] = {}
+        for row in agents:
+            if (row.method, row.env) == (method, env):
+                runs.setdefault(row.seed, []).append(row)
+        values = np.array([ending([getattr(row, measure) for row in run]) for run in runs.values()])
+        form = "10.2f" if measure == "success" else "10.1f"
+        shown = " ".join(format(float(value), form) for value in (iqm(values[None]), values.min(), values.max()))
+        lines.append(f"{method:10} {env:32} {measure:11} {shown} {len(values):6}")
+        ends += [(len(run), sum(row.episodes for row in run[-LAST:])) for run in runs.values()]
+    fewest, episodes = min(count for count, _ in ends), spread([count for _, count in ends])
+    return "\n".join([*lines, f"A run counts with one number: {ended_with(fewest, episodes)}, of its agent."])

@@ -1,10 +1,11 @@
-"""A bounded reward ensemble: r_m(s, a) = bound * tanh(f_m([s, a])), members in the leading axis of every weight.
+"""A bounded reward ensemble: r_m(s, a) = level + bound * tanh(f_m([s, a])), members in weights' leading axis.
 
 f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
 rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
 B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
 
-The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end.
+The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end. Pairs
+of equally long segments say nothing of the level, but learners whose episodes may end early do (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class RewardEnsemble(nn.Module):
         rng: torch.Generator,
         bound: float = 1,
         form: Form = "network",
+        level: float = 0,
     ) -> None:
         super().__init__()
-        self.bound, self.form, self.pessimism = bound, form, 0.0
+        self.bound, self.form, self.level, self.pessimism = bound, form, level, 0.0
         size = obs_size + act_size
         sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
 
@@ -63,11 +65,12 @@ class RewardEnsemble(nn.Module):
     @classmethod
     def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
         """As the settings say."""
-        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form)
+        level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
+        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form, level=level)
 
     def members(self, obs: Tensor, act: Tensor) -> Tensor:
-        """obs (..., o) and act (..., a) to (M, ...), each value within [-bound, bound]."""
-        return self.bound * torch.tanh(self.unbounded(obs, act))
+        """obs (..., o) and act (..., a) to (M, ...), each value within [level - bound, level + bound]."""
+        return self.level + self.bound * torch.tanh(self.unbounded(obs, act))
 
     def compare(self, pairs: Queries | Preferences) -> tuple[Tensor, Tensor]:
         """The members' logits on pairs (M, B), as ``preference.logits``, and the mean square of f, which damps it.

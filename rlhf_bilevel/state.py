@@ -23,6 +23,7 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "episode": run.episode,
         "tracked": run.tracked,
         "memory": run.memory,
+        "asked": run.asked.state(),
         "envs": [env.episode for env in run.envs],
         "store": run.store.index(),
         "reward": run.reward.state_dict(),
@@ -44,6 +45,7 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
     """Into a run that was built from the same settings."""
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
     run.memory = dict(tree["memory"])
+    run.asked.load(tree.get("asked", run.asked.state()))  # checkpoints of older versions have none
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
     run.store.load(tables["rows"], tree["store"])

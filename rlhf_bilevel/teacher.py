@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import Refused
+from rlhf_bilevel.interface import shown
 from rlhf_bilevel.preference import PreferenceStore, take
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
@@ -86,9 +88,12 @@ class Replayed:
     """
 
     def __init__(self, sessions: Iterable[Preferences | None]) -> None:
-        parts = [answers for answers in sessions if answers is not None]
+        parts = [plain(answers) for answers in sessions if answers is not None]
         if not sum(len(answers.label) for answers in parts):
             raise Refused("there are no labels to replay")
+        shapes = {tuple(tuple(column.shape[1:]) for column in side) for answers in parts for side in answers[:2]}
+        if len(shapes) > 1:
+            raise Refused(f"labels to replay must be of segments of one shape (obs, act, truth), not {sorted(shapes)}")
         first, second = (
             Segments(*map(torch.cat, zip(*(answers[side] for answers in parts), strict=True))) for side in (0, 1)
         )
@@ -135,24 +140,63 @@ def rational(margin: Tensor) -> Tensor:
     return (margin.sign() + 1) / 2
 
 
+def answered(teacher: Teacher, queries: Queries) -> Preferences:
+    """What ``teacher`` answers, checked. It gets segments of its own: Refused where it changes them."""
+    own = Queries(*(Segments(*(column.clone() for column in segments)) for segments in queries))
+    answers = checked(teacher(own), queries)
+    for given, asked in zip(own, queries, strict=True):
+        for name, column, before in zip(asked._fields, given, asked, strict=True):
+            if column.shape != before.shape or not torch.allclose(column, before, rtol=0, atol=0, equal_nan=True):
+                raise Refused(
+                    f"a teacher must not change the segments that it is asked about, and changed their {name}"
+                )
+    return answers
+
+
 def checked(answers: Preferences, queries: Queries) -> Preferences:
-    """The answers that can be learnt from; each other one is named in a warning. What is no Preferences is an error."""
-    if not isinstance(answers, Preferences):
-        raise TypeError(f"a teacher must return Preferences, not {type(answers).__name__}")
-    if answers.label.dim() != 1:
-        raise ValueError(f"a teacher's labels must have one axis, not the shape {tuple(answers.label.shape)}")
-    answers, count = answers._replace(label=answers.label.float()), len(answers.label)
-    for segments in answers[:2]:
+    """The answers that can be learnt from, float32 and in memory of their own; each other one is named in a warning.
+
+    Refused where they are no ``Preferences`` of so many numbers as the segments of ``queries`` have.
+    """
+    answers = plain(answers)
+    count = len(answers.label)
+    for side, segments in zip(answers._fields, answers[:2], strict=False):
         for name, column, asked in zip(segments._fields, segments, queries.first, strict=True):
             if column.shape != (count, *asked.shape[1:]):
-                raise ValueError(
-                    f"a teacher's {name} must have the shape {(count, *asked.shape[1:])}, not {tuple(column.shape)}"
-                )
+                told = f"{(count, *asked.shape[1:])} for {count} label{'s' * (count != 1)}, not {tuple(column.shape)}"
+                raise Refused(f"a teacher's {side}.{name} must have the shape {told}")
     finite = [column.flatten(1).isfinite().all(1) for segments in answers[:2] for column in segments]
     usable = torch.stack([*finite, (answers.label >= 0) & (answers.label <= 1)]).all(0)
-    for i in (~usable).nonzero().flatten().tolist():
-        value = answers.label[i].item()
-        warnings.warn(
-            f"an answer is left out: label={value:g} must lie in [0, 1], and its segments be finite", stacklevel=2
-        )
+    if faulty := answers.label[~usable].tolist():
+        which = "all" if len(faulty) == count else f"{len(faulty)} of"
+        values = ", ".join(f"label={value:g}" for value in faulty[:3]) + (", ..." if len(faulty) > 3 else "")
+        told = f"{which} {count} answers are left out ({values}): a label must lie in [0, 1], and segments be finite"
+        warnings.warn(told, stacklevel=2)
     return take(answers, usable)
+
+
+def plain(answers: Any) -> Preferences:
+    """Answers as float32 tensors that are nobody else's. Refused where they are no ``Preferences`` of numbers."""
+    if not isinstance(answers, Preferences):
+        raise Refused(f"a teacher must return Preferences, not {shown(answers)}")
+    for side, segments in zip(answers._fields, answers[:2], strict=False):
+        if not isinstance(segments, Segments):
+            raise Refused(f"a teacher's {side} must be Segments, not {shown(segments)}")
+    first, second = (
+        Segments(*(_float32(f"{side}.{name}", column) for name, column in segments._asdict().items()))
+        for side, segments in zip(answers._fields, answers[:2], strict=False)
+    )
+    label = _float32("label", answers.label)
+    if label.dim() != 1:
+        raise Refused(f"a teacher's labels must have one axis, not the shape {tuple(label.shape)}")
+    return Preferences(first, second, label)
+
+
+def _float32(name: str, column: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(column).detach()
+        if not found.is_complex():
+            return found.to("cpu", torch.float32, copy=True)
+    except Exception:  # whatever it is, it is no tensor
+        pass
+    raise Refused(f"a teacher's {name} must be numbers, not {shown(column)}")

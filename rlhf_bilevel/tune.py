@@ -3,9 +3,10 @@
     report of a trial at k steps + t    (1 / (k + 1)) sum over its seeds 0..k of the true return at their step t
     value of a trial                    its last report: the mean over all its seeds at their last step
 
-A trial's seeds train one after another, ``steps`` environment steps each. The true return is for evaluation only: who
-tunes on it knows what an agent that learns from preferences does not. What is reported then has to come from other
-seeds or other tasks than those that were tuned on, or is an oracle's.
+A trial's seeds train one after another, ``steps`` environment steps each. The true return at a step is the mean of the
+last three evaluations until then, as wherever one number stands for a run (``compare.ending``). It is for evaluation
+only: who tunes on it knows what an agent that learns from preferences does not. What is reported then has to come from
+other seeds or other tasks than those that were tuned on, or is an oracle's.
 
 Sampler: Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (2011). Pruners: the median rule of Golovin et
 al., "Google Vizier" (2017), and Li et al., "Hyperband" (2018).
@@ -25,6 +26,7 @@ import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
 
+from rlhf_bilevel.compare import ending
 from rlhf_bilevel.files import PROGRESS, STEP, Refused
 from rlhf_bilevel.space import Choice, Range, Space, pasted
 from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
@@ -79,7 +81,8 @@ class Training:
         for number, run in enumerate(self._runs):
             seen.append(evaluations(run.out))
             for step in seen[-1]:
-                found[number * run.steps + step] = fmean(own[step] for own in seen)
+                until = [[value for at, value in own.items() if at <= step] for own in seen]
+                found[number * run.steps + step] = fmean(float(ending(values)) for values in until if values)
         return found
 
     def stop(self) -> None:
@@ -169,6 +172,8 @@ def search(
                     tell(f"trial {trial.number} pruned after {pruned:,} steps: {reports[pruned]:.4g}")
                 elif code:
                     fail(trial, candidate.why())
+                elif not reports:
+                    fail(trial, "it has come to its end without an evaluation")
                 else:
                     value = reports[max(reports)]
                     study.tell(trial, value)

@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.command import listen, names
+from rlhf_bilevel.human.command import listen, names, server
 from rlhf_bilevel.human.facts import Question
-from rlhf_bilevel.human.gate import Gate, Impatient
+from rlhf_bilevel.human.gate import Gate
 from rlhf_bilevel.human.server import Invitations, create_app, static_files
 
 FRAMES, FPS = 10, 20
@@ -41,15 +39,13 @@ def ask(book: Book, count: int, session: int = 0, greys: Sequence[int] = (60, 18
 
 
 class Served:
-    def __init__(self, book: Book, port: int | None = None, **told: Any) -> None:
+    def __init__(self, book: Book, port: int | None = None, patience: int = 1, **told: Any) -> None:
         self.book, self.invitations = book, Invitations()
         self._socket = listen("127.0.0.1", port)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = application(book, self.invitations, self.port, **told)
-        waits = {"timeout_keep_alive": 1, "timeout_graceful_shutdown": 1}
-        config = uvicorn.Config(self.app, http=Impatient, ws="none", lifespan="off", log_level="critical", **waits)
-        self._server = uvicorn.Server(config)
+        self._server = server(self.app, log_level="critical", timeout_keep_alive=patience, timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def link(self, name: str = "human", role: str = "labeller") -> str:

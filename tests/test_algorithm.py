@@ -1,14 +1,50 @@
 """The schedule: every phase comes, in order, within its budget; and learning on a probe whose answer is known."""
 
+import warnings
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import ending, evidence, figure1
+from rlhf_bilevel import Agent
+from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.config import PRESETS, Config
+from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
+from rlhf_bilevel.evaluate import evaluate
+from rlhf_bilevel.files import CONFIG, SUMS, Refused, read_yaml
+from rlhf_bilevel.given import configure
+from rlhf_bilevel.many import whole
+from rlhf_bilevel.points import points
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Preferences, Queries
-from tests.conftest import build
+from tests.conftest import SMALL, Steer, build
+
+
+class Lasting(Steer):
+    """Episode k lasts ``first + more k`` steps, at most 50, and ends for good if told so."""
+
+    def __init__(self, first: int, more: int = 0, ends: bool = False) -> None:
+        self.length, self.more, self.ends = first - more, more, ends
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        self.length += self.more
+        return super().reset(**given)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, _, truncated, info = super().step(action)
+        over = self.t >= self.length
+        return obs, reward, over and self.ends, truncated or (over and not self.ends), info
+
+
+gymnasium.register("Short-v0", entry_point=Lasting, kwargs={"first": 10})  # and does not tell
+gymnasium.register("Growing-v0", entry_point=Lasting, kwargs={"first": 5, "more": 3})
+gymnasium.register("Falling-v0", entry_point=Lasting, kwargs={"first": 20, "ends": True}, max_episode_steps=50)
+gymnasium.register("Limited-v0", entry_point=Lasting, kwargs={"first": 50}, max_episode_steps=30)
 
 
 class Recorder:
@@ -104,6 +140,151 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
         assert len(list(train(run))) == 200
     assert len(run.prefs) == 40 and len(waiting) == 5
     assert torch.equal(run.prefs[:12].first.obs, waiting[0].first.obs)
+
+
+def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
+    ones = {"labels": 500, "session_labels": 1}
+    with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 or session_every=3 would do"):
+        reaching(Config(steps=2000, **ones))
+    assert Config(steps=2000, labels=500, session_labels=27).sessions == 19
+    reaching(Config(steps=2000, labels=500, session_labels=27))
+    assert Config(steps=2000, session_every=3, **ones).sessions >= 500 > Config(steps=2000, session_every=4).sessions
+    with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 would do"):
+        reaching(Config(steps=200, **ones))
+    at_once = {"learning_starts": 0, "pretrain_steps": 0}
+    with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: session_every=30 or less"):
+        reaching(Config(steps=30, session_every=31, **at_once))
+    assert Config(steps=30, session_every=30, **at_once).session_labels == 100  # of its own accord
+
+
+def test_sessions_are_counted_as_they_come() -> None:
+    for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"session_every": 7}, {"session_every": 90}):
+        run = build("pebble", **{"steps": 100, "labels": 1000, "segment_length": 3, "update_every": 100} | settings)
+        run.teacher = Recorder(run, skip=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(train(run))
+        asked = [step for step, _ in run.teacher.asked]
+        assert len(asked) == run.config.sessions and asked[0] == run.config.first_session
+
+
+def test_all_runs_of_the_repository_reach_their_labels() -> None:
+    figures = (
+        figure1.group(scale, name, panel) for scale, panels in figure1.SCALES.items() for name, panel in panels.items()
+    )
+    groups = chain(evidence.GROUPS.values(), evidence.SEARCH.values(), figures)
+    words = {(run.method, run.env, run.steps, *run.settings) for group in groups for _, run in group}
+    for method, env, steps, *settings in words:
+        args = parser().parse_args(
+            ["train", str(method), "--env", str(env), "--steps", str(steps), *map(str, settings)]
+        )
+        config = Config(**PRESETS["cpu"] | configure(args))
+        assert config.sessions * config.session_labels >= config.labels
+    assert len(words) > 100
+
+
+def test_what_had_no_segment_is_asked_later_in_equal_parts() -> None:
+    run = build("pebble", "Growing-v0", steps=400, segment_length=25, session_every=60, session_labels=7)
+    run.teacher = Recorder(run)
+    with pytest.warns(UserWarning, match=r"no queries at step 100: segment_length=25 .*longest: 23"):
+        list(train(run))
+    assert run.teacher.asked == [(160, 8), (220, 8), (280, 8), (340, 8), (400, 8)] and len(run.prefs) == 40
+
+
+def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_refused(tmp_path: Path) -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "segment_length"}
+    told = (
+        r"segment_length=25 is too long: an episode has at most 8 steps .*30, with action_repeat=4\); it is 8 in this"
+    )
+    with pytest.warns(UserWarning, match=told):
+        agent = Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "run", **settings).learn(300)
+    assert agent.run is not None and len(agent.run.prefs) == 40
+    assert read_yaml(tmp_path / "run" / CONFIG)["settings"]["segment_length"] == 8
+    # As a sweep sees it that goes on
+    assert whole("pebble", "Limited-v0", "quick", settings | {"steps": 300}, 30)["segment_length"] == 8
+    with pytest.raises(Refused, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
+        Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
+    assert not (tmp_path / "no").exists()
+    for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
+        whole(method, "Limited-v0", "quick", {"steps": 300, "segment_length": 31, "labels": labels}, 30)
+    config = Config(steps=300, segment_length=30)
+    assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
+    with pytest.raises(Refused, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
+        fitting(Config(steps=30, segment_length=30), None, own=True)
+
+
+def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [f"--set={key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in SMALL.items()
+             if key != "labels"]  # fmt: skip
+    out = tmp_path / "run"
+    command = ["train", "pebble", "--env", "Short-v0", "--steps", "200", *words, "--set=segment_length=11"]
+    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main([*command, "--out", str(out), "--set=action_repeat=2"])
+    assert stop.value.code == 2
+    line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
+    assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
+    assert [point.labels for point in points(out)][-1] == 0 and not (out / SUMS).exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Refused, match="no answer that can be used to any of 76 queries"):
+            Agent("pebble", "Steer-v0", teacher=unusable, **SMALL).learn(200)
+        Agent("pebble", "Steer-v0", **SMALL | {"labels": 0}).learn(60)
+        Agent("random", "Short-v0", **SMALL).learn(60)
+
+
+def unusable(queries: Queries) -> Preferences:
+    return Preferences(*queries, torch.full((len(queries.first.truth),), torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "warned"),
+    [
+        ("pebble", {}, 1),
+        ("pebble", {"labels": 0}, 0),
+        ("pebble", {"termination": "nonnegative"}, 0),
+        ("sac", {}, 0),
+    ],
+)
+def test_the_first_episode_that_ends_early_is_told_where_a_reward_is_learnt(
+    method: str, settings: dict[str, Any], warned: int
+) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        list(train(build(method, "Falling-v0", steps=100, **settings)))
+    found = [str(one.message) for one in told if "an episode ended early" in str(one.message)]
+    assert len(found) == warned
+    assert all("step 20: " in line and "termination=absorb or termination=nonnegative" in line for line in found)
+
+
+def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_return_stays() -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "eval_episodes"} | {"eval_every": 100}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent = Agent("pebble", "Falling-v0", termination="absorb", **settings).learn(150)
+    run = agent.run
+    assert run is not None and run.store.episodes() == [(0, 50), (50, 100), (100, 150)]
+    assert not run.store.terminated.any()
+    alive = run.store.obs[:, 1] == 0
+    assert torch.equal(alive.reshape(3, 50), (torch.arange(50) < 20).expand(3, 50))
+    assert not run.store.truth[~alive].any() and (run.store.truth[alive] != 0).all()
+    plain = Agent("pebble", "Falling-v0", **SMALL)
+    plain.config = agent.config.model_copy(update={"termination": "as_is"})
+    policy = lambda obs: agent.predict(np.append(obs, np.float32(0)))[0]  # noqa: E731
+    assert np.array_equal(agent.evaluate(3).returns, evaluate(policy, plain.make_env(), 3).returns)
+
+
+@pytest.mark.slow
+def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
+    """Without one some do, on the same seeds: table in docs/rewards.md."""
+    settings = {"steps": 4000, "episodes": 10}
+    ended = {
+        way: sum((ending.lengths("pebble", way, seed, **settings) < ending.LIMIT).sum() for seed in (500, 501))
+        for way in ("as_is", "absorb", "nonnegative")
+    }
+    assert ended["as_is"] > 0 == ended["absorb"] == ended["nonnegative"]
 
 
 def test_segments_longer_than_any_episode_are_named_and_training_goes_on() -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
         "cost", "evaluate", "envs", "config", "doctor", "points", "plot", "files", "tree", "checkpoint", "labels",
         "guard", "health", "folder", "statistics", "compare", "traits", "dataset", "offline", "space", "board",
-        "results", "tune", "human/film", "human/scene", "human/assets")  # fmt: skip
+        "interface", "results", "tune", "gather", "human/film", "human/scene", "human/assets")  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:

@@ -206,6 +206,71 @@ def test_a_skip_is_for_others_and_cant_tell_is_an_answer_without_a_label(book: B
     assert [answer.label for answer in book.collect(1, 99)] == [1.0, 1.0]
 
 
+def test_each_open_pair_that_is_not_offered_to_somebody_has_its_reason(opened: Open) -> None:
+    clock = Clock()
+    book = opened(clock)
+    asked(book, 0, 4, wanted=1)
+    asked(book, 1, 1, wanted=2)
+    ann, bob = somebody(book, "Ann"), somebody(book, "Bob")
+    assert len(book.offer(bob, 1, 60, 0, 0)) == 1  # of session 1, which wants two: Ann may have it, too
+    label(book, ann, 1)
+    label(book, ann, 2, SKIP)
+    book.offer(bob, 4, 60, 0, 0)  # and what Ann skipped, and one of the two that are left
+    told = book.progress(ann)
+    assert (told.open, told.skipped, told.judged, told.taken) == (5, 2, 1, 1)
+    assert len(book.offer(ann, 9, repeats=0, gold=0)) == told.open - told.skipped - told.judged - told.taken == 1
+    clock.now += 61
+    assert book.progress(ann).taken == 0 and len(book.offer(ann, 9, repeats=0, gold=0)) == 2
+
+
+def test_skipped_pairs_are_offered_again_where_they_still_want_an_answer(book: Book) -> None:
+    asked(book, count=3)
+    ann, bob = somebody(book, "Ann"), somebody(book, "Bob")
+    skipped = {offer.query_id for offer in label(book, ann, 3, SKIP)}
+    (taken,) = label(book, bob, 1)
+    assert book.offer(ann, 3) == [] and book.unskip(bob) == 0 and book.pending().missing == 0
+    assert book.unskip(ann) == 2 and book.unskip(ann) == 0
+    assert {offer.query_id for offer in book.offer(ann, 3)} == skipped - {taken.query_id}
+    assert book.pending().missing == 2 and book.progress(ann).skipped == 0
+
+
+def test_it_says_whether_there_is_something_to_undo(book: Book) -> None:
+    asked(book, count=3)
+    ann = somebody(book)
+    assert not book.progress(ann).can_undo
+    label(book, ann, 2)
+    for undone in (2, 1, 0):
+        assert book.progress(ann).can_undo == (undone > 0) == (book.undo(ann) is not None)
+    label(book, ann, 1)
+    book.collect(0, 9)
+    assert not book.progress(ann).can_undo and book.undo(ann) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "stored"),
+    [
+        ((1003.0, 1005.0), (1003.0, 1005.0)),
+        ((5000.0, 5002.0), (1008.0, 1010.0)),  # the labeller's clock is ahead
+        ((1.0, 3.0), (1000.0, 1002.0)),  # or behind
+        ((1005.0, 1003.0), (None, 1003.0)),  # or was set back meanwhile
+        ((0.0, 1e308), (1000.0, 1010.0)),
+        ((1e308, 1e308), (1010.0, 1010.0)),
+    ],
+)
+def test_times_that_cannot_be_are_corrected_by_the_servers_clock(
+    opened: Open, told: tuple[float, float], stored: tuple[float | None, float]
+) -> None:
+    """The pair is offered at 1000, and the answer comes at 1010."""
+    clock = Clock()
+    book = opened(clock)
+    asked(book)
+    ann = somebody(book)
+    (offer,) = book.offer(ann, 1)
+    clock.now = 1010.0
+    book.choose(ann, offer.query_id, LEFT, "key", *told)
+    assert [(c.shown_at, c.answered_at) for c in book.all_chosen()] == [stored]
+
+
 def test_newest_queries_come_first_and_take_the_place_of_those_that_nobody_has_looked_at(opened: Open) -> None:
     clock = Clock()
     book = opened(clock)
@@ -261,7 +326,7 @@ def test_pairs_are_asked_again_with_their_sides_swapped_and_count_for_nothing(bo
         assert (offer.left_clip, offer.right_clip) == (known.right_clip, known.left_clip) and number - first > 5
     taken = book.collect(0, 99)
     assert len(taken) == len(before) and {answer.label for answer in taken} == {1.0}
-    assert book.progress(ann)[:2] == (40, len(before))
+    assert book.progress(ann)[:2] == (40, 40)  # all are answers: a smaller number would tell which ones are checks
     label(book, ann, 30 - len(before))
     assert book.offer(ann, 2, repeats=1.0) == []  # nobody is kept busy with repetitions while there is nothing to label
 
@@ -306,7 +371,12 @@ def test_training_and_people_meet_in_the_book_across_processes(opened: Open) -> 
     training.beat(Status(10, 100, 3, 20, True, 5, "waits"))
     assert page.facts() == {"env": "Steer-v0"}
     assert page.status() == Status(10, 100, 3, 20, True, 5, "waits", updated_at=clock.now)
-    assert page.progress(somebody(page)).needed == 5
+    ann = somebody(page)
+    assert page.progress(ann).needed == 5
+    asked(training, count=4)
+    training.beat(Status(10, 100, 3, 20, True, 3, "waits", spare=1))
+    label(page, ann)
+    assert page.progress(ann).needed == 2  # training has not counted this answer yet
 
 
 def test_response_times_are_those_of_the_screen(opened: Open) -> None:
@@ -317,10 +387,10 @@ def test_response_times_are_those_of_the_screen(opened: Open) -> None:
     one, two = book.offer(ann, 2, repeats=0)
     book.shown(ann, one.query_id, 1003.0)
     book.shown(ann, one.query_id, 1005.0)
-    clock.now = 1010.0
+    clock.now = 1020.0
     book.choose(ann, one.query_id, LEFT, "1")
     book.choose(ann, two.query_id, LEFT, "2", shown_at=1011.0, answered_at=1012.5)
-    assert [(c.shown_at, c.answered_at) for c in book.all_chosen()] == [(1003.0, 1010.0), (1011.0, 1012.5)]
+    assert [(c.shown_at, c.answered_at) for c in book.all_chosen()] == [(1003.0, 1020.0), (1011.0, 1012.5)]
 
 
 def test_fifty_people_who_send_things_again_lose_nothing_and_double_nothing(opened: Open) -> None:

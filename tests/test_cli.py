@@ -100,6 +100,13 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
         ("train pebble --env Pendulum-v1 --steps 99999999999", "less than or equal to 1000000000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set reward_learning_rate=1.0e+308", "less than or equal to 1"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set learning_rate=2", "learning_rate=2: "),
+        ("train pebble --env Pendulum-v1 --steps 9 --set eval_episodes=1000000000", "less than or equal to 10000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set updates=1000000000", "less than or equal to 100000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set action_repeat=1000000000", "less than or equal to 1000"),
+        ("train pebble --env Pendulum-v1 --steps 2000 --labels 500 --set session_labels=1", "session_labels=27 or"),
+        ("train prefppo --env Pendulum-v1 --steps 9 --set prefppo.learning_rate=9", "prefppo.learning_rate=9: "),
         ("resume nowhere", "nowhere is not a run's folder"),
         ("evaluate nowhere", "nowhere"),
         ("plot nowhere --out curve.svg", "nowhere"),
@@ -143,7 +150,7 @@ def test_train_evaluate_and_plot(
     main([*train, *QUICK])
     told = capsys.readouterr().out
     assert "penalty reached a true return of -" in told and "450 steps with 20 labels" in told
-    assert "SAC on the true reward reaches -150" in told and "(mean of 1 seeds)" in told
+    assert "SAC on the true reward reaches -150" in told and "at the same steps (one seed)" in told
     assert Path("run/learning_curve.png").stat().st_size > 5000
     main(["evaluate", "run", "--episodes", "2", "--json"])
     summary = json.loads(capsys.readouterr().out)
@@ -233,7 +240,16 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     assert f"interrupted; rlhf-bilevel resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [["--steps", "999999999"], ["--steps", "9", "--set", "hidden=65536,65536"]])
+@pytest.mark.parametrize(
+    "size",
+    [
+        ["--steps", "999999999"],
+        *(
+            ["--steps", "9", "--set", setting]
+            for setting in ("hidden=65536,65536", "batch=1000000000", "oversample=1000000000", "members=1000000000")
+        ),
+    ],
+)
 def test_what_no_memory_holds_is_refused_at_once(
     capsys: pytest.CaptureFixture, tmp_path: Path, size: list[str]
 ) -> None:
@@ -247,12 +263,12 @@ def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsy
     main([*command, *QUICK, "--seeds", "2", "--cohort"])
     folders = sorted(path.parent.name for path in tmp_path.glob("*/SHA256SUMS"))
     assert folders == ["pebble-Pendulum-v1-0", "pebble-Pendulum-v1-1"]
-    assert capsys.readouterr().out.splitlines()[-2].split()[:2] == ["pebble", "Pendulum-v1"]
+    assert capsys.readouterr().out.splitlines()[-3].split()[:2] == ["pebble", "Pendulum-v1"]
     before = (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns
     main([*command, *QUICK, "--seeds", "3"])
     assert (tmp_path / "pebble-Pendulum-v1-2/SHA256SUMS").is_file()
     assert (tmp_path / folders[0] / "SHA256SUMS").stat().st_mtime_ns == before
-    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "3"
+    assert capsys.readouterr().out.splitlines()[-3].split()[-1] == "3"
     rows = read_table(tmp_path / "results.csv")
     assert [(row.seed, row.step) for row in rows] == [(0, 400), (1, 400), (2, 400)]
     with pytest.raises(SystemExit):

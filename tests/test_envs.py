@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import warnings
+from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from rlhf_bilevel.envs import Episodes, make, resolve
+from rlhf_bilevel import envs
+from rlhf_bilevel.envs import Episodes, make, names, resolve
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.interface import ABSORBED, NotFinite, unlearnable
 
 FAMILIES = [
     "Pendulum-v1",
@@ -236,3 +242,180 @@ def test_pictures_are_drawn_or_the_hint_is_one_line(monkeypatch: pytest.MonkeyPa
             frame = env.render()
             assert isinstance(frame, np.ndarray) and frame.shape == (480, 480, 3) and frame.std() > 10
             env.close()
+
+
+class Counter(gymnasium.Env):
+    """Pays what it is told to, changes the action that it gets, and succeeds, in SB3's word, at its third step."""
+
+    observation_space, action_space = UNIT, UNIT
+
+    def __init__(self, pays: float = 1.0) -> None:
+        self.pays, self.pushed = pays, list[float]()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        self.pushed.append(float(action[0]))
+        action /= 2
+        return np.full(2, self.t / 10, np.float32), self.pays, False, False, {"is_success": self.t == 3}
+
+
+gymnasium.register("Counter-v0", Counter)
+gymnasium.register("Pays-v0", partial(Counter, 8e29))
+gymnasium.register("Bounded-v0", Counter, max_episode_steps=12)
+
+
+def test_a_repeated_action_is_the_same_each_time_and_any_success_counts() -> None:
+    env = make("Counter-v0", 0, action_repeat=4)
+    env.reset()
+    action = np.array([0.5, 0.5], np.float32)
+    obs, reward, *_, info = env.step(action)
+    assert env.unwrapped.pushed == [0.5] * 4 and action.tolist() == [0.5, 0.5]  # type: ignore[attr-defined]
+    assert reward == 4.0 and obs[0] == np.float32(0.4) and info["success"] is True
+    assert env.step(action)[4]["success"] is False
+    assert "success" not in make("Pendulum-v1", 0, action_repeat=2).reset()[1]
+
+
+def test_rewards_that_are_too_large_together_are_refused() -> None:
+    once, twice = make("Pays-v0", 0), make("Pays-v0", 0, action_repeat=2)
+    for env in (once, twice):
+        env.reset()
+    assert once.step(np.zeros(2, np.float32))[1] == 8e29
+    with pytest.raises(NotFinite, match=r"the reward is 1.6e\+30"):
+        twice.step(np.zeros(2, np.float32))
+
+
+def length(env: gymnasium.Env, most: int) -> int:
+    env.reset()
+    return next((t for t in range(1, most + 1) if env.step(np.zeros(2, np.float32))[3]), 0)
+
+
+def test_an_episode_without_a_time_limit_is_cut_and_one_with_its_own_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "LONGEST", 10)
+    for repeat, expected in ((1, 10), (4, 3)):  # steps of the environment itself
+        with pytest.warns(UserWarning, match=r"cut after 10 steps.*max_episode_steps"):
+            env = make("Counter-v0", 0, action_repeat=repeat)
+            assert [length(env, 20) for _ in range(2)] == [expected] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert length(make("Bounded-v0", 0), 20) == 12
+        assert length(Episodes(gymnasium.wrappers.TimeLimit(gymnasium.make("Counter-v0"), 12), 0, 0), 20) == 12
+
+
+def test_wrappers_that_a_refusal_names_do_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    for act in (Box(-1, 1, ()), BOX, Box(0, 9, (2,), np.int64), Box(-np.inf, np.inf, (3,)), Box(-3.4e38, 3.4e38, (2,))):
+        env = Odd(UNIT, act)
+        told = unlearnable(UNIT, act)
+        found = re.search(r"gymnasium\.wrappers\.TransformAction\(env, .*\)(?= helps| sets)", told or "")
+        assert found, told
+        helped = eval(found.group(), {"gymnasium": gymnasium, "env": env, "Box": Box})
+        assert unlearnable(UNIT, helped.action_space) is None
+        given = helped.func(helped.action_space.sample())
+        assert np.shape(given) == act.shape and np.asarray(given).dtype.kind == act.dtype.kind
+
+
+def fails(error: type[Exception], *args: Any, **kwargs: Any) -> gymnasium.Env:
+    raise error("box2d is missing:\npip install it")
+
+
+@pytest.mark.parametrize("error", [gymnasium.error.DependencyNotInstalled, ModuleNotFoundError, ImportError])
+def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Lacks-v0", entry_point=partial(fails, error))
+    monkeypatch.setitem(gymnasium.registry, "Lacks-v0", spec)
+    with pytest.raises(Refused, match=r"^Lacks-v0 cannot be made: box2d is missing: pip install it$"):
+        make("Lacks-v0", 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (lambda: 3, "must inherit from the gymnasium.Env class"),
+        (lambda goal: None, "missing 1 required positional argument: 'goal'"),
+        ("tests.test_envs:Nothing", "has no attribute 'Nothing'"),
+        ("no_such_module:Nothing", "No module named 'no_such_module'"),
+    ],
+)
+def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
+    entry: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Wrong-v0", entry_point=entry)
+    monkeypatch.setitem(gymnasium.registry, "Wrong-v0", spec)
+    with pytest.raises(Refused, match=f"^Wrong-v0 cannot be made: .*{told}") as caught:
+        make("Wrong-v0", 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError])
+def test_a_bug_in_its_own_code_keeps_its_traceback(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
+    monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
+    with pytest.raises(error):
+        make("Buggy-v0", 0)
+
+
+def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:
+    env = make("Counter-v0", 0)
+    env.unwrapped.names = ["x", "v", "push"]  # type: ignore[attr-defined]
+    assert envs.names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
+
+
+class Pole(gymnasium.Env):
+    """Falls, which ends the episode for good, when it has been pushed by more than 3 altogether."""
+
+    observation_space = Box(1, 9, (2, 1), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 5 + self.np_random.uniform(-1, 1)
+        return np.full((2, 1), self.x), {}
+
+    def step(self, action):
+        self.x += action[0]
+        return np.full((2, 1), np.clip(self.x, 1, 9)), self.x, abs(self.x - 5) > 3, False, {}
+
+
+gymnasium.register("Pole-v0", entry_point=Pole, max_episode_steps=60)
+gymnasium.register("Endless-v0", entry_point=Pole)
+
+
+def test_absorbed_episodes_stay_where_they_ended_until_the_limit_and_pay_nothing() -> None:
+    plain, absorbing = (make("Pole-v0", 0, action_repeat=2, absorb=absorb) for absorb in (False, True))
+    assert absorbing.observation_space.shape == (3,)
+    for push in (0.2, -0.4):  # falls sooner or later
+        action = np.full(1, push, np.float32)
+        obs, same, ends, step = plain.reset()[0], absorbing.reset()[0], [False, False], 0
+        while not ends[0]:
+            assert np.array_equal(same, np.append(obs, 0)) and same in absorbing.observation_space
+            obs, reward, *ends, _ = plain.step(action)
+            same, paid, *others, info = absorbing.step(action)
+            step += 1
+            assert paid == reward and others == [False, False] and (ABSORBED in info) == ends[0]
+        assert 1 < step < 30 and same.dtype == np.float32
+        while not others[1]:
+            assert np.array_equal(same, [0, 0, 1]) and same in absorbing.observation_space
+            same, paid, *others, info = absorbing.step(action)
+            step += 1
+            assert paid == 0 and not others[0] and info == {ABSORBED: True}
+        assert step == 30  # 60 steps of the simulator
+    assert names(absorbing) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert names(make("dm_control/cartpole-balance-v0", 0, absorb=True))[-2:] == ["absorbed", "slide"]
+
+
+def test_absorbing_needs_a_time_limit() -> None:
+    with pytest.raises(ValueError, match="termination=absorb needs a time limit, and Endless-v0 tells none"):
+        make("Endless-v0", 0, absorb=True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [("Pole-v0", 60), ("dm_control/walker-walk-v0", 1000), ("Meta-World/door-open-v3", 500), ("Endless-v0", None)],
+)
+def test_the_time_limit_is_known_where_the_environment_tells(env_id: str, limit: int | None) -> None:
+    env: Any = make(env_id, 0, action_repeat=2)
+    assert env.limit == limit

@@ -24,6 +24,7 @@ from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.human import film as films
 from rlhf_bilevel.human.film import Film, Filmed
+from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.state import capture, restore
 from tests.conftest import Steer, build
@@ -75,7 +76,7 @@ def play(env: Any, store: Store, episodes: int, steps: int, seed: int = 0, seen:
             following, truth, terminated, _, info = env.step(action)
             store.add(obs, action, following, truth, terminated)
             obs = following
-        assert not {"pose", "set"} & info.keys()
+        assert not set(films.Told) & info.keys()
     return told
 
 
@@ -240,8 +241,46 @@ def test_a_guarded_env_that_fails_is_filmed_on(tmp_path: Path) -> None:
     live: Any = env.unwrapped
     live.x = np.array([np.nan], np.float32)
     with pytest.warns(UserWarning, match="is cut"):
-        assert "fault" in env.step(np.zeros(1, np.float32))[4]
+        assert FAULT in env.step(np.zeros(1, np.float32))[4]
     play(env, store, 1, 3)
     assert store.size == 6 and len(film.clip(range(3, 6))["frames"]) == 3
     assert env.episode == 3
     film.close()
+
+
+class OwnWords(Drawn):
+    """Has words of ours in its infos, and no number where one should be."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": None}
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return super().reset(**given)[0], {"pose": 1, "set": 2}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return *super().step(action)[:4], {"pose": 1, "set": 2, "fault": 3}
+
+
+gymnasium.register("OwnWords-v0", OwnWords)
+
+
+def test_an_envs_own_words_are_none_of_ours(tmp_path: Path) -> None:
+    env, store, film = filmed("OwnWords-v0", tmp_path, 6)
+    play(env, store, 2, 3)
+    assert len(film.clip(range(3))["frames"]) == 3 and film.clip(range(3))["fps"] == 30
+    env.reset()
+    assert env.step(np.zeros(1, np.float32))[4] == {"pose": 1, "set": 2, "fault": 3}
+    film.close()
+    env.close()
+
+
+class Shapeless(Drawn):
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return np.zeros(3), super().reset(**given)[1]
+
+
+gymnasium.register("Shapeless-v0", Shapeless)
+
+
+def test_a_wrong_shape_is_not_called_a_missing_picture() -> None:
+    with pytest.raises(Refused, match=r"^Shapeless-v0: an observation must have the shape \(1,\), not \(3,\)$"):
+        films.make("Shapeless-v0", 0)

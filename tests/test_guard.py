@@ -1,7 +1,9 @@
 """Environments that fail cost an episode, not the run, and nothing that is not finite gets past them."""
 
 import os
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,10 +12,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rlhf_bilevel import Agent, envs
+from rlhf_bilevel import Agent, envs, guard
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.evaluate import evaluate
+from rlhf_bilevel.files import Refused
 from rlhf_bilevel.guard import LIMIT, Guard, Isolated
+from rlhf_bilevel.interface import FAULT
 from tests.conftest import SMALL, Steer, build
 
 
@@ -40,6 +44,12 @@ class Poisoned(Steer):
                     obs = np.array([1e300])  # finite, but not as float32
                 case "reward":
                     reward = float("inf")
+                case "shape":
+                    obs = np.zeros(3)
+                case "none":
+                    reward = None  # type: ignore[assignment]
+                case "far":
+                    reward = 1e39  # finite, but not as float32
                 case "raise":
                     raise ZeroDivisionError("a bug in the simulator")
                 case "sys.exit":
@@ -51,11 +61,12 @@ class Poisoned(Steer):
         return obs, reward, terminated, truncated, info
 
 
-for fault in ("obs", "huge", "reward", "raise", "sys.exit", "reset", "exit", "hang"):
+for fault in ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", "reset", "exit", "hang"):
     gymnasium.register(f"Poisoned-{fault}-v0", partial(Poisoned, fault))
+gymnasium.register("Raising-v0", partial(Poisoned, "raise", 1.0))
 gymnasium.register("Broken-v0", partial(Poisoned, "raise", 0.0, 30))
 
-FAULTS = ("obs", "huge", "reward", "raise", "sys.exit", "reset")
+FAULTS = ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", "reset")
 
 
 def poisoned(fault: str) -> Guard:
@@ -123,7 +134,7 @@ def test_a_clean_episode_starts_the_count_of_failures_anew() -> None:
         env.reset()
         for _ in range(50):
             *_, truncated, info = env.step(np.zeros(1, np.float32))
-            failures += "fault" in info
+            failures += FAULT in info
             if truncated:
                 break
     assert failures > 2 * LIMIT
@@ -159,6 +170,7 @@ def test_an_environment_in_a_process_of_its_own_says_the_same_bit_for_bit() -> N
     env = isolated("Steer-v0")
     assert rollout(env, 3) == rollout(envs.make("Steer-v0", 0), 3)
     assert env.observation_space == envs.make("Steer-v0", 0).observation_space and env.episode == 3
+    assert env.limit is None
     env.close()
 
 
@@ -170,7 +182,7 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
         info: dict = {}
         while not info:
             *_, truncated, info = env.step(np.zeros(1, np.float32))
-            info = info if "fault" in info else {}
+            info = info if FAULT in info else {}
             if truncated and not info:
                 env.reset()
     first = env.env._process  # type: ignore[attr-defined]
@@ -186,3 +198,83 @@ def test_a_run_with_a_timeout_equals_one_without(tmp_path: Any) -> None:
         return agent.run.store.obs.numpy().tobytes  # type: ignore[return-value]
 
     assert learnt(env_timeout=20.0)() == learnt()()
+
+
+class Wordy(Steer):
+    """Tells of a fault in every info, and of what no other process can have."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        warnings.warn("the simulator says so", stacklevel=1)
+        return *super().step(action)[:4], {"fault": "none", "success": True, "lock": threading.Lock()}
+
+
+class Shaped(Steer):
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return np.zeros(3), super().reset(**given)[1]
+
+
+gymnasium.register("Wordy-v0", Wordy)
+gymnasium.register("Shaped-v0", Shaped)
+gymnasium.register("NeverFinite-v0", partial(Poisoned, "obs", 1.0))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_an_environment_says_is_the_same_from_another_process(apart: bool) -> None:
+    """Its own word for a fault is none, its warnings are heard, and what cannot be sent is left out."""
+    env = Guard(lambda: isolated("Wordy-v0")) if apart else Guard(partial(envs.make, "Wordy-v0", 0))
+    env.reset()
+    with pytest.warns(UserWarning, match="the simulator says so"):
+        *_, info = env.step(np.zeros(1, np.float32))
+    assert (info["fault"], info["success"], "lock" in info, FAULT in info) == ("none", True, not apart, False)
+    env.close()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_wrong_shape_at_the_start_is_refused_at_once(apart: bool) -> None:
+    env = Guard(lambda: isolated("Shaped-v0")) if apart else Guard(partial(envs.make, "Shaped-v0", 0))
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(Refused, match=r"^an observation must have the shape \(1,\), not \(3,\)$"),
+    ):
+        warnings.simplefilter("error")
+        env.reset()
+    env.close()
+
+
+def test_numbers_that_are_never_finite_are_refused_in_one_line_in_the_end() -> None:
+    env = Guard(partial(envs.make, "NeverFinite-v0", 0))
+    told = f"^{LIMIT} episodes in a row failed; the first of them: the observation holds nan$"
+    with (
+        pytest.warns(UserWarning, match="episode 0 is cut: NotFinite: the observation holds nan"),
+        pytest.raises(Refused, match=told),
+    ):
+        for _ in range(LIMIT):
+            env.reset()
+            env.step(np.zeros(1, np.float32))
+
+
+def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LIMIT", 1)
+    env = Guard(lambda: isolated("Raising-v0"))
+    env.reset()
+    with pytest.raises(RuntimeError, match=r"(?s)1 episodes in a row.*in step.*ZeroDivisionError: a bug") as told:
+        env.step(np.zeros(1, np.float32))
+    assert guard._line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
+    env.close()
+
+
+def test_an_environment_that_cannot_be_made_anew_at_once_is_tried_again() -> None:
+    made = iter([None, OSError("no free port"), None, *[OSError("no free port")] * LIMIT])
+
+    def make() -> Any:
+        if error := next(made):
+            raise error
+        return envs.make("Raising-v0", 0)
+
+    env = Guard(make)
+    env.reset()
+    with pytest.warns(UserWarning, match=r"episode 0 is cut|could not be made anew: OSError: no free port") as told:
+        env.step(np.zeros(1, np.float32))
+    assert len(told) == 2 and env.episode == 1 and np.isfinite(env.reset()[0]).all()
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=f"{LIMIT} episodes in a row"):
+        env.step(np.zeros(1, np.float32))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.files import Damaged
+from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.preference import take
-from rlhf_bilevel.teacher import OracleTeacher, checked
+from rlhf_bilevel.teacher import OracleTeacher, answered, checked
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.faults import child, corrupted, full_disk, kill
 
@@ -152,21 +152,95 @@ def test_answers_that_cannot_be_learnt_from_are_left_out_and_named() -> None:
     with pytest.warns(UserWarning) as told:
         kept = checked(given, queries(4))
     assert equal(kept, take(given, slice(1)))
-    assert ["label=2 " in str(told[0].message), "label=nan" in str(told[1].message), len(told)] == [True, True, 3]
+    assert [str(one.message) for one in told] == [
+        "3 of 4 answers are left out (label=2, label=nan, label=0): a label must lie in [0, 1], and segments be finite"
+    ]
+    with pytest.warns(UserWarning, match=r"all 3 answers are left out \(label=2, label=2, label=2\)"):
+        assert not len(checked(answers(3)._replace(label=torch.full((3,), 2.0)), queries(3)).label)
 
 
-def test_what_is_no_answer_at_all_is_an_error_that_names_it() -> None:
+def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
     good = answers(3)
     for wrong, told in (
-        (None, "NoneType"),
+        (None, "must return Preferences, not None"),
         (good.label, "Tensor"),
+        (tuple(good), "tuple"),
+        (good._replace(first=tuple(good.first)), "first must be Segments"),
+        (good._replace(label=None), r"label must be numbers, not None \(NoneType\)"),
+        (good._replace(label=["first", "second", "tie"]), "label must be numbers, not .*first.*list"),
+        (good._replace(label=torch.tensor([1j, 0, 1])), "label must be numbers"),
         (good._replace(label=good.label[:, None]), r"\(3, 1\)"),
-        (good._replace(label=good.label[:2]), r"\(2, 5, 2\)"),
-        (good._replace(first=good.first._replace(act=good.first.act[:, :4])), r"act must have the shape \(3, 5, 1\)"),
+        (good._replace(label=1.0), r"one axis, not the shape \(\)"),
+        (
+            good._replace(label=good.label[:2]),
+            r"first.obs must have the shape \(2, 5, 2\) for 2 labels, not \(3, 5, 2\)",
+        ),
+        (
+            good._replace(first=good.first._replace(act=good.first.act[:, :4])),
+            r"first.act must have the shape \(3, 5, 1\)",
+        ),
+        (good._replace(second=good.second._replace(truth=np.array(["a", "b"]))), "second.truth must be numbers"),
     ):
-        with pytest.raises((TypeError, ValueError), match=told):
+        with pytest.raises(Refused, match=told) as caught:
             checked(wrong, queries(3))
-    assert checked(good._replace(label=good.label > 0.5), queries(3)).label.dtype == torch.float32
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "list", "bool", "integer", "float64", "half", "grad", "reused"])
+def test_numbers_of_any_kind_are_logged_and_learnt_from_as_float32(tmp_path: Path, kind: str) -> None:
+    good, own = answers(3)._replace(label=torch.tensor([1.0, 0.0, 1.0])), answers(3)
+    label, obs = good.label, good.first.obs
+    given = {
+        "numpy": (label.numpy(), obs.double().numpy()),
+        "list": (label.tolist(), obs.tolist()),
+        "bool": (label > 0.5, obs),
+        "integer": (label.long(), obs),
+        "float64": (label.double(), obs.double()),
+        "half": (label.half(), obs),
+        "grad": (label.clone().requires_grad_(), obs.clone().requires_grad_()),
+        "reused": (own.label, own.first.obs),
+    }[kind]
+    own.label.copy_(label)
+    recorded = Recorded(
+        Scripted(good._replace(label=given[0], first=good.first._replace(obs=given[1]))),
+        LabelLog(tmp_path / "l.sqlite"),
+    )
+    kept = recorded(queries())
+    own.label.zero_()  # a teacher may use its memory again
+    own.first.obs.zero_()
+    assert equal(kept, good)
+    assert equal(Recorded(Never(), LabelLog(tmp_path / "l.sqlite"))(queries()), good)
+
+
+def test_an_answer_that_is_refused_leaves_no_trace_in_the_log(tmp_path: Path) -> None:
+    good = answers(3)
+    log = LabelLog(tmp_path / "labels.sqlite")
+    with pytest.raises(Refused, match="label must be numbers"):
+        Recorded(Scripted(good._replace(label="nothing")), log)(queries())  # type: ignore[arg-type]
+    assert len(log) == 0
+    assert equal(Recorded(Scripted(good), log)(queries()), good)  # a mended teacher goes on
+
+
+def test_what_float32_cannot_hold_is_left_out_with_its_pair() -> None:
+    far = answers(3)
+    far = far._replace(first=far.first._replace(truth=far.first.truth.double() * torch.tensor([1, 1e300, 1])[:, None]))
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(checked(far, queries(3)).label) == 2
+
+
+def test_a_teacher_that_changes_the_segments_in_place_is_refused_and_changes_nothing_of_ours() -> None:
+    asked, before = queries(3), queries(3)
+
+    def scaling(own: Queries) -> Preferences:
+        own.second.act.mul_(2)
+        return OracleTeacher()(own)
+
+    with pytest.raises(Refused, match=r"must not change the segments .* changed their act"):
+        answered(scaling, asked)
+    assert all(
+        torch.equal(a, b) for one, other in zip(asked, before, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert equal(answered(OracleTeacher(), asked), answers(3))
 
 
 def test_healthy_answers_warn_of_nothing() -> None:

@@ -1,5 +1,6 @@
 """Queries about a Minari dataset are about what it holds."""
 
+from contextlib import nullcontext as nothing
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,17 @@ def test_the_command_writes_a_dataset_and_names_mistakes(tmp_path: Path, capsys:
     assert "did you mean 'oracle'?" in fails(capsys, *command, "--teacher", "oracel")
     with pytest.raises(Refused, match="unknown Minari dataset"):
         import_minari("nothing/like-v0", 1, 1)
+
+
+def test_no_pair_is_of_one_segment_or_comes_twice(episodes) -> None:
+    """Segments of 49 steps: two, of the longest episode; of 29: twenty-four."""
+    for length, pairs, there in ((49, 5, 1), (29, 500, 24 * 23 // 2), (29, 230, 230), (29, 20, 20)):
+        expected = pytest.warns(UserWarning, match=f"has only {there} different pairs") if pairs > there else nothing()
+        with expected:
+            data = import_minari(NAME, pairs, length, OracleTeacher(), seed=3)
+        sides = data.first.tolist(), data.second.tolist()
+        assert len(data) == there == len({frozenset(pair) for pair in zip(*sides, strict=True)})
+        assert all(first != second for first, second in zip(*sides, strict=True))
+        assert there == 1 or 0.3 < np.mean(np.array(sides[0]) < np.array(sides[1])) < 0.7  # in either order
+    with pytest.raises(Refused, match="leaves a single segment"):
+        import_minari(NAME, 1, 50)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from rlhf_bilevel.human.book import Book, run_id
 from rlhf_bilevel.human.facts import Chosen, Status
+from rlhf_bilevel.human.guidelines import html
 from tests.label_page import Served, ask, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -254,20 +256,268 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
 
 def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 1) as server:
-        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers"))
+        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers", spare=0))
         page = visit.open(server.link())
         expect(page.locator("#doing")).to_have_text("Training waits for 1 more answer (step 1,200 of 5,000).")
         visit.press("ArrowLeft")
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        expect(page.locator("#doing")).to_have_text(
+            "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
+        )
         server.book.beat(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
         expect(page.locator("#doing")).to_contain_text(
             "Training goes on, step 1,300 of 5,000: the agent practises. 6 more answers"
         )
         expect(page.locator("#mine")).to_have_text("1")
-        expect(page.locator("#used")).to_have_text("4 of 10 used")
+        expect(page.locator("#used")).to_have_text("4 of 10 labels used")
         ask(server.book, 1, session=1)
         page.wait_for_selector("body[data-state=pair]")
         expect(page.locator("#said")).to_have_text("A new pair.")
+
+
+TRAINING = {
+    "on": ("Training goes on, step 5 of 9: it learns. 2 more answers until the reward is updated.", {"needed": 2}),
+    "waiting": ("Training waits for 1 more answer (step 5 of 9).", {"needed": 1}),
+    "away": ("Training is not running. Answers are kept for it.", {}),
+    "unheard": ("Training has not begun yet.", {}),
+    "ended": ("Training has ended, step 5 of 9.", {}),
+    "has all": ("Training goes on, step 5 of 9: it learns. It has all its labels.", {}),
+}
+OPEN = {
+    "taken": (2, "Somebody else is looking at 2 pairs; what is not answered within ten minutes comes to you."),
+    "judged": (1, "1 pair that you answered waits for another person’s answer, too."),
+    "skipped": (1, "You skipped 1 pair: another person can judge it, or you look again."),
+}
+ANSWERED = {
+    "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
+    "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
+    "away": "All pairs that were asked are answered. Training is not running: "
+    "the next pair comes up here by itself once it runs again.",
+    "unheard": "Training has not begun to ask. The first pair comes up here by itself once it does.",
+}
+DONE = {
+    "ended": "This run has ended. Thank you.",
+    "has all": "Training has all the labels that it asked for. Thank you.",
+}
+
+
+def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path, visit: Visit) -> None:
+    """Whatever training does, and for whatever reasons no pair is left for who looks at the page."""
+    with served(tmp_path, 0) as server:
+        fits_together(visit.open(server.link(), state="empty"))
+
+
+def fits_together(page: Page) -> None:
+    told = dict[str, Any]()
+    page.route("**/api/status", lambda route: route.fulfill(json=told))
+    zero = {"mine": 3, "total": 4, "open": 0, "skipped": 0, "judged": 0, "taken": 0, "needed": 0, "can_undo": False}
+    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
+    later = "The next pair comes up here by itself; you can leave this page open."
+    for training, (usual, more) in TRAINING.items():
+        state = {"unheard": "away", "has all": "on"}.get(training, training)
+        known = {} if training == "unheard" else heard | ({"labels": 8} if training == "has all" else {})
+        for why in chain.from_iterable(combinations(OPEN, count) for count in range(4)):
+            counts = {name: OPEN[name][0] for name in why}
+            told.update(zero | counts | {"open": sum(counts.values()), "training": {"state": state} | known} | more)
+            sentence, heading = usual, "No pair is left for you now"
+            text = " ".join([*(OPEN[name][1] for name in why), later])
+            if training == "waiting" and not why:
+                told["needed"] = 0
+                sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."
+            if training == "ended" and why:
+                sentence += " More answers are kept, but it does not use them."
+            if not why:
+                heading = "Nothing to label now"
+                text = ANSWERED.get(training, "") + (f" {later}" if state != "away" else "")
+            if training in DONE:
+                heading, text = "All done", DONE[training]
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            expect(page.locator("#doing")).to_have_text(sentence)
+            expect(page.locator("#pause-heading")).to_have_text(heading)
+            expect(page.locator("#pause-text")).to_have_text(text)
+            assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
+
+
+def test_skipped_pairs_are_shown_again_when_they_are_asked_for(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 2) as server:
+        page = visit.open(server.link())
+        skipped = set()
+        for _ in range(2):
+            skipped.add(page.evaluate(SHOWN))
+            visit.press("s")
+        expect(page.locator("#pause-text")).to_contain_text("You skipped 2 pairs")
+        page.click("#unskip")
+        for _ in range(2):
+            page.wait_for_selector("body[data-state=pair]")
+            skipped.remove(page.evaluate(SHOWN))
+            visit.press("ArrowLeft")
+        visit.sent()
+        assert len(chosen(server.book)) == 2
+        expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+
+
+def test_what_can_be_used_now_is_seen(tmp_path: Path, visit: Visit) -> None:
+    """Undo where there is something to undo, and a player and answers where there is a pair."""
+    with served(tmp_path, 2) as server:
+        page = visit.open(server.link())
+        undo, of_a_pair = page.locator("#undo"), page.locator(".transport, .choices, [data-choice=skip]")
+        expect(undo).to_have_attribute("aria-disabled", "true")
+        page.keyboard.press("u")
+        expect(page.locator("#notice")).to_contain_text("no answer to take back")
+        visit.press("ArrowLeft")
+        expect(undo).to_have_attribute("aria-disabled", "false")
+        assert all(part.is_visible() for part in of_a_pair.all())
+        visit.press("u")
+        expect(undo).to_have_attribute("aria-disabled", "true")
+        visit.press("ArrowLeft")
+        visit.press("ArrowLeft")
+        for part in of_a_pair.all():
+            expect(part).to_be_hidden()
+        page.reload()
+        page.wait_for_selector("body[data-state=empty]")
+        expect(undo).to_have_attribute("aria-disabled", "false")
+        visit.press("u")
+        page.wait_for_selector("body[data-state=pair]")
+        assert all(part.is_visible() for part in of_a_pair.all())
+        visit.press("ArrowLeft")
+        visit.sent()
+        server.book.collect(0, 9)
+        expect(undo).to_have_attribute("aria-disabled", "true")
+
+
+def test_the_focus_comes_back_with_the_next_pair(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1) as server:
+        page = visit.open(server.link())
+        page.focus("[data-choice=right]")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-state=empty]")
+        ask(server.book, 1, session=1)
+        page.wait_for_selector("body[data-state=pair]")
+        expect(page.locator("[data-choice=right]")).to_be_focused()
+
+
+def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    other = visit.context.new_page()
+    other.goto(server.url)
+    other.wait_for_selector("body[data-state=pair]")
+    first = page.evaluate(SHOWN)
+    assert other.evaluate(SHOWN) == first
+    visit.press("ArrowLeft")
+    other.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=first)
+    expect(other.locator("#notice")).to_have_text("That pair was answered in another window.")
+    for window in (other, page, other):
+        before = window.evaluate(SHOWN)
+        window.keyboard.press("ArrowLeft")
+        window.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
+        other.wait_for_function(f"() => {SHOWN}")
+        page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
+    visit.sent()
+    assert len(chosen(server.book)) == 4
+    assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")
+
+
+def test_a_pair_that_is_taken_back_in_one_window_can_be_judged_in_the_other(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1) as server:
+        page = visit.open(server.link())
+        other = visit.context.new_page()
+        other.goto(server.url)
+        query = page.evaluate(SHOWN)
+        visit.press("ArrowLeft")
+        visit.sent()
+        other.wait_for_selector("body[data-state=empty]")
+        other.keyboard.press("u")
+        other.wait_for_selector("body[data-state=pair]")
+        other.close()
+        page.wait_for_selector("body[data-state=pair]")
+        assert page.evaluate(SHOWN) == query
+        visit.press("ArrowRight")
+        visit.sent()
+        assert [choice.choice for choice in server.book.all_chosen()] == ["right"]
+
+
+def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    first = page.evaluate(SHOWN)
+    cookies = visit.context.cookies()
+    visit.context.clear_cookies()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("body[data-state=gone]")
+    expect(page.locator("#pause-heading")).to_have_text("You are signed out here")
+    expect(page.locator("#pause-text")).to_contain_text("Answers that are not sent yet are kept")
+    expect(page.locator("#undo")).to_be_hidden()
+    other = visit.context.new_page()
+    other.goto(server.link("grace"))  # somebody else's, in the same browser
+    other.wait_for_selector("body[data-state=pair]")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.body.dataset.state") == "gone" and not server.book.all_chosen()
+    other.close()
+    visit.context.add_cookies(cookies)  # type: ignore[arg-type]
+    page.wait_for_selector("body[data-state=pair]")
+    visit.sent()
+    assert list(chosen(server.book)) == [first]
+
+
+def test_another_program_at_the_address_takes_no_answer_away(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    page.route("**/api/**", lambda route: route.fulfill(status=404, body="<h1>Not found</h1>"))
+    visit.press("ArrowLeft")
+    expect(page.locator("#notice")).to_contain_text("No connection")
+    page.unroute("**/api/**")
+    visit.sent()
+    assert list(chosen(server.book)) == [first]
+
+
+def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    visit.press("ArrowLeft")
+    second = page.evaluate(SHOWN)
+    visit.sent()
+    page.goto(server.url + "/quality")
+    page.go_back()
+    page.wait_for_selector("body[data-state=pair]")
+    assert page.evaluate(SHOWN) == second
+    visit.press("ArrowLeft")
+    visit.sent()
+    assert set(chosen(server.book)) == {first, second}
+
+
+CONTROLS = "[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed"
+
+
+@pytest.mark.parametrize("size", [(360, 640), (320, 568), (640, 360), (568, 320)])
+def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Browser, size: tuple[int, int]) -> None:
+    width, height = size
+    visit = Visit(chromium, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    with served(tmp_path, 1, question="Which one is closer to standing on one leg?") as server:
+        status = Status(
+            61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it, 120 steps a second"
+        )
+        server.book.beat(status)
+        page = visit.open(server.link())
+        expect(page.locator("#doing")).to_contain_text("16 more answers")
+        clips = [page.locator(f".front .{side}").bounding_box() for side in ("left", "right")]
+        boxes = [found.bounding_box() for found in page.locator(CONTROLS).all()] + clips
+        places = []
+        for box in boxes:
+            assert box and min(box["width"], box["height"]) >= 24
+            places.append((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]))
+            assert min(places[-1][:2]) >= 0 and places[-1][2] <= width and places[-1][3] <= height
+        for a, b in combinations(places, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)  # none covers another
+        assert all(clip and min(clip["width"], clip["height"]) > 100 for clip in clips)
+        audit(page)
+        page.click("[data-choice=skip]")
+        page.wait_for_selector("body[data-state=empty]")
+        for name in ("#unskip", "#undo"):
+            box = page.locator(name).bounding_box()
+            assert box and box["y"] + box["height"] <= height
+        audit(page)
+    visit.context.close()
 
 
 def test_both_clips_keep_one_time(server: Served, visit: Visit) -> None:
@@ -337,6 +587,9 @@ def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_witho
     other = Visit(chromium)
     other.page.goto(link)
     expect(other.page.locator("#told")).to_contain_text("opened before")
+    other.page.route("**/api/join", lambda route: route.fulfill(status=503))  # the database is away, say
+    other.page.goto(server.link())
+    expect(other.page.locator("#told")).to_contain_text("The server does not answer")
     other.context.close()
 
 
@@ -346,6 +599,32 @@ def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
         page = visit.open(server.link(script))
         expect(page.locator("h1")).to_have_text(script)
         assert page.locator("main img[src=x]").count() == 0
+
+
+def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
+    file = tmp_path / "rules.md"
+    for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
+        file.write_text(text)
+        with served(tmp_path, 1 if opens else 0, guidelines=html(file) if text else "") as server:
+            page = visit.open(server.link())
+            assert page.locator("#help").is_visible() == opens
+            if not opens:
+                continue
+            expect(page.locator("#guidelines")).to_contain_text(text.split()[2].strip("*."))
+            audit(page)
+            page.keyboard.press("Escape")
+            page.reload()
+            page.wait_for_selector("body[data-state=pair]")
+            expect(page.locator("#help")).to_be_hidden()
+
+
+def test_the_question_is_the_pages_title_and_who_is_new_learns_where_help_is(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    assert page.title() == "Which one is brighter? · penalty on Bright-v0"
+    expect(page.locator("#notice")).to_have_text("New here? Help says how to label.")
+    page.reload()
+    page.wait_for_selector("body[data-state=pair]")
+    expect(page.locator("#notice")).to_have_text("")
 
 
 def test_the_policy_is_in_force(server: Served, chromium: Browser) -> None:

@@ -1,5 +1,7 @@
 """What a figure shows: lines, bands, whiskers and names; and tables that come back as they went."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from rlhf_bilevel.plot import KINDS, draw
 from rlhf_bilevel.points import Point, read_table, write_table
 from rlhf_bilevel.statistics import improvement_interval, interval, iqm, mean
 
+ROOT = Path(__file__).parent.parent
 ENVS = ("dm_control/walker-walk-v0", "dm_control/cartpole-balance-v0")
 SEEDS, STEPS = {"pebble": 4, "surf": 3, "sac": 1}, (100, 200, 300)
 
@@ -106,6 +109,85 @@ def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
     np.testing.assert_allclose(surf.get_xdata(), [expected.low, expected.high])
     assert np.isnan(sac.get_xdata()).all()  # one seed
     assert list(even.get_xdata()) == [0.5, 0.5] and NAMES[0] in axis.get_xlabel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [(100,), (100, 200)])
+def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, ...]) -> None:
+    """Also where its number is 0, which a bar does not show, and where there is one evaluation, which is no line."""
+    row = ROWS[0]._replace(true_return=0.0)
+    rows = [row._replace(method=method, step=step) for method in ("pebble", "surf") for step in steps]
+    rows = [row._replace(true_return=1.0) if row.method == "pebble" else row for row in rows]
+    figure, tasks = Figure(), grouped(rows, together=kind != "curves")
+    if kind == "improvement":
+        plot.improvements(figure, tasks, None)
+    else:
+        {"curves": plot.curves, "efficiency": plot.efficiency, "profile": plot.profiles, "aggregate": plot.aggregates}[
+            kind
+        ](figure, tasks)
+    for axis in figure.axes:
+        dots = [tuple(point) for dots in axis.collections for point in np.asarray(dots.get_offsets())]
+        if kind in ("improvement", "aggregate"):
+            expected = 1 if axis.get_title() == "optimality gap" else 0
+            assert (expected, len(dots) - 1) in dots and len(dots) == (1 if kind == "improvement" else 2)
+        else:
+            assert len(axis.lines) == 2 and not dots
+            for line in axis.lines:
+                assert len(line.get_xdata()) > 1 or line.get_marker() == "o"
+
+
+def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Path) -> None:
+    rows = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
+    rows += [row._replace(method="random", true_return=0.0) for row in rows if row.method == "pebble"]
+    tasks = grouped(rows, together=True)
+    for draws in (plot.efficiency, plot.profiles, plot.aggregates, lambda *to: plot.improvements(*to, None)):
+        figure = Figure(layout="constrained")
+        draws(figure, tasks)
+        plot.save(figure, tmp_path / "figure.png")
+        for axis in figure.axes:
+            for name in [name for name in (axis.xaxis.label, axis.yaxis.label) if name.get_text()]:
+                box = name.get_window_extent()
+                assert box.x0 >= 0 and box.y0 >= 0, name.get_text()
+                assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, name.get_text()
+
+
+def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
+    figure = Figure()
+    plot.curves(figure, grouped([row for row in ROWS if row.step == 100], together=False))
+    for axis in figure.axes:
+        assert [line.get_marker() for line in axis.lines] == ["o"] * 3
+        whiskers = [np.ptp(part.get_segments()[0][:, 1]) for part in axis.collections]
+        assert len(whiskers) == 2 and min(whiskers) > 0
+
+
+def test_an_axis_says_where_an_interval_may_pass_what_is_possible() -> None:
+    mine = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
+    for rows, told in ((ROWS, False), (mine, True), ([row for row in mine if row.seed == 0], False)):
+        for draws in (plot.curves, plot.efficiency, plot.aggregates):
+            figure = Figure()
+            draws(figure, grouped(rows, together=draws is not plot.curves))
+            names = " ".join(axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes)
+            assert ("bounds not known: intervals may pass them" in " ".join(names.split())) is told
+
+
+def test_drawing_leaves_matplotlib_as_the_program_has_set_it(tmp_path: Path) -> None:
+    """In a process of its own: pytest's has no other backend than what can draw without a display."""
+    program = f"""
+import matplotlib
+matplotlib.use("template")
+matplotlib.rcParams["lines.linewidth"] = 7
+from matplotlib import pyplot
+mine, before = pyplot.figure(), dict(matplotlib.rcParams)
+from rlhf_bilevel.plot import draw
+from tests.test_plot import ROWS
+for kind in ("curves", "improvement"):
+    for suffix in ("svg", "png", "pdf"):
+        draw(ROWS, __import__("pathlib").Path({str(tmp_path)!r}) / f"{{kind}}.{{suffix}}", kind)
+assert matplotlib.get_backend() == "template" and dict(matplotlib.rcParams) == before
+assert pyplot.get_fignums() == [mine.number]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:

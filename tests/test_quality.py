@@ -1,12 +1,13 @@
 """What is said of people is what they did, and of those who do well nothing is said."""
 
+import math
 import random
 from itertools import permutations
 
 import pytest
 
 from rlhf_bilevel.human.facts import Chosen, Labeller
-from rlhf_bilevel.human.quality import agreed, report, share
+from rlhf_bilevel.human.quality import CHANCE, agreed, report, share, too_few
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 
 ANN, BOB, EVE = (Labeller(number, name, "labeller") for number, name in enumerate(("Ann", "Bob", "Eve")))
@@ -81,7 +82,7 @@ def test_who_labels_well_is_left_alone() -> None:
     other = [chose(ANN, 99, RIGHT), chose(VERA, 99, RIGHT)]
     told = report(Everything(*labels, *again, *gold, *other))  # type: ignore[arg-type]
     ann, bob, vera = told.labellers
-    assert told.flags == [] and [figures.flags for figures in told.labellers] == [[], [], []]
+    assert told.flags == [] and told.shared > 40 and [figures.flags for figures in told.labellers] == [[], [], []]
     assert ann.repeats == share(10, 10) and bob.gold == share(10, 10) and ann.gold is None
     assert (ann.answers, bob.answers, vera.role, ann.median_seconds) == (51, 10, EXPERT, 5.0)
     assert told.overall.answers == 51 + 10 + 41 and told.agreement is not None and told.agreement.alpha == 1
@@ -99,16 +100,39 @@ def test_what_looks_wrong_is_said_in_words_and_named() -> None:
     told = report(Everything(*chosen))  # type: ignore[arg-type]
     ann, bob, eve, vera = told.labellers
     assert ann.left is not None and ann.left.value == 1 and ann.repeats is not None and ann.repeats.value == 0
-    assert [flag.split()[0] for flag in ann.flags] == ["chooses", "gives", "takes"]
-    assert bob.flags == ["gives the same answer to 0 % of 40 pairs that an expert decided"]
-    assert eve.flags == ["skips or cannot tell 40 of 40 pairs"] and vera.flags == []
+    assert ann.flags == [
+        "chose the left side 55 of 55 times; half is expected",
+        "0 of 15 pairs that came twice got the same answer; at least 80 % are expected",
+        "takes 0.4 seconds for an answer (median): too short to see both clips",
+    ]
+    assert bob.flags == ["0 of 40 pairs got the answer of the expert; at least 80 % are expected"]
+    assert eve.flags == ["skipped, or could not tell, 40 of 40 pairs"] and vera.flags == []
     assert (eve.answers, eve.skips, eve.cant_tell) == (20, 20, 20)
-    assert "Bob: gives the same answer" in told.flags[3] and "people agree little" in told.flags[-1]
+    assert len(told.flags) == 1 and told.flags[0].startswith("people agree little")
 
 
 def test_few_answers_are_no_habit() -> None:
-    told = report(Everything(*(chose(ANN, query, LEFT, took=0.1) for query in range(9))))  # type: ignore[arg-type]
-    assert told.flags == []
+    chosen = [chose(ANN, query, LEFT, took=0.1) for query in range(9)]
+    told = report(Everything(*chosen, *(chose(BOB, query, RIGHT) for query in range(8))))  # type: ignore[arg-type]
+    assert [row.flags for row in told.labellers] == [[], []] and told.shared == 8 and told.flags == []
+    chosen = [chose(ANN, query, LEFT if query % 2 else RIGHT) for query in range(9)]
+    chosen += [chose(ANN, query, LEFT if query % 2 else RIGHT, REPEAT, left=False) for query in range(4)]
+    for count in (10, 13):  # one, and four, that came twice and were answered differently
+        ann = report(Everything(*chosen[:count])).labellers[0]  # type: ignore[arg-type]
+        assert ann.repeats == share(0, count - 9) and ann.flags == []
+    assert report(Everything(chose(EVE, 0, SKIP))).labellers[0].flags == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("of", [1, 4, 5, 20, 200])
+def test_a_share_is_flagged_where_chance_seldom_makes_it_so_low(of: int) -> None:
+    """Of labellers who do as well as is tolerated, one in 700 at most is flagged: the binomial, term by term."""
+
+    def chance(up_to: int) -> float:
+        return sum(math.comb(of, k) * 0.8**k * 0.2 ** (of - k) for k in range(up_to + 1))
+
+    flagged = [count for count in range(of + 1) if too_few(count, of, 0.8)]
+    assert flagged == [count for count in range(of + 1) if chance(count) < CHANCE]
+    assert (flagged == []) == (of < 5) and all(count < 0.8 * of for count in flagged)
 
 
 def test_wilsons_interval() -> None:

@@ -161,7 +161,8 @@ def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
 
 
 def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
-    run, calls = build("pebble", steps=120, query="k_center+entropy", labels=20, session_labels=10), []
+    settings = {"steps": 120, "pretrain_steps": 20, "labels": 20, "session_labels": 10}
+    run, calls = build("pebble", query="k_center+entropy", **settings), []
 
     def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
         chosen = choose(name, members, candidates, asked, count)
@@ -174,6 +175,55 @@ def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
         patch.setattr(query, "choose", spy)
         list(train(run))
     assert calls == [("k_center+entropy", None, True), ("k_center+entropy", 10, False)]
+
+
+def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
+    """Neither a segment against itself, nor a pair again, in whatever order; the others stay as they are."""
+    distinct = pairs(6)
+    again = Queries(distinct.second, distinct.first)
+    itself = Queries(distinct.first, distinct.first)
+    asked = query.Asked()
+    assert asked.new(distinct) is distinct
+    mixed = query.joined([itself, distinct, again, distinct])
+    assert rows(asked.new(mixed), mixed) == list(range(6, 12))
+    asked.add(best(distinct, torch.zeros(6), 2))
+    assert rows(asked.new(mixed), mixed) == list(range(8, 12)) and len(asked) == 2
+    copy = query.Asked()
+    copy.load(asked.state())
+    assert torch.equal(copy.state(), asked.state()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
+    copy.add(again)
+    assert len(copy) == 6 and len(copy.new(mixed).first.obs) == 0
+
+
+@pytest.mark.parametrize("name", ["uniform", "disagreement", "k_center"])
+def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
+    """Each episode is one segment: few pairs, and each session asks as many as are new."""
+    run, seen = build("pebble", steps=400, segment_length=50, labels=30, query=name, recent_episodes=4), list[Queries]()
+    oracle = run.teacher
+
+    def spy(queries: Queries) -> Preferences:
+        seen.append(queries)
+        return oracle(queries)
+
+    run.teacher = spy
+    with pytest.warns(UserWarning, match=r"[12] of \d+ queries at step \d+: there are no more pairs"):
+        list(train(run))
+    asked = query.joined(seen)
+    sides = ([obs.numpy().tobytes() for obs in segments.obs] for segments in asked)
+    keys = set(map(frozenset, zip(*sides, strict=True)))
+    assert len(keys) == len(asked.first.obs) == len(run.prefs) == len(run.asked) > 10
+    assert all(len(key) == 2 for key in keys)
+
+
+def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
+    settings = {"steps": 400, "pretrain_steps": 200, "oversample": 1, "update_every": 100}
+    first, second = (build("pebble", **settings) for _ in range(2))
+    second.asked.new = lambda candidates: candidates  # type: ignore[method-assign]
+    for run in (first, second):
+        list(train(run))
+    assert len(first.prefs) == len(second.asked) == 40  # no pair was drawn twice
+    assert torch.equal(first.prefs[:].first.obs, second.prefs[:].first.obs)
+    assert first.rng["query"].bit_generator.state == second.rng["query"].bit_generator.state
 
 
 def test_config_knows_the_rules_by_their_names() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.explore import state_entropy
 from rlhf_bilevel.preference import accuracy, cross_entropy, logits
 from rlhf_bilevel.reward import RewardEnsemble
@@ -131,3 +132,19 @@ def test_state_entropy_is_the_log_distance_to_the_kth_neighbour() -> None:
     expected = np.log1p(np.sort(distances, axis=1)[:, 4])
     assert np.allclose(state_entropy(states, visited, 5).numpy(), expected, atol=1e-4)
     assert state_entropy(states, visited[:2], 5).shape == (6,)
+
+
+def test_a_reward_that_is_never_negative_differs_by_its_level_alone() -> None:
+    """So that pairs, and what is learnt from them, stay as they are."""
+    settings = {"steps": 100, "reward_hidden": (8,)}
+    plain, lifted = (
+        RewardEnsemble.of(Config(**settings, termination=way), 3, 2, torch.Generator().manual_seed(0))
+        for way in ("as_is", "nonnegative")
+    )
+    rng = torch.Generator().manual_seed(1)
+    first, second = ([5 * torch.randn(20, 7, size, generator=rng) for size in (3, 2)] for _ in range(2))
+    assert torch.allclose(lifted.members(*first), 1 + plain.members(*first))
+    assert 0 <= lifted.members(*first).min() < 1 < lifted.members(*first).max() <= 2
+    pairs = Queries(*(Segments(*steps, torch.zeros(20, 7)) for steps in (first, second)))
+    assert torch.allclose(lifted.compare(pairs)[0], plain.compare(pairs)[0], atol=1e-5)
+    assert torch.allclose(logits(lifted.members, pairs), lifted.compare(pairs)[0], atol=1e-4)

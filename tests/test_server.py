@@ -8,19 +8,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.files import Refused
 from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.command import exposed, listen, names
+from rlhf_bilevel.human.command import exposed, listen, names, wait
 from rlhf_bilevel.human.facts import Status
-from rlhf_bilevel.human.gate import BODY_LIMIT, Gate
+from rlhf_bilevel.human.gate import BODY_LIMIT, Gate, Impatient
+from rlhf_bilevel.human.guidelines import html
 from rlhf_bilevel.human.server import Invitations, create_app
 from tests.label_page import application, ask, served
 
@@ -66,7 +70,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def answer(pair: dict[str, str], choice: str = "left", key: str = KEY) -> dict[str, Any]:
-    return {"query": pair["query"], "choice": choice, "key": key, "shown_at": 1.0, "answered_at": 2.5}
+    now = time.time()
+    return {"query": pair["query"], "choice": choice, "key": key, "shown_at": now, "answered_at": now}
 
 
 def test_a_link_begins_one_session_and_looking_at_it_does_not_use_it_up(site: Site) -> None:
@@ -125,7 +130,8 @@ def test_an_answer_is_stored_once_and_what_contradicts_it_is_refused(site: Site)
     assert browser.post("/api/answers", json=answer(first, key=KEY[::-1])).status_code == 409  # it is answered
     assert browser.post("/api/answers", json=answer(second) | {"query": 32 * "0", "key": KEY * 2}).status_code == 404
     (chosen,) = site.book.all_chosen()
-    assert (chosen.query_id, chosen.choice, chosen.shown_at, chosen.answered_at) == (first["query"], "left", 1.0, 2.5)
+    assert (chosen.query_id, chosen.choice) == (first["query"], "left")
+    assert [chosen.shown_at, chosen.answered_at] == pytest.approx([given["shown_at"], given["answered_at"]], abs=1e-3)
 
 
 def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
@@ -138,6 +144,37 @@ def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
     browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
     site.book.collect(0, 9)
     assert browser.post("/api/undo", json={}).status_code == 404 and len(site.book.all_chosen()) == 1
+
+
+def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
+    browser = site.joined()
+    pairs = browser.get("/api/next?count=4").json()["pairs"]
+    for number, pair in enumerate(pairs):
+        browser.post("/api/answers", json=answer(pair, "skip", f"{number}{KEY}"))
+    told = browser.get("/api/status").json()
+    assert browser.get("/api/next").json() == {"pairs": []} and (told["open"], told["skipped"]) == (4, 4)
+    assert browser.post("/api/unskip", json={}).json() == {"pairs": 4}
+    assert len(browser.get("/api/next?count=4").json()["pairs"]) == 4
+
+
+def test_a_page_of_somebody_else_is_told_so_and_its_answers_are_kept_by_it(site: Site) -> None:
+    """Two links that were opened in one browser: the first one's page is still there, and the second has the cookie."""
+    ada = site.joined("ada")
+    pages = [re.findall('data-labeller="([^"]+)"', who.get("/").text) for who in (ada, site.joined("grace"))]
+    assert [len(found) for found in pages] == [1, 1] and pages[0] != pages[1]
+    (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+    for (page_of,), status in zip(pages, (200, 401), strict=True):
+        given = ada.post("/api/answers", json=answer(pair), headers={"x-page-of": page_of})
+        assert given.status_code == status and ("error" in given.json()) == (status == 401)
+
+
+def test_pages_of_two_runs_at_one_address_keep_their_answers_apart(tmp_path: Path) -> None:
+    """A page keeps unsent answers under this name; the labellers of both have the number 1."""
+    names = set()
+    for run_name in ("one", "two"):
+        with Book.open(tmp_path / f"{run_name}.sqlite", run_name) as book:
+            names |= set(re.findall('data-labeller="([^"]+)"', Site(book).joined().get("/").text))
+    assert len(names) == 2
 
 
 def test_an_answer_that_training_went_on_without_is_gone(tmp_path: Path) -> None:
@@ -229,7 +266,20 @@ def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | N
         (415, b"query=1", "application/x-www-form-urlencoded"),
         (413, b" " * (BODY_LIMIT + 1), "application/json"),
         (422, b"{", "application/json"),
-        (400, b"[" * 4000, "application/json"),
+        (422, b"[" * 4000, "application/json"),
+        (422, b"", "application/json"),
+        (422, b'{"query": "0", "query": "1"}', "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"\ud800": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"a\nb": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\0"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\ud800"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "０"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}, key="\0" * 16)).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"shown_at": 1e308}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": 10**400}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": -1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": True}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": None}).encode(), "application/json"),
         (422, b"\xff\xfe", "application/json"),
         (422, b"{}", "application/json"),
         (422, json.dumps(answer({"query": "q"}, "better")).encode(), "application/json"),
@@ -244,6 +294,19 @@ def test_what_is_no_answer_is_refused_in_one_line(shared: Site, status: int, bod
     refused = shared.joined().post("/api/answers", content=body, headers={"content-type": kind})
     assert refused.status_code == status and "Traceback" not in refused.text
     assert "\n" not in refused.json()["error"] and not shared.book.all_chosen()
+
+
+@pytest.mark.parametrize("body", [{"token": "\ud800"}, {"token": "\0"}, {"token": 1}, {"token": "x" * 65}, [], 1, None])
+def test_what_is_no_token_is_refused_in_one_line(shared: Site, body: Any) -> None:
+    told = json.dumps(body).encode()
+    refused = shared.browser().post("/api/join", content=told, headers={"content-type": "application/json"})
+    assert refused.status_code == 422 and "\n" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["%00", "%ff", "%ed%a0%80", "%0a", "x" * 5000, "%F0%9F%98%80", "0" * 32 + "%00"])
+def test_names_that_cannot_be_are_not_found(shared: Site, name: str) -> None:
+    browser = shared.joined()
+    assert [browser.get(f"/api/{kind}/{name}").status_code for kind in ("clips", "scenes")] == [404, 404]
 
 
 def test_methods_and_counts_that_are_not_known_are_refused(shared: Site) -> None:
@@ -265,6 +328,17 @@ def test_no_path_leads_to_a_file(shared: Site, path: str) -> None:
     found = browser.get(path)
     assert found.status_code == 404 and "create_app" not in found.text and "root:" not in found.text
     assert browser.get("/static/page.js").status_code == 200
+
+
+def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "rules.md"
+    file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
+    told = html(file)
+    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
+    assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(Refused, match="no text in UTF-8"):
+        html(file)
 
 
 def test_names_and_questions_are_text(tmp_path: Path) -> None:
@@ -345,6 +419,28 @@ def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None:
             assert reply.startswith(b"HTTP/1.1 200")
 
 
+def test_many_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than eight the oldest make room: those that sent half a head, half a body, or nothing."""
+    monkeypatch.setattr(Impatient, "most", 8)
+    halves = (
+        b"GET /healthz HTTP/1.1\r\nHost: ",
+        b"POST /api/join HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nOrigin: http://127.0.0.1:%d\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+        b"",
+    )
+    with served(tmp_path, 0, patience=600) as server, ExitStack() as stack:
+        slow = []
+        for number in range(24):
+            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
+            half = halves[number % 3]
+            slow[-1].sendall(half % ((server.port,) * 2) if b"%d" in half else half)
+        with urlopen(f"{server.url}/healthz", timeout=30) as told:
+            assert told.status == 200
+        for oldest in slow[:16]:
+            with suppress(ConnectionError):
+                assert oldest.recv(1) == b""  # closed, without an answer
+
+
 # The command
 
 
@@ -357,7 +453,10 @@ def run(folder: Path, human: bool = True) -> Path:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("nowhere", "nowhere is not a run's folder"),
+        ("nowhere/run", "nowhere/run: there is no folder nowhere; the nearest runs are "),
+        ("other", "other is not a run's folder: it has no config.yaml; the nearest runs are "),
+        ("other/notes.txt", "other/notes.txt is not a run's folder"),
+        ("nothing --import answers.parquet", "nothing is not a run's folder"),
         ("simulated", "not labelled by people"),
         ("human --repeats 2", "--repeats 2: a share from 0 to 0.5"),
         ("human --labeller ada --expert ada", "'ada' is named twice"),
@@ -366,6 +465,9 @@ def run(folder: Path, human: bool = True) -> Path:
         ("human --port 99999", "--port 99999"),
         ("human --url labels.example.org", "--url labels.example.org: http or https"),
         ("human --import none.parquet", "--import none.parquet: no such file"),
+        ("human --guidelines none.md", "--guidelines none.md: No such file"),
+        ("human --guidelines other", "--guidelines other: Is a directory"),
+        ("human --guidelines answers.parquet", "answers.parquet: a text of 1 to 65,536 bytes, not 0"),
         ("human --labeler ada", "did you mean '--labeller'?"),
         ("human --host no.such.host.invalid", "--host no.such.host.invalid"),
     ],
@@ -376,11 +478,70 @@ def test_a_mistake_costs_one_line(
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "human")
     run(tmp_path / "simulated", human=False)
+    (tmp_path / "other").mkdir()
+    for name in ("other/notes.txt", "answers.parquet"):
+        (tmp_path / name).touch()
     with pytest.raises(SystemExit) as stop:
         main(["label", *command.split(" ")])
     captured = capsys.readouterr()
     assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
     assert not list(tmp_path.glob("*/book.sqlite"))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty: bool
+) -> None:
+    """As training makes it: a folder, a file that is not whole, config.yaml, and more."""
+    folder = tmp_path / "walker"
+    run(tmp_path / "walked")
+    if empty:  # training takes one that is empty
+        folder.mkdir()
+    steps: list[Callable[[], object]] = [
+        lambda: folder.mkdir(exist_ok=True),
+        (folder / "config.yaml.tmp").touch,
+        lambda: (folder / "config.yaml.tmp").rename(folder / "config.yaml"),
+        (folder / "progress.csv").touch,
+    ]
+    seen = []
+
+    def passes(_: float) -> None:
+        seen.append({file.name for file in folder.iterdir()} if folder.exists() else None)
+        steps.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    wait(folder)
+    assert seen == [set() if empty else None, set(), {"config.yaml.tmp"}] and len(steps) == 1
+    told = capsys.readouterr()
+    assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
+    assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
+
+
+def test_what_turns_out_to_be_no_run_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "walker"
+
+    def passes(_: float) -> None:
+        folder.mkdir()
+        (folder / "notes.txt").touch()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    with pytest.raises(Refused, match="walker is not a run's folder"):
+        wait(folder)
+
+
+def test_started_before_training_it_serves_once_the_run_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "walker"
+    command = [sys.executable, "-m", "rlhf_bilevel", "label", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        try:
+            assert process.stderr.readline().startswith(f"waiting for {folder}") and not folder.exists()
+            run(folder)
+            link = process.stdout.readline().split()[1]
+            with urlopen(link, timeout=30) as page:
+                assert page.status == 200
+        finally:
+            process.terminate()
 
 
 def test_a_port_that_is_taken_is_passed_over_unless_it_was_asked_for() -> None:
@@ -436,3 +597,17 @@ def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
         assert browser.post("/api/answers", json=answer(pair)).status_code == 200
     assert [name in browser.get("/quality").text for name in ("ada", "grace")] == [False, True]
     assert all(name in site.joined("barbara", "expert").get("/quality").text for name in ("ada", "grace"))
+
+
+def test_what_stands_out_is_said_once_and_to_experts_and_who_it_is_about(site: Site) -> None:
+    assert "Nobody has answered yet" in site.joined("eve").get("/quality").text
+    for number in range(6):
+        ask(site.book, 4, session=number + 1)
+        for name in ("ada", "grace"):
+            browser = site.joined(name)
+            for place, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):
+                browser.post("/api/answers", json=answer(pair, key=f"{number}{place}{KEY}"))
+    flag = "chose the left side 12 of 12 times"
+    assert site.joined("ada").get("/quality").text.count(flag) == 1
+    assert site.joined("barbara", "expert").get("/quality").text.count(flag) == 2
+    assert "grace" not in site.joined("ada").get("/quality").text

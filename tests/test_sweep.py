@@ -222,7 +222,9 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
     ]
     assert collect(tmp_path) == expected == read_table(tmp_path / "results.csv")
     assert [Point(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == expected
-    assert table(expected).splitlines()[1].split() == ["pebble", "Steer-v0", "67.2", "67.2", "67.2", "2"]
+    told = table(expected).splitlines()
+    assert told[1].split() == ["pebble", "Steer-v0", "true_return", "50.5", "50.5", "50.5", "2"]
+    assert "mean of the last 2 evaluations, 4 episodes" in told[2]
 
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
@@ -236,6 +238,8 @@ def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("1,50")
     assert step_of(tmp_path) == 4999
+    (tmp_path / "progress.csv").write_text("a,b,time/total_timesteps\n1\n")  # it is being written anew
+    assert step_of(tmp_path) == 0
 
 
 def test_the_board_knows_speed_and_time_left(tmp_path: Path) -> None:

@@ -304,3 +304,14 @@ def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> No
     agent = Agent("pebble", "Steer-v0", teacher=Replayed([answers(4)]), **SMALL)
     with pytest.raises(ValueError, match=r"obs must have the shape"):
         agent.learn(STEPS)
+
+
+def test_labels_to_replay_are_numbers_of_one_shape() -> None:
+    longer = Preferences(*random_queries(2), torch.zeros(2))
+    longer = longer._replace(first=longer.first._replace(truth=torch.zeros(2, 9)))
+    with pytest.raises(Refused, match=r"segments of one shape .*9"):
+        Replayed([answers(2), longer])
+    with pytest.raises(Refused, match=r"not 'first' .str"):
+        Replayed([answers(2)._replace(label="first")])  # type: ignore[arg-type]
+    shown = Replayed([answers(2)._replace(label=answers(2).label.double().numpy())])  # type: ignore[arg-type]
+    assert same(shown.after(PreferenceStore())(random_queries(2)), answers(2))

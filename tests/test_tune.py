@@ -169,6 +169,26 @@ class Recorded:
         self.stopped.append(self.run.seed)
 
 
+def test_a_trials_value_is_that_of_its_last_three_evaluations(tmp_path: Path) -> None:
+    engine = Recorded({7: [100.0, 1.0, 2.0, 6.0]})
+    engine.elsewhere = False
+    training = Training([Planned(tmp_path / "7", "pebble", "Steer-v0", 7, 40)], engine)
+    while training.poll() is None:
+        pass
+    assert training.reports()[40] == 3.0
+
+
+def test_a_trial_without_an_evaluation_fails(tmp_path: Path) -> None:
+    class Silent(Climb):
+        def reports(self) -> dict[int, float]:
+            return {}
+
+    told: list[str] = []
+    study = open_study(tmp_path / "tune.db", "none", 100)
+    assert search(study, SPACE, 1, lambda *_: Silent(0.0), tell=told.append) == 1
+    assert "trial 0 failed: it has come to its end without an evaluation" in told
+
+
 def test_reports_are_the_mean_over_the_seeds_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "PATIENCE", 0.0)
     engine = Recorded({7: [1.0, 4.0], 8: [3.0, 8.0]})
@@ -176,9 +196,9 @@ def test_reports_are_the_mean_over_the_seeds_so_far(tmp_path: Path, monkeypatch:
     training = Training(runs, engine)
     assert training.poll() is None and training.reports() == {}  # another process has it: it is tried again
     assert training.poll() is None and training.reports() == {10: 1.0}
-    assert training.poll() is None and training.reports() == {10: 1.0, 20: 4.0, 30: 2.0}
+    assert training.poll() is None and training.reports() == {10: 1.0, 20: 2.5, 30: 2.0}
     training.stop()
-    assert training.poll() == 0 and training.reports() == {10: 1.0, 20: 4.0, 30: 2.0, 40: 6.0}
+    assert training.poll() == 0 and training.reports() == {10: 1.0, 20: 2.5, 30: 2.0, 40: 4.0}
     assert engine.started == [7, 7, 8] and engine.stopped == [8]
 
 
@@ -234,8 +254,9 @@ def test_a_tiny_study_by_the_command_line(
     for trial in study.trials:
         run = Path(f"out/trial-{trial.number:04}-seed-1000")
         values = {point.step: point.true_return for point in points(run) if point.is_agent}
-        assert trial.intermediate_values == pytest.approx(values) and list(values) == [100, 200, 300]
-        assert trial.value == pytest.approx(values[300])
+        assert list(trial.intermediate_values) == list(values) == [100, 200, 300]
+        assert trial.intermediate_values[200] == pytest.approx((values[100] + values[200]) / 2)
+        assert trial.value == pytest.approx(sum(values.values()) / 3)  # the last three, as compare has it
         settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
         assert settings["batch"] == trial.params["batch"] in range(16, 33)
         assert settings["reward_learning_rate"] == trial.params["reward_learning_rate"]

@@ -343,6 +343,7 @@ class Book:
     ) -> Outcome:
         """Stores a choice; on the disk when this returns. The same ``key`` with the same payload is stored once.
 
+        Times are of the labeller's clock; those before the pair was offered or after now are corrected (``_times``).
         Raises Conflict where the key came with another payload, where this labeller has answered it, and where it has
         all the answers that it wanted; Consumed; Unknown; ValueError on what is no choice.
         """
@@ -374,6 +375,9 @@ class Book:
             if counts and choice != SKIP and query.complete_at is not None:
                 raise Conflict("this pair has all the answers that it wanted")
             c.execute(delete(offers).where(*which))
+            shown_at = offer.shown_at if shown_at is None else shown_at
+            answered_at = now if answered_at is None else answered_at
+            shown_at, answered_at = _times(shown_at, answered_at, min(offer.offered_at, now), now)
             c.execute(
                 insert(choices).values(
                     query=query_id,
@@ -382,8 +386,8 @@ class Book:
                     choice=choice,
                     left_is_first=offer.left_is_first,
                     key=key,
-                    shown_at=offer.shown_at if shown_at is None else shown_at,
-                    answered_at=now if answered_at is None else answered_at,
+                    shown_at=shown_at,
+                    answered_at=answered_at,
                     received_at=now,
                 )
             )
@@ -398,18 +402,14 @@ class Book:
 
         None where there is none, or training has consumed it.
         """
-        now, mine = self._clock(), (choices.c.labeller == labeller.id, LIVE)
+        now = self._clock()
         with self._write() as c:
             self._lock(c, labeller)
-            last = c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first()
+            last = _undoable(c, labeller, lock=True)
             if last is None:
                 return None
-            query = select(queries.c.consumed_session).where(queries.c.id == last.query).with_for_update()
-            counts = last.purpose == LABEL
-            if counts and c.execute(query).one().consumed_session is not None:
-                return None
             c.execute(update(choices).where(choices.c.id == last.id).values(withdrawn_at=now))
-            if counts and last.choice != SKIP:
+            if last.purpose == LABEL and last.choice != SKIP:
                 c.execute(update(queries).where(queries.c.id == last.query).values(complete_at=None))
             # Its repetition is off: what it would be compared with is no more
             c.execute(delete(offers).where(offers.c.query == last.query, offers.c.labeller == labeller.id))
@@ -426,6 +426,15 @@ class Book:
             )
         return last.query
 
+    def unskip(self, labeller: Labeller) -> int:
+        """Withdraws their skips of queries that still want an answer, which are offered to them again; how many."""
+        still = queries.c.run == self.run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
+        skips = choices.c.labeller == labeller.id, choices.c.choice == SKIP, *LABELS
+        with self._write() as c:
+            self._lock(c, labeller)
+            where = *skips, choices.c.query.in_(select(queries.c.id).where(*still))
+            return c.execute(update(choices).where(*where).values(withdrawn_at=self._clock())).rowcount
+
     def clip(self, clip_id: str) -> bytes | None:
         """Gzipped JSON; None where this run has no such clip."""
         with self._read() as c:
@@ -438,14 +447,17 @@ class Book:
 
     def progress(self, labeller: Labeller) -> Progress:
         ours = choices.c.labeller.in_(select(labellers.c.id).where(labellers.c.run == self.run))
-        where = queries.c.run == self.run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
         with self._read() as c:
             answers = select(func.count()).where(choices.c.choice != SKIP, LIVE)
             mine = c.scalar(answers.where(choices.c.labeller == labeller.id)) or 0
-            total = c.scalar(answers.where(ours, choices.c.purpose == LABEL)) or 0
-            wanting = c.scalar(select(func.count()).where(*where)) or 0
+            total = c.scalar(answers.where(ours)) or 0
+            standing = offering.standing(c, self.run, labeller.id, self._clock())
+            can_undo = _undoable(c, labeller, lock=False) is not None
         status = self.status()
-        return Progress(mine, total, wanting, status.needed if status else 0)
+        needed = status.needed if status else 0
+        if status and status.spare is not None:  # training counts once a second, and answers come meanwhile
+            needed = max(0, self.pending().missing - status.spare)
+        return Progress(mine, total, *standing, needed, can_undo)
 
     # All that is in it
 
@@ -484,7 +496,7 @@ class Book:
             if asked and not c.scalar(select(choices.c.id).where(*met).limit(1)):
                 c.execute(delete(offers).where(offers.c.query == query_id, offers.c.labeller == me))
                 offer = {"query": query_id, "labeller": me, "purpose": LABEL, "left_is_first": True}
-                c.execute(insert(offers).values(**offer, offered_at=self._clock(), leased_until=0.0))
+                c.execute(insert(offers).values(**offer, offered_at=0.0, leased_until=0.0))  # nobody knows when
         choice = {1.0: LEFT, 0.0: RIGHT, 0.5: EQUAL}[label]
         return self.choose(Labeller(me, name, LABELLER), query_id, choice, key, shown_at, answered_at)
 
@@ -511,6 +523,28 @@ def run_id(folder: Path) -> str:
         finally:
             unfinished.unlink(missing_ok=True)
     return path.read_text().strip()
+
+
+def _undoable(c: Connection, labeller: Labeller, lock: bool) -> Any:
+    """Their last choice; None where there is none or training has used it, which ``lock`` keeps it from."""
+    mine = choices.c.labeller == labeller.id, LIVE
+    last = c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first()
+    if last is None or last.purpose != LABEL:
+        return last
+    query = select(queries.c.consumed_session).where(queries.c.id == last.query)
+    return None if c.execute(query.with_for_update() if lock else query).one().consumed_session is not None else last
+
+
+def _times(shown: float | None, answered: float, earliest: float, latest: float) -> tuple[float | None, float]:
+    """What a labeller's clock says, where it can be, else the nearest that can: within ``earliest`` and ``latest``.
+
+    The time between the two stays where it fits. A clock that was set back between them does not tell it: None.
+    """
+    if shown is None or answered < shown:
+        return None, min(max(answered, earliest), latest)
+    took = min(answered - shown, latest - earliest)
+    shown = min(max(shown, earliest), latest - took)
+    return shown, shown + took
 
 
 def _add(c: Connection, table: Table, **row: Any) -> None:

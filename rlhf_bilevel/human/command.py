@@ -1,30 +1,39 @@
 """The command ``label``: serves a run's page, on this machine's loopback unless told otherwise.
 
-It may be started before, while and after training runs, and again at any time: all that lasts is in the book.
+It may be started before, while and after training runs, and again at any time: all that lasts is in the book. Started
+before, it makes nothing in the run's folder, which training wants for itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
 import socket
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.files import SUMS, Refused
+from rlhf_bilevel.files import CONFIG, SUMS, Refused
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from rlhf_bilevel.human.book import Book
+    from rlhf_bilevel.human.gate import Gate
 
 PORT, PORTS_TRIED = 8007, 50
 NAME = "human"  # of the only labeller, where no name is given
+INTERVAL = 1.0  # seconds between two looks for a run that is not there yet
 
 
 def label(args: argparse.Namespace) -> Callable[[], None]:
-    """Checks what can be got wrong, then serves until Ctrl-C. Prints a link for each labeller, which works once."""
+    """Checks what can be got wrong, waits for the run, and serves until Ctrl-C. Prints a link for each labeller."""
+    from rlhf_bilevel.human import guidelines
     from rlhf_bilevel.human.book import Book
     from rlhf_bilevel.human.server import Invitations, create_app, static_files
 
@@ -32,13 +41,13 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     people = people or [(NAME, "labeller")]
     check(args, [name for name, _ in people])
     files = static_files()
-    book = Book.of(args.dir)
+    rules = guidelines.html(args.guidelines) if args.guidelines else ""
+    begun = Book.of(args.dir) if is_run(args.dir) or args.import_file else None
 
     def work() -> None:
-        import uvicorn
-
-        from rlhf_bilevel.human.gate import Impatient
-
+        if begun is None:
+            wait(args.dir)
+        book = begun or Book.of(args.dir)
         if args.import_file:
             bring(book, args.import_file)
             return
@@ -51,6 +60,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             book,
             invitations,
             question=args.question,
+            guidelines=rules,
             hosts=hosts,
             origins=origins,
             files=files,
@@ -61,28 +71,70 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
         for name, role in people:
             print(f"{name}: {base}/join/{invitations.new(name, role)}", flush=True)
         print(
-            "A link works once, in one browser. Ctrl-C stops the page, training goes on; answers are kept.", flush=True
+            "Open the link in a browser: it works once. Ctrl-C stops this page; training goes on, and answers are kept."
         )
+        sys.stdout.flush()
         if not is_loopback(args.host):
             print(exposed(args.host, port), flush=True)
-        config = uvicorn.Config(
-            app,
-            http=Impatient,
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=2,
-            h11_max_incomplete_event_size=2**14,
-            limit_concurrency=1000,
-        )
         with suppress(KeyboardInterrupt), book:
-            uvicorn.Server(config).run(sockets=[listening])
+            server(app).run(sockets=[listening])
 
     return work
+
+
+def server(app: Gate, **settings: Any) -> uvicorn.Server:
+    """That serves ``app`` and tells nothing of itself; ``settings`` are uvicorn's, in place of these."""
+    import uvicorn
+
+    from rlhf_bilevel.human.gate import Impatient
+
+    here: dict[str, Any] = {
+        "http": Impatient,
+        "ws": "none",
+        "lifespan": "off",
+        "log_level": "error",  # each request that is no HTTP would be a line
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "backlog": 128,
+        "timeout_keep_alive": 15,
+        "timeout_graceful_shutdown": 2,
+        "h11_max_incomplete_event_size": 2**14,
+    }
+    return uvicorn.Server(uvicorn.Config(app, **(here | settings)))
+
+
+def is_run(folder: Path) -> bool:
+    """False where a run can still be made there. Refused where none is and none can be; names runs that are there."""
+    if (folder / CONFIG).is_file():
+        return True
+    if not folder.parent.is_dir():
+        raise Refused(f"{folder}: there is no folder {folder.parent}{near(folder)}")
+    if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {f"{CONFIG}.tmp"}):
+        return False
+    if (folder / CONFIG).is_file():  # it came between the two looks
+        return True
+    raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
+
+
+def near(folder: Path) -> str:
+    """For a message: up to three runs' folders around there, those with the most similar names first."""
+    around = next(place for place in folder.parents if place.is_dir())
+    found = [str(file.parent) for depth in ("*", "*/*") for file in around.glob(f"{depth}/{CONFIG}")]
+    runs = difflib.get_close_matches(str(folder), found, cutoff=0)
+    return f"; the nearest runs are {', '.join(runs)}" if len(runs) > 1 else f"; a run is {runs[0]}" if runs else ""
+
+
+def wait(folder: Path) -> None:
+    """Until training has begun there. Refused where it becomes something else than a run's folder."""
+    print(
+        f"waiting for {folder} to be made by: rlhf-bilevel train ... --teacher human --out {folder} (Ctrl-C ends)"
+        f"{near(folder)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    while not is_run(folder):
+        time.sleep(INTERVAL)
 
 
 def check(args: argparse.Namespace, people: list[str]) -> None:

@@ -44,10 +44,16 @@ class Offer(NamedTuple):
 
 
 class Progress(NamedTuple):
+    """What a labeller may know. An answer is any choice but a skip, whatever its pair was put before them for."""
+
     mine: int  # answers of this labeller
-    total: int  # answers of all to what counts as a label
+    total: int  # answers of everybody
     open: int  # queries that want more answers
+    skipped: int  # those among them that this labeller skipped
+    judged: int  # those that they answered, and that want somebody else's answer
+    taken: int  # those that others are at, of which none is left for this labeller
     needed: int  # answers until training goes on, or that its next session will want
+    can_undo: bool  # whether ``Book.undo`` would take something back
 
 
 class Pending(NamedTuple):
@@ -111,6 +117,7 @@ class Status:
     needed: int  # answers until it goes on; while it goes on, those that its next session will want
     doing: str  # one sentence for people
     updated_at: float = 0.0
+    spare: int | None = None  # queries that may wait for somebody while it goes on; None where it did not say
 
 
 def first_better(choice: str, left_is_first: bool) -> float:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import struct
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from torch import Tensor
 from rlhf_bilevel import envs
 from rlhf_bilevel.files import Damaged, Refused
 from rlhf_bilevel.human import scene
+from rlhf_bilevel.interface import Unfit
 from rlhf_bilevel.replay import Store
 
 CLIPS, POSES, RECORDS = "clips", "poses.bin", "records.bin"  # the first is the folder in a run's folder
@@ -51,8 +54,15 @@ class Set(NamedTuple):
     fps: float  # steps of the environment in a second
 
 
+class Told(Enum):
+    """Keys of an info, which no environment can have: ``Pose`` after every step and reset, ``Set`` after the first."""
+
+    POSE = 0
+    SET = 1
+
+
 class Posed(envs.Counting):
-    """Tells how things stand: ``info["pose"]`` after every step and reset, ``info["set"]`` after its first reset.
+    """Tells how things stand, in its info: see ``Told``.
 
     Nothing that the env does is changed, and no random number is drawn.
     """
@@ -63,14 +73,14 @@ class Posed(envs.Counting):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
-        info["pose"] = self._source.first()
+        info[Told.POSE] = self._source.first()
         if self._fresh:
-            info["set"], self._fresh = self._source.set(), False
+            info[Told.SET], self._fresh = self._source.set(), False
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        info["pose"] = self._source.next()
+        info[Told.POSE] = self._source.next()
         return obs, reward, terminated, truncated, info
 
 
@@ -121,20 +131,25 @@ def _simulator(env: Any) -> tuple[Any, Any]:
     return (model, data) if isinstance(model, mujoco.MjModel) else (None, None)
 
 
-def make(env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1) -> Posed:
+def make(
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
+) -> Posed:
     """As ``envs.make``, with poses. Refused where a person could see nothing: neither MuJoCo nor pictures."""
-    env = envs.make(env_id, seed, stream, protocol, None, action_repeat)
-    told = env.unwrapped.metadata
-    fps = told.get("render_fps", 30) / action_repeat
+    env = envs.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
+    told: Any = env.unwrapped.metadata or {}
+    fps = told.get("render_fps")
+    fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
     if _simulator(env.unwrapped)[0] is not None:
         return Posed(env, Bodies(env, fps))
     env.close()
     if "rgb_array" not in told.get("render_modes", ()):
         raise Refused(f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array")
     try:
-        drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat)
+        drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
         drawn.reset()
         drawn.render()
+    except Unfit as error:
+        raise Refused(f"{env_id}: {error}") from error
     except Exception as error:  # a library or a display that is missing
         raise Refused(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
     drawn.set_wrapper_attr("episode", 0)
@@ -154,16 +169,16 @@ class Filmed(envs.Counting):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
-        if "set" in info:
-            self._film.prepare(info.pop("set"))
-        self._keep(info.pop("pose"))
+        if Told.SET in info:
+            self._film.prepare(info.pop(Told.SET))
+        self._keep(info.pop(Told.POSE))
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._film.write(self._store.size, self._record, self._values)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if "pose" in info:  # not where the step failed
-            self._keep(info.pop("pose"))
+        if Told.POSE in info:  # not where the step failed
+            self._keep(info.pop(Told.POSE))
         return obs, reward, terminated, truncated, info
 
     def _keep(self, pose: Pose) -> None:

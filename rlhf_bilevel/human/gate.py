@@ -5,7 +5,8 @@ which names it may be called (a name that somebody else points here is refused: 
 from the server's own page only. The headers forbid the page everything that it does not need.
 
 Refused with these statuses: a Host that is not this server's 421, a POST of another origin 403, one without JSON 415,
-above 4 kB 413, slower than ten seconds 408, another method 405.
+that is not plain JSON 422, above 4 kB 413, slower than ten seconds 408, another method 405. Of too many connections the
+one that has gone longest without an answer is closed, so that who holds many keeps nobody else out.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Gate:
                 body = await _body(receive)
         except TimeoutError:
             raise Refusal(408, f"the request did not come within {self.body_seconds:g} seconds") from None
+        _check_json(body)
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -110,6 +112,21 @@ async def _body(receive: Receive) -> bytes:
             return body
 
 
+def _check_json(body: bytes) -> None:
+    """Refusal of what readers of JSON would take in different ways, or cannot take."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise Refusal(422, "a name is there twice")
+        return dict(pairs)
+
+    try:
+        told = json.loads(body, object_pairs_hook=once)
+        json.dumps(told, ensure_ascii=False).encode()  # halves of letters cannot be stored
+    except (ValueError, RecursionError):
+        raise Refusal(422, "this is not JSON") from None
+
+
 def _header(scope: Scope, name: bytes) -> str:
     """The header's value where it is there once, else nothing."""
     values = [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
@@ -117,11 +134,26 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 class Impatient(H11Protocol):
-    """uvicorn's HTTP, but ``timeout_keep_alive`` seconds are for all of a request's head, not for its first byte."""
+    """uvicorn's HTTP, but ``timeout_keep_alive`` seconds are for all of a request's head, not for its first byte.
+
+    At most ``most`` connections are open: a further one takes the place of the one that has waited longest, for a head,
+    a body or somebody who reads. An honest one waits for a moment only, or begins again where it was idle.
+    """
+
+    most = 500  # a process may have 1,024 files open, as a rule
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.since = self.loop.time()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if len(self.connections) > self.most:
+            oldest = min((other for other in self.connections if isinstance(other, Impatient)), key=lambda o: o.since)
+            self.connections.discard(oldest)  # it leaves by itself, but later than others may come
+            oldest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         running, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, func, literal, or_, select
 
 from rlhf_bilevel.human.facts import Labeller, Offer
 from rlhf_bilevel.human.tables import (
@@ -47,6 +47,19 @@ def _has_room(run: str, me: int, now: float) -> ColumnElement[bool]:
         queries.c.retired_session.is_(None),
         answers + others < queries.c.wanted,
     )
+
+
+def standing(c: Connection, run: str, me: int, now: float) -> tuple[int, int, int, int]:
+    """How many queries are open; those among them that they skipped, that they answered, and that others are at."""
+    is_open = queries.c.run == run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
+    mine = choices.c.labeller == me, *LABELS
+    theirs = select(func.count().filter(choices.c.choice == SKIP), func.count().filter(choices.c.choice != SKIP))
+    skipped, judged = c.execute(theirs.select_from(choices.join(queries)).where(*is_open, *mine)).one()
+    leased = offers.c.labeller != me, offers.c.purpose == LABEL, offers.c.leased_until > now
+    elsewhere = queries.c.id.in_(select(offers.c.query).where(*leased)), ~_has_room(run, me, now)
+    met = exists(choices, choices.c.query == queries.c.id, *mine)
+    taken = c.scalar(select(func.count()).select_from(queries).where(*is_open, *elsewhere, ~met))
+    return c.scalar(select(func.count()).select_from(queries).where(*is_open)) or 0, skipped, judged, taken or 0
 
 
 def held(c: Connection, run: str, me: int, now: float) -> list[Any]:

@@ -3,6 +3,9 @@
 Krippendorff's alpha = 1 - D_o / D_e compares the disagreement D_o of people on the same pair with D_e, that of answers
 put together at random: 1 where all agree, 0 as by chance. Distances are squared differences of labels 1, .5 and 0.
 Intervals are of 95 %: Wilson's for shares, the bootstrap over queries for alpha.
+
+A share is flagged where somebody whose true share is the one that is tolerated would be as far off with a probability
+below CHANCE (exact binomial test), so that one bad answer is no flag.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from statistics import median
 import krippendorff
 import numpy as np
 from pydantic import BaseModel
+from scipy.stats import binomtest
 
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.facts import Chosen, first_better
@@ -23,10 +27,11 @@ from rlhf_bilevel.human.tables import CANT_TELL, DECIDED, EQUAL, EXPERT, GOLD, L
 LABELS = (0.0, 0.5, 1.0)
 RESAMPLES = 500
 NORMAL = 1.96  # standard deviations on either side that hold 95 %
-ENOUGH = 10  # answers before anything is said of a habit
-RARE = 3.0  # standard deviations: one labeller in 400 without a habit is so far off
+ENOUGH = 10  # answers before anything is said of how fast they come, and shared pairs before anything of agreement
+CHANCE = 0.00135  # three standard deviations: one labeller in 700 is flagged for nothing
 HASTE = 1.0  # seconds in which nobody has seen two clips
-AGREES = 0.8  # share of repetitions and of gold below which an answer is worth little
+AGREES = 0.8  # share of repetitions and of gold that is tolerated: below it, an answer is worth little
+UNDECIDED = 0.5  # share of skips and of "can't tell" that is tolerated
 TENTATIVE = 0.667  # Krippendorff's: below that, draw no conclusion
 
 
@@ -62,8 +67,9 @@ class Agreement(BaseModel):
 class Report(BaseModel):
     labellers: list[Figures]
     overall: Figures
+    shared: int  # queries that two people or more decided
     agreement: Agreement | None  # None where no two people have answered the same, or all answers are alike
-    flags: list[str]
+    flags: list[str]  # of all together; those of a labeller are with their figures
 
 
 def report(book: Book) -> Report:
@@ -73,14 +79,20 @@ def report(book: Book) -> Report:
     for who in book.everybody():
         theirs = [chosen for chosen in everything if chosen.labeller.id == who.id]
         each.append(_figures(who.name, who.role, theirs, own, experts))
-    overall, agreement = _figures("all", "", everything, own, experts), agreed(everything)
-    flags = [f"{figures.name}: {flag}" for figures in each for flag in figures.flags]
-    if agreement and agreement.high < TENTATIVE:
+    overall, agreement = _figures("everybody", "", everything, own, experts), agreed(everything)
+    flags = []
+    if agreement and agreement.queries >= ENOUGH and agreement.high < TENTATIVE:
         flags.append(
             f"people agree little: Krippendorff's alpha is {agreement.alpha:.2f} "
-            f"({agreement.low:.2f} to {agreement.high:.2f}), and conclusions want more than {TENTATIVE:.2f}"
+            f"({agreement.low:.2f} to {agreement.high:.2f}); below {TENTATIVE:.2f}, draw no conclusions"
         )
-    return Report(labellers=each, overall=overall, agreement=agreement, flags=flags)
+    shared = len(_shared(everything))
+    return Report(labellers=each, overall=overall, shared=shared, agreement=agreement, flags=flags)
+
+
+def too_few(count: int, of: int, tolerated: float) -> bool:
+    """Whether a share is below the ``tolerated`` one by more than chance."""
+    return of > 0 and binomtest(count, of, tolerated, alternative="less").pvalue < CHANCE
 
 
 def share(count: int, of: int) -> Share | None:
@@ -94,11 +106,7 @@ def share(count: int, of: int) -> Share | None:
 
 def agreed(everything: Sequence[Chosen]) -> Agreement | None:
     """Of all decided answers to what somebody was asked for the first time."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0] * len(LABELS))
-    for chosen in everything:
-        if chosen.purpose != REPEAT and chosen.choice in DECIDED:
-            counts[chosen.query_id][LABELS.index(_label(chosen))] += 1
-    table = np.array([row for row in counts.values() if sum(row) > 1]).reshape(-1, len(LABELS))
+    table = _shared(everything)
     if (alpha := _alpha(table)) is None:
         return None
     rng = np.random.default_rng(0)
@@ -106,6 +114,15 @@ def agreed(everything: Sequence[Chosen]) -> Agreement | None:
     # A resample whose answers are all alike shows no disagreement
     low, high = np.quantile([1.0 if value is None else value for value in resampled], [0.025, 0.975])
     return Agreement(alpha=alpha, low=low, high=high, queries=len(table), ratings=int(table.sum()))
+
+
+def _shared(everything: Sequence[Chosen]) -> np.ndarray:
+    """How often each label was given to each query that several people decided (queries, labels)."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0] * len(LABELS))
+    for chosen in everything:
+        if chosen.purpose != REPEAT and chosen.choice in DECIDED:
+            counts[chosen.query_id][LABELS.index(_label(chosen))] += 1
+    return np.array([row for row in counts.values() if sum(row) > 1]).reshape(-1, len(LABELS))
 
 
 def _alpha(counts: np.ndarray) -> float | None:
@@ -170,16 +187,20 @@ def _figures(
 
 def _flags(figures: Figures) -> list[str]:
     flags = []
-    left, seconds, undecided = figures.left, figures.median_seconds, figures.skips + figures.cant_tell
-    if left and left.count >= ENOUGH and abs(left.value - 0.5) > RARE * 0.5 / math.sqrt(left.count):
-        side = "left" if left.value > 0.5 else "right"
-        percent = 100 * max(left.value, 1 - left.value)
-        flags.append(f"chooses the {side} side in {percent:.0f} % of {left.count} choices, where half is expected")
-    for name, found in (("repeated pairs", figures.repeats), ("pairs that an expert decided", figures.gold)):
-        if found and found.high < AGREES:
-            flags.append(f"gives the same answer to {100 * found.value:.0f} % of {found.count} {name}")
+    if left := figures.left:
+        lefts = round(left.value * left.count)
+        for side, count in (("left", lefts), ("right", left.count - lefts)):
+            if too_few(left.count - count, left.count, 0.5):
+                flags.append(f"chose the {side} side {count} of {left.count} times; half is expected")
+    for name, found in (
+        ("pairs that came twice got the same answer", figures.repeats),
+        ("pairs got the answer of the expert", figures.gold),
+    ):
+        if found and too_few(same := round(found.value * found.count), found.count, AGREES):
+            flags.append(f"{same} of {found.count} {name}; at least {100 * AGREES:.0f} % are expected")
+    seconds, met, undecided = figures.median_seconds, figures.answers + figures.skips, figures.skips + figures.cant_tell
     if seconds is not None and figures.answers >= ENOUGH and seconds < HASTE:
-        flags.append(f"takes {seconds:.1f} seconds for an answer (median), in which nobody has seen both clips")
-    if figures.answers + figures.skips >= ENOUGH and undecided > (figures.answers + figures.skips) / 2:
-        flags.append(f"skips or cannot tell {undecided} of {figures.answers + figures.skips} pairs")
+        flags.append(f"takes {seconds:.1f} seconds for an answer (median): too short to see both clips")
+    if too_few(met - undecided, met, 1 - UNDECIDED):
+        flags.append(f"skipped, or could not tell, {undecided} of {met} pairs")
     return flags

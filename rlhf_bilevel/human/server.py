@@ -7,11 +7,13 @@ be killed and started again at any moment. It imports neither torch nor a simula
     GET  /quality             how well answers agree             POST /api/join         its token for a cookie
     GET  /api/next?count=2    pairs to judge, leased             POST /api/answers      a choice, stored once by its key
     GET  /api/status          progress, and what training does   POST /api/undo         takes the last choice back
-    GET  /api/clips/{id}      a clip, gzipped JSON               GET  /api/scenes/{id}  what is drawn in it
-    GET  /static/{name}       a fixed list of files              GET  /healthz          the server answers
+    GET  /api/clips/{id}      a clip, gzipped JSON               POST /api/unskip       offers skipped pairs again
+    GET  /static/{name}       a fixed list of files              GET  /api/scenes/{id}  what is drawn in a clip
+    GET  /healthz             the server answers
 
-Refused, beside what ``gate`` refuses: without a session 401, unknown things 404, an answer against what was answered
-409, one that training has gone on without 410, and everything while the database is away 503.
+Refused, beside what ``gate`` refuses: without a session, or as somebody else than it is of, 401; a link that was used
+403; unknown things 404; an answer against what was answered 409; one that training has gone on without 410; what is no
+answer 422; and everything while the database is away 503.
 """
 
 import gzip
@@ -26,8 +28,9 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
 from rlhf_bilevel.files import sha256
@@ -38,6 +41,7 @@ from rlhf_bilevel.human.gate import Gate
 LEASE_SECONDS = 600.0  # a pair is nobody else's for so long
 SESSION_DAYS = 30
 LATE_SECONDS = 15.0  # a training that has told nothing for so long is not running
+LATEST = 4102444800.0  # the year 2100: no browser's clock says a later time
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 HERE = Path(__file__).parent
 
@@ -77,17 +81,17 @@ class Strict(BaseModel):
 
 
 class Join(Strict):
-    token: str = Field(max_length=64)
+    token: str = Field(max_length=64, pattern=r"^[\w-]*$")
 
 
 class Answer(Strict):
-    """Times are the browser's, in seconds since 1970."""
+    """Times are the browser's, in seconds since 1970; the book corrects those that cannot be."""
 
-    query: str = Field(max_length=64)
+    query: str = Field(max_length=64, pattern=r"^[0-9a-f]*$")
     choice: Literal["left", "right", "equal", "cant_tell", "skip"]
-    key: str = Field(min_length=16, max_length=64)
-    shown_at: float = Field(ge=0)
-    answered_at: float = Field(ge=0)
+    key: str = Field(min_length=16, max_length=64, pattern=r"^[0-9A-Za-z-]*$")
+    shown_at: float = Field(ge=0, le=LATEST)
+    answered_at: float = Field(ge=0, le=LATEST)
 
 
 class Nothing(Strict):
@@ -102,6 +106,7 @@ def create_app(
     hosts: Collection[str],
     origins: Collection[str],
     files: Mapping[str, Path],
+    guidelines: str = "",
     ended: Callable[[], bool] = lambda: False,
     repeats: float = 0.05,
     gold: float = 0.05,
@@ -110,6 +115,7 @@ def create_app(
     """The server as an ASGI application.
 
     :param question: what people are asked about every pair
+    :param guidelines: HTML that says more of it
     :param hosts: values of Host that are this server's; ``origins``: those of Origin that may send choices
     :param ended: whether the run has come to its end
     :param repeats: share of pairs that come again to whoever answered them; ``gold``: that an expert has answered
@@ -117,12 +123,17 @@ def create_app(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=PackageLoader("rlhf_bilevel.human"), autoescape=True, undefined=StrictUndefined)
     static = {name: packed(path) for name, path in files.items()}
-    cookie = f"label-{sha256(book.run.encode())[:8]}"  # cookies are shared by all ports of a machine: one for each run
+    short = sha256(book.run.encode())[:8]
+    cookie = f"label-{short}"  # cookies are shared by all ports of a machine: one for each run
 
     def page(name: str, status: int = 200, **told: Any) -> HTMLResponse:
         facts = book.facts() if "me" in told else {}  # strangers learn nothing of the run
         title = " on ".join(str(facts[key]) for key in ("method", "env") if key in facts)
         return HTMLResponse(pages.get_template(name).render(title=title or "rlhf-bilevel", **told), status)
+
+    def is_of(me: Labeller) -> str:
+        """Whose page it is: what is kept in a browser is this labeller's, of this run."""
+        return f"{short}-{me.id}"
 
     def visitor(request: Request) -> Labeller | None:
         token = request.cookies.get(cookie, "")
@@ -132,6 +143,8 @@ def create_app(
         found = visitor(request)
         if found is None:
             raise HTTPException(401, "no session: open the link that rlhf-bilevel label printed")
+        if request.headers.get("x-page-of", is_of(found)) != is_of(found):
+            raise HTTPException(401, "this browser is signed in as somebody else now: reload the page")
         return found
 
     Me = Annotated[Any, Depends(signed_in)]
@@ -143,10 +156,12 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"error": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
+        where = ".".join(map(str, first["loc"][1:]))[:100]
+        return JSONResponse({"error": " ".join(f"{where}: {first['msg']}".split())}, 422)
 
     @app.exception_handler(OperationalError)
-    def away(request: Request, error: OperationalError) -> JSONResponse:
+    @app.exception_handler(InterfaceError)
+    def away(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the book of labels cannot be reached now"}, 503)
 
     @app.get("/healthz")
@@ -156,7 +171,9 @@ def create_app(
     @app.get("/")
     def label(request: Request) -> HTMLResponse:
         me = visitor(request)
-        return page("label.html", me=me, question=question) if me else page("stranger.html", 401)
+        if me is None:
+            return page("stranger.html", 401)
+        return page("label.html", me=me, is_of=is_of(me), question=question, guidelines=Markup(guidelines))
 
     @app.get("/quality")
     def quality(request: Request) -> HTMLResponse:
@@ -165,10 +182,11 @@ def create_app(
             return page("stranger.html", 401)
         from rlhf_bilevel.human.quality import report  # SciPy takes a second to load
 
-        found = report(book).model_dump()
+        told = report(book).model_dump()
         if me.role != "expert":  # what others did is theirs
-            found["labellers"] = [row for row in found["labellers"] if row["name"] == me.name]
-        return page("quality.html", me=me, **found)
+            told["labellers"] = [row for row in told["labellers"] if row["name"] == me.name]
+        found = [f"{row['name']}: {flag}" for row in told["labellers"] for flag in row["flags"]] + told.pop("flags")
+        return page("quality.html", me=me, found=found, **told)
 
     @app.get("/join/{token}")
     def join_page(token: str) -> HTMLResponse:
@@ -207,6 +225,10 @@ def create_app(
             raise HTTPException(404, "there is no answer of yours that training has not used")
         return {"query": query}
 
+    @app.post("/api/unskip")
+    def unskip(me: Me, nothing: Nothing) -> dict[str, int]:
+        return {"pairs": book.unskip(me)}
+
     @app.get("/api/status")
     def status(me: Me) -> dict[str, Any]:
         """Of training: ``on``, ``waiting`` for answers, ``ended``, or ``away``, where nothing is heard of it."""
@@ -219,18 +241,19 @@ def create_app(
             state = "waiting" if told.waiting else "on"
         return book.progress(me)._asdict() | {"training": {"state": state} | (asdict(told) if told else {})}
 
-    def zipped(data: bytes | None) -> Response:
+    def zipped(name: str, find: Callable[[str], bytes | None]) -> Response:
+        data = find(name) if name.isprintable() else None  # PostgreSQL refuses to look for some that are not
         if data is None:
             raise HTTPException(404, "there is no such thing")
         return Response(data, media_type="application/json", headers={"content-encoding": "gzip"})
 
     @app.get("/api/clips/{clip}")
     def clips(me: Me, clip: str) -> Response:
-        return zipped(book.clip(clip))
+        return zipped(clip, book.clip)
 
     @app.get("/api/scenes/{scene}")
     def scenes(me: Me, scene: str) -> Response:
-        return zipped(book.scene(scene))
+        return zipped(scene, book.scene)
 
     @app.get("/static/{name}")
     def file(request: Request, name: str) -> Response:

@@ -67,7 +67,7 @@ class HumanTeacher:
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         doing = f"Training has stopped. rlhf-bilevel resume {self._folder} goes on with it."
         with suppress(*Away):
-            self._beat(False, 0, doing if kind else "Training has come to its end.")
+            self._beat(False, 0, None, doing if kind else "Training has come to its end.")
         self._book.close()
 
     def __call__(self, queries: Queries) -> Preferences:
@@ -91,7 +91,7 @@ class HumanTeacher:
         )
         doing += f", {(run.step - step) / (now - before):.0f} steps a second."
         try:
-            self._beat(False, self._needed(min(c.session_labels, c.labels - self._used)), doing)
+            self._beat(False, *self._needed(min(c.session_labels, c.labels - self._used)), doing)
         except Away:  # training needs no book to go on
             self._next = now + 30 * INTERVAL
 
@@ -115,19 +115,25 @@ class HumanTeacher:
 
     def _wait(self) -> None:
         step, c = self._store.size, self._config
-        while needed := self._patiently(self._needed):
+        while (told := self._patiently(self._needed))[0]:
+            needed = told[0]
             doing = f"Training waits at step {step:,} of {c.steps:,} for {needed} more answer{'s' * (needed > 1)}."
-            self._patiently(partial(self._beat, True, needed, doing))
+            self._patiently(partial(self._beat, True, *told, doing))
             time.sleep(INTERVAL)
 
-    def _needed(self, more: int = 0) -> int:
-        """Answers that training waits for, or would if it asked so many ``more`` queries."""
-        asked, missing = self._book.pending()
-        return max(0, missing + more - math.floor(self._config.teacher_pending_share * (asked + more) + 1e-9))
+    def _needed(self, more: int = 0) -> tuple[int, int]:
+        """Answers that training waits for, or would if it asked so many ``more`` queries; and how many may be missing.
 
-    def _beat(self, waiting: bool, needed: int, doing: str) -> None:
+        Both are of the queries in the book: the second is below 0 where the new ones alone are too many.
+        """
+        asked, missing = self._book.pending()
+        spare = math.floor(self._config.teacher_pending_share * (asked + more) + 1e-9) - more
+        return max(0, missing - spare), spare
+
+    def _beat(self, waiting: bool, needed: int, spare: int | None, doing: str) -> None:
         c = self._config
-        self._book.beat(Status(self._store.size, c.steps, self._used, c.labels, waiting, needed, doing))
+        status = Status(self._store.size, c.steps, self._used, c.labels, waiting, needed, doing, spare=spare)
+        self._book.beat(status)
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """What ``work`` gives, which may be done again: where the database is away, training waits until it is back."""

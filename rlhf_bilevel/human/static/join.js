@@ -4,6 +4,7 @@ const headers = { "content-type": "application/json" };
 try {
   const joined = await fetch("/api/join", { method: "POST", headers, body: JSON.stringify({ token }) });
   if (joined.ok || (await fetch("/api/status")).ok) location.replace("/");
+  else if (joined.status !== 403) throw new Error(joined.statusText);
   else document.getElementById("told").textContent = "This link was opened before, or is of an earlier start. "
     + "Starting rlhf-bilevel label again prints a new one; no answer is lost by it.";
 } catch {

@@ -24,17 +24,19 @@ class Refused extends Error {
   }
 }
 
-/** JSON of the server. Refused for 4xx, which no second try changes; another Error for what passes by. */
+const FINAL = [401, 404, 409, 410, 422]; // what the label server has decided: no second try changes it
+
+/** JSON of the server. Refused for what it has decided; another Error for what passes by, as another program at its address does. */
 async function call(path, sent) {
-  const options = { signal: AbortSignal.timeout(10000), credentials: "same-origin" };
-  if (sent) Object.assign(options, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(sent) });
+  const headers = { "x-page-of": body.dataset.labeller };
+  const options = { signal: AbortSignal.timeout(10000), credentials: "same-origin", headers };
+  if (sent) Object.assign(options, { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: JSON.stringify(sent) });
   const answer = await fetch(path, options);
   if (answer.ok) return answer.json();
   const told = await answer.json().catch(() => ({}));
+  if (!FINAL.includes(answer.status) || !told.error) throw new Error(told.error);
   if (answer.status === 401) leave();
-  if (answer.status >= 400 && answer.status < 500 && answer.status !== 408 && answer.status !== 429)
-    throw new Refused(answer.status, told.error);
-  throw new Error(told.error);
+  throw new Refused(answer.status, told.error);
 }
 
 /** Tries until the server answers; Refused passes. */
@@ -57,9 +59,10 @@ function connection(there) {
   connected = there;
 }
 
-/** The session is over: nothing is lost, but only a new link helps. */
+/** The session is over, or of another labeller or run: nothing is lost, but only a reload or a new link helps. */
 function leave() {
-  pause("gone", "A new link is needed", "This browser's session has ended. Open the link that rlhf-bilevel label prints; answers that are not sent yet are kept.");
+  const unsent = outbox.waiting().length ? " Answers that are not sent yet are kept in this browser, and sent once you are back." : "";
+  pause("gone", "You are signed out here", `Your session has ended, or somebody else’s link was opened in this browser. Open the link that rlhf-bilevel label prints for you, then reload this page.${unsent}`);
 }
 
 // ---------------------------------------------------------------------------------------------------------- the outbox
@@ -77,11 +80,13 @@ const outbox = {
 
   add(answer) {
     localStorage.setItem(this.prefix + answer.key, JSON.stringify(answer));
+    ready();
     this.send();
   },
 
   drop(answer) {
     localStorage.removeItem(this.prefix + answer.key);
+    ready();
   },
 
   async send() {
@@ -108,6 +113,7 @@ const outbox = {
       }
     }
     this.sending = false;
+    if (!shown) poll.now(); // why nothing is left is told anew
   },
 
   /** True once everything is acknowledged, false where that takes too long. */
@@ -233,9 +239,10 @@ const clock = {
 // ---------------------------------------------------------------------------------------------------------- pairs
 
 const pairs = []; // to be judged, in order; the first is in front, or comes there as soon as it is drawn
-const answered = []; // newest last: {pair, key, choice}
+const answered = []; // newest last: {pair, key, choice, at}
 let shown = false; // whether the first pair is in front
 let shownAt = 0;
+let hand = null; // the button that lost the focus when there was nothing to judge
 let turn = 0; // of those who wait for a stage only the latest may change what is shown
 
 const same = (a, b) => a.query === b.query && a.left === b.left;
@@ -248,11 +255,11 @@ async function refill() {
   do {
     refill.again = false;
     try {
-      const waiting = outbox.waiting();
+      const waiting = outbox.waiting(), began = performance.now();
       const count = AHEAD + Math.min(waiting.length, 12); // what is answered and on its way is offered again
       const offered = (await call(`/api/next?count=${count}`)).pairs;
       connection(true);
-      const known = [...pairs, ...answered.map((past) => past.pair)];
+      const known = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
       const sent = new Set([...waiting, ...outbox.waiting()].map((answer) => answer.query));
       pairs.push(...offered.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
       for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
@@ -303,6 +310,8 @@ function swap() {
   body.dataset.right = front.pair.right;
   front.element.classList.add("front");
   front.element.inert = false;
+  if (document.activeElement === body) hand?.focus(); // which had it before there was nothing to judge
+  hand = null;
   back.element.classList.remove("front");
   back.element.inert = true;
   clock.begin();
@@ -320,10 +329,11 @@ function answer(choice) {
   if (!shown || undo.busy) return;
   const pair = pairs.shift();
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  answered.push({ pair, key, choice });
+  answered.push({ pair, key, choice, at: performance.now() });
   answered.splice(0, answered.length - HISTORY);
   shown = false;
   enable(false);
+  if (status) status.can_undo = true;
   if (choice !== "skip") counted(1);
   notice(`${SAID[choice]}.`);
   outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now() });
@@ -331,7 +341,7 @@ function answer(choice) {
   advance();
 }
 
-const upright = matchMedia("(max-width: 37.49rem)");
+const upright = matchMedia("(max-width: 37.49rem) and (max-aspect-ratio: 5/4)"); // as in page.css
 const SAID = {
   get left() { return upright.matches ? "Upper is better" : "Left is better"; },
   get right() { return upright.matches ? "Lower is better" : "Right is better"; },
@@ -342,7 +352,8 @@ const SAID = {
 
 /** Takes the last answer back: here, where it was not sent yet, else on the server. */
 async function undo() {
-  if (undo.busy) return;
+  if (undo.busy || body.dataset.state === "gone") return;
+  if (!canUndo()) return notice(NO_UNDO, true);
   undo.busy = true;
   try {
     const unsent = outbox.waiting().pop();
@@ -355,6 +366,7 @@ async function undo() {
     const place = answered.findLastIndex((past) => past.pair.query === query);
     const [past] = place < 0 ? [] : answered.splice(place, 1);
     if (!past || past.choice !== "skip") counted(-1);
+    if (status) status.can_undo = answered.length > 0; // until the server says so
     notice("Your last answer is taken back.");
     if (past) {
       pairs.unshift(past.pair);
@@ -363,11 +375,47 @@ async function undo() {
       await advance();
     } else await again();
   } catch (error) {
-    notice(error instanceof Refused ? "There is no answer to take back: training has used it, or there is none." : "No connection: your answer cannot be taken back now.", true);
+    if (body.dataset.state === "gone") return; // which leave() has told
+    if (error instanceof Refused && status) status.can_undo = false;
+    notice(error instanceof Refused ? NO_UNDO : "No connection: your answer cannot be taken back now.", true);
   } finally {
     undo.busy = false;
+    ready();
+    poll.now();
   }
 }
+
+const NO_UNDO = "There is no answer to take back: training has used it, or there is none.";
+const canUndo = () => outbox.waiting().length > 0 || Boolean(status?.can_undo);
+
+/** Whether there is something to undo is seen on its button. */
+function ready() {
+  byId("undo").setAttribute("aria-disabled", String(!canUndo()));
+}
+
+/** Offers again what this labeller skipped and nobody else has answered. */
+async function unskip() {
+  try {
+    await call("/api/unskip", {});
+  } catch (error) {
+    if (!(error instanceof Refused)) notice("No connection: the skipped pairs cannot be shown now.", true);
+  }
+  poll.now();
+}
+
+/** What was answered in another window of this browser is not asked here again. */
+addEventListener("storage", ({ key, newValue }) => {
+  if (!key?.startsWith(outbox.prefix) || !newValue) return;
+  const { query } = JSON.parse(newValue), place = pairs.findIndex((pair) => pair.query === query);
+  if (place < 0) return;
+  pairs.splice(place, 1);
+  if (place > 0 || !shown) return;
+  shown = false;
+  enable(false);
+  notice("That pair was answered in another window.");
+  refill();
+  advance();
+});
 
 /** Asks anew for all pairs: what was taken back is the first of them. */
 async function again() {
@@ -390,48 +438,78 @@ function notice(text, trouble = false) {
 
 /** In place of a pair: a heading and a sentence. */
 function pause(state, heading, text) {
+  const focused = document.activeElement;
   body.dataset.state = state;
+  if (focused?.closest(".transport, .choices, [data-choice]")) hand = focused;
   for (const name of ["query", "left", "right"]) delete body.dataset[name];
   shown = false;
   enable(false);
   if (byId("pause-heading").textContent !== heading) byId("pause-heading").textContent = byId("said").textContent = heading;
   byId("pause-text").textContent = text;
+  byId("unskip").hidden = true;
 }
 
 function rest() {
   if (body.dataset.state === "gone") return;
-  const training = status?.training;
-  if (!connected) pause("away", "No connection", "The next pair comes up here by itself once it is back. Your answers are kept until then.");
-  else if (!status) pause("loading", "Loading the first pair …", "");
-  else if (training.state === "ended") pause("empty", "All done", "This run has come to its end. Thank you.");
-  else if (training.wanted && training.labels >= training.wanted) pause("empty", "All done", "Training has all the labels that it asked for. Thank you.");
-  else pause("empty", "Nothing to label now", "The next pair comes up here by itself; you can leave this page open.");
+  if (!connected) return pause("away", "No connection", "The next pair comes up here by itself once it is back. Your answers are kept until then.");
+  if (!status) return pause("loading", "Loading the first pair …", "");
+  if (outbox.waiting().length) return pause("loading", "Sending your answer …", "");
+  const { training, open, skipped, judged, taken } = status;
+  if (training.state === "ended") return pause("empty", "All done", "This run has ended. Thank you.");
+  if (hasAll(training)) return pause("empty", "All done", "Training has all the labels that it asked for. Thank you.");
+  if (open > skipped + judged + taken) return pause("loading", "Loading the next pair …", "");
+  const text = open ? left(status) : NOTHING[training.state === "away" && !training.steps ? "unheard" : training.state];
+  pause("empty", open ? "No pair is left for you now" : "Nothing to label now", `${text} ${open || training.state !== "away" ? "The next pair comes up here by itself; you can leave this page open." : ""}`.trim());
+  byId("unskip").hidden = !skipped;
+  byId("unskip").textContent = skipped === 1 ? "Show the skipped pair again" : "Show the skipped pairs again";
 }
 
-const number = new Intl.NumberFormat("en");
+/** Where every pair that was asked is answered. */
+const NOTHING = {
+  on: "All pairs that were asked are answered. Training goes on, and asks again later.",
+  waiting: "All pairs that were asked are answered. Training goes on in a moment.",
+  away: "All pairs that were asked are answered. Training is not running: the next pair comes up here by itself once it runs again.",
+  unheard: "Training has not begun to ask. The first pair comes up here by itself once it does.",
+};
 
-/** What training does, in one sentence. */
-function sentence({ training, needed }) {
+const hasAll = (training) => Boolean(training.wanted) && training.labels >= training.wanted;
+const number = new Intl.NumberFormat("en");
+const some = (count, one, more = `${one}s`) => `${number.format(count)} ${count === 1 ? one : more}`;
+
+/** Why none of the open pairs comes to this labeller. */
+function left({ skipped, judged, taken }) {
+  const why = [];
+  if (taken) why.push(`Somebody else is looking at ${some(taken, "pair")}; what is not answered within ten minutes comes to you.`);
+  if (judged) why.push(`${some(judged, "pair")} that you answered ${judged === 1 ? "waits" : "wait"} for another person’s answer, too.`);
+  if (skipped) why.push(`You skipped ${some(skipped, "pair")}: another person can judge ${skipped === 1 ? "it" : "them"}, or you look again.`);
+  return why.join(" ");
+}
+
+/** What training does: a sentence, what it does just now, for which a narrow screen has no room, and what comes next. */
+function sentence({ training, needed, open }) {
   const step = training.steps ? `step ${number.format(training.step)} of ${number.format(training.steps)}` : "";
-  if (training.state === "ended") return `Training has ended, ${step}.`;
-  if (training.state === "away") return "Training is not running. Answers are kept for it.";
-  if (training.state === "waiting") return `Training waits for ${needed} more ${needed === 1 ? "answer" : "answers"} (${step}).`;
-  const update = needed ? ` ${needed} more ${needed === 1 ? "answer" : "answers"} until the reward is updated.` : "";
-  return `Training goes on, ${step}: ${training.doing}.${update}`.replace("..", ".");
+  if (training.state === "ended") return [`Training has ended${step && `, ${step}`}.`, "", open ? " More answers are kept, but it does not use them." : ""];
+  if (training.state === "away") return [step ? "Training is not running. Answers are kept for it." : "Training has not begun yet.", "", ""];
+  if (training.state === "waiting" && needed) return [`Training waits for ${some(needed, "more answer")} (${step}).`, "", ""];
+  if (training.state === "waiting") return [`Training has the answers that it waited for, and goes on (${step}).`, "", ""];
+  const update = hasAll(training) ? " It has all its labels." : needed ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
+  return [`Training goes on, ${step}`, `: ${training.doing.replace(/\.$/, "")}`, `.${update}`];
 }
 
 function tell() {
+  ready();
   const { mine, total, training } = status;
   byId("mine").textContent = number.format(mine);
   byId("total").textContent = number.format(total);
-  byId("used").textContent = training.wanted ? `${number.format(training.labels)} of ${number.format(training.wanted)} used` : "";
+  byId("used").textContent = training.wanted ? `${number.format(training.labels)} of ${some(training.wanted, "label")} used` : "";
   byId("bar").hidden = !training.wanted;
   byId("bar").max = training.wanted || 1;
   byId("bar").value = training.labels || 0;
-  byId("doing").textContent = sentence(status);
+  const told = sentence(status);
+  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = told[part]));
   const before = byId("training").dataset.state;
   byId("training").dataset.state = training.state;
-  if (before !== training.state && before !== "unknown") byId("said").textContent = sentence(status);
+  if (before !== training.state && before !== "unknown") byId("said").textContent = told.join("");
 }
 
 /** One answer more or less, before the server says so. */
@@ -443,6 +521,7 @@ function counted(difference) {
 
 async function poll() {
   for (;;) {
+    poll.asked = false;
     try {
       const told = await call("/api/status");
       connection(true);
@@ -457,9 +536,16 @@ async function poll() {
       if (!(error instanceof Refused)) connection(false);
     }
     const seen = new Promise((back) => document.addEventListener("visibilitychange", back, { once: true }));
-    await Promise.race([sleep(document.hidden ? 15 : 2), seen]);
+    const woken = new Promise((wake) => (poll.wake = wake));
+    if (!poll.asked) await Promise.race([sleep(document.hidden ? 15 : 2), seen, woken]);
   }
 }
+
+/** Cuts the pause short. */
+poll.now = () => {
+  poll.asked = true;
+  poll.wake?.();
+};
 
 // ---------------------------------------------------------------------------------------------------------- hands
 
@@ -473,6 +559,7 @@ function enable(there) {
 
 for (const button of choices) button.addEventListener("click", () => answer(button.dataset.choice));
 byId("undo").addEventListener("click", undo);
+byId("unskip").addEventListener("click", unskip);
 byId("play").addEventListener("click", () => clock.play(!clock.playing));
 byId("restart").addEventListener("click", restart);
 byId("help-button").addEventListener("click", () => byId("help").showModal());
@@ -521,6 +608,14 @@ function choose(choice) {
 }
 
 document.addEventListener("visibilitychange", () => (document.title = title));
+
+// At the first visit, and where the guidelines are others than before, they are shown; without any, only where help is
+const visit = { name: `visit:${body.dataset.labeller}`, rules: byId("guidelines")?.textContent ?? "" };
+if (localStorage.getItem(visit.name) !== visit.rules) {
+  if (visit.rules) byId("help").showModal();
+  else notice("New here? Help says how to label.");
+  localStorage.setItem(visit.name, visit.rules);
+}
 
 clock.play(clock.playing);
 enable(false);
