@@ -40,7 +40,7 @@ def keys(segments: Segments) -> list[bytes]:
 
 @pytest.mark.parametrize("method", ["pebble", "twin", "surf"])
 def test_an_anchored_pair_has_a_new_segment_and_one_of_the_best_labelled(method: str) -> None:
-    run = trained(method, labels=1000, session_labels=10, anchor_share=0.5, anchor_segments=4)
+    run = trained(method, labels=180, session_labels=10, anchor_share=0.5, anchor_segments=4)
     labelled = run.prefs.segments()
     rating = run.reward(labelled.obs, labelled.act).sum(-1)
     best = set(keys(Segments(*(column[rating.topk(4).indices] for column in labelled))))
