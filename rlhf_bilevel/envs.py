@@ -17,13 +17,18 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
+
+from rlhf_bilevel.files import Refused, one_line
 
 PROTOCOLS = ("bpref", "mt1")
 """Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
@@ -33,24 +38,52 @@ def resolve(env_id: str) -> str:
     """The canonical id of an environment, from a canonical id or the literature's name for it.
 
     ``walker_walk`` is dm_control/walker-walk-v0; ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
-    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium. ValueError names the nearest known ids.
+    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder. Refused,
+    with the nearest known ids, where there is none, and where the module fails.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
-        try:
+        if not all(part.isidentifier() for part in module.split(".")) or not name:
+            raise Refused(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
+        with refusing(f"{env_id}: the module {module} cannot be imported"), _here():
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"unknown environment {env_id!r}: {error}") from None
     known = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
     if not colon:
         known |= _task_ids()
     if name not in known:
         near = [known[key] for key in difflib.get_close_matches(name, known, n=6, cutoff=0.5)]
         hint = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
-        raise ValueError(f"unknown environment {env_id!r}{hint}")
+        raise Refused(f"unknown environment {env_id!r}{hint}")
     if known[name].startswith("Meta-World/") and name.endswith("-v2"):
         warnings.warn(f"{env_id} runs as {known[name]}: results are not comparable with v2's", stacklevel=2)
     return env_id if colon else known[name]
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Code of others, which may raise anything: Refused in one line, with what is to be installed where it says so."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Refused):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        told = one_line(error) if isinstance(error, ImportError | gymnasium.error.Error) else (
+            f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
+        )  # fmt: skip
+        raise Refused(f"{what}: {told}") from error
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """Modules in the current folder are found, as ``python -m`` finds them."""
+    path = os.getcwd()
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(path)
 
 
 def make(
@@ -84,7 +117,8 @@ def make(
     else:
         # Not every env takes the argument
         drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
+        with refusing(f"{canonical} cannot be made"), _here():
+            env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
     _refuse(canonical, env)
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
@@ -276,7 +310,7 @@ def _refuse(env_id: str, env: gymnasium.Env[Any, Any]) -> None:
     else:
         return
     env.close()
-    raise ValueError(" ".join(f"{env_id}: {fault}".split()))  # a long space prints on many lines
+    raise Refused(" ".join(f"{env_id}: {fault}".split()))  # a long space prints on many lines
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --checkpoint-every soon", "'soon' is no interval"),
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
-        ("train pebble --env Pendulum-v1 --steps 99999999999", "less than or equal to 1000000000"),
+        ("train pebble --env Pendulum-v1 --steps 99999999999", "at most 1,000,000,000"),
         ("resume nowhere", "nowhere is not a run's folder"),
         ("evaluate nowhere", "nowhere"),
         ("plot nowhere --out curve.svg", "nowhere"),
