@@ -340,11 +340,16 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
 
 
 def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
-    """About how many bytes a run holds: its store, and weights with their gradients, Adam's moments and copies."""
+    """About how many bytes a run holds: its store, weights with their gradients, Adam's moments and copies, and the
+    largest of what it works on at once: a batch, a session's candidates, a learner's visits."""
 
     def weights(hidden: tuple[int, ...]) -> int:
         return sum(i * j for i, j in pairwise((obs_size + act_size, *hidden, 1)))
 
+    c, step = config, obs_size + act_size + 1
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
-    networks = 14 * learners * weights(config.hidden) + 7 * config.members * weights(config.reward_hidden)
-    return 4 * (config.steps * row + networks)
+    networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
+    batch = c.batch * (row + learners * sum(c.hidden) + c.entropy_states)
+    asked = 2 * min(c.labels, c.session_labels) * c.oversample * c.segment_length * step
+    visits = c.visit_batch * (step + c.members * sum(c.reward_hidden))
+    return 4 * (c.steps * row + networks + max(batch, asked, visits))

@@ -67,10 +67,12 @@ def refusing(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, Refused):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        told = one_line(error) if isinstance(error, ImportError | gymnasium.error.Error) else (
-            f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
-        )  # fmt: skip
+        told = one_line(error)
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
+            told += f"; pip install {error.name.partition('.')[0]}"
+        elif not isinstance(error, ImportError | gymnasium.error.Error):
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
         raise Refused(f"{what}: {told}") from error
 
 
@@ -119,7 +121,8 @@ def make(
         drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         with refusing(f"{canonical} cannot be made"), _here():
             env = gymnasium.make(canonical, disable_env_checker=True, **drawn)
-    _refuse(canonical, env)
+    with refusing(f"{canonical} cannot be used"):
+        _refuse(canonical, env)
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
     return Episodes(Repeat(env, action_repeat) if action_repeat > 1 else env, seed, stream)

@@ -116,6 +116,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     storage = args.storage or out / "tune.db"
     writable_folder("--out", out)
     writable(storage)
+    writable(storage.parent)  # SQLite keeps its journal beside the file
     asked = {"method": args.method, "env": env, "steps": steps, "seeds": seeds, "pruner": args.pruner}
     asked |= {"settings": [*told(args)], "space": tuned}
     same_search(out, storage, asked)
@@ -169,6 +170,8 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
     file = out / SEARCH
     if storage.parent != out and not storage.parent.is_dir():
         raise ValueError(f"--storage {storage}: there is no folder {storage.parent}")
+    if storage.exists() and not (storage.is_file() and beginning(storage) in (b"", b"SQLite format 3\0")):
+        raise ValueError(f"--storage {storage}: exists already, and is no SQLite file")
     if not file.is_file():
         for path in (out, storage):
             if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -178,6 +181,11 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
     for key, value in asked.items():
         if there.get(key) != value:
             raise ValueError(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
+
+
+def beginning(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(16)
 
 
 def whole(method: str, env: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
