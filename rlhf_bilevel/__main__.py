@@ -25,7 +25,7 @@ try:
     )
     from rlhf_bilevel.config import PRESETS
     from rlhf_bilevel.doctor import versions
-    from rlhf_bilevel.files import Refused, one_line
+    from rlhf_bilevel.files import CONFIG, Refused, one_line
     from rlhf_bilevel.human.command import label
     from rlhf_bilevel.many import sweep, tune
     from rlhf_bilevel.options import (
@@ -60,27 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """What a user can get wrong is one line on stderr and exit code 2; what is our fault keeps its traceback."""
     streams()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    words = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace(function=None)
     try:
-        if not METHODS:
-            fail(
-                f"there are no methods: {BASELINES} is a symbolic link, and this copy has lost it; "
-                "get one by git clone -c core.symlinks=true, or put a copy of the folder baselines there"
-            )
-        if not words:
-            parser().print_help(sys.stderr)
-            raise SystemExit(2)
-        args = parser().parse_args(words)
         try:
-            work = args.function(args)
-        except ValueError as error:
-            fail(one_line(error))
-        work()
-        sys.stdout.flush()
+            args = asked(sys.argv[1:] if argv is None else argv)
+            try:
+                work = args.function(args)
+            except ValueError as error:
+                fail(one_line(error))
+            work()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        going_on = f"; rlhf-bilevel resume {args.dir} goes on" if args.function in (train, resume) else ""
-        going_on = "; the same command goes on" if args.function in (sweep, tune) else going_on
+        going_on = "; the same command goes on" if args.function in (sweep, tune) else ""
+        if args.function in (train, resume) and args.dir and (args.dir / CONFIG).is_file():
+            going_on = f"; rlhf-bilevel resume {args.dir} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
@@ -92,6 +86,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not out_of_memory(error):
             raise
         fail(f"there is not enough memory: {one_line(error)}")
+
+
+def asked(words: Sequence[str]) -> argparse.Namespace:
+    if not METHODS:
+        fail(
+            f"there are no methods: {BASELINES} is a symbolic link, and this copy has lost it; "
+            "get one by git clone -c core.symlinks=true, or put a copy of the folder baselines there"
+        )
+    if not words:
+        parser().print_help(sys.stderr)
+        raise SystemExit(2)
+    return parser().parse_args(words)
 
 
 def streams() -> None:
@@ -118,7 +124,7 @@ def parser() -> Parser:
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
         name = function.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does)
-        sub.set_defaults(function=function, options=sub._option_string_actions)
+        sub.set_defaults(function=function, options=sub._option_string_actions, dir=None)
         return sub
 
     sub = command(train, "train an agent from preference labels")
