@@ -413,7 +413,8 @@ def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> 
 
 def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:
     """The answers in a file, session by session. Refused where their segments are not as this run's."""
-    given = [asked.load(path).preferences()] if path.suffix == ".parquet" else list(sessions(path))
+    given: list[Preferences | None] = []
+    given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
     must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
     for first in (answers.first for answers in given if answers is not None):
         has = *first.obs.shape[1:], first.act.shape[-1]

@@ -298,10 +298,12 @@ def whole(value: object) -> int:
 
 def number(value: object) -> int | float:
     """ValueError where it is none, as is the case for true and false."""
+    if isinstance(value, str | Integral) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return int(value)
     if isinstance(value, str | Real) and not isinstance(value, bool):
-        for kind in (int, float) if isinstance(value, str | Integral) else (float,):
-            with suppress(ValueError):
-                return kind(value)
+        with suppress(ValueError):
+            return float(value)
     raise ValueError("must be a number")
 
 

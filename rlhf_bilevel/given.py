@@ -36,7 +36,11 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
     config = settle(preset(args.preset, args.env) | {key: value for key, value in chosen.items() if "." not in key})
-    chosen["steps"], chosen["seed"] = config.steps, config.seed
+    read = config.model_dump(mode="json")
+    chosen |= {key: read[key] for key in ("steps", "seed")}
+    for key, value in chosen.items():
+        if isinstance(value, str) and not isinstance(read.get(key, value), str):
+            chosen[key] = read[key]  # a number as people write it
     if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
         from rlhf_bilevel.agent import check_options
 
@@ -45,7 +49,7 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
 
 
 def assigned(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --set gives, as text: ``config.complete`` knows what each setting takes."""
+    """What --set gives. ``config.complete`` knows what a setting takes: only a method's own are read here."""
     given: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -53,12 +57,10 @@ def assigned(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set takes key=value, not {pair!r}")
         if key in ("steps", "labels", "seed"):
             raise ValueError(f"{key} has an option of its own: --{key}")
-        given[key] = mapping(value) if key == "options" else value
+        given[key] = value
+        if key == "options" or "." in key:
+            try:
+                given[key] = from_yaml(value)
+            except ValueError as error:
+                raise ValueError(f"--set {key}={value!r:.60}: {error}") from None
     return given
-
-
-def mapping(value: str) -> Any:
-    try:
-        return from_yaml(value)
-    except ValueError as error:
-        raise ValueError(f"--set options={value!r:.60}: {error}") from None

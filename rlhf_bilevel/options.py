@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
     commands: Sequence[str] = ()
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": Formatter, "allow_abbrev": False} | settings)
+        own: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False}
+        super().__init__(**own | settings)
 
     def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
         args, unknown = self.parse_known_args(*given)
