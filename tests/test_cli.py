@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from rlhf_bilevel import Agent, envs
@@ -20,7 +22,9 @@ from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.files import Damaged, Refused, one_line, read_yaml, to_json, write
 from rlhf_bilevel.given import assigned
+from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.points import Point, read_table, write_table
+from rlhf_bilevel.types import Preferences, Segments
 from tests.faults import child, kill
 
 QUICK = [
@@ -301,6 +305,21 @@ def test_a_run_that_people_label_is_read_as_strictly(capsys: pytest.CaptureFixtu
     (tmp_path / "config.yaml").write_text("version: 2\nsettings: {teacher_human: true}\n")
     assert "has version 2 of the format" in fails(capsys, "label", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("teacher", ["replay", "rerun"])
+def test_labels_of_other_segments_are_refused_before_a_folder_is_made(
+    capsys: pytest.CaptureFixture, tmp_path: Path, teacher: str
+) -> None:
+    file, out = tmp_path / "labels.sqlite", tmp_path / "run"
+    segments = Segments(torch.zeros(1, 7, 3), torch.zeros(1, 7, 1), torch.zeros(1, 7))
+    with closing(LabelLog(file)) as log:
+        log.append(1, Preferences(segments, segments, torch.ones(1)))
+    told = fails(capsys, *TRAIN.split(), "--teacher", f"{teacher}={file}", "--out", str(out))
+    assert (
+        "has segments of 7 steps, observations of 3 and actions of 1 numbers, and this run has segments of 50" in told
+    )
+    assert not out.exists()
 
 
 def test_numbers_are_taken_as_people_write_them() -> None:
