@@ -51,7 +51,7 @@ from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
-from rlhf_bilevel.types import Row, Teacher
+from rlhf_bilevel.types import Preferences, Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
@@ -338,11 +338,10 @@ class Agent:
                 self._people = HumanTeacher(config, store, self._film, self.out)
                 return self._people
             if config.teacher_rerun:
-                return Rerun(sessions(Path(config.teacher_rerun)), count(self.out / LABELS) if self.out else 0)
+                given = _given(Path(config.teacher_rerun), config, store)
+                return Rerun(given, count(self.out / LABELS) if self.out else 0)
             if config.teacher_replay:
-                path = Path(config.teacher_replay)
-                given = [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
-                return Replayed(given).after(prefs)
+                return Replayed(_given(Path(config.teacher_replay), config, store)).after(prefs)
             return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 
@@ -433,6 +432,19 @@ def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> 
             complete(known[method].options, {name: value}, f"{method}.")
     for each in own:
         complete(each.options, given.get("options", {}), f"{each.name}.")
+
+
+def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:
+    """The answers in a file, session by session. Refused where their segments are not as this run's."""
+    given: list[Preferences | None] = []
+    given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
+    must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
+    for first in (answers.first for answers in given if answers is not None):
+        has = *first.obs.shape[1:], first.act.shape[-1]
+        if has != must:
+            said = "segments of {} steps, observations of {} and actions of {} numbers"
+            raise Refused(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
+    return given
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

@@ -7,16 +7,18 @@ what the checks raise is a user's mistake.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import EVALUATIONS, SUMS, Refused
+from rlhf_bilevel.files import EVALUATIONS, SUMS, Refused, one_line, to_json, writable
 from rlhf_bilevel.given import assigned, configure
 
 Work = Callable[[], None]
@@ -28,8 +30,10 @@ def train(args: argparse.Namespace) -> Work:
     settings = configure(args, people)
     labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
-    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
-    existing(args.reference)
+    args.dir = out = new_folder(
+        args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
+    )
+    table_of(args.reference)
     envs.check(args.env, settings)
 
     def work() -> None:
@@ -57,7 +61,7 @@ def resume(args: argparse.Namespace) -> Work:
     if (run_folder(args.dir) / SUMS).is_file():
         raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
     checkpoint_interval(args.checkpoint_every)
-    existing(args.reference)
+    table_of(args.reference)
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -126,18 +130,17 @@ def evaluate(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.compare import UNBOUNDED, bounds
+        from rlhf_bilevel.evaluate import shown
 
         agent = Agent.load(args.dir, trust=args.trust)
         within = bounds(agent.env_id, "true_return")
         summary = agent.evaluate(args.episodes).summary(within)
         if args.json:
-            print(json.dumps(summary))
+            print(to_json(summary))
             return
         for name in ("true_return", "success"):
             if summary[name]:
-                form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
-                form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
-                print(form.format(name, **summary[name]))
+                print(f"{name}: {shown(summary[name])}")
         print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
         if args.episodes > 1 and not all(map(isfinite, within)):
             print(f"true_return: {UNBOUNDED}")
@@ -158,7 +161,7 @@ def explain(args: argparse.Namespace) -> Work:
         names, asked = envs.names(agent.make_env()), load(args.dir).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
-            print(json.dumps([weight._asdict() for weight in weights]))
+            print(to_json([weight._asdict() for weight in weights]))
             return
         width = max(len(weight.feature) for weight in weights[: args.top])
         print(f"{'feature':{width}}  {'weight':>9}  {'spread':>9}  {'effect':>9}")
@@ -176,7 +179,8 @@ def export(args: argparse.Namespace) -> Work:
     if args.sb3:
         finished(args.dir)
     run_folder(args.dir)
-    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
+    sb3 = args.sb3 and new_file("--sb3", args.sb3, ".zip")
+    preferences = args.preferences and new_file("--preferences", args.preferences, ".parquet")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -206,7 +210,8 @@ def fit_reward(args: argparse.Namespace) -> Work:
         run_folder(args.data)
     settings = assigned(args.set)
     settle({"steps": 1000, "seed": args.seed} | settings)
-    out = args.out and new_path(args.out)
+    out = args.out and new_folder(args.out)
+    envs.make(args.env, args.seed).close()
 
     def work() -> None:
         import torch
@@ -217,14 +222,16 @@ def fit_reward(args: argparse.Namespace) -> Work:
         found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
         if out:
             found.write(out)
-        print(json.dumps(found.report) if args.json else fit.table(found.report))
+        print(to_json(found.report) if args.json else fit.table(found.report))
 
     return work
 
 
 def import_minari(args: argparse.Namespace) -> Work:
+    if not find_spec("minari"):
+        raise ValueError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
     settle({"steps": 1000, "seed": args.seed})
-    out = new_path(args.out)
+    out = new_file("--out", args.out, ".parquet")
 
     def work() -> None:
         from rlhf_bilevel.offline import import_minari
@@ -240,11 +247,9 @@ def import_minari(args: argparse.Namespace) -> Work:
 
 
 def plot(args: argparse.Namespace) -> Work:
-    if args.out.suffix not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
     if args.baseline and args.kind != "improvement":
         raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
-    out, rows = new_path(args.out), gathered(args.paths)
+    out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
         from rlhf_bilevel.compare import budgets, grouped
@@ -294,16 +299,29 @@ def doctor(args: argparse.Namespace) -> Work:
     return lambda: print(report())
 
 
-def existing(reference: Path | None) -> None:
-    """Refused where it could not be read at the end."""
+def table_of(reference: Path | None) -> None:
+    """ValueError where it is no table of evaluations."""
     if reference:
         from rlhf_bilevel.points import read_table
 
-        read_table(reference)
+        try:
+            read_table(reference)
+        except Refused as error:
+            raise ValueError(f"--reference {error}") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"--reference {reference} is no table of evaluations: {one_line(error)}") from None
 
 
-def new_path(path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+def new_folder(path: Path) -> Path:
+    if writable(path).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+    return path
+
+
+def new_file(option: str, path: Path, *endings: str) -> Path:
+    if path.suffix not in endings:
+        raise ValueError(f"{option} {path}: must end in {' or '.join(endings)}")
+    if writable(path).exists():
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 

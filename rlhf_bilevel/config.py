@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.files import Damaged, Refused
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
@@ -210,6 +211,43 @@ def _sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int)
     return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
 
 
+class Record(BaseModel):
+    """What a run's config.yaml tells. ``version`` is that of these names and their meaning."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: Literal[1] = 1
+    method: str
+    env: str
+    teacher: str
+    algorithm: str
+    algorithm_settings: dict[str, Any] | Literal["own"]
+    device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None = None
+
+
+def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
+    """Refused unless ``told`` is as a run's config.yaml, or a part of one, has it; Damaged where it lacks a key."""
+    try:
+        Record(**told)
+    except ValidationError as error:
+        missing = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "missing"]
+        if missing and whole:
+            raise Damaged(f"{file} does not tell {', '.join(sorted(missing))}") from None
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            if key == "version":
+                theirs = f"{told[key]!r:.60}"
+                raise Refused(
+                    f"{file} has version {theirs} of the format, and this reads version 1: update it"
+                ) from None
+            if key not in missing:
+                raise Refused(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
               "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5, "action_repeat": 4,
@@ -273,23 +311,68 @@ def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
 
 
 def settle(given: Mapping[str, Any]) -> Config:
-    """The settings, complete; ValueError in one line that names the first wrong value and, for a name, the nearest."""
+    """The settings, complete; Refused in one line that names the first wrong value and, for a name, the nearest."""
     return complete(Config, given)
 
 
 def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> Model:
     """The same for any settings; in messages ``prefix`` stands before their names."""
-    known = [prefix + name for name in model.model_fields]
-    for key in given:
-        if prefix + key not in known:
-            raise ValueError(f"unknown setting {prefix + key!r}; {nearest(prefix + key, known)}")
+    if not isinstance(given, Mapping):
+        raise Refused(f"{prefix.rstrip('.') or 'settings'}={given!r:.60}: must be a mapping of names to values")
+    known, read = [prefix + name for name in model.model_fields], {}
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if name not in known or not isinstance(key, str):
+            raise Refused(f"unknown setting {name!r:.60}; {nearest(name, known)}")
+        try:
+            read[key] = as_written(model.model_fields[key].annotation, value)
+        except ValueError as error:
+            raise Refused(f"{name}={value!r:.60}: {error}") from None
     try:
-        return model(**given)
+        return model(**read)
     except ValidationError as error:
         first = error.errors()[0]
         # A fault without a place is one of several settings together
-        told = f"{prefix}{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
-        raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
+        told = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
+        raise Refused(told + first["msg"].removeprefix("Value error, ")) from None
+
+
+def as_written(kind: Any, value: Any) -> Any:
+    """A setting's value in the ways in which people write it: ``1e5`` for a whole number, ``[64, 64]`` for layers.
+
+    ``kind`` is the setting's type. ValueError on what is no such number.
+    """
+    if value is None:
+        return None
+    if kind is int:
+        return whole(value)
+    if kind is float:
+        return number(value)
+    if get_origin(kind) is not tuple:
+        return value
+    if isinstance(value, str):
+        value = [item for item in value.strip("[]() ").split(",") if item.strip()]
+    return tuple(map(whole, value if isinstance(value, list | tuple) else [value]))
+
+
+def whole(value: object) -> int:
+    """``5000``, ``5_000``, ``5e3`` and ``5000.0`` are the same; ValueError where it is no whole number."""
+    with suppress(ValueError, OverflowError):  # of an infinity
+        found = number(value)
+        if found == int(found):
+            return int(found)
+    raise ValueError("must be a whole number")
+
+
+def number(value: object) -> int | float:
+    """ValueError where it is none, as is the case for true and false."""
+    if isinstance(value, str | Integral) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return int(value)
+    if isinstance(value, str | Real) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)
+    raise ValueError("must be a number")
 
 
 def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -316,10 +399,14 @@ def check_database(url: str) -> None:
 
 def checkpoint_interval(told: str) -> tuple[float, float]:
     """``1m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
-    if not re.fullmatch(r"\d{1,9}m?", told):
-        raise ValueError(f"{told!r} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
-    count = int(told.removesuffix("m")) or math.inf
-    return (math.inf, 60.0 * count) if told.endswith("m") else (count, math.inf)
+    try:
+        count = whole(told.removesuffix("m"))
+    except ValueError:
+        count = -1
+    if not 0 <= count < 10**9:
+        raise Refused(f"{told!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
+    every = count or math.inf
+    return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
 
 
 def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,8 @@ class Dataset:
     def read(cls, path: Path | str) -> Dataset:
         """What ``write`` wrote, and nothing else.
 
-        In one line, Refused where the file is of another version or too large for the memory, Damaged where anything in
-        it is not as it was written.
+        In one line, Refused where the file cannot be opened, is of another version or too large for the memory, Damaged
+        where anything in it is not as it was written.
         """
         path = Path(path)
         if not path.is_file():
@@ -222,6 +223,8 @@ class Dataset:
         except Refused:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the system, not of what is in the file
+                raise Refused(f"{path}: {os.strerror(error.errno)}") from None
             raise Damaged(f"{path} is damaged or no Parquet file: {' '.join(str(error).split())[:200]}") from None
         if fault := dataset._fault():
             raise Damaged(f"{path} is damaged: {fault}")

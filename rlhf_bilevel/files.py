@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 SUMS = "SHA256SUMS"
 CONFIG, LOCK, PROGRESS, EVALUATIONS = "config.yaml", ".lock", "progress.csv", "evaluations.csv"  # in a run's folder
 STEP = "time/total_timesteps"  # column of PROGRESS
+ROOM = 16  # letters of a file's name that are left for what stands beside it, such as NAME.lock
 TEXT_LIMIT = 2**26  # bytes of a JSON or YAML file that is read; ours are far below
 
 
@@ -35,6 +38,22 @@ def enough_memory(what: object, needed: float) -> None:
         raise Refused(f"{what} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
 
 
+def writable(path: Path) -> Path:
+    """``path``, whose folders are made later; ValueError where they, or it, could not be made. Writes nothing."""
+    there, missing = path.absolute(), list[str]()
+    while not os.path.lexists(there):  # False also where a name is too long
+        missing, there = [*missing, there.name], there.parent
+    if missing and not there.is_dir():
+        raise ValueError(f"{path} cannot be made: {there} is not a folder")
+    if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+        raise ValueError(f"{path} cannot be written: {there} is read-only here")
+    longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    for name in missing:
+        if len(os.fsencode(name)) > longest - ROOM:
+            raise ValueError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
+    return path
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -48,8 +67,9 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError:  # above all a full disk: leave it no fuller
+    except OSError as error:  # above all a full disk: leave it no fuller
         unfinished.unlink(missing_ok=True)
+        error.filename = str(path)  # a failed write names no file
         raise
     sync(path.parent)
 
@@ -61,6 +81,26 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says; of the system's errors, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """As JSON, which has no NaN and no infinity: they become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
@@ -97,24 +137,49 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain values. Aliases are refused: a few lines of them unfold to more than any memory holds."""
+    """A mapping of plain values by their names; Damaged where it is none, Refused where the file cannot be opened.
+
+    Aliases are refused: a few lines of them unfold to more than any memory holds. So is a name that is given twice.
+    """
     try:
-        told = yaml.load(_text(path), _WithoutAliases)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Damaged(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        told = from_yaml(_text(path))
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
     if not isinstance(told, dict):
         raise Damaged(f"{path} holds no mapping of settings")
+    for key in told:
+        if not isinstance(key, str):
+            raise Damaged(f"{path}: {key!r} is no name of a setting; names are text")
     return told
 
 
+def from_yaml(text: str) -> Any:
+    """Plain values; ValueError in one line."""
+    try:
+        return yaml.load(text, _Plain)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(one_line(error)) from None
+
+
 def _text(path: Path) -> str:
-    if path.stat().st_size > TEXT_LIMIT:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size  # 0 of a device, which may have no end
+        data = b"" if size > TEXT_LIMIT else file.read(size or TEXT_LIMIT + 1)
+    if max(size, len(data)) > TEXT_LIMIT:
         raise Damaged(f"{path} is larger than {TEXT_LIMIT} bytes")
-    return path.read_text("utf-8")
+    return data.decode()
 
 
-class _WithoutAliases(yaml.SafeLoader):
+class _Plain(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ValueError("aliases (*name) are not read")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if names and max(names.values()) > 1:
+            raise ValueError(f"{names.most_common(1)[0][0]!r} is given twice")
+        return super().construct_mapping(node, deep)

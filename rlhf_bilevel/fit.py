@@ -12,7 +12,6 @@ returns, on episodes that the dataset does not hold. The truth is not learnt fro
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +31,9 @@ from rlhf_bilevel.agent import TEST, Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.evaluate import shown as shown_with_interval
 from rlhf_bilevel.evaluate import stated
-from rlhf_bilevel.files import Refused, write
+from rlhf_bilevel.files import Refused, to_json, write
 from rlhf_bilevel.folder import REWARD, ended
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy, logits
 from rlhf_bilevel.reward import RewardEnsemble
@@ -58,7 +58,7 @@ class Fit:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / REWARD, to_bytes(self.reward.state_dict()))
-        write(folder / REPORT, json.dumps(self.report, indent=1).encode())
+        write(folder / REPORT, to_json(self.report, indent=1).encode())
 
 
 def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **settings: Any) -> Fit:
@@ -231,7 +231,7 @@ def table(report: dict[str, Any]) -> str:
     labels, test = report["labels"], report["test"]
     accuracy = "undefined (ties only)"
     if test["accuracy"]:
-        accuracy = "{mean:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**test["accuracy"])
+        accuracy = shown_with_interval(test["accuracy"], ".3f")
     lines = [
         "labels: {train} to train, {validation} to stop by, {test} held out, {dropped} dropped (a segment is held out "
         "with another); {none} queries without".format(**labels),

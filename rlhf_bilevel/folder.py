@@ -14,11 +14,11 @@ from safetensors.torch import save as to_bytes
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
+from rlhf_bilevel.config import Record, recorded, settle
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.files import CONFIG, SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
 
 POLICY, REWARD, MODEL = "policy.safetensors", "reward.safetensors", "model.zip"
-TOLD = {"method", "env", "teacher", "algorithm", "algorithm_settings", "device", "threads", "settings", "versions"}
 OWN = "own"  # in place of algorithm settings that no file can hold
 
 
@@ -26,14 +26,18 @@ def write_config(folder: Path, told: Mapping[str, Any]) -> None:
     """All that is needed to repeat the run."""
     own = not _plain(told["algorithm_settings"])
     told = {**told, **({"algorithm_settings": OWN} if own else {}), "versions": versions(), "commit": commit()}
+    told = {"version": Record.model_fields["version"].default, **told}
     write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:
     """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``."""
     told = read_yaml(folder / CONFIG)
-    if missing := TOLD - told.keys():
-        raise Damaged(f"{folder / CONFIG} does not tell {', '.join(sorted(missing))}")
+    recorded(folder / CONFIG, told)
+    try:
+        settle(told["settings"])
+    except Refused as error:
+        raise Refused(f"{folder / CONFIG}: {error}") from None
     module = str(told["env"]).rpartition(":")[0]
     if module and module not in sys.modules and not trust:
         raise Refused(f"{folder} would import the module {module!r}: only with explicit trust (--trust)")

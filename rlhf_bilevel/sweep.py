@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from filelock import Timeout
 
+from rlhf_bilevel.config import recorded
 from rlhf_bilevel.files import CONFIG, read_yaml
 from rlhf_bilevel.worker import ELSEWHERE, begun, claim, ended, log_of
 
@@ -180,7 +181,8 @@ def agree(run: Planned, settings: Mapping[str, Any]) -> None:
     if not begun(run.out):
         return
     told = read_yaml(run.out / CONFIG)
-    there = {"method": told.get("method"), "env": told.get("env"), **(told.get("settings") or {})}
+    recorded(run.out / CONFIG, told, whole=False)
+    there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
     for key, asked in {"method": run.method, "env": run.env, **settings}.items():
         if key in there and there[key] != asked:
             raise ValueError(f"{run.out} is a run with {key}={there[key]}, not {asked}: choose another --out")

@@ -68,4 +68,7 @@ def work(out: Path, words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        print("usage: python -m rlhf_bilevel.worker OUT METHOD --env ID ... (sweep and tune start it)", file=sys.stderr)
+        raise SystemExit(2)
     raise SystemExit(work(Path(sys.argv[1]), sys.argv[2:]))

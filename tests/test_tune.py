@@ -212,7 +212,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'sigma'?"),
         ("--tune sigma=-1..2", "sigma=-1: Input should be greater than 0"),
         ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
-        ("--tune batch=16..64.5", "batch=64.5"),
+        ("--tune batch=16..64.5", "batch='64.5': must be a whole number"),
         ("--tune sigma=5..1", "the first number must be the smaller one"),
         ("--tune sigma=one..5", "'one' is not a number"),
         ("--tune sigma=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),

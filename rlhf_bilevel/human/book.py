@@ -38,6 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from rlhf_bilevel.config import recorded
 from rlhf_bilevel.files import CONFIG, Refused, read_yaml
 from rlhf_bilevel.human import offering
 from rlhf_bilevel.human.database import connect, is_sqlite
@@ -119,7 +120,9 @@ class Book:
         """Of the run in ``folder``, as its config.yaml says. Refused where no people are asked by it."""
         if not (folder / CONFIG).is_file():
             raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}")
-        settings = read_yaml(folder / CONFIG).get("settings")
+        told = read_yaml(folder / CONFIG)
+        recorded(folder / CONFIG, told, whole=False)
+        settings = told.get("settings")
         if not isinstance(settings, dict) or not settings.get("teacher_human"):
             raise Refused(f"{folder} is not labelled by people: it was not started with --teacher human")
         return cls.open(str(settings.get("teacher_labels_db") or "") or folder / BOOK, run_id(folder))
