@@ -68,6 +68,7 @@ class Run:
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
     step: int = 0
     episode: int = 0  # of all learners together
+    info: dict[str, Any] = field(default_factory=dict)  # what the environment told of the newest step
     tracked: bool = False  # whether learners have had time to answer the reward as it is
     memory: dict[str, float] = field(default_factory=dict)  # the method's own, from one reward step to the next
 
@@ -137,7 +138,7 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
                 break
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated
-            run.step += 1
+            run.step, run.info = run.step + 1, info
             row, updates = move_reward(run)
             if run.step > c.learning_starts and run.step % c.update_every == 0:
                 updates += c.updates
