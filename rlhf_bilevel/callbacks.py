@@ -41,7 +41,7 @@ class Hooks:
         model._total_timesteps, model.start_time, model._episode_num = run.config.steps, time.time_ns(), 0
         model.ep_info_buffer, model.ep_success_buffer = (deque(maxlen=model._stats_window_size) for _ in range(2))
         model.set_logger(logger)
-        if isinstance(model, OffPolicyAlgorithm):
+        if hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer = partial(_unmoved, run, model.save_replay_buffer)
         self._hook = model._init_callback(callback)
         told = {"self": model, "total_timesteps": run.config.steps, "callback": self._hook, "tb_log_name": "run"}
