@@ -193,11 +193,21 @@ def export(args: argparse.Namespace) -> Work:
             asked.write(preferences)
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
-            model = Agent.load(args.dir, trust=args.trust).model
+            agent = Agent.load(args.dir, trust=args.trust)
+            model = agent.model
             if not type(model).__module__.startswith("stable_baselines3"):
                 raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
             model.save(sb3, exclude=["replay_buffer", "_last_obs"])
-            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
+            c = agent.config
+            assert c is not None
+            told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
+            told |= {"action_repeat": c.action_repeat} if c.action_repeat > 1 else {}
+            arguments = "".join(f", {key}={value!r}" for key, value in told.items())
+            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
+            print(f"    envs.make({agent.env_id!r}, seed=0{arguments})")
+            print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "
+                  f"{c.action_repeat} step{'s' * (c.action_repeat > 1)} of the simulator. "
+                  "SB3 can train it on: its optimizers and temperature begin anew.")  # fmt: skip
 
     return work
 

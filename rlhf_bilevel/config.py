@@ -150,9 +150,15 @@ class Config(BaseModel):
     @classmethod
     def fill_phases(cls, given: Any) -> Any:
         """B-Pref's proportions: a fiftieth random, pre-training up to a tenth, labels over the next half of the run."""
-        if not isinstance(given, dict) or not isinstance(given.get("steps"), int) or given["steps"] < 1:
-            return given  # steps itself is at fault: let the field's own check say so
-        filled = {key: value for key, value in given.items() if value is not None}
+        if not isinstance(given, dict):
+            return given
+        filled = {
+            key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in given.items() if v is not None
+        }
+        if not isinstance(filled.get("steps"), int):
+            raise ValueError(f"steps={given.get('steps')!r} is no number of steps")
+        if filled["steps"] < 1:
+            return filled  # let the field's own check say so
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
         steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)

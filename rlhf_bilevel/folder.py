@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,10 +25,16 @@ OWN = "own"  # in place of algorithm settings that no file can hold
 
 def write_config(folder: Path, told: Mapping[str, Any]) -> None:
     """All that is needed to repeat the run."""
-    own = not _plain(told["algorithm_settings"])
-    told = {**told, **({"algorithm_settings": OWN} if own else {}), "versions": versions(), "commit": commit()}
-    told = {"version": Record.model_fields["version"].default, **told}
+    told = {"version": Record.model_fields["version"].default, **_plainly(told)}
+    told |= {"versions": versions(), "commit": commit()}
     write(folder / CONFIG, yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode())
+
+
+def same_config(folder: Path, told: Mapping[str, Any]) -> bool:
+    """Whether ``write_config`` wrote the same there, versions apart. Settings that no file holds are never the same."""
+    there = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    asked = yaml.safe_load(yaml.dump(_plainly(told), Dumper=_WithoutAliases))
+    return asked["algorithm_settings"] != OWN and all(key in there and there[key] == asked[key] for key in asked)
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def read_config(folder: Path, trust: bool) -> dict[str, Any]:
 def write_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
     """``model.zip`` is for other programs: a plain SB3 file, which is a pickle, and which nothing here reads."""
     file = io.BytesIO()
-    model.save(file, exclude=["replay_buffer", "_last_obs"])
+    model.save(file, exclude=["_last_obs"])
     write(folder / MODEL, file.getvalue())
     write(folder / POLICY, to_bytes(model.policy.state_dict()))
     write(folder / REWARD, to_bytes(reward.state_dict()))
@@ -75,6 +82,10 @@ class _WithoutAliases(yaml.SafeDumper):
         return True
 
 
+def _plainly(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told} if _plain(told["algorithm_settings"]) else {**told, "algorithm_settings": OWN}
+
+
 def _plain(value: Any) -> bool:
     try:
         yaml.safe_dump(value)
@@ -84,7 +95,17 @@ def _plain(value: Any) -> bool:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    call = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True)
-    return call.stdout.decode().strip() or None if call.returncode == 0 else None
+    """The commit of the checkout that this file is tracked in, with a + where files differ from it; else None.
+
+    An installed package may lie in the folder of some other repository; and git may be missing.
+    """
+    file = Path(__file__)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # as in a git hook
+    for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
+        try:
+            call = subprocess.run(["git", *words], cwd=file.parent, env=environment, capture_output=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if call.returncode:
+            return None
+    return call.stdout.decode().strip() or None

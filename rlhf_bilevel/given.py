@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,11 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
 
     ``more`` are those of options that only one command has.
     """
-    if args.device == "cuda" and not shutil.which("nvidia-smi"):
-        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
+    if args.device == "cuda":  # a slow import, but PyTorch alone can tell
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: PyTorch finds no NVIDIA GPU here; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
     given |= {key: value for key, value in more.items() if value is not None}

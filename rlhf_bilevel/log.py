@@ -11,10 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    Figure,
+    FormatUnsupportedError,
+    HParam,
+    HumanOutputFormat,
+    Image,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    Video,
+    filter_excluded_keys,
+)
 
 from rlhf_bilevel.evaluate import Evaluation
 from rlhf_bilevel.files import EVALUATIONS, PROGRESS, STEP, sync, write
+from rlhf_bilevel.process import held
 
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
@@ -27,7 +39,7 @@ class Log:
     """
 
     def __init__(self, folder: Path | None, screen: bool, step: int, events: Mapping[str, int]) -> None:
-        writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen else []
+        writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
         self._folder, self._tensorboard = folder, None
         if folder:
             for path in folder.glob("events.out.tfevents.*"):
@@ -38,14 +50,15 @@ class Log:
             _cut(folder / EVALUATIONS, "step", step)
             self._tensorboard = TensorBoardOutputFormat(str(folder))
             writers += [Progress(folder / PROGRESS, step), self._tensorboard]
-        self._logger = Logger(folder=None, output_formats=writers)
+        self.logger = Rows(writers, step)
         self._started, self._resumed = time.monotonic(), step
 
     def marks(self) -> dict[str, int]:
         """Puts everything on the disk; ``events`` of a log that goes on from here."""
         if self._folder is None or self._tensorboard is None:
             return {}
-        self._tensorboard.writer.flush()
+        with held():
+            self._tensorboard.writer.flush()
         paths = [*self._folder.glob("events.out.tfevents.*"), self._folder / PROGRESS, self._folder / EVALUATIONS]
         for path in paths:
             if path.exists():
@@ -53,12 +66,16 @@ class Log:
         return {path.name: path.stat().st_size for path in paths[:-2]}
 
     def record(self, row: Mapping[str, float], step: int) -> None:
+        self.logger.step = step
         for key, value in row.items():
-            self._logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
-        if "rollout/true_return" in row or "eval/true_return" in row:
-            self._logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
-            self._logger.record(STEP, step)
-            self._logger.dump(step)
+            self.logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
+        if _told(row):
+            self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """To be called after ``record`` of the same ``row``, and after what callbacks record of that step."""
+        if _told(row):
+            self.flush()
 
     def evaluation(self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool) -> None:
         """One row an episode: return, and success as 0, 1 or empty where the environment knows none."""
@@ -69,11 +86,33 @@ class Log:
         rows: list[Sequence[object]] = [] if file.exists() else [COLUMNS]
         for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
             rows.append((step, labels, learner, int(is_agent), episode, round(float(value), 4), success))
-        with file.open("ab") as stream:
+        with held(), file.open("ab") as stream:
             stream.write(_lines(rows))
 
+    def flush(self) -> None:
+        """What has been recorded since the last row makes one more."""
+        if self.logger.name_to_value:
+            self.logger.dump()
+
     def close(self) -> None:
-        self._logger.close()
+        with held():
+            self.logger.close()
+
+
+def _told(row: Mapping[str, float]) -> bool:
+    return "rollout/true_return" in row or "eval/true_return" in row
+
+
+class Rows(Logger):
+    """SB3's logger, as the run and its callbacks use it: every row tells its ``step``, and is written whole."""
+
+    def __init__(self, writers: list[KVWriter], step: int) -> None:
+        super().__init__(folder=None, output_formats=writers)
+        self.step = step
+
+    def dump(self, step: int = 0) -> None:
+        with held():
+            super().dump(step or self.step)
 
 
 class Progress(KVWriter):
@@ -84,6 +123,10 @@ class Progress(KVWriter):
         self._columns = _cut(path, STEP, step)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        key_values = {**filter_excluded_keys(key_values, key_excluded, "csv"), STEP: step}
+        for value in key_values.values():
+            if isinstance(value, (Video, Figure, Image, HParam)):
+                raise FormatUnsupportedError(["csv"], type(value).__name__.lower())
         new = sorted(set(key_values) - set(self._columns))
         if new:
             self._columns += new
