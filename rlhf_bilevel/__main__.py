@@ -72,7 +72,7 @@ def parser() -> Parser:
     sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, dm_control/walker-walk-v0, Meta-World/door-open-v3")
     sub.add_argument("--seed", type=int, help="(0)")
-    sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED)")
+    sub.add_argument("--out", type=Path, help="the run's folder, made anew (runs/METHOD-ENV-SEED, then -2, -3 ...)")
     sub.add_argument(
         "--max-pending-share",
         type=float,
@@ -117,7 +117,10 @@ def parser() -> Parser:
     trusting(sub)
     while_training(sub)
 
-    labelling(command(label, "serve the page on which people label a run's pairs"))
+    sub = command(label, "serve the page on which people label a run's pairs")
+    labelling(sub)
+    sub.add_argument("--labels-db", metavar="postgresql://...", help="where the run keeps its labels, if not in DIR")
+    trusting(sub)
 
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
     sub.add_argument("dir", type=Path, metavar="DIR")
@@ -145,6 +148,7 @@ def parser() -> Parser:
     sub.add_argument("--threads", type=positive, default=1, help="CPU threads that torch may use")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, see config.py")
     sub.add_argument("--json", action="store_true")
+    trusting(sub)
 
     sub = command(import_minari, "make a preference dataset of a local Minari dataset")
     sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
@@ -228,7 +232,8 @@ def labelling(sub: argparse.ArgumentParser) -> None:
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--trust", action="store_true", help="import the module that the run names for its environment")
+    trusts = "import the module that the run names for its environment, go to the labels database that it names"
+    sub.add_argument("--trust", action="store_true", help=trusts)
 
 
 if __name__ == "__main__":

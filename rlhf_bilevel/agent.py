@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from gymnasium.spaces.utils import flatdim
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -36,8 +37,8 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import CONFIG, Refused, enough_memory
-from rlhf_bilevel.folder import OWN, ended, read_config, read_models, write_config, write_models
+from rlhf_bilevel.files import CONFIG, LOCK, Refused, Taken, enough_memory, examine, taken, trusted
+from rlhf_bilevel.folder import OWN, check_sizes, ended, read_config, read_models, write_config, write_models
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import LABELS, count, sessions
@@ -105,6 +106,7 @@ class Agent:
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
+        self._lock: FileLock | None = None  # on the run's folder, from before anything is written there
         self._film: Any = None  # of training, where people see it
         self._people: Any = None  # human.teacher.HumanTeacher, where people answer
 
@@ -128,16 +130,22 @@ class Agent:
         return self._follow(run, callback, progress_bar, screen)
 
     def start(self, total_timesteps: int) -> Run:
-        """A run at its first step, with its folder."""
+        """A run at its first step, with its folder, which no other process can take until ``recording`` ends."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
         self.config = settled(self.method, self.env_id, self._preset, {"steps": total_timesteps} | self._settings)
-        if self.out and self.out.exists() and any(self.out.iterdir()):
-            raise FileExistsError(f"{self.out} exists already and is not overwritten")
+        if self.out:
+            free(self.out)
         run = self._build(self.config)
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
-            self._write_config(self.out)
+            self._lock = taken(self.out)
+            try:
+                free(self.out)  # what another process has begun and ended meanwhile is left alone
+                self._write_config(self.out)
+            except BaseException:
+                self._lock.release()
+                raise
         return run
 
     @classmethod
@@ -161,13 +169,20 @@ class Agent:
         agent, told = cls._read(Path(folder), trust, own)
         agent._checkpoint_every, agent._device = checkpoint_every, told["device"]
         assert agent.out is not None and agent.config is not None
-        if ended(agent.out):
-            raise Refused(f"{folder} has come to its end: there is nothing to resume")
-        for name, version in versions().items():
-            if (then := told["versions"].get(name)) != version:
-                warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
-        torch.set_num_threads(told["threads"])
-        return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+        if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
+            trusted(trust, f"{folder} would go to the database {database}")
+        examine(agent.out, writes=True)
+        agent._lock = taken(agent.out)
+        try:
+            if ended(agent.out):  # asked under the lock, as another process may have been about to end it
+                raise Refused(f"{folder} has come to its end: there is nothing to resume")
+            for name, version in versions().items():
+                if (then := told["versions"].get(name)) != version:
+                    warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
+            torch.set_num_threads(told["threads"])
+            return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+        finally:
+            agent._lock.release()
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
         with self.recording(run, callback, progress_bar, screen) as record:
@@ -191,7 +206,7 @@ class Agent:
         hook, test_env = self.model._init_callback(callback), self.make_env(EVALUATION)
         hook.on_training_start(locals(), globals())
         with ExitStack() as stack:
-            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
+            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock)) if self.out else None
             events = keeper.restore(run) if keeper else {}
             if self._people:
                 stack.enter_context(closing(self._film))
@@ -222,7 +237,7 @@ class Agent:
             yield record
             hook.on_training_end()
             if keeper and self.out:
-                if questions := asked.of_run(self.out):
+                if questions := asked.of_run(self.out, trust=True):
                     questions.write(self.out / PREFERENCES)
                 self.save(self.out)
                 keeper.discard()
@@ -267,6 +282,7 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
+        check_sizes(folder, config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
@@ -410,6 +426,12 @@ def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> 
             complete(known[method].options, {name: value}, f"{method}.")
     for each in own:
         complete(each.options, given.get("options", {}), f"{each.name}.")
+
+
+def free(out: Path) -> None:
+    """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise Taken(f"{out} exists already and is not overwritten")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

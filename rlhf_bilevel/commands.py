@@ -7,15 +7,18 @@ what the checks raise is a user's mistake.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import SUMS, Refused
+from rlhf_bilevel.files import LOCK, SUMS, Refused, examine, made_new, write, written
 from rlhf_bilevel.given import assigned, configure
 
 Work = Callable[[], None]
@@ -27,7 +30,9 @@ def train(args: argparse.Namespace) -> Work:
     settings = configure(args, people)
     labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
-    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
+    args.dir = default = Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
+    if args.out:
+        args.dir = new_path(args.out)
     existing(args.reference)
     envs.make(args.env, settings["seed"]).close()  # refuses spaces that cannot be learnt on
 
@@ -37,26 +42,34 @@ def train(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
 
         torch.set_num_threads(args.threads)
-        agent = Agent(
-            args.method,
-            args.env,
-            preset=args.preset,
-            device=args.device,
-            out=out,
-            checkpoint_every=args.checkpoint_every,
-            **settings,
-        )
-        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
-        tell(out, args.reference)
+        if not args.out:
+            args.dir = numbered(default)
+        try:
+            agent = Agent(
+                args.method,
+                args.env,
+                preset=args.preset,
+                device=args.device,
+                out=args.dir,
+                checkpoint_every=args.checkpoint_every,
+                **settings,
+            )
+            agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+        finally:
+            if not args.out:
+                with suppress(OSError):
+                    args.dir.rmdir()  # only where it is empty: the run has not begun
+        tell(args.dir, args.reference)
 
     return work
 
 
 def resume(args: argparse.Namespace) -> Work:
-    if (run_folder(args.dir) / SUMS).is_file():
-        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    run_folder(args.dir)
     checkpoint_interval(args.checkpoint_every)
     existing(args.reference)
+    if (args.dir / SUMS).is_file():  # torch need not be loaded to say so; asked again under the run's lock
+        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -135,7 +148,7 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = envs.names(envs.make(agent.env_id, 0)), load(args.dir).segments
+        names, asked = envs.names(envs.make(agent.env_id, 0)), load(args.dir, args.trust).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(json.dumps([weight._asdict() for weight in weights]))
@@ -162,17 +175,19 @@ def export(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.asked import load
 
-        for target in filter(None, (sb3, preferences)):
-            target.parent.mkdir(parents=True, exist_ok=True)
         if preferences:
-            asked = load(args.dir)
-            asked.write(preferences)
+            asked = load(args.dir, args.trust)
+            with made_new(preferences):
+                asked.write(preferences)
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
             model = Agent.load(args.dir, trust=args.trust).model
             if not type(model).__module__.startswith("stable_baselines3"):
                 raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
-            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
+            file = io.BytesIO()
+            model.save(file, exclude=["replay_buffer", "_last_obs"])
+            with made_new(sb3):
+                write(sb3, file.getvalue())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
 
     return work
@@ -194,7 +209,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
         from rlhf_bilevel import fit
 
         torch.set_num_threads(args.threads)
-        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, trust=args.trust, **settings)
         if out:
             found.write(out)
         print(json.dumps(found.report) if args.json else fit.table(found.report))
@@ -212,8 +227,8 @@ def import_minari(args: argparse.Namespace) -> Work:
 
         teacher = OracleTeacher() if args.teacher == "oracle" else None
         data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        data.write(out)
+        with made_new(out):
+            data.write(out)
         print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
 
     return work
@@ -230,7 +245,8 @@ def plot(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.plot import draw
 
-        print(draw(rows, out, args.kind, args.baseline))
+        with made_new(out):
+            print(draw(rows, out, args.kind, args.baseline))
 
     return work
 
@@ -283,17 +299,36 @@ def existing(reference: Path | None) -> None:
 
 
 def new_path(path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    """ValueError where something is there, but for a folder that is empty or has the lock of a run that never began."""
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
 
+def numbered(path: Path) -> Path:
+    """A folder that is made now: ``path`` or, where that is there, the first of path-2, path-3 ... that is not."""
+    for number in count(1):
+        out = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with written(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir()
+            except FileExistsError:
+                continue
+        if number > 1:
+            print(f"{path} is there already: this run goes to {out}", flush=True)
+        return out
+    raise AssertionError
+
+
 def run_folder(path: Path) -> Path:
+    """ValueError where there is no run, or anything that no run writes, such as a link."""
     if not (path / "config.yaml").is_file():
         runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
         raise ValueError(
             f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
         )
+    examine(path)
     return path
 
 

@@ -8,6 +8,7 @@ run is better than one of the baseline. ``aggregate``: median, IQM, mean and opt
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from rlhf_bilevel import compare
 from rlhf_bilevel.compare import Task
+from rlhf_bilevel.files import write
 from rlhf_bilevel.points import Point
 from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimality_gap
 
@@ -128,9 +130,11 @@ def titled(tasks: Sequence[Task]) -> str:
 
 
 def save(figure: Any, out: Path, dpi: float = 110) -> None:
-    """Writes a matplotlib figure as SVG or PNG: the same file for the same curves."""
+    """Writes a matplotlib figure as SVG, PNG or PDF: the same file for the same curves."""
     import matplotlib
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn, kind = io.BytesIO(), out.suffix.removeprefix(".")
     with matplotlib.rc_context({"svg.hashsalt": "equal curves, equal file"}):  # names in an SVG are random otherwise
-        figure.savefig(out, dpi=dpi, metadata={"Date": None} if out.suffix == ".svg" else None)
+        figure.savefig(drawn, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, drawn.getvalue())

@@ -11,10 +11,9 @@ from pathlib import Path
 from statistics import fmean
 
 import pyarrow
-from filelock import FileLock
 from pyarrow import parquet
 
-from rlhf_bilevel.files import write
+from rlhf_bilevel.files import lock, write
 from rlhf_bilevel.points import Point, points, to_csv
 from rlhf_bilevel.worker import ended
 
@@ -38,7 +37,7 @@ SCHEMA = pyarrow.schema(
 
 def collect(folder: Path) -> list[Point]:
     """Writes the tables of all runs in ``folder`` that have ended, also of earlier sweeps; their rows."""
-    with FileLock(folder / ".results.lock"):  # of two sweeps, the later one knows more
+    with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
         rows = [row for out in sorted(folder.iterdir()) if ended(out) for row in points(out)]
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()

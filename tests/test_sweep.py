@@ -20,7 +20,7 @@ from rlhf_bilevel import sweep
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.board import Board, step_of
 from rlhf_bilevel.files import LOCK
-from rlhf_bilevel.log import Progress
+from rlhf_bilevel.log import Progress, Rows
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
 from rlhf_bilevel.sweep import Planned, Process, agree, complete
@@ -227,7 +227,7 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
     assert step_of(tmp_path) == 0
-    progress = Progress(tmp_path / "progress.csv", 0)
+    progress = Progress(Rows(tmp_path / "progress.csv"))
     progress.write({"rollout/true_return": 1.5, "time/total_timesteps": 40}, {})
     assert step_of(tmp_path) == 40
     for step in range(41, 5000):

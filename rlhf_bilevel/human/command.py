@@ -32,7 +32,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     people = people or [(NAME, "labeller")]
     check(args, [name for name, _ in people])
     files = static_files()
-    book = Book.of(args.dir)
+    book = Book.of(args.dir, args.trust, args.labels_db)
 
     def work() -> None:
         import uvicorn

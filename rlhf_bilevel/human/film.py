@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.files import Damaged, Refused, plain, written
 from rlhf_bilevel.human import scene
 from rlhf_bilevel.replay import Store
 
@@ -188,13 +188,14 @@ class Film:
 
     def write(self, row: int, record: bytes, values: np.ndarray) -> None:
         """The pose at ``row`` of the store. The first call drops all rows from there on, which are of a run cut off."""
-        if self._poses < 0:
-            self._open(row, LENGTH.size + values.nbytes)
-        if record != self._record or not self._offset:
-            os.pwrite(self._records, LENGTH.pack(len(record)) + record, self._end)
-            self._record, self._offset = record, self._end
-            self._end += LENGTH.size + len(record)
-        os.pwrite(self._poses, LENGTH.pack(self._offset) + values.tobytes(), row * self._width)
+        with written(self._folder):
+            if self._poses < 0:
+                self._open(row, LENGTH.size + values.nbytes)
+            if record != self._record or not self._offset:
+                os.pwrite(self._records, LENGTH.pack(len(record)) + record, self._end)
+                self._record, self._offset = record, self._end
+                self._end += LENGTH.size + len(record)
+            os.pwrite(self._poses, LENGTH.pack(self._offset) + values.tobytes(), row * self._width)
 
     def flush(self) -> None:
         """Puts all rows on the disk, so that they outlive the machine too: before a checkpoint that needs them."""
@@ -246,8 +247,10 @@ class Film:
     def _open(self, row: int, width: int) -> None:
         """The files as they were when ``row`` was next."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        for name in (POSES, RECORDS):
+            plain(self._folder / name)
         self._poses, self._records = (
-            os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in (POSES, RECORDS)
+            os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644) for name in (POSES, RECORDS)
         )
         self._width, self._end = width, HEAD.size
         if row:

@@ -58,7 +58,7 @@ class HumanTeacher:
 
     def __enter__(self) -> HumanTeacher:
         """Raises as ``Book.of``."""
-        self._book = Book.of(self._folder)
+        self._book = Book.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         told, c = read_yaml(self._folder / CONFIG), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
         self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
