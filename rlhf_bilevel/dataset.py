@@ -75,7 +75,7 @@ SCHEMA = pa.schema(
 )
 ROWS = 1000  # in a row group
 LONGEST = 1000  # letters of a name
-UNFOLDED, RATIO = 2**26, 200  # bytes that any file may unfold to; times its size, that a larger one may
+UNFOLDED, RATIO = 2**28, 200  # bytes that any file may unfold to; times its size, that a larger one may
 COPIES = 3  # of a file's content that reading it holds at a time
 # Segments of one run overlap, and zstd finds that where its window and a page are large: 3 MB in place of 10
 STORED: dict[str, Any] = {
@@ -351,9 +351,9 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
         for column in range(file.metadata.num_columns)
     ]
     unfolded = sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
+    enough_memory(path, COPIES * unfolded)
     if unfolded > max(UNFOLDED, RATIO * path.stat().st_size):
         raise Refused(f"{path} would unfold to {unfolded:,} bytes, more than {RATIO} times its size")
-    enough_memory(path, COPIES * unfolded)
     try:
         return Facts.model_validate(told)
     except ValidationError as error:

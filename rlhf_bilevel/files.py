@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -24,6 +26,10 @@ STEP = "time/total_timesteps"  # column of PROGRESS
 # Bytes of a file that is read whole, by its kind; ours are far below
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
 ENTRIES, DEPTH = 100_000, 8  # files and folders in a run's folder, and how deep they lie
+OURS = re.compile(
+    r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
+)
+"""Names of files, which no folder has."""
 HOLES = 2**28, 100  # a file of more bytes, of which less than one in so many is on the disk, is a trap
 
 
@@ -81,7 +87,7 @@ def examine(folder: Path, writes: bool = False) -> None:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue  # of a run that goes on meanwhile
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(found.st_mode) and not OURS.search(entry.name):
                 todo.append((Path(entry.path), depth + 1))
             else:
                 _plain(Path(entry.path), found, writes)
@@ -159,11 +165,11 @@ def truncate(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def opened(path: Path, flags: int) -> BinaryIO:
+def opened(path: Path, flags: int) -> BufferedWriter:
     """To be written in place. Refused where it is no plain file by this one name; no link is followed."""
     plain(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)  # truncates nothing by itself
+    return os.fdopen(descriptor, "wb")  # truncates nothing by itself
 
 
 @contextmanager
@@ -215,7 +221,7 @@ def read(path: Path, limit: float) -> bytes:
 
 
 @contextmanager
-def reading(path: Path, limit: float) -> Iterator[BinaryIO]:
+def reading(path: Path, limit: float) -> Iterator[BufferedReader]:
     """The same, open. A pipe or a device, which may never end, is not waited for."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

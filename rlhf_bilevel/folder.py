@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
-from rlhf_bilevel.config import Config
+from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.files import (
     CONFIG,
@@ -65,7 +65,9 @@ def write_config(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:
-    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``."""
+    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``, Damaged
+    where a setting cannot be.
+    """
     examine(folder)
     told = read_yaml(folder / CONFIG)
     if missing := {name for name, field in Told.model_fields.items() if field.is_required()} - told.keys():
@@ -75,6 +77,10 @@ def read_config(folder: Path, trust: bool) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise Damaged(f"{folder / CONFIG} is damaged: {first['loc'][0]}: {first['msg']}") from None
+    try:
+        settle(told["settings"])
+    except ValueError as error:
+        raise Damaged(f"{folder / CONFIG} is damaged, or of a later version: {error}") from None
     module = told["env"].rpartition(":")[0]
     if module and module not in sys.modules:
         trusted(trust, f"{folder} would import the module {module!r}")

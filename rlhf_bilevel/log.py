@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +131,7 @@ class Rows:
         self._end = 0  # bytes of the rows that stay
         expected = int(mark["rows"]) if mark else 0
         if expected:
-            with reading(path, float("inf")) as file:
+            with reading(path, math.inf) as file:
                 lines = _parsed(file, path)
                 self._columns = next(lines, ([], 0))[0]
                 for cells, self._end in islice(lines, expected):
@@ -162,7 +163,7 @@ class Rows:
     def _widen(self, new: Sequence[str]) -> None:
         rows: list[list[str]] = []
         if self._path.exists():
-            with reading(self._path, float("inf")) as file:
+            with reading(self._path, math.inf) as file:
                 rows = [cells for cells, _ in islice(_parsed(file, self._path), 1, None)]
         self._columns += new
         write(self._path, _lines([self._columns, *(cells + [""] * len(new) for cells in rows)]))

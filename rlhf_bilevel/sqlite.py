@@ -6,11 +6,13 @@ journal may name another one, anywhere, which SQLite then removes.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,8 +46,9 @@ def safe(path: Path) -> None:
         plain(file)
     journal = path.with_name(path.name + "-journal")
     if journal.exists():
-        with reading(journal, float("inf")) as file:
-            if file.read()[-len(NAMES_ANOTHER) :] == NAMES_ANOTHER:
+        with reading(journal, math.inf) as data:
+            data.seek(max(0, data.seek(0, SEEK_END) - len(NAMES_ANOTHER)))
+            if data.read() == NAMES_ANOTHER:
                 raise Refused(f"{journal} names a journal of another database: it is neither read nor written")
 
 
@@ -89,7 +92,7 @@ def copied(path: Path) -> Iterator[Path]:
                 target = copy.with_name(copy.name + end)
                 target.unlink(missing_ok=True)
                 if (source := path.with_name(path.name + end)).exists():
-                    with written(target), reading(source, float("inf")) as file, target.open("xb") as to:
+                    with written(target), reading(source, math.inf) as file, target.open("xb") as to:
                         shutil.copyfileobj(file, to)
             if _state(path) == before:
                 yield copy

@@ -509,9 +509,14 @@ class Book:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
+        self._still_there()
         with self._turn, self._engine.begin() as c:
             yield c
-        if file_of(self._engine) != self._file:  # what was committed is in a file that nobody will read
+        self._still_there()
+
+    def _still_there(self) -> None:
+        """OperationalError where what is committed now, or was, is in a file that nobody will read."""
+        if file_of(self._engine) != self._file:
             raise replaced(self._engine)
 
     @contextmanager

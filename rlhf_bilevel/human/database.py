@@ -27,10 +27,9 @@ VERSIONS = "alembic_version"  # the table that tells of which revision the other
 LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory locks, while a database is upgraded
 
 
-def connect(where: Path | str, told: Path | None = None) -> Engine:
-    """A database with this version's tables, called ``told`` in messages. Raises as ``Book.open``."""
-    url, name = _url(where)
-    told = str(told or name)
+def connect(where: Path | str, name: Path | None = None) -> Engine:
+    """A database with this version's tables, in messages by that ``name``. Raises as ``Book.open``."""
+    url, told = _url(where, name)
     alone: AbstractContextManager[Any] = nullcontext()
     if url.drivername == "sqlite":
         # Of two that make a new file at once, SQLite would tell one that it is locked, or let both wait in vain
@@ -62,10 +61,10 @@ def connect(where: Path | str, told: Path | None = None) -> Engine:
     return engine
 
 
-def _url(where: Path | str) -> tuple[URL, str]:
+def _url(where: Path | str, name: Path | None) -> tuple[URL, str]:
     """Of SQLAlchemy, and what to call it in messages."""
     if isinstance(where, Path) or "://" not in where:
-        return URL.create("sqlite", database=str(where)), str(where)
+        return URL.create("sqlite", database=str(where)), str(name or where)
     check_database(where)
     url = make_url(where).set(drivername="postgresql+psycopg")
     return url, url.render_as_string()

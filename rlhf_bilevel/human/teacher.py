@@ -10,6 +10,7 @@ written to labels.sqlite, it is given again. Training remains a function of its 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable
@@ -103,7 +104,9 @@ class HumanTeacher:
             self._patiently(lambda: self._book.ask(number, questions, self._config.teacher_votes, left))
         if not self._told:
             self._told = True
-            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}")
+            database = self._config.teacher_labels_db
+            more = f" --labels-db {shlex.quote(database)}" if database else ""
+            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{more}")
 
     def _clip(self, first: int) -> dict[str, Any]:
         clip = self._film.clip(torch.arange(first, first + self._config.segment_length))
