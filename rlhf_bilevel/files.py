@@ -30,7 +30,7 @@ OURS = re.compile(
     r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
 )
 """Names of files, which no folder has."""
-HOLES = 2**28, 100  # a file of more bytes, of which less than one in so many is on the disk, is a trap
+HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap
 
 
 class Refused(ValueError):
@@ -87,16 +87,19 @@ def examine(folder: Path, writes: bool = False) -> None:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue  # of a run that goes on meanwhile
+            alone = writes and not entry.name.startswith("run_id")  # which is made by a second name, and never changed
             if stat.S_ISDIR(found.st_mode) and not OURS.search(entry.name):
                 todo.append((Path(entry.path), depth + 1))
             else:
-                _plain(Path(entry.path), found, writes)
+                _plain(Path(entry.path), found, alone)
 
 
 def _scanned(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
+    except FileNotFoundError:  # of a run that goes on meanwhile
+        return []
     except OSError as error:
         raise Refused(f"{folder} cannot be read: {error.strerror}") from None
 
@@ -118,8 +121,19 @@ def _plain(path: Path, found: os.stat_result, alone: bool = False) -> None:
     if alone and found.st_nlink > 1:
         raise Refused(f"{path} has a second name (a hard link) and is not written to: copy the folder with cp -r first")
     size, share = HOLES
-    if found.st_size > size and 512 * found.st_blocks * share < found.st_size:
+    if found.st_size > size and _extent(path) * share < found.st_size:
         raise Damaged(f"{path} is damaged: nearly all of its {found.st_size:,} bytes are holes")
+
+
+def _extent(path: Path) -> int:
+    """Bytes of a file that are no holes, as far as the file system tells."""
+    total = end = 0
+    with suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        for _ in range(ENTRIES):
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)  # an OSError where there is nothing more
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            total += end - start
+    return total
 
 
 @contextmanager
@@ -217,23 +231,28 @@ def sync(folder: Path) -> None:
 def read(path: Path, limit: float) -> bytes:
     """All of a plain file. Damaged where it has more than ``limit`` bytes, Refused where it cannot be read."""
     with reading(path, limit) as file:
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:
+            raise Refused(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager
 def reading(path: Path, limit: float) -> Iterator[BufferedReader]:
     """The same, open. A pipe or a device, which may never end, is not waited for."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            _plain(path, found)
-            if found.st_size > limit:
-                raise Damaged(f"{path} is damaged: it has {found.st_size:,} bytes, and at most {limit:,} are read")
-            yield file
-    except Refused:
-        raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        found = os.fstat(descriptor)
+        _plain(path, found)
+        if found.st_size > limit:
+            raise Damaged(f"{path} is damaged: it has {found.st_size:,} bytes, and at most {limit:,} are read")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
@@ -264,7 +283,7 @@ def sealed(folder: Path, name: str, limit: float, needed: bool = True) -> bytes:
     if not (folder / name).is_file():
         raise Damaged(f"{folder / name} is missing")
     data = read(folder / name, limit)
-    if sha256(data) != sums.get(name, sha256(data)):
+    if name in sums and sha256(data) != sums[name]:
         raise Damaged(f"{folder / name} is damaged: its SHA-256 is not the one in {SUMS}")
     return data
 

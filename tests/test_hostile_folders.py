@@ -541,8 +541,8 @@ def test_a_piece_is_no_larger_than_its_manifest_says(tmp_path: Path) -> None:
     folder.mkdir()
     saved(folder, 1)
     with (folder / "rows-0-4.safetensors").open("ab") as file:
-        file.truncate(2**28 - 1)
-    with pytest.warns(UserWarning, match="268,435,455 bytes, and at most"), pytest.raises(Damaged):
+        file.write(b"more")
+    with pytest.warns(UserWarning, match="bytes, and at most"), pytest.raises(Damaged):
         Checkpoints(folder, "same").load()
 
 
@@ -571,7 +571,7 @@ def test_a_file_that_is_too_large_for_its_kind_is_not_read(
 ) -> None:
     run = shutil.copytree(made["ended"], tmp_path / "run")
     with (run / name).open("ab") as file:
-        file.truncate(limit + 1)
+        file.write(b"0" * (limit + 1))
     with pytest.raises(Damaged, match=f"{name} is damaged: it has"):
         points(run) if name != "policy.safetensors" else Agent.load(run)
 
