@@ -185,10 +185,14 @@ class Agent:
             agent._lock.release()
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
-        with self.recording(run, callback, progress_bar, screen) as record:
-            for row in train(run):
-                if not record(row):
-                    break
+        try:
+            with self.recording(run, callback, progress_bar, screen) as record:
+                for row in train(run):
+                    if not record(row):
+                        break
+        finally:
+            if self._lock:
+                self._lock.release()
         return self
 
     @contextmanager

@@ -123,15 +123,16 @@ class Checkpoints:
         for path in found:
             try:
                 manifest = self._check(path)
-            except (ValueError, OSError) as error:
+                state = path / "state.safetensors"
+                size = manifest.files["state.safetensors"].size
+                tree = unpack(read_json(path / "state.json"), tensors(read(state, size), state))
+                tables = {name: self._joined(pieces) for name, pieces in manifest.tables.items()}
+            except (ValueError, OSError, LookupError, RuntimeError, TypeError) as error:
                 others += isinstance(error, OtherSettings)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
-            state = path / "state.safetensors"
-            size = manifest.files["state.safetensors"].size
-            tree = unpack(read_json(path / "state.json"), tensors(read(state, size), state))
-            return Loaded(manifest.step, tree, {name: self._joined(pieces) for name, pieces in manifest.tables.items()})
+            return Loaded(manifest.step, tree, tables)
         if found:
             way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
             way = "put back the config.yaml that they were made with" if others == len(found) else way

@@ -253,11 +253,12 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
 
 
 def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
-    """About how many bytes a run holds: its store, and weights with their gradients, Adam's moments and copies."""
+    """About how many bytes a run holds: its store, weights with their gradients, Adam's moments and copies, a batch."""
 
     def weights(hidden: tuple[int, ...]) -> int:
         return sum(i * j for i, j in pairwise((obs_size + act_size, *hidden, 1)))
 
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
     networks = 14 * learners * weights(config.hidden) + 7 * config.members * weights(config.reward_hidden)
-    return 4 * (config.steps * row + networks)
+    networks += 7 * weights(config.cost_hidden)
+    return 4 * (config.steps * row + networks + config.batch * (row + 2 * sum(config.hidden)))

@@ -50,7 +50,7 @@ class Told(BaseModel):
     teacher: str
     algorithm: str
     algorithm_settings: dict[str, Any] | Literal["own"]
-    device: Annotated[str, Field(pattern=r"^[a-z]{1,10}(:\d{1,3})?$")]
+    device: Annotated[str, Field(pattern=r"^[a-z]{1,20}(:\d{1,3})?$")]
     threads: Annotated[int, Field(ge=1, le=1024)]
     settings: dict[str, Any]
     versions: dict[str, str]

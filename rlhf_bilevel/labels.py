@@ -162,7 +162,10 @@ class Recorded:
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
             rows = self._log[number].answers
-            return preferences(rows) if rows else nothing(queries)
+            try:
+                return checked(preferences(rows), queries) if rows else nothing(queries)
+            except (TypeError, ValueError) as error:
+                raise Damaged(f"{self._log.path}: session {number} is of another run: {error}") from None
         asked_at = time.time()
         answers = checked(self._teacher(queries), queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
@@ -208,9 +211,12 @@ def pairs(asked: Queries | Preferences) -> list[Pair]:
 
 
 def stacked(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1."""
+    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. Damaged where it is something else."""
     parts = [tensors(row, "a segment") for row in rows]
-    return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+    try:
+        return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+    except (KeyError, RuntimeError) as error:
+        raise Damaged(f"a segment is damaged: {' '.join(str(error).split())}") from None
 
 
 @cache

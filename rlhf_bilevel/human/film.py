@@ -241,7 +241,12 @@ class Film:
         return np.dtype([("record", "<u8"), ("values", "<f4", ((self._width - LENGTH.size) // 4,))])
 
     def _read(self, offset: int) -> bytes:
+        size = os.fstat(self._records).st_size
+        if offset + LENGTH.size > size:
+            raise Damaged(f"{self._folder / RECORDS} is damaged: it ends before byte {offset}")
         (length,) = LENGTH.unpack(os.pread(self._records, LENGTH.size, offset))
+        if length > size:
+            raise Damaged(f"{self._folder / RECORDS} is damaged: it has no record of {length} bytes")
         return os.pread(self._records, length, offset + LENGTH.size)
 
     def _open(self, row: int, width: int) -> None:
