@@ -366,6 +366,18 @@ def test_a_new_file_takes_the_place_of_none_that_has_come_meanwhile(tmp_path: Pa
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
 
+def test_an_export_takes_the_place_of_none_either(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(folder: Path, trust: bool = False) -> Any:
+        (tmp_path / "p.parquet").write_text("theirs")
+        return of_run(folder)
+
+    monkeypatch.setattr("rlhf_bilevel.asked.load", late)
+    assert ask(["export", str(made["ended"]), "--preferences", str(tmp_path / "p.parquet")]) == "exit 2"
+    assert (tmp_path / "p.parquet").read_text() == "theirs"
+
+
 # Databases
 
 
@@ -422,25 +434,33 @@ def test_a_view_in_the_book_is_never_asked(made: dict[str, Path], tmp_path: Path
             work()
 
 
-def test_tables_that_share_pages_without_end_are_given_up(tmp_path: Path) -> None:
-    """A table of tables whose inner pages name one another: its rows never end."""
-    path, page, children = tmp_path / "labels.sqlite", 4096, 300
-    LabelLog(path).close()
+def test_a_list_of_tables_without_end_is_given_up(tmp_path: Path) -> None:
+    """Its inner pages name one another, so that the row of one index comes again and again."""
+    path, page, children, levels = tmp_path / "labels.sqlite", 4096, 300, 12
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a UNIQUE)")
     data = bytearray(path.read_bytes())
-    pages = len(data) // page
-    for level in range(12):  # the list of tables, and then new pages: each has the next one as all of its children
-        own, below = 1 if level == 0 else pages + level, (pages + level + 1).to_bytes(4, "big")
-        begin = 100 if level == 0 else 0
+    first, end = len(data) // page + 1, len(data) // page + levels  # the whole list, and the row of the index alone
+    rows = data[108:110], data[110:112]
+    whole, index = (
+        b"\x0d\0\0" + struct.pack(">H", len(own)) + data[105:108] + b"".join(own) for own in (rows, rows[1:])
+    )
+    bodies = {first: whole, end: index}
+    data += bytes(levels * page)
+    for number, head in bodies.items():
+        data[(number - 1) * page : number * page] = head + data[200:page].rjust(page, b"\0")[len(head) :]
+    for own in [1, *range(first + 1, end)]:
+        begin, below = 100 if own == 1 else 0, struct.pack(">I", max(own, first) + 1)
         inner = bytearray(page)
         inner[begin : begin + 12] = b"\x05\0\0" + struct.pack(">HHx", children, page - 5 * children) + below
         for cell in range(children):
             at = page - 5 * (cell + 1)
-            inner[at : at + 5] = below + bytes([cell % 128])
-            inner[begin + 12 + 2 * cell : begin + 14 + 2 * cell] = at.to_bytes(2, "big")
-        data += bytes(max(0, own * page - len(data)))
+            inner[at : at + 5] = (struct.pack(">I", first) if (own, cell) == (1, 0) else below) + bytes(
+                [1 + cell % 127]
+            )
+            inner[begin + 12 + 2 * cell : begin + 14 + 2 * cell] = struct.pack(">H", at)
         data[(own - 1) * page + begin : own * page] = inner[begin:]
-    data += b"\x0d" + bytes(page - 1)
-    data[28:32] = (len(data) // page).to_bytes(4, "big")
+    data[28:32] = struct.pack(">I", len(data) // page)
     path.write_bytes(data)
     code, _ = waited(lambda: refused(lambda: LabelLog(path)), 10)
     assert code == 1
@@ -498,6 +518,10 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
             with contextlib.suppress(AttributeError):  # there is no such database here
                 Book.of(run, **own)
         assert gone == [url, url]
+    else:
+        with pytest.raises(Damaged, match="is no labels database"):
+            Book.of(run, trust=True)
+        assert not gone
 
 
 # What exhausts memory
