@@ -133,7 +133,9 @@ def parser() -> Parser:
     sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
     sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")
-    sub.add_argument("--out", type=Path, help="the run's folder, made anew (default: runs/METHOD-ENV-SEED)")
+    sub.add_argument(
+        "--out", type=Path, help="the run's folder, made anew (default: runs/METHOD-ENV-SEED, then -2, -3 ...)"
+    )
     sub.add_argument(
         "--max-pending-share",
         type=float,
@@ -180,7 +182,10 @@ def parser() -> Parser:
     trusting(sub)
     while_training(sub)
 
-    labelling(command(label, "serve the page on which people label a run's pairs"))
+    sub = command(label, "serve the page on which people label a run's pairs")
+    labelling(sub)
+    sub.add_argument("--labels-db", metavar="postgresql://...", help="where the run keeps its labels, if not in DIR")
+    trusting(sub)
 
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
@@ -214,6 +219,7 @@ def parser() -> Parser:
         help="a setting of config.py; repeatable",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+    trusting(sub)
 
     sub = command(import_minari, "make a preference dataset of a local Minari dataset")
     sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
@@ -300,7 +306,8 @@ def labelling(sub: argparse.ArgumentParser) -> None:
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--trust", action="store_true", help="import the module that the run names for its environment")
+    trusts = "import the module that the run names for its environment, go to the labels database that it names"
+    sub.add_argument("--trust", action="store_true", help=trusts)
 
 
 if __name__ == "__main__":

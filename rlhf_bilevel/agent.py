@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from gymnasium.spaces.utils import flatdim
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -39,8 +40,17 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import Refused, enough_memory
-from rlhf_bilevel.folder import OWN, ended, read_config, read_models, same_config, write_config, write_models
+from rlhf_bilevel.files import LOCK, Refused, Taken, enough_memory, examine, taken, trusted
+from rlhf_bilevel.folder import (
+    OWN,
+    check_sizes,
+    ended,
+    read_config,
+    read_models,
+    same_config,
+    write_config,
+    write_models,
+)
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import LABELS, count, sessions
@@ -124,6 +134,7 @@ class Agent:
         self.config: Config | None = None
         self.run: Run | None = None
         self._recording = False
+        self._lock: FileLock | None = None  # on the run's folder, from before anything is written there
         self._film: Any = None  # of training, where people see it
         self._people: Any = None  # human.teacher.HumanTeacher, where people answer
 
@@ -150,14 +161,14 @@ class Agent:
             return self._follow(run, callback, progress_bar, screen)
 
     def start(self, total_timesteps: int) -> Run:
-        """A run at its first step, with its folder."""
+        """A run at its first step, with its folder, which no other process can take until ``recording`` ends."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
         config = self._settled(total_timesteps)
         if config.steps != self._settings.get("steps", config.steps):
             raise ValueError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
-        if self.out and not new(self.out):
-            raise FileExistsError(f"{self.out} exists already and is not overwritten")
+        if self.out:
+            free(self.out)
         self.config = config
         training = self._training()
         self.config, told = fitted(self.method, config, training[0].limit, {"steps": config.steps} | self._settings)
@@ -167,7 +178,13 @@ class Agent:
         if self.out:
             with held():
                 self.out.mkdir(parents=True, exist_ok=True)
-                self._write_config(self.out)
+                self._lock = taken(self.out)
+                try:
+                    free(self.out)  # what another process has begun and ended meanwhile is left alone
+                    self._write_config(self.out)
+                except BaseException:
+                    self._lock.release()
+                    raise
         return run
 
     @classmethod
@@ -191,20 +208,33 @@ class Agent:
         agent, told = cls._read(Path(folder), trust, own)
         agent._checkpoint_every, agent._device = checkpoint_every, found(told["device"])
         assert agent.out is not None and agent.config is not None
-        if ended(agent.out):
-            raise Refused(f"{folder} has come to its end: there is nothing to resume")
-        for name, version in versions().items():
-            if (then := told["versions"].get(name)) != version:
-                warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
+        if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
+            trusted(trust, f"{folder} would go to the database {database}")
+        examine(agent.out, writes=True)
         with training():
-            torch.set_num_threads(told["threads"])
-            return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+            agent._lock = taken(agent.out)
+            try:
+                if ended(agent.out):  # asked under the lock, as another process may have been about to end it
+                    raise Refused(f"{folder} has come to its end: there is nothing to resume")
+                for name, version in versions().items():
+                    if (then := told["versions"].get(name)) != version:
+                        warnings.warn(
+                            f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2
+                        )
+                torch.set_num_threads(told["threads"])
+                return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+            finally:
+                agent._lock.release()
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
-        with self.recording(run, callback, progress_bar, screen) as record:
-            for row in train(run):
-                if not record(row):
-                    break
+        try:
+            with self.recording(run, callback, progress_bar, screen) as record:
+                for row in train(run):
+                    if not record(row):
+                        break
+        finally:
+            if self._lock:
+                self._lock.release()
         if fault := fruitless(run):
             raise Refused(fault)
         return self
@@ -225,7 +255,7 @@ class Agent:
         test_env = self.make_env(EVALUATION)
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
-            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every)) if self.out else None
+            keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock)) if self.out else None
             events = keeper.restore(run) if keeper else {}
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
@@ -266,7 +296,7 @@ class Agent:
                 log.flush()
             if keeper and self.out and not fruitless(run):
                 with held():
-                    if questions := asked.of_run(self.out):
+                    if questions := asked.of_run(self.out, trust=True):
                         questions.write(self.out / PREFERENCES)
                     self._write(self.out)
                     keeper.discard()
@@ -337,6 +367,7 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
+        check_sizes(folder, config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         with ordinary_torch(), generators_kept():
@@ -547,6 +578,12 @@ def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]
             said = "segments of {} steps, observations of {} and actions of {} numbers"
             raise Refused(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
     return given
+
+
+def free(out: Path) -> None:
+    """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise Taken(f"{out} exists already and is not overwritten")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

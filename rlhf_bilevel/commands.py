@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import io
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import EVALUATIONS, SUMS, Refused, one_line, to_json, writable
+from rlhf_bilevel.files import (
+    EVALUATIONS,
+    LOCK,
+    SUMS,
+    Refused,
+    examine,
+    made_new,
+    one_line,
+    to_json,
+    writable,
+    write,
+    written,
+)
 from rlhf_bilevel.given import assigned, configure
 
 Work = Callable[[], None]
@@ -30,9 +44,10 @@ def train(args: argparse.Namespace) -> Work:
     settings = configure(args, people)
     labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
-    args.dir = out = new_folder(
-        args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
-    )
+    args.dir = default = Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
+    writable(default)
+    if args.out:
+        args.dir = new_folder(args.out)
     table_of(args.reference)
     envs.check(args.env, settings)
 
@@ -42,26 +57,34 @@ def train(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
 
         torch.set_num_threads(args.threads)
-        agent = Agent(
-            args.method,
-            args.env,
-            preset=args.preset,
-            device=args.device,
-            out=out,
-            checkpoint_every=args.checkpoint_every,
-            **settings,
-        )
-        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
-        tell(out, args.reference)
+        if not args.out:
+            args.dir = numbered(default)
+        try:
+            agent = Agent(
+                args.method,
+                args.env,
+                preset=args.preset,
+                device=args.device,
+                out=args.dir,
+                checkpoint_every=args.checkpoint_every,
+                **settings,
+            )
+            agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+        finally:
+            if not args.out:
+                with suppress(OSError):
+                    args.dir.rmdir()  # only where it is empty: the run has not begun
+        tell(args.dir, args.reference)
 
     return work
 
 
 def resume(args: argparse.Namespace) -> Work:
-    if (run_folder(args.dir) / SUMS).is_file():
-        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    run_folder(args.dir)
     checkpoint_interval(args.checkpoint_every)
     table_of(args.reference)
+    if (args.dir / SUMS).is_file():  # torch need not be loaded to say so; asked again under the run's lock
+        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -158,7 +181,7 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = envs.names(agent.make_env()), load(args.dir).segments
+        names, asked = envs.names(agent.make_env()), load(args.dir, args.trust).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(to_json([weight._asdict() for weight in weights]))
@@ -186,18 +209,20 @@ def export(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.asked import load
 
-        for target in filter(None, (sb3, preferences)):
-            target.parent.mkdir(parents=True, exist_ok=True)
         if preferences:
-            asked = load(args.dir)
-            asked.write(preferences)
+            asked = load(args.dir, args.trust)
+            with made_new(preferences):
+                asked.write(preferences)
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
             agent = Agent.load(args.dir, trust=args.trust)
             model = agent.model
             if not type(model).__module__.startswith("stable_baselines3"):
                 raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
-            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
+            file = io.BytesIO()
+            model.save(file, exclude=["replay_buffer", "_last_obs"])
+            with made_new(sb3):
+                write(sb3, file.getvalue())
             c = agent.config
             assert c is not None
             told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
@@ -229,7 +254,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
         from rlhf_bilevel import fit
 
         torch.set_num_threads(args.threads)
-        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, trust=args.trust, **settings)
         if out:
             found.write(out)
         print(to_json(found.report) if args.json else fit.table(found.report))
@@ -249,8 +274,8 @@ def import_minari(args: argparse.Namespace) -> Work:
 
         teacher = OracleTeacher() if args.teacher == "oracle" else None
         data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        data.write(out)
+        with made_new(out):
+            data.write(out)
         print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
 
     return work
@@ -265,7 +290,8 @@ def plot(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.compare import budgets, grouped
         from rlhf_bilevel.plot import draw
 
-        print(draw(rows, out, args.kind, args.baseline))
+        with made_new(out):
+            print(draw(rows, out, args.kind, args.baseline))
         for line in budgets(grouped(rows, together=True)) if args.kind != "curves" else ():
             warnings.warn(line, stacklevel=1)
 
@@ -288,7 +314,7 @@ def compare(args: argparse.Namespace) -> Work:
                 lines += overall(tasks, baseline)
             except Refused as error:
                 warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
-        print(json.dumps([line._asdict() for line in lines]) if args.json else table(lines))
+        print(to_json([line._asdict() for line in lines]) if args.json else table(lines))
 
     return work
 
@@ -323,7 +349,10 @@ def table_of(reference: Path | None) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    if writable(path).exists() and not (path.is_dir() and not any(path.iterdir())):
+    """ValueError where something is there, but for a folder that is empty or has the lock of a run that never began."""
+    if writable(path).is_symlink() or (
+        path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
+    ):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
@@ -331,17 +360,35 @@ def new_folder(path: Path) -> Path:
 def new_file(option: str, path: Path, *endings: str) -> Path:
     if path.suffix not in endings:
         raise ValueError(f"{option} {path}: must end in {' or '.join(endings)}")
-    if writable(path).exists():
+    if writable(path).is_symlink() or path.exists():
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
 
+def numbered(path: Path) -> Path:
+    """A folder that is made now: ``path`` or, where that is there, the first of path-2, path-3 ... that is not."""
+    for number in count(1):
+        out = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with written(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir()
+            except FileExistsError:
+                continue
+        if number > 1:
+            print(f"{path} is there already: this run goes to {out}", flush=True)
+        return out
+    raise AssertionError
+
+
 def run_folder(path: Path) -> Path:
+    """ValueError where there is no run, or anything that no run writes, such as a link."""
     if not (path / "config.yaml").is_file():
         runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
         raise ValueError(
             f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
         )
+    examine(path)
     return path
 
 

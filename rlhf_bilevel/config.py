@@ -427,6 +427,7 @@ def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> in
     pair, asked = 2 * c.segment_length, min(c.session_labels, c.labels)  # steps of a pair; pairs of a session
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
     networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
+    networks += 7 * weights(c.cost_hidden)
     candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
     batch = learners * c.batch * (row + 6 * sum(c.hidden) + min(c.entropy_states, c.steps))
     reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,27 @@ from safetensors.torch import save as to_bytes
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
-from rlhf_bilevel.config import Record, recorded, settle
+from rlhf_bilevel.config import Config, Record, recorded, settle
 from rlhf_bilevel.doctor import versions
-from rlhf_bilevel.files import CONFIG, SUMS, Damaged, Refused, check_sums, read_yaml, tensors, write, write_sums
+from rlhf_bilevel.files import (
+    CONFIG,
+    EVALUATIONS,
+    PROGRESS,
+    SUMS,
+    YAML_LIMIT,
+    Damaged,
+    examine,
+    read_yaml,
+    sealed,
+    tensors,
+    trusted,
+    write,
+    write_sums,
+)
 
 POLICY, REWARD, MODEL = "policy.safetensors", "reward.safetensors", "model.zip"
 OWN = "own"  # in place of algorithm settings that no file can hold
+HEADER = 2**20  # bytes of a safetensors file that are no weights, at most
 
 
 def write_config(folder: Path, told: Mapping[str, Any]) -> None:
@@ -38,16 +55,19 @@ def same_config(folder: Path, told: Mapping[str, Any]) -> bool:
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:
-    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``."""
+    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``, Damaged
+    where a setting cannot be.
+    """
+    examine(folder)
     told = read_yaml(folder / CONFIG)
     recorded(folder / CONFIG, told)
     try:
         settle(told["settings"])
-    except Refused as error:
-        raise Refused(f"{folder / CONFIG}: {error}") from None
-    module = str(told["env"]).rpartition(":")[0]
-    if module and module not in sys.modules and not trust:
-        raise Refused(f"{folder} would import the module {module!r}: only with explicit trust (--trust)")
+    except ValueError as error:
+        raise Damaged(f"{folder / CONFIG} is damaged, or of a later version: {error}") from None
+    module = told["env"].rpartition(":")[0]
+    if module and module not in sys.modules:
+        trusted(trust, f"{folder} would import the module {module!r}")
     return told
 
 
@@ -58,19 +78,44 @@ def write_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> 
     write(folder / MODEL, file.getvalue())
     write(folder / POLICY, to_bytes(model.policy.state_dict()))
     write(folder / REWARD, to_bytes(reward.state_dict()))
-    write_sums(folder, (CONFIG, MODEL, POLICY, REWARD))  # the last to be written: with it, a run has ended
+    logs = [name for name in (PROGRESS, EVALUATIONS) if (folder / name).is_file()]
+    write_sums(folder, (CONFIG, MODEL, POLICY, REWARD, *logs))  # the last to be written: with it, a run has ended
 
 
 def ended(folder: Path) -> bool:
     return (folder / SUMS).exists()
 
 
+def check_sizes(folder: Path, config: Config, algorithm_settings: Mapping[str, Any]) -> None:
+    """Damaged where the settings tell of larger networks than the files hold, which no memory may hold either."""
+    given = algorithm_settings.get("policy_kwargs")
+    own = given.get("net_arch", config.hidden) if isinstance(given, dict) else config.hidden
+    network = sum(config.reward_hidden) if config.reward_form == "network" else 1
+    for name, weights in ((POLICY, sum(map(_weights, _layers(own)))), (REWARD, config.members * network)):
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
+        if 4 * weights > size:
+            raise Damaged(f"{folder / name} does not fit {CONFIG}, which tells of at least {weights:,} weights")
+
+
+def _layers(told: Any) -> Iterator[Sequence[int]]:
+    """Of SB3's ``net_arch``: a list, or a dict of them."""
+    for layers in told.values() if isinstance(told, dict) else [told]:
+        yield [units for units in layers if isinstance(units, int)]
+
+
+def _weights(hidden: Sequence[int]) -> int:
+    """At least, whatever goes in and out."""
+    return sum(hidden) + sum(i * j for i, j in pairwise(hidden))
+
+
 def read_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
     """Into a model and a reward of the same settings. Damaged where a file is not as it was written."""
-    check_sums(folder)
+    sealed(folder, CONFIG, YAML_LIMIT)
     for module, name in ((model.policy, POLICY), (reward, REWARD)):
+        size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
         try:
-            module.load_state_dict(tensors((folder / name).read_bytes(), folder / name))
+            module.load_state_dict(tensors(sealed(folder, name, size + HEADER), folder / name))
         except RuntimeError as error:
             raise Damaged(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 

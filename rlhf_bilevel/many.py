@@ -14,7 +14,7 @@ from filelock import Timeout
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import Refused, read_yaml, writable, write
+from rlhf_bilevel.files import Refused, plain, read_yaml, writable, write
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
@@ -139,6 +139,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         out.mkdir(parents=True, exist_ok=True)
         try:
             with claim(out):
+                same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
                 study, engine = open_study(storage, args.pruner, steps * len(seeds)), Local(args.jobs)
 
@@ -170,8 +171,9 @@ def writable_folder(option: str, path: Path) -> None:
 
 
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
-    """ValueError where ``out`` or ``storage`` holds something else than the beginning of this search."""
+    """Refused where ``out`` or ``storage`` holds something else than the beginning of this search."""
     file = out / SEARCH
+    plain(storage)
     if storage.parent != out and not storage.parent.is_dir():
         raise ValueError(f"--storage {storage}: there is no folder {storage.parent}")
     if storage.exists() and not (storage.is_file() and beginning(storage) in (b"", b"SQLite format 3\0")):
@@ -179,12 +181,12 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
     if not file.is_file():
         for path in (out, storage):
             if path.is_file() or (path.is_dir() and any(path.iterdir())):
-                raise ValueError(f"{path} exists already and is not of this search: choose another")
+                raise Refused(f"{path} exists already and is not of this search: choose another")
         return
     there = read_yaml(file)
     for key, value in asked.items():
         if there.get(key) != value:
-            raise ValueError(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
+            raise Refused(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
 
 
 def beginning(file: Path) -> bytes:

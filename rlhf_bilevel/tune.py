@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.compare import ending
-from rlhf_bilevel.files import PROGRESS, STEP, Refused, one_line
+from rlhf_bilevel.files import PROGRESS, STEP, Refused, one_line, read
 from rlhf_bilevel.space import Choice, Range, Space, pasted
 from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
 from rlhf_bilevel.worker import ELSEWHERE, log_of
@@ -98,8 +99,8 @@ class Training:
 def evaluations(folder: Path) -> dict[int, float]:
     """A run's true return by step, as far as it is."""
     try:
-        whole, newline, _ = (folder / PROGRESS).read_text().rpartition("\n")
-    except FileNotFoundError:
+        whole, newline, _ = read(folder / PROGRESS, math.inf).decode().rpartition("\n")
+    except Refused:  # it is not there yet
         return {}
     rows = csv.DictReader(io.StringIO(whole + newline))
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}

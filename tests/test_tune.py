@@ -61,6 +61,25 @@ def found(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.state, trial.params, trial.value) for trial in study.trials]
 
 
+def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from filelock import FileLock
+
+    from rlhf_bilevel.__main__ import main
+
+    def late(out: Path) -> FileLock:
+        (out / "tune.yaml").write_text("method: sac\n")
+        return FileLock(tmp_path / "lock")
+
+    monkeypatch.setattr("rlhf_bilevel.many.claim", late)
+    with pytest.raises(SystemExit):
+        main(["tune", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--tune", "gamma=0.9..0.99",
+              "--out", str(tmp_path / "out")])  # fmt: skip
+    assert "holds a search with method sac, not pebble" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tune.yaml"]
+
+
 def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
     study = open_study(tmp_path / "tune.db", "none", 100)
     assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), tell=lambda _: None) == 0
