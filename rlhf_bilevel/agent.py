@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from gymnasium.spaces.utils import flatdim
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from rlhf_bilevel import asked, envs, fork
 from rlhf_bilevel.algorithm import Method, Run, fruitless, train
 from rlhf_bilevel.baselines import METHODS
+from rlhf_bilevel.callbacks import Hooks, Told, checked
 from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import (
     Config,
@@ -39,23 +41,36 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import CONFIG, Refused, enough_memory
-from rlhf_bilevel.folder import OWN, config_bytes, ended, read_config, read_models, write_config, write_models
+from rlhf_bilevel.files import LOCK, Refused, Taken, enough_memory, examine, taken, trusted
+from rlhf_bilevel.folder import (
+    OWN,
+    check_sizes,
+    config_bytes,
+    ended,
+    read_config,
+    read_models,
+    same_config,
+    write_config,
+    write_models,
+)
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.labels import LABELS, count, sessions
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
+from rlhf_bilevel.process import Interrupts, generators_kept, held, ordinary_torch, training
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
 from rlhf_bilevel.state import restore
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
-from rlhf_bilevel.types import Row, Teacher
+from rlhf_bilevel.types import Preferences, Row, Teacher
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
+ANY_STEPS = 10**9  # of settings that are looked at before their number is known
+LINE_EVERY = 60  # seconds between two lines of a progress bar that goes into a file
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
 
 
@@ -86,27 +101,40 @@ class Agent:
         preset: str = "cpu",
         algorithm: type[BaseAlgorithm] | None = None,
         algorithm_settings: dict[str, Any] | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         out: Path | str | None = None,
         checkpoint_every: str = "1m",
         keep_every: int = 0,
         **settings: Any,
     ) -> None:
         if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+        if not isinstance(method, (str, Method)):
+            raise ValueError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         self.method = METHODS[method] if isinstance(method, str) else method
+        if not isinstance(env_id, str):
+            told = "an environment is made anew for each purpose, so it is named by its id"
+            raise ValueError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         self.env_id = envs.resolve(env_id)
         if isinstance(teacher, str):
             settings |= traits(teacher)
             teacher = None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
             raise ValueError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+        if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
+            raise ValueError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         self.teacher = teacher  # None: as the settings say
-        self.out = Path(out) if out is not None else None
+        self.out = Path(out).absolute() if out is not None else None  # whatever folder the program goes to meanwhile
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
-        self._device, self._checkpoint_every, self._keep_every = device, checkpoint_every, keep_every
+        self._device, self._checkpoint_every, self._keep_every = found(device), checkpoint_every, keep_every
+        known = [*Config.model_fields, "device", "out", "checkpoint_every", "keep_every", "algorithm"]
+        known += ["algorithm_settings"]
+        for key in settings:
+            if "." not in key and key not in known:
+                raise ValueError(f"unknown setting {key!r}; {nearest(key, known)}")
+        self._settled(settings.get("steps", ANY_STEPS))
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
@@ -114,6 +142,8 @@ class Agent:
         self._origin: Path | None = None  # the run that training goes on from
         self._loaded: Loaded | None = None  # its checkpoint
         self._begins: tuple[Any, Any] | None = None  # state and tables to begin with, where no folder holds them
+        self._recording = False
+        self._lock: FileLock | None = None  # on the run's folder, from before anything is written there
         self._film: Any = None  # of training, where people see it
         self._people: Any = None  # human.teacher.HumanTeacher, where people answer
 
@@ -124,43 +154,53 @@ class Agent:
     def learn(
         self,
         total_timesteps: int,
-        callback: BaseCallback | Sequence[BaseCallback] | None = None,
+        callback: Told = None,
         progress_bar: bool = False,
         screen: bool = False,
     ) -> Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together. May be called once.
 
         An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the
-        agent's SB3 model; one that returns False stops the training. ``screen`` prints the metrics as a table. Refused,
-        a ValueError, where the method learns a reward and no label at all was given until the last step: the folder
-        then has the evaluations, and no model.
+        agent's SB3 model; one that returns False stops the training (docs/callbacks.md). ``screen`` prints the metrics
+        as a table. Refused, a ValueError, where this process trains already, and where the method learns a reward and
+        no label at all was given until the last step: the folder then has the evaluations, and no model.
         """
-        run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
-        return self._follow(run, callback, progress_bar, screen)
+        with training():
+            run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
+            return self._follow(run, callback, progress_bar, screen)
 
     def start(self, total_timesteps: int) -> Run:
-        """A run at its first step, with its folder."""
+        """A run at its first step, with its folder, which no other process can take until ``recording`` ends."""
         if self.model is not None:
             raise RuntimeError("this agent has learnt already: make a new one")
-        given = {"steps": total_timesteps} | self._settings
-        self.config = settled(self.method, self.env_id, self._preset, given)
-        if self.out and self.out.exists() and any(self.out.iterdir()):
-            raise FileExistsError(f"{self.out} exists already and is not overwritten")
+        config = self._settled(total_timesteps)
+        if config.steps != self._settings.get("steps", config.steps):
+            raise ValueError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
+        if self.out:
+            free(self.out)
+        self.config = config
         training = self._training()
-        self.config, told = fitted(self.method, self.config, training[0].limit, given)
+        self.config, told = fitted(self.method, config, training[0].limit, {"steps": config.steps} | self._settings)
         run = self._build(self.config, training)
         if told:
             warnings.warn(told, stacklevel=3)
         if self.out:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._write_config(self.out)
+            with held():
+                self.out.mkdir(parents=True, exist_ok=True)
+                self._lock = taken(self.out)
+                try:
+                    free(self.out)  # what another process has begun and ended meanwhile is left alone
+                    self._write_config(self.out)
+                except BaseException:
+                    self._lock.release()
+                    raise
         return run
 
     @classmethod
     def resume(
         cls,
         folder: Path | str,
-        callback: BaseCallback | Sequence[BaseCallback] | None = None,
+        callback: Told = None,
         progress_bar: bool = False,
         screen: bool = False,
         *,
@@ -176,15 +216,26 @@ class Agent:
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         agent, told = cls._read(Path(folder), trust, own)
-        agent._checkpoint_every, agent._keep_every, agent._device = checkpoint_every, keep_every, told["device"]
+        agent._checkpoint_every, agent._keep_every = checkpoint_every, keep_every
+        agent._device = found(told["device"])
         assert agent.out is not None and agent.config is not None
-        if ended(agent.out):
-            raise Refused(f"{folder} has come to its end: there is nothing to resume")
-        for name, version in versions().items():
-            if (then := told["versions"].get(name)) != version:
-                warnings.warn(f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2)
-        torch.set_num_threads(told["threads"])
-        return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+        if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
+            trusted(trust, f"{folder} would go to the database {database}")
+        examine(agent.out, writes=True)
+        with training():
+            agent._lock = taken(agent.out)
+            try:
+                if ended(agent.out):  # asked under the lock, as another process may have been about to end it
+                    raise Refused(f"{folder} has come to its end: there is nothing to resume")
+                for name, version in versions().items():
+                    if (then := told["versions"].get(name)) != version:
+                        warnings.warn(
+                            f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2
+                        )
+                torch.set_num_threads(told["threads"])
+                return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
+            finally:
+                agent._lock.release()
 
     @classmethod
     def fork(
@@ -265,18 +316,29 @@ class Agent:
         state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
         state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
         if self.out:
-            if self.out.exists() and any(self.out.iterdir()):
-                raise FileExistsError(f"{self.out} exists already and is not overwritten")
-            fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
+            free(self.out)
+            with held():
+                self.out.mkdir(parents=True, exist_ok=True)
+                self._lock = taken(self.out)
+                try:
+                    free(self.out)
+                    fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
+                except BaseException:
+                    self._lock.release()
+                    raise
         else:
             self._begins = state, loaded.tables
         return self._build(c)
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
-        with self.recording(run, callback, progress_bar, screen) as record:
-            for row in train(run):
-                if not record(row):
-                    break
+        try:
+            with self.recording(run, callback, progress_bar, screen) as record:
+                for row in train(run):
+                    if not record(row):
+                        break
+        finally:
+            if self._lock:
+                self._lock.release()
         if fault := fruitless(run):
             raise Refused(fault)
         return self
@@ -290,36 +352,45 @@ class Agent:
         Evaluations, log, checkpoints, callbacks; if there is a checkpoint, the run goes to it first. What was learnt is
         written at the end, unless that is an error or no label was given (see ``algorithm.fruitless``).
         """
+        callback = None if callback is None else checked(callback)
         config, agent = run.config, int(run.method.agent(run.config))
         self.run, self.reward = run, run.reward
         self.model = run.learners[agent].model  # type: ignore[attr-defined]
-        hook, test_env = self.model._init_callback(callback), self.make_env(EVALUATION)
-        hook.on_training_start(locals(), globals())
+        test_env = self.make_env(EVALUATION)
         with ExitStack() as stack:
-            keeper = self.out and stack.enter_context(Keeper(self.out, self._checkpoint_every, self._keep_every))
+            interrupts = stack.enter_context(Interrupts())
+            keeper = None
+            if self.out:
+                keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
             events = keeper.restore(run) if keeper else {}
             if self._begins:
                 restore(run, *self._begins)
                 self._begins = None
+            self._recording = True
+            stack.callback(setattr, self, "_recording", False)
             if self._people:
                 stack.enter_context(closing(self._film))
                 stack.enter_context(self._people)
             log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
-            bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=1, disable=not progress_bar)
-            stack.enter_context(closing(bar))
+            bar = stack.enter_context(closing(progress(run, progress_bar)))
+            hooks = None if callback is None else Hooks(run, agent, callback, log.logger)
 
             def record(row: Row) -> bool:
+                interrupts.check()
                 bar.update()
                 if run.step % config.eval_every == 0 or run.step == config.steps:
                     row |= self._evaluate(run, test_env, agent, log)
-                    bar.set_postfix(true_return=f"{row['eval/true_return']:.0f}", labels=len(run.prefs))
+                    told = f"{row['eval/true_return']:.0f}"
+                    bar.set_postfix(true_return=told, labels=len(run.prefs), refresh=False)
                 log.record(row, run.step)
                 if self._people:
                     self._people.beat(run)
                 self.model.num_timesteps = run.step
-                go_on = hook.on_step()
+                go_on = hooks is None or hooks.step(row)
+                log.write(row)
                 if go_on and keeper and "rollout/true_return" in row:  # between two episodes
-                    keeper.offer(run, marks)
+                    with held():
+                        keeper.offer(run, marks)
                 return go_on
 
             def marks() -> dict[str, int]:
@@ -328,44 +399,70 @@ class Agent:
                 return log.marks()
 
             yield record
-            hook.on_training_end()
+            interrupts.check()
+            if hooks:
+                hooks.end()
+                log.flush()
             if keeper and self.out and not fruitless(run):
-                if questions := asked.of_run(self.out):
-                    questions.write(self.out / PREFERENCES)
-                keeper.finish(run, marks)
-                self.save(self.out)
+                with held():
+                    if questions := asked.of_run(self.out, trust=True):
+                        questions.write(self.out / PREFERENCES)
+                    keeper.finish(run, marks)
+                    self._write(self.out)
 
-    def predict(self, obs: np.ndarray, deterministic: bool = True) -> tuple[np.ndarray, None]:
-        """Actions for one observation (o,) or a batch (N, o), as SB3 gives them."""
-        return self.model.predict(obs, deterministic=deterministic)[0], None
+    def predict(
+        self, obs: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """Actions for one observation (o,) or a batch (N, o), as SB3 gives them; ``evaluate_policy`` takes an agent.
+
+        ``state`` and ``episode_start`` are SB3's for recurrent policies, which these are not.
+        """
+        return self._learnt().predict(obs, deterministic=deterministic)[0], None
+
+    def _learnt(self) -> Any:
+        """The model. Refused where there is none yet."""
+        if self.model is None:
+            raise Refused(
+                "this agent has learnt nothing yet: agent.learn(steps), or Agent.load(folder) for one that has"
+            )
+        return self.model
 
     def evaluate(self, episodes: int) -> Evaluation:
         """True returns and successes on episodes that were met neither in training nor in its evaluations."""
+        self._learnt()
         return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
 
     def make_env(self, stream: int = TEST, render_mode: str | None = None) -> Guard:
         """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
-        assert self.config is not None, "nothing has been learnt yet"
-        c = self.config
-        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, self._absorbs)
+        c = self.config or self._settled(self._settings.get("steps", ANY_STEPS))
+        absorbs = c.termination == "absorb"
+        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
         return self._guarded(make, c.env_timeout if render_mode is None else 0.0)
-
-    @property
-    def _absorbs(self) -> bool:
-        return self.config is not None and self.config.termination == "absorb"
 
     def _guarded(self, make: Callable[[], Any], timeout: float) -> Guard:
         return Guard(partial(Isolated, make, self.env_id, timeout) if timeout else make)
 
     def save(self, folder: Path | str) -> None:
-        """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one."""
-        assert self.run is not None, "nothing has been learnt yet"
-        folder = Path(folder)
-        if not (folder / CONFIG).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_config(folder)
+        """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one.
+
+        Refused where ``folder`` holds anything else than what this agent, or one like it, has saved there before.
+        """
+        self._learnt()
+        folder = Path(folder).absolute()
+        if self._recording and self.out and folder.resolve() == self.out.resolve():
+            raise Refused(f"{folder} is being trained, and is written at its end: save into another folder")
+        with held():
+            if new(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._write_config(folder)
+            elif not (ended(folder) and same_config(folder, self._told())):
+                raise Refused(f"{folder} holds something else than this agent, and is not overwritten: choose another")
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        assert self.reward is not None
         with on_its_own(self.model):
-            write_models(folder, self.model, self.run.reward)
+            write_models(folder, self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
@@ -381,14 +478,18 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
+        check_sizes(folder, config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
-        agent.model = agent._learner(config, env, Store(*sizes, capacity=1)).model
-        agent.reward = RewardEnsemble.of(config, *sizes, torch.Generator())
-        agent.reward.pessimism = config.pessimism
-        read_models(folder, agent.model, agent.reward)
+        with ordinary_torch(), generators_kept():
+            model = agent._learner(config, env, Store(*sizes, capacity=1)).model
+            reward = RewardEnsemble.of(config, *sizes, torch.Generator())
+            reward.pessimism = config.pessimism
+            read_models(folder, model, reward)
+        model.num_timesteps = config.steps
+        agent.model, agent.reward = model, reward
         agent._origin, agent._settings = folder, config.model_dump(mode="json")
-        agent.out = None if out is None else Path(out)
+        agent.out = None if out is None else Path(out).absolute()
         return agent
 
     @classmethod
@@ -441,11 +542,10 @@ class Agent:
                 self._people = HumanTeacher(config, store, self._film, self.out)
                 return self._people
             if config.teacher_rerun:
-                return Rerun(sessions(Path(config.teacher_rerun)), count(self.out / LABELS) if self.out else 0)
+                given = _given(Path(config.teacher_rerun), config, store)
+                return Rerun(given, count(self.out / LABELS) if self.out else 0)
             if config.teacher_replay:
-                path = Path(config.teacher_replay)
-                given = [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
-                return Replayed(given).after(prefs)
+                return Replayed(_given(Path(config.teacher_replay), config, store)).after(prefs)
             return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 
@@ -459,13 +559,16 @@ class Agent:
         c, self._film = self.config, film.Film(self.out)
         for env in training:
             env.close()
-        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat, self._absorbs)
+        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
         return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
         arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
         kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
         return kind(env, config, store, number, self._algorithm, self._device, **arguments)
+
+    def _settled(self, steps: int) -> Config:
+        return settled(self.method, self.env_id, self._preset, self._settings | {"steps": steps})
 
     def _options(self, config: Config) -> Options:
         return complete(self.method.options, config.options, f"{self.method.name}.")
@@ -475,6 +578,8 @@ class Agent:
         own = ALGORITHMS[self.method.algorithm]
         if algorithm is None or algorithm is own:
             return own
+        if not isinstance(algorithm, type):
+            raise ValueError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
         if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
             takes = "any off-policy algorithm" if own is SAC else own.__name__
             raise ValueError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
@@ -513,6 +618,42 @@ class Agent:
         }
 
 
+def new(folder: Path) -> bool:
+    """Whether a run may begin there. Refused where it is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is a file, and no folder for a run")
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def found(device: str | torch.device) -> str:
+    """What ``auto`` is here; else as it was given. Refused where there is no such device."""
+    name, gpus = str(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal())):
+        raise Refused(f"device={name!r}: cpu, cuda (or cuda:0, ...) and auto are known")
+    if kind == "cuda" and gpus <= int(number or 0):
+        raise Refused(f"device={name!r}: PyTorch finds {gpus or 'no'} NVIDIA GPU here; choose cpu or auto")
+    return name
+
+
+def progress(run: Run, shown: bool) -> Any:
+    """A bar on standard error: on a terminal each second, else as in a log file, a line a minute."""
+    stream = sys.stderr  # None where it has been closed
+    on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
+    every = 1 if on_screen else LINE_EVERY
+    return tqdm(
+        total=run.config.steps,
+        initial=run.step,
+        unit="step",
+        mininterval=every,
+        maxinterval=10 * every,
+        file=stream,
+        disable=not shown or stream is None,
+    )
+
+
 def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, Any]) -> Config:
     """A run's settings: those ``given`` go before the method's own, and these before the preset's."""
     check_options(given, [method])
@@ -539,6 +680,25 @@ def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> 
             complete(known[method].options, {name: value}, f"{method}.")
     for each in own:
         complete(each.options, given.get("options", {}), f"{each.name}.")
+
+
+def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:
+    """The answers in a file, session by session. Refused where their segments are not as this run's."""
+    given: list[Preferences | None] = []
+    given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
+    must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
+    for first in (answers.first for answers in given if answers is not None):
+        has = *first.obs.shape[1:], first.act.shape[-1]
+        if has != must:
+            said = "segments of {} steps, observations of {} and actions of {} numbers"
+            raise Refused(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
+    return given
+
+
+def free(out: Path) -> None:
+    """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise Taken(f"{out} exists already and is not overwritten")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ class Run:
     asked: query.Asked = field(default_factory=query.Asked)
     step: int = 0
     episode: int = 0  # of all learners together
+    info: dict[str, Any] = field(default_factory=dict)  # what the environment told of the newest step
     tracked: bool = False  # whether learners have had time to answer the reward as it is
     memory: dict[str, float] = field(default_factory=dict)  # the method's own, from one reward step to the next
     weights: Tensor | None = None  # (M, B) of the labels of this reward step; None where all weigh alike
@@ -178,7 +179,7 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
                 break
             run.store.add(obs, scaled, next_obs, truth, terminated)
             obs, done = next_obs, terminated or truncated
-            run.step += 1
+            run.step, run.info = run.step + 1, info
             if terminated and not told:
                 told = True
                 warnings.warn(f"step {run.step}: {ENDS}", stacklevel=2)

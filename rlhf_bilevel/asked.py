@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,23 +15,24 @@ from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
 from rlhf_bilevel.types import Queries
 
 
-def of_run(folder: Path) -> Dataset | None:
+def of_run(folder: Path, trust: bool = False) -> Dataset | None:
     """All that the run in ``folder`` has asked by now, in order; None where it has asked nothing.
 
     A query that was answered in a later session than its own is one row, shown at first and answered at last. The
-    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one.
+    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one. Nothing in
+    the folder changes. ``trust`` lets it name a database elsewhere, in which people's answers are.
     """
     told = read_config(folder, trust=True)  # nothing that it names is imported here
     config, path = settle(told["settings"]), folder / LABELS
     if config.teacher_human:
         from rlhf_bilevel.human.exchange import of_book  # a database's libraries, which only people's labels need
 
-        return of_book(folder, told, config)
+        return of_book(folder, told, config, trust)
     if not path.is_file():
         raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
     waiting: dict[Pair, int] = {}  # rows that may still be answered
-    with closing(LabelLog(path)) as log:
+    with LabelLog.copy(path) as log:
         for session in map(log.__getitem__, range(len(log))):
             asked_at = math.nan if session.asked_at is None else session.asked_at
             for label, *pair in session.answers:
@@ -61,11 +61,11 @@ def of_run(folder: Path) -> Dataset | None:
     )
 
 
-def load(data: Path) -> Dataset:
+def load(data: Path, trust: bool = False) -> Dataset:
     """Of a run's folder, or of a Parquet file."""
     if not data.is_dir():
         return Dataset.read(data)
-    found = of_run(data)
+    found = of_run(data, trust)
     if found is None:
         raise Refused(f"{data} has asked no query yet")
     return found

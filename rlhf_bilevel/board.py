@@ -5,6 +5,7 @@ On a terminal a table that is renewed in place; elsewhere, as in a log file, a l
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rlhf_bilevel.files import PROGRESS, STEP
+from rlhf_bilevel.files import PROGRESS, STEP, reading
 from rlhf_bilevel.sweep import Planned, State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
@@ -26,13 +27,13 @@ ROOM = 8  # lines of a terminal that are not the table's rows
 def step_of(folder: Path) -> int:
     """The last step that a run has told of: that of its last whole episode. 0 before there is one."""
     try:
-        with (folder / PROGRESS).open("rb") as file:
-            columns = file.readline().decode().rstrip("\n").split(",")
+        with reading(folder / PROGRESS, math.inf) as file:
+            columns = file.readline(TAIL).decode().rstrip("\n").split(",")
             start = file.tell()
             file.seek(max(start, file.seek(0, 2) - TAIL))
             rows = file.read().split(b"\n")[:-1]  # what follows the last newline is no whole row
         return int(rows[-1].split(b",")[columns.index(STEP)]) if rows else 0
-    except (FileNotFoundError, ValueError, IndexError):  # it is being renewed
+    except (ValueError, IndexError):  # it is not there yet, or being renewed
         return 0
 
 

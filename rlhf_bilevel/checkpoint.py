@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.files import Damaged, read_json, sha256, sync, tensors, write
+from rlhf_bilevel.files import JSON_LIMIT, Damaged, read, read_json, reading, sha256, sync, tensors, write
 from rlhf_bilevel.tree import Table, Tree, pack, unpack
 
 KEPT = 2
@@ -64,9 +64,18 @@ class Manifest(BaseModel):
     def unseal(cls, path: Path) -> Manifest:
         """Damaged unless every byte is as it was written."""
         manifest = cls.model_validate(read_json(path))
-        if manifest.seal() != path.read_bytes():
+        if manifest.seal() != read(path, JSON_LIMIT):
             raise Damaged(f"{path.name} is not as it was written")
+        for name, pieces in manifest.tables.items():
+            ends = [0, *(piece.end for piece in pieces)]
+            for piece, start in zip(pieces, ends, strict=False):  # each rows of its own, and so each file once
+                if not start == piece.start < piece.end or piece.file != f"{name}-{start}-{piece.end}.safetensors":
+                    raise Damaged(f"{path.name} names {piece.file} in a place that is not its own")
         return manifest
+
+
+class OtherSettings(Damaged):
+    """A checkpoint was made with another config.yaml."""
 
 
 class Loaded(NamedTuple):
@@ -122,20 +131,28 @@ class Checkpoints:
 
         With ``at``, of those at that step or before it. Damaged where there are some and not one is sound.
         """
+        others = 0
         matches = [match for match in map(STEP.fullmatch, self._names()) if match]
         found = sorted(match.string for match in matches if at is None or int(match[1]) <= at)[::-1]
         for path in map(self.folder.joinpath, found):
             try:
                 manifest = self._check(path)
-            except (ValueError, OSError) as error:
+                state = path / "state.safetensors"
+                size = manifest.files["state.safetensors"].size
+                tree = unpack(read_json(path / "state.json"), tensors(read(state, size), state))
+                tables = {name: self._joined(pieces) for name, pieces in manifest.tables.items()}
+            except (ValueError, OSError, LookupError, RuntimeError, TypeError) as error:
+                others += isinstance(error, OtherSettings)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
-            state = path / "state.safetensors"
-            tree = unpack(read_json(path / "state.json"), tensors(state.read_bytes(), state))
-            return Loaded(manifest.step, tree, {name: self._joined(pieces) for name, pieces in manifest.tables.items()})
+            return Loaded(manifest.step, tree, tables)
         if found:
-            raise Damaged(f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed")
+            way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
+            way = "put back the config.yaml that they were made with" if others == len(found) else way
+            raise Damaged(
+                f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed: {way}"
+            )
         return None
 
     def _append(self, name: str, table: Table) -> list[Piece]:
@@ -150,19 +167,19 @@ class Checkpoints:
         return [Piece(file=file, start=start, end=end, size=len(data), sha256=sha256(data))]
 
     def _joined(self, pieces: list[Piece]) -> Table:
-        parts = [tensors((self.folder / piece.file).read_bytes(), piece.file) for piece in pieces]
+        parts = [tensors(read(self.folder / piece.file, piece.size), piece.file) for piece in pieces]
         return {column: torch.cat([part[column] for part in parts]) for column in parts[0]} if parts else {}
 
     def _check(self, path: Path) -> Manifest:
         """The manifest, if all that it names is as it was written. Pieces that are known were checked before."""
         manifest = Manifest.unseal(path / MANIFEST)
         if manifest.settings != self._settings:
-            raise Damaged("config.yaml is not the one that it was made with")
+            raise OtherSettings("config.yaml is not the one that it was made with")
         known = [piece for pieces in self._tables.values() for piece in pieces]
         new = [piece for pieces in manifest.tables.values() for piece in pieces if piece not in known]
         for file, entry in [*((path / name, entry) for name, entry in manifest.files.items()),
                             *((self.folder / piece.file, piece) for piece in new)]:  # fmt: skip
-            with file.open("rb") as stream:
+            with reading(file, entry.size) as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
                     raise Damaged(f"{file.name} is not as it was written")
         return manifest

@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
+from rlhf_bilevel.files import plain
 from rlhf_bilevel.sweep import GRACE, Planned
 from rlhf_bilevel.worker import log_of, work
 
@@ -61,6 +62,7 @@ class Task:
 
 def run(out: Path, words: Sequence[str]) -> int:
     """The task. What it says goes to OUT.log, as on one machine; its process is not used again."""
+    plain(log_of(out))
     sys.stdout = sys.stderr = stream = log_of(out).open("a", buffering=1)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)

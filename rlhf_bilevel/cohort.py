@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import Run, fruitless, interact
 from rlhf_bilevel.files import Refused
+from rlhf_bilevel.process import training
 from rlhf_bilevel.sac import stacked
 from rlhf_bilevel.types import Row
 
@@ -16,12 +17,14 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
     """Each agent learns what it would learn alone, but for rounding: ``Agent.learn`` for all of them at once.
 
     Their methods, environments and settings must be alike, but for the seed. A run that is cut off is resumed alone.
-    Refused where SB3's own update is needed (see ``stack.stackable``), and at the end where one was given no label.
+    Refused where SB3's own update is needed (see ``stack.stackable``), where this process trains already, and at the
+    end where one was given no label.
     """
     if any(agent.asks_people for agent in agents):
         raise Refused("people label one run at a time, and no cohort")
-    runs = [agent.start(total_timesteps) for agent in agents]
     with ExitStack() as open_runs:
+        open_runs.enter_context(training())
+        runs = [agent.start(total_timesteps) for agent in agents]
         records = [
             open_runs.enter_context(agent.recording(run, progress_bar=progress_bar and not number))
             for number, (agent, run) in enumerate(zip(agents, runs, strict=True))

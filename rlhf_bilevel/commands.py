@@ -7,16 +7,33 @@ what the checks raise is a user's mistake.
 from __future__ import annotations
 
 import argparse
-import json
+import csv
+import io
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
-from rlhf_bilevel.files import EVALUATIONS, SUMS, Refused, read_yaml
+from rlhf_bilevel.files import (
+    EVALUATIONS,
+    LOCK,
+    SUMS,
+    Refused,
+    examine,
+    made_new,
+    one_line,
+    read_yaml,
+    to_json,
+    writable,
+    write,
+    written,
+)
 from rlhf_bilevel.given import assigned, configure
 from rlhf_bilevel.traits import traits
 
@@ -29,8 +46,11 @@ def train(args: argparse.Namespace) -> Work:
     settings = configure(args, people)
     labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
-    args.dir = out = new_path(args.out or Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}")
-    existing(args.reference)
+    args.dir = default = Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
+    writable(default)
+    if args.out:
+        args.dir = new_folder(args.out)
+    table_of(args.reference)
     envs.check(args.env, settings)
 
     def work() -> None:
@@ -39,27 +59,35 @@ def train(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
 
         torch.set_num_threads(args.threads)
-        agent = Agent(
-            args.method,
-            args.env,
-            preset=args.preset,
-            device=args.device,
-            out=out,
-            checkpoint_every=args.checkpoint_every,
-            keep_every=args.keep_every,
-            **settings,
-        )
-        agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
-        tell(out, args.reference)
+        if not args.out:
+            args.dir = numbered(default)
+        try:
+            agent = Agent(
+                args.method,
+                args.env,
+                preset=args.preset,
+                device=args.device,
+                out=args.dir,
+                checkpoint_every=args.checkpoint_every,
+                keep_every=args.keep_every,
+                **settings,
+            )
+            agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+        finally:
+            if not args.out:
+                with suppress(OSError):
+                    args.dir.rmdir()  # only where it is empty: the run has not begun
+        tell(args.dir, args.reference)
 
     return work
 
 
 def resume(args: argparse.Namespace) -> Work:
-    if (run_folder(args.dir) / SUMS).is_file():
-        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    run_folder(args.dir)
     checkpoint_interval(args.checkpoint_every)
-    existing(args.reference)
+    table_of(args.reference)
+    if (args.dir / SUMS).is_file():  # torch need not be loaded to say so; asked again under the run's lock
+        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -85,8 +113,8 @@ def fork(args: argparse.Namespace) -> Work:
     changes = {key: value for key, value in given.items() if value is not None}
     changes |= traits(args.teacher) if args.teacher is not None else {}
     checkpoint_interval(args.checkpoint_every)
-    existing(args.reference)
-    out = new_path(args.out)
+    table_of(args.reference)
+    out = new_folder(args.out)
     agent = Agent.fork(
         args.dir,
         at=args.at,
@@ -164,18 +192,17 @@ def evaluate(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.compare import UNBOUNDED, bounds
+        from rlhf_bilevel.evaluate import shown
 
         agent = Agent.load(args.dir, trust=args.trust)
         within = bounds(agent.env_id, "true_return")
         summary = agent.evaluate(args.episodes).summary(within)
         if args.json:
-            print(json.dumps(summary))
+            print(to_json(summary))
             return
         for name in ("true_return", "success"):
             if summary[name]:
-                form = "{0}: {mean:.4g} (95 % interval {low:.4g} to {high:.4g})"
-                form = form if args.episodes > 1 else "{0}: {mean:.4g} (one episode, no interval)"
-                print(form.format(name, **summary[name]))
+                print(f"{name}: {shown(summary[name])}")
         print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
         if args.episodes > 1 and not all(map(isfinite, within)):
             print(f"true_return: {UNBOUNDED}")
@@ -193,10 +220,10 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = envs.names(agent.make_env()), load(args.dir).segments
+        names, asked = envs.names(agent.make_env()), load(args.dir, args.trust).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
-            print(json.dumps([weight._asdict() for weight in weights]))
+            print(to_json([weight._asdict() for weight in weights]))
             return
         width = max(len(weight.feature) for weight in weights[: args.top])
         print(f"{'feature':{width}}  {'weight':>9}  {'spread':>9}  {'effect':>9}")
@@ -214,24 +241,37 @@ def export(args: argparse.Namespace) -> Work:
     if args.sb3:
         finished(args.dir)
     run_folder(args.dir)
-    sb3, preferences = (path and new_path(path) for path in (args.sb3, args.preferences))
+    sb3 = args.sb3 and new_file("--sb3", args.sb3, ".zip")
+    preferences = args.preferences and new_file("--preferences", args.preferences, ".parquet")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.asked import load
 
-        for target in filter(None, (sb3, preferences)):
-            target.parent.mkdir(parents=True, exist_ok=True)
         if preferences:
-            asked = load(args.dir)
-            asked.write(preferences)
+            asked = load(args.dir, args.trust)
+            with made_new(preferences):
+                asked.write(preferences)
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
-            model = Agent.load(args.dir, trust=args.trust).model
+            agent = Agent.load(args.dir, trust=args.trust)
+            model = agent.model
             if not type(model).__module__.startswith("stable_baselines3"):
                 raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
-            model.save(sb3, exclude=["replay_buffer", "_last_obs"])
-            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent")
+            file = io.BytesIO()
+            model.save(file, exclude=["replay_buffer", "_last_obs"])
+            with made_new(sb3):
+                write(sb3, file.getvalue())
+            c = agent.config
+            assert c is not None
+            told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
+            told |= {"action_repeat": c.action_repeat} if c.action_repeat > 1 else {}
+            arguments = "".join(f", {key}={value!r}" for key, value in told.items())
+            print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
+            print(f"    envs.make({agent.env_id!r}, seed=0{arguments})")
+            print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "
+                  f"{c.action_repeat} step{'s' * (c.action_repeat > 1)} of the simulator. "
+                  "SB3 can train it on: its optimizers and temperature begin anew.")  # fmt: skip
 
     return work
 
@@ -244,7 +284,8 @@ def fit_reward(args: argparse.Namespace) -> Work:
         run_folder(args.data)
     settings = assigned(args.set)
     settle({"steps": 1000, "seed": args.seed} | settings)
-    out = args.out and new_path(args.out)
+    out = args.out and new_folder(args.out)
+    envs.make(args.env, args.seed).close()
 
     def work() -> None:
         import torch
@@ -252,17 +293,19 @@ def fit_reward(args: argparse.Namespace) -> Work:
         from rlhf_bilevel import fit
 
         torch.set_num_threads(args.threads)
-        found = fit.fit_reward(args.data, args.env, seed=args.seed, **settings)
+        found = fit.fit_reward(args.data, args.env, seed=args.seed, trust=args.trust, **settings)
         if out:
             found.write(out)
-        print(json.dumps(found.report) if args.json else fit.table(found.report))
+        print(to_json(found.report) if args.json else fit.table(found.report))
 
     return work
 
 
 def import_minari(args: argparse.Namespace) -> Work:
+    if not find_spec("minari"):
+        raise ValueError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
     settle({"steps": 1000, "seed": args.seed})
-    out = new_path(args.out)
+    out = new_file("--out", args.out, ".parquet")
 
     def work() -> None:
         from rlhf_bilevel.offline import import_minari
@@ -270,25 +313,24 @@ def import_minari(args: argparse.Namespace) -> Work:
 
         teacher = OracleTeacher() if args.teacher == "oracle" else None
         data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        data.write(out)
+        with made_new(out):
+            data.write(out)
         print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
 
     return work
 
 
 def plot(args: argparse.Namespace) -> Work:
-    if args.out.suffix not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"--out {args.out}: must end in .svg, .png or .pdf")
     if args.baseline and args.kind != "improvement":
         raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
-    out, rows = new_path(args.out), gathered(args.paths)
+    out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
         from rlhf_bilevel.compare import budgets, grouped
         from rlhf_bilevel.plot import draw
 
-        print(draw(rows, out, args.kind, args.baseline))
+        with made_new(out):
+            print(draw(rows, out, args.kind, args.baseline))
         for line in budgets(grouped(rows, together=True)) if args.kind != "curves" else ():
             warnings.warn(line, stacklevel=1)
 
@@ -311,7 +353,7 @@ def compare(args: argparse.Namespace) -> Work:
                 lines += overall(tasks, baseline)
             except Refused as error:
                 warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
-        print(json.dumps([line._asdict() for line in lines]) if args.json else table(lines))
+        print(to_json([line._asdict() for line in lines]) if args.json else table(lines))
 
     return work
 
@@ -332,26 +374,60 @@ def doctor(args: argparse.Namespace) -> Work:
     return lambda: print(report())
 
 
-def existing(reference: Path | None) -> None:
-    """Refused where it could not be read at the end."""
+def table_of(reference: Path | None) -> None:
+    """ValueError where it is no table of evaluations."""
     if reference:
         from rlhf_bilevel.points import read_table
 
-        read_table(reference)
+        try:
+            read_table(reference)
+        except Refused as error:
+            raise ValueError(f"--reference {error}") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"--reference {reference} is no table of evaluations: {one_line(error)}") from None
 
 
-def new_path(path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+def new_folder(path: Path) -> Path:
+    """ValueError where something is there, but for a folder that is empty or has the lock of a run that never began."""
+    if writable(path).is_symlink() or (
+        path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
+    ):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
 
+def new_file(option: str, path: Path, *endings: str) -> Path:
+    if path.suffix not in endings:
+        raise ValueError(f"{option} {path}: must end in {' or '.join(endings)}")
+    if writable(path).is_symlink() or path.exists():
+        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+    return path
+
+
+def numbered(path: Path) -> Path:
+    """A folder that is made now: ``path`` or, where that is there, the first of path-2, path-3 ... that is not."""
+    for number in count(1):
+        out = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with written(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir()
+            except FileExistsError:
+                continue
+        if number > 1:
+            print(f"{path} is there already: this run goes to {out}", flush=True)
+        return out
+    raise AssertionError
+
+
 def run_folder(path: Path) -> Path:
+    """ValueError where there is no run, or anything that no run writes, such as a link."""
     if not (path / "config.yaml").is_file():
         runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
         raise ValueError(
             f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
         )
+    examine(path)
     return path
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.files import Damaged, Refused
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
@@ -162,9 +163,15 @@ class Config(BaseModel):
     @classmethod
     def fill_phases(cls, given: Any) -> Any:
         """B-Pref's proportions: a fiftieth random, pre-training up to a tenth, labels over the next half of the run."""
-        if not isinstance(given, dict) or not isinstance(given.get("steps"), int) or given["steps"] < 1:
-            return given  # steps itself is at fault: let the field's own check say so
-        filled = {key: value for key, value in given.items() if value is not None}
+        if not isinstance(given, dict):
+            return given
+        filled = {
+            key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in given.items() if v is not None
+        }
+        if not isinstance(filled.get("steps"), int):
+            raise ValueError(f"steps={given.get('steps')!r} is no number of steps")
+        if filled["steps"] < 1:
+            return filled  # let the field's own check say so
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
         steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
@@ -221,6 +228,43 @@ def _sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int)
     """One when pre-training ends, if there is any, and one every so many steps after it."""
     start = learning_starts + pretrain_steps
     return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
+
+
+class Record(BaseModel):
+    """What a run's config.yaml tells. ``version`` is that of these names and their meaning."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: Literal[1] = 1
+    method: str
+    env: str
+    teacher: str
+    algorithm: str
+    algorithm_settings: dict[str, Any] | Literal["own"]
+    device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None = None
+
+
+def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
+    """Refused unless ``told`` is as a run's config.yaml, or a part of one, has it; Damaged where it lacks a key."""
+    try:
+        Record(**told)
+    except ValidationError as error:
+        missing = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "missing"]
+        if missing and whole:
+            raise Damaged(f"{file} does not tell {', '.join(sorted(missing))}") from None
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            if key == "version":
+                theirs = f"{told[key]!r:.60}"
+                raise Refused(
+                    f"{file} has version {theirs} of the format, and this reads version 1: update it"
+                ) from None
+            if key not in missing:
+                raise Refused(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -286,23 +330,68 @@ def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
 
 
 def settle(given: Mapping[str, Any]) -> Config:
-    """The settings, complete; ValueError in one line that names the first wrong value and, for a name, the nearest."""
+    """The settings, complete; Refused in one line that names the first wrong value and, for a name, the nearest."""
     return complete(Config, given)
 
 
 def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> Model:
     """The same for any settings; in messages ``prefix`` stands before their names."""
-    known = [prefix + name for name in model.model_fields]
-    for key in given:
-        if prefix + key not in known:
-            raise ValueError(f"unknown setting {prefix + key!r}; {nearest(prefix + key, known)}")
+    if not isinstance(given, Mapping):
+        raise Refused(f"{prefix.rstrip('.') or 'settings'}={given!r:.60}: must be a mapping of names to values")
+    known, read = [prefix + name for name in model.model_fields], {}
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if name not in known or not isinstance(key, str):
+            raise Refused(f"unknown setting {name!r:.60}; {nearest(name, known)}")
+        try:
+            read[key] = as_written(model.model_fields[key].annotation, value)
+        except ValueError as error:
+            raise Refused(f"{name}={value!r:.60}: {error}") from None
     try:
-        return model(**given)
+        return model(**read)
     except ValidationError as error:
         first = error.errors()[0]
         # A fault without a place is one of several settings together
-        told = f"{prefix}{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
-        raise ValueError(told + first["msg"].removeprefix("Value error, ")) from None
+        told = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
+        raise Refused(told + first["msg"].removeprefix("Value error, ")) from None
+
+
+def as_written(kind: Any, value: Any) -> Any:
+    """A setting's value in the ways in which people write it: ``1e5`` for a whole number, ``[64, 64]`` for layers.
+
+    ``kind`` is the setting's type. ValueError on what is no such number.
+    """
+    if value is None:
+        return None
+    if kind is int:
+        return whole(value)
+    if kind is float:
+        return number(value)
+    if get_origin(kind) is not tuple:
+        return value
+    if isinstance(value, str):
+        value = [item for item in value.strip("[]() ").split(",") if item.strip()]
+    return tuple(map(whole, value if isinstance(value, list | tuple) else [value]))
+
+
+def whole(value: object) -> int:
+    """``5000``, ``5_000``, ``5e3`` and ``5000.0`` are the same; ValueError where it is no whole number."""
+    with suppress(ValueError, OverflowError):  # of an infinity
+        found = number(value)
+        if found == int(found):
+            return int(found)
+    raise ValueError("must be a whole number")
+
+
+def number(value: object) -> int | float:
+    """ValueError where it is none, as is the case for true and false."""
+    if isinstance(value, str | Integral) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return int(value)
+    if isinstance(value, str | Real) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)
+    raise ValueError("must be a number")
 
 
 def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -329,10 +418,14 @@ def check_database(url: str) -> None:
 
 def checkpoint_interval(told: str) -> tuple[float, float]:
     """``1m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
-    if not re.fullmatch(r"\d{1,9}m?", told):
-        raise ValueError(f"{told!r} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
-    count = int(told.removesuffix("m")) or math.inf
-    return (math.inf, 60.0 * count) if told.endswith("m") else (count, math.inf)
+    try:
+        count = whole(told.removesuffix("m"))
+    except ValueError:
+        count = -1
+    if not 0 <= count < 10**9:
+        raise Refused(f"{told!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
+    every = count or math.inf
+    return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
 
 
 def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
@@ -347,6 +440,7 @@ def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> in
     pair, asked = 2 * c.segment_length, min(c.session_labels, c.labels)  # steps of a pair; pairs of a session
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
     networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
+    networks += 7 * weights(c.cost_hidden)
     candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
     batch = learners * c.batch * (row + 6 * sum(c.hidden) + min(c.entropy_states, c.steps))
     reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)

@@ -28,7 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from rlhf_bilevel.files import Damaged, Refused, enough_memory, write
+from rlhf_bilevel.files import Damaged, Refused, enough_memory, reading, write
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
@@ -75,6 +75,7 @@ SCHEMA = pa.schema(
 )
 ROWS = 1000  # in a row group
 LONGEST = 1000  # letters of a name
+UNFOLDED, RATIO = 2**28, 200  # bytes that any file may unfold to; times its size, that a larger one may
 COPIES = 3  # of a file's content that reading it holds at a time
 # Segments of one run overlap, and zstd finds that where its window and a page are large: 3 MB in place of 10
 STORED: dict[str, Any] = {
@@ -208,12 +209,14 @@ class Dataset:
     def read(cls, path: Path | str) -> Dataset:
         """What ``write`` wrote, and nothing else.
 
-        In one line, Refused where the file is of another version or too large for the memory, Damaged where anything in
-        it is not as it was written.
+        In one line, Refused where the file cannot be opened, is of another version or too large for the memory, Damaged
+        where anything in it is not as it was written.
         """
         path = Path(path)
         if not path.is_file():
             raise Refused(f"{path}: no such file")
+        with reading(path, math.inf):
+            pass  # a plain file, and no trap
         try:
             with pq.ParquetFile(path) as file:
                 facts = _checked(path, file)
@@ -222,6 +225,8 @@ class Dataset:
         except Refused:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno:  # Arrow's own have none
+                raise Refused(f"{path} cannot be read: {error.strerror}") from None
             raise Damaged(f"{path} is damaged or no Parquet file: {' '.join(str(error).split())[:200]}") from None
         if fault := dataset._fault():
             raise Damaged(f"{path} is damaged: {fault}")
@@ -304,8 +309,9 @@ class Dataset:
             values = pc.list_flatten(lists).to_numpy().reshape(-1, width)
             return torch.from_numpy(values.copy()), torch.from_numpy(known.copy())
 
-        truth = torch.full((count, length), torch.nan)
+        obs, act = floats("obs", length * facts.obs_size)[0], floats("act", length * facts.act_size)[0]
         values, known = floats("truth", length)
+        truth = torch.full((count, length), torch.nan)  # as many as there are actions, at most
         truth[known] = values
         columns: dict[str, Any] = {
             name: torch.from_numpy(table[column].to_numpy().copy())
@@ -313,7 +319,6 @@ class Dataset:
         }
         columns |= {name: torch.from_numpy(_seconds(table[name])) for name in TIMES}
         columns |= {name: tuple(_texts(table[name])) for name in TEXTS}
-        obs, act = floats("obs", length * facts.obs_size)[0], floats("act", length * facts.act_size)[0]
         return cls(
             Segments(obs.reshape(count, length, facts.obs_size), act.reshape(count, length, facts.act_size), truth),
             **columns,
@@ -347,6 +352,8 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
     ]
     unfolded = sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
     enough_memory(path, COPIES * unfolded)
+    if unfolded > max(UNFOLDED, RATIO * path.stat().st_size):
+        raise Refused(f"{path} would unfold to {unfolded:,} bytes, more than {RATIO} times its size")
     try:
         return Facts.model_validate(told)
     except ValidationError as error:

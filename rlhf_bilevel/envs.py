@@ -9,7 +9,6 @@ generators are neither read nor moved.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib
@@ -19,8 +18,10 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rlhf_bilevel import interface
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.files import Refused, one_line
 from rlhf_bilevel.interface import ABSORBED, NotFinite, Unfit, unlearnable
 
 LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
@@ -41,24 +42,54 @@ def resolve(env_id: str) -> str:
     """The canonical id of an environment, from a canonical id or the literature's name for it.
 
     ``walker_walk`` is dm_control/walker-walk-v0; ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
-    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium. ValueError names the nearest known ids.
+    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder. Refused,
+    with the nearest known ids, where there is none, and where the module fails.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
-        try:
+        if not all(part.isidentifier() for part in module.split(".")) or not name:
+            raise Refused(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
+        with refusing(f"{env_id}: the module {module} cannot be imported"), _here():
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"unknown environment {env_id!r}: {error}") from None
     known = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
     if not colon:
         known |= _task_ids()
     if name not in known:
         near = [known[key] for key in difflib.get_close_matches(name, known, n=6, cutoff=0.5)]
         hint = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
-        raise ValueError(f"unknown environment {env_id!r}{hint}")
+        raise Refused(f"unknown environment {env_id!r}{hint}")
     if known[name].startswith("Meta-World/") and name.endswith("-v2"):
         warnings.warn(f"{env_id} runs as {known[name]}: results are not comparable with v2's", stacklevel=2)
     return env_id if colon else known[name]
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Code of others, which may raise anything: Refused in one line, with what is to be installed where it says so."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Refused):
+            raise
+        told = one_line(error)
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
+            told += f"; pip install {error.name.partition('.')[0]}"
+        elif not isinstance(error, ImportError | gymnasium.error.Error):
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
+        raise Refused(f"{what}: {told}") from error
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """Modules in the current folder are found, as ``python -m`` finds them."""
+    path = os.getcwd()
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(path)
 
 
 def make(
@@ -85,14 +116,11 @@ def make(
         raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    try:
-        env = _made(canonical, protocol, render_mode)
-    except Exception as error:
-        if isinstance(error, gymnasium.error.Error | ImportError) or interface.misused(error.__cause__ or error):
-            raise Refused(f"{env_id} cannot be made: {' '.join(str(error).split())}") from error
-        raise
-    if fault := unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space"))):
-        with contextlib.suppress(Exception, SystemExit):
+    env = _made(canonical, protocol, render_mode)
+    with refusing(f"{canonical} cannot be used"):
+        fault = unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space")))
+    if fault:
+        with suppress(Exception, SystemExit):
             env.close()
         raise Refused(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
@@ -127,7 +155,7 @@ def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
     except (Exception, SystemExit):
         pass
     finally:
-        with contextlib.suppress(Exception, SystemExit):
+        with suppress(Exception, SystemExit):
             env.close()
     return env.limit
 
@@ -141,7 +169,8 @@ def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.E
         return Sawyer(name, protocol, render_mode)
     # Not every env takes the argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    return gymnasium.make(canonical, disable_env_checker=True, **drawn)
+    with refusing(f"{canonical} cannot be made"), _here():
+        return gymnasium.make(canonical, disable_env_checker=True, **drawn)
 
 
 def names(env: gymnasium.Env[Any, Any]) -> list[str]:

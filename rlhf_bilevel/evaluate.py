@@ -8,7 +8,7 @@ policy at two ages, the same starts. Nothing here learns, and nothing draws from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -47,6 +47,14 @@ def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float 
     if not within[0] <= samples.min() <= samples.max() <= within[1]:
         within = (-inf, inf)
     return dict(zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True))
+
+
+def shown(found: Mapping[str, float | None], form: str = ".4g") -> str:
+    """What ``stated`` gives, for the screen."""
+    mean, low, high = (found[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"{mean:{form}} (one sample, no interval)"
+    return f"{mean:{form}} (95 % interval {low:{form}} to {high:{form}})"
 
 
 def evaluate(

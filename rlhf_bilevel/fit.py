@@ -12,7 +12,6 @@ returns, on episodes that the dataset does not hold. The truth is not learnt fro
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +31,9 @@ from rlhf_bilevel.agent import TEST, Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.evaluate import shown as shown_with_interval
 from rlhf_bilevel.evaluate import stated
-from rlhf_bilevel.files import Refused, write
+from rlhf_bilevel.files import Refused, made_new, to_json, write
 from rlhf_bilevel.folder import REWARD, ended
 from rlhf_bilevel.preference import PreferenceStore, bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.reward import RewardEnsemble
@@ -54,23 +54,24 @@ class Fit:
     report: dict[str, Any]  # plain values, None where a figure is undefined
 
     def write(self, folder: Path | str) -> None:
-        """The reward as safetensors, and what was found of it as JSON."""
+        """The reward as safetensors, and what was found of it as JSON. Refused where there are such files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / REWARD, to_bytes(self.reward.state_dict()))
-        write(folder / REPORT, json.dumps(self.report, indent=1).encode())
+        with made_new(folder / REWARD) as reward, made_new(folder / REPORT) as report:
+            write(reward, to_bytes(self.reward.state_dict()))
+            write(report, to_json(self.report, indent=1).encode())
 
 
-def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **settings: Any) -> Fit:
+def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust: bool = False, **settings: Any) -> Fit:
     """Fits a reward to a dataset, told as such, as a Parquet file or as a run's folder; validates it on ``env_id``.
 
     Episodes are of uniform random actions and, where a folder holds one for this environment, of its policy.
     ``settings`` are fields of ``Config``: those of the reward, ``eval_episodes``, ``action_repeat`` and ``protocol``
-    (the dataset's unless given) are used. Raises ValueError where a setting is wrong, where the environment's sizes are
-    not the dataset's, and where there are too few labels to hold some out.
+    (the dataset's unless given) are used. ``trust`` is as in ``Agent.load``. Raises ValueError where a setting is
+    wrong, where the environment's sizes are not the dataset's, and where there are too few labels to hold some out.
     """
     env_id = envs.resolve(env_id)
-    source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data)))
+    source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data), trust))
     told = {"steps": 1000, "reward_epochs": EPOCHS, "action_repeat": data.action_repeat, "protocol": data.protocol}
     config = settle(told | {"seed": seed} | settings)
     repeat, absorb = config.action_repeat, config.termination == "absorb"
@@ -85,7 +86,7 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, **sett
         reward.clip(data.segments.obs, data.segments.act)
     epochs = descend(reward, data.store(train), data.preferences(validation), config)
     policies: dict[str, Policy] = {"random": uniform(env, np.random.default_rng([config.seed, 2]))}
-    if source and (policy := _policy_of(source, env_id)):
+    if source and (policy := _policy_of(source, env_id, trust)):
         policies["agent"] = policy
     labels = {"train": len(train), "validation": len(validation), "test": len(test)}
     labels["dropped"] = len(data.labelled) - sum(labels.values())
@@ -236,7 +237,7 @@ def table(report: dict[str, Any]) -> str:
     labels, test = report["labels"], report["test"]
     accuracy = "undefined (ties only)"
     if test["accuracy"]:
-        accuracy = "{mean:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**test["accuracy"])
+        accuracy = shown_with_interval(test["accuracy"], ".3f")
     lines = [
         "labels: {train} to train, {validation} to stop by, {test} held out, {dropped} dropped (a segment is held out "
         "with another); {none} queries without".format(**labels),
@@ -269,12 +270,12 @@ def _sizes(data: Dataset, env: gymnasium.Env[Any, Any], env_id: str) -> tuple[in
     return has
 
 
-def _policy_of(folder: Path, env_id: str) -> Policy | None:
+def _policy_of(folder: Path, env_id: str, trust: bool) -> Policy | None:
     """Of a run that has come to its end on this environment."""
     if not (folder.is_dir() and ended(folder)):
         return None
     try:
-        agent = Agent.load(folder)
+        agent = Agent.load(folder, trust=trust)
     except Refused as error:
         warnings.warn(f"no episodes of the run's policy: {error}", stacklevel=3)
         return None

@@ -8,6 +8,7 @@ for bit.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, Refused, sha256
+from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, Refused, examine, read, reading, sha256, write
 from rlhf_bilevel.keeper import CHECKPOINTS
 from rlhf_bilevel.labels import LABELS
+from rlhf_bilevel.sqlite import copied
 from rlhf_bilevel.tree import Tree, random_state
 
 SHAPES = (
@@ -37,7 +39,8 @@ def load(folder: Path, at: int | None) -> Loaded:
 
     Refused where there is none.
     """
-    checkpoints = Checkpoints(folder / CHECKPOINTS, sha256((folder / CONFIG).read_bytes()))
+    examine(folder)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, sha256(read(folder / CONFIG, YAML_LIMIT)))
     loaded = checkpoints.load(at)
     if loaded is None:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
@@ -104,25 +107,23 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 
 
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
-    """Makes ``target``, new or empty, the folder of a run that was cut off at ``loaded``, with that config.yaml.
+    """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
     config.yaml is the last to be written: a folder without it is no run.
     """
-    target.mkdir(parents=True, exist_ok=True)
     _copy_labels(source / LABELS, target / LABELS, loaded.tree["sessions"])
-    for name in (PROGRESS, EVALUATIONS, *loaded.tree["marks"]):  # what they hold beyond the step is cut when resumed
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name in (PROGRESS, EVALUATIONS, *loaded.tree["marks"].get("events", ())):
+        if (source / name).is_file():  # what it holds beyond the step is cut when the run goes on
+            with reading(source / name, math.inf) as there, (target / name).open("xb") as here:
+                shutil.copyfileobj(there, here)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
-    Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables)
-    (target / CONFIG).write_bytes(config)
+    Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
+    write(target / CONFIG, config)
 
 
 def _copy_labels(source: Path, target: Path, sessions: int) -> None:
-    """The label log of the first so many sessions. ``source`` may be written meanwhile; nothing is made beside it."""
-    alive = source.with_name(f"{source.name}-wal").exists()
-    where = f"{source.absolute().as_uri()}?mode=ro{'' if alive else '&immutable=1'}"
-    with closing(sqlite3.connect(where, uri=True)) as there, closing(sqlite3.connect(target)) as here:
+    """The label log of the first so many sessions."""
+    with copied(source) as copy, closing(sqlite3.connect(copy)) as there, closing(sqlite3.connect(target)) as here:
         there.backup(here)
         for table, number in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
             here.execute(f"DELETE FROM {table} WHERE {number} >= ?", (sessions,))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from rlhf_bilevel.config import preset, reaching, settle
-from rlhf_bilevel.files import read_yaml
+from rlhf_bilevel.config import preset, reaching, recorded, settle
+from rlhf_bilevel.files import from_yaml, read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
 
@@ -19,21 +16,34 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
 
     ``more`` are those of options that only one command has.
     """
-    if args.device == "cuda" and not shutil.which("nvidia-smi"):
-        raise ValueError("--device cuda: no NVIDIA GPU was found; choose cpu or auto")
+    if args.device == "cuda":  # a slow import, but PyTorch alone can tell
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: PyTorch finds no NVIDIA GPU here; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
     given |= {key: value for key, value in more.items() if value is not None}
     given |= assigned(args.set)
     told = read_yaml(args.config) if args.config else {}
-    filed = told["settings"] if isinstance(told.get("settings"), dict) else told  # a run's config.yaml has more
-    if args.teacher is None and filed is not told and told.get("teacher", BY_SETTINGS) not in OURS:
-        raise ValueError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    chosen = {"seed": 0} | filed | {key: value for key, value in given.items() if value is not None}
+    filed = told
+    if "settings" in told:  # a run's config.yaml has more
+        recorded(args.config, told, whole=False)
+        filed = told["settings"]
+        if args.teacher is None and told.get("teacher", BY_SETTINGS) not in OURS:
+            raise ValueError(
+                f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher"
+            )
+    chosen = {"seed": 0} | {key: value for key, value in [*filed.items(), *given.items()] if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
     plain = {key: value for key, value in chosen.items() if "." not in key}
-    reaching(settle(preset(args.preset, args.env) | plain))
+    config = reaching(settle(preset(args.preset, args.env) | plain))
+    read = config.model_dump(mode="json")
+    chosen |= {key: read[key] for key in ("steps", "seed")}
+    for key, value in chosen.items():
+        if isinstance(value, str) and not isinstance(read.get(key, value), str):
+            chosen[key] = read[key]  # a number as people write it
     if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
         from rlhf_bilevel.agent import check_options
 
@@ -42,13 +52,18 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
 
 
 def assigned(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --set gives."""
+    """What --set gives. ``config.complete`` knows what a setting takes: only a method's own are read here."""
     given: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
+        if not (key and equals and value):
             raise ValueError(f"--set takes key=value, not {pair!r}")
         if key in ("steps", "labels", "seed"):
             raise ValueError(f"{key} has an option of its own: --{key}")
-        given[key] = value.split(",") if key.endswith("hidden") else yaml.safe_load(value)
+        given[key] = value
+        if key == "options" or "." in key:
+            try:
+                given[key] = from_yaml(value)
+            except ValueError as error:
+                raise ValueError(f"--set {key}={value!r:.60}: {error}") from None
     return given

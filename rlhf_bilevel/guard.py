@@ -26,6 +26,7 @@ from rlhf_bilevel.files import Refused
 from rlhf_bilevel.interface import FAULT, NotFinite, Unfit
 
 LIMIT = 10
+UNGUARDED = 78  # exit code of a process that would start processes as it is itself being started; EX_CONFIG
 START = 120.0  # seconds that a new process may take: simulators are slow to load
 
 
@@ -112,6 +113,8 @@ class Isolated(gymnasium.Env[np.ndarray, np.ndarray]):
     """
 
     def __init__(self, make: Callable[[], Any], env_id: str, timeout: float) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit(UNGUARDED)
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._timeout = timeout
@@ -152,6 +155,9 @@ class Isolated(gymnasium.Env[np.ndarray, np.ndarray]):
             told, failure, said = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
+            if self._process.exitcode == UNGUARDED:
+                guard = 'if __name__ == "__main__":'
+                raise Refused(f"env_timeout: a new process imports the program anew: train under {guard}") from None
             raise RuntimeError(f"the environment's process ended with code {self._process.exitcode}") from None
         for line in said:
             warnings.warn(line, stacklevel=4)

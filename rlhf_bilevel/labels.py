@@ -17,7 +17,8 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from rlhf_bilevel.files import Damaged, Refused, tensors
-from rlhf_bilevel.teacher import answered, nothing
+from rlhf_bilevel.sqlite import check, copied, named, safe, tables
+from rlhf_bilevel.teacher import answered, checked, nothing
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
 LABELS = "labels.sqlite"
@@ -56,28 +58,45 @@ class Session(NamedTuple):
 
 
 class LabelLog:
-    """Sessions by number, from 0 on. Opening it makes the file; Damaged where the file is not what was written."""
+    """Sessions by number, from 0 on. Opening it makes the file, and ``told`` is its name in messages.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+    Damaged where the file is not what was written, Refused where it cannot be read or written.
+    """
+
+    def __init__(self, path: Path, told: Path | None = None) -> None:
+        self.path = told or path
+        safe(path)
+        with named(self.path):
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
         try:
-            for pragma in ("trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            fault = self._connection.execute("PRAGMA quick_check").fetchone()[0]
-            (form,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if form > FORM:
-                self._connection.close()
-                raise Refused(f"{path} has the form {form}, and this version reads forms up to {FORM}: update it")
-            self._connection.executescript(SCHEMA)
-            if "asked_at" not in [row[1] for row in self._connection.execute("PRAGMA table_info(sessions)")]:
-                self._connection.execute("ALTER TABLE sessions ADD COLUMN asked_at REAL")
-            self._connection.execute(f"PRAGMA user_version = {FORM}")
-        except sqlite3.DatabaseError as error:
-            fault = str(error)
-        if fault != "ok":
+            with named(self.path):
+                self._open()
+        except BaseException:
             self._connection.close()
-            raise Damaged(f"{path} is damaged: {fault}")
+            raise
+
+    def _open(self) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA trusted_schema=OFF")
+        (form,) = execute("PRAGMA user_version").fetchone()
+        if form > FORM:
+            raise Refused(f"{self.path} has the form {form}, and this version reads forms up to {FORM}: update it")
+        check(self._connection, self.path, _known())
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            execute(f"PRAGMA {pragma}")
+        self._connection.executescript(SCHEMA)
+        if "asked_at" not in [row[1] for row in execute("PRAGMA table_info(sessions)")]:
+            execute("ALTER TABLE sessions ADD COLUMN asked_at REAL")
+        execute(f"PRAGMA user_version = {FORM}")
+
+    @classmethod
+    @contextmanager
+    def copy(cls, path: Path) -> Iterator[LabelLog]:
+        """To be read only: nothing in its folder changes. Raises as opening it, and Refused where there is none."""
+        if not path.is_file():
+            raise Refused(f"{path}: no such file")
+        with copied(path) as copy, closing(cls(copy, path)) as log:
+            yield log
 
     def __len__(self) -> int:
         return self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
@@ -85,31 +104,36 @@ class LabelLog:
     def append(
         self, asked: int, answers: Preferences, skipped: Sequence[Pair] = (), asked_at: float | None = None
     ) -> None:
-        """The next session: ``asked`` queries, what was answered and what left out. Committed when this returns."""
+        """The next session: ``asked`` queries, what was answered and what left out. Committed when this returns.
+
+        Unwritable, an OSError, where the disk does not take it; then nothing of it is kept.
+        """
         rows: list[Answer] = [
             (label, *pair) for label, pair in zip(answers.label.tolist(), pairs(answers), strict=True)
         ]
         execute, number = self._connection.execute, len(self)
         session = number, asked, time.time(), _sha256(rows, skipped), asked_at
-        execute("BEGIN IMMEDIATE")
-        try:
-            execute(
-                "INSERT INTO sessions (number, asked, answered_at, sha256, asked_at) VALUES (?, ?, ?, ?, ?)", session
-            )
-            for row in rows:
-                execute("INSERT INTO answers (session, label, first, second) VALUES (?, ?, ?, ?)", (number, *row))
-            for pair in skipped:
-                execute("INSERT INTO skipped (session, first, second) VALUES (?, ?, ?)", (number, *pair))
-            execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                execute("ROLLBACK")
-            raise
+        with named(self.path):
+            execute("BEGIN IMMEDIATE")
+            try:
+                execute(
+                    "INSERT INTO sessions (number, asked, answered_at, sha256, asked_at) VALUES (?, ?, ?, ?, ?)",
+                    session,
+                )
+                for row in rows:
+                    execute("INSERT INTO answers (session, label, first, second) VALUES (?, ?, ?, ?)", (number, *row))
+                for pair in skipped:
+                    execute("INSERT INTO skipped (session, first, second) VALUES (?, ?, ?)", (number, *pair))
+                execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    execute("ROLLBACK")
+                raise
 
     def __getitem__(self, number: int) -> Session:
         """A session, its answers in their order; Damaged where they are not as they were written."""
         execute = self._connection.execute
-        try:
+        with named(self.path):
             asked, asked_at, answered_at, expected = execute(
                 "SELECT asked, asked_at, answered_at, sha256 FROM sessions WHERE number = ?", (number,)
             ).fetchone() or (0, None, 0.0, b"")
@@ -117,8 +141,6 @@ class LabelLog:
                 execute(f"SELECT {columns} WHERE session = ? ORDER BY number", (number,)).fetchall()
                 for columns in ("label, first, second FROM answers", "first, second FROM skipped")
             )
-        except sqlite3.DatabaseError as error:
-            raise Damaged(f"{self.path} is damaged: {error}") from None
         if _sha256(answers, skipped) != expected:
             raise Damaged(f"{self.path} is damaged: the answers of session {number} are not as they were written")
         return Session(asked, asked_at, answered_at, answers, skipped)
@@ -140,7 +162,10 @@ class Recorded:
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
             rows = self._log[number].answers
-            return preferences(rows) if rows else nothing(queries)
+            try:
+                return checked(preferences(rows), queries) if rows else nothing(queries)
+            except (TypeError, ValueError) as error:
+                raise Damaged(f"{self._log.path}: session {number} is of another run: {error}") from None
         asked_at = time.time()
         answers = answered(self._teacher, queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
@@ -153,9 +178,7 @@ def sessions(path: Path) -> Iterator[Preferences | None]:
 
     Refused where there is no such file; Damaged where it is not what was written.
     """
-    if not path.is_file():
-        raise Refused(f"{path}: no such file")
-    with closing(LabelLog(path)) as log:
+    with LabelLog.copy(path) as log:
         for number in range(len(log)):
             rows = log[number].answers
             yield preferences(rows) if rows else None
@@ -165,8 +188,8 @@ def count(path: Path) -> int:
     """How many sessions a label log holds that this process may have open."""
     if not path.exists():
         return 0
-    with closing(sqlite3.connect(path, timeout=30)) as connection:
-        return connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+    with closing(LabelLog(path)) as log:
+        return len(log)
 
 
 def preferences(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
@@ -188,9 +211,24 @@ def pairs(asked: Queries | Preferences) -> list[Pair]:
 
 
 def stacked(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1."""
+    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. Damaged where it is something else."""
     parts = [tensors(row, "a segment") for row in rows]
-    return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+    try:
+        return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+    except (KeyError, RuntimeError) as error:
+        raise Damaged(f"a segment is damaged: {' '.join(str(error).split())}") from None
+
+
+@cache
+def _known() -> dict[str, set[str]]:
+    """How the tables of a log are made, in this form and the first."""
+    known: dict[str, set[str]] = {}
+    for form in (SCHEMA, SCHEMA.replace(", asked_at REAL", "")):
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.executescript(form)
+            for name, made in tables(connection).items():
+                known.setdefault(name, set()).add(made)
+    return known
 
 
 def _sha256(answers: Iterable[Answer], skipped: Iterable[Pair]) -> bytes:

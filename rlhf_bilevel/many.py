@@ -14,11 +14,11 @@ from filelock import Timeout
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import Refused, read_yaml, write
+from rlhf_bilevel.files import Refused, plain, read_yaml, writable, write
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
-from rlhf_bilevel.worker import claim
+from rlhf_bilevel.worker import begun, claim
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
@@ -26,17 +26,21 @@ SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it 
 def sweep(args: argparse.Namespace) -> Callable[[], None]:
     on_cluster(args)
     checkpoint_interval(args.checkpoint_every)
-    runs: list[Planned] = []
+    writable_folder("--out", args.out)
+    runs: dict[Path, Planned] = {}
     first = args.seed or 0
     for env in map(envs.resolve, args.env):
         own = one_teacher(configure(changed(args, env=env)))
         limit = envs.check(env, own)
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
-            if any(run.out == out for run in runs):
+            if out in runs:
                 raise ValueError(f"two runs of this sweep would share the folder {out}")
-            runs.append(Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every))
-            agree(runs[-1], whole(method, env, args.preset, own | {"seed": seed}, limit))
+            runs[writable(out)] = run = Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every)
+            if seed == first or begun(out):
+                agree(run, whole(method, env, args.preset, own | {"seed": seed}, limit))
+
+    planned = list(runs.values())
 
     def work() -> None:
         from rlhf_bilevel.board import Board
@@ -44,16 +48,16 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
 
         args.out.mkdir(parents=True, exist_ok=True)
         if args.cohort:
-            begin_together(runs)
+            begin_together(planned)
         engine = engine_of(args)
         try:
-            with Board(runs) as board:
-                failed = complete(runs, engine, board.see)
+            with Board(planned) as board:
+                failed = complete(planned, engine, board.see)
         finally:
             rows = collect(args.out)
         print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
         if failed:
-            raise Refused(f"{len(failed)} of {len(runs)} runs failed: the same command tries them again")
+            raise Refused(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
 
     return work
 
@@ -110,6 +114,9 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     seeds = list(range(args.seed, args.seed + args.seeds))
     out = args.out or Path("runs") / f"tune-{args.method}-{env.split('/')[-1]}"
     storage = args.storage or out / "tune.db"
+    writable_folder("--out", out)
+    writable(storage)
+    writable(storage.parent)  # SQLite keeps its journal beside the file
     asked = {"method": args.method, "env": env, "steps": steps, "seeds": seeds, "pruner": args.pruner}
     asked |= {"settings": [*told(args)], "space": tuned}
     same_search(out, storage, asked)
@@ -132,6 +139,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         out.mkdir(parents=True, exist_ok=True)
         try:
             with claim(out):
+                same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
                 study, engine = open_study(storage, args.pruner, steps * len(seeds)), Local(args.jobs)
 
@@ -156,20 +164,34 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     return work
 
 
+def writable_folder(option: str, path: Path) -> None:
+    """ValueError where it is none and cannot be made."""
+    if writable(path).exists() and not path.is_dir():
+        raise ValueError(f"{option} {path}: is not a folder")
+
+
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
-    """ValueError where ``out`` or ``storage`` holds something else than the beginning of this search."""
+    """Refused where ``out`` or ``storage`` holds something else than the beginning of this search."""
     file = out / SEARCH
+    plain(storage)
     if storage.parent != out and not storage.parent.is_dir():
         raise ValueError(f"--storage {storage}: there is no folder {storage.parent}")
+    if storage.exists() and not (storage.is_file() and beginning(storage) in (b"", b"SQLite format 3\0")):
+        raise ValueError(f"--storage {storage}: exists already, and is no SQLite file")
     if not file.is_file():
         for path in (out, storage):
             if path.is_file() or (path.is_dir() and any(path.iterdir())):
-                raise ValueError(f"{path} exists already and is not of this search: choose another")
+                raise Refused(f"{path} exists already and is not of this search: choose another")
         return
     there = read_yaml(file)
     for key, value in asked.items():
         if there.get(key) != value:
-            raise ValueError(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
+            raise Refused(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
+
+
+def beginning(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(16)
 
 
 def whole(method: str, env: str, preset: str, given: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:

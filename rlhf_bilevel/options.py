@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import nearest
+from rlhf_bilevel.config import nearest, whole
+
+THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
+SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
 
 
 def fail(message: str) -> NoReturn:
-    print(f"rlhf-bilevel: {message}", file=sys.stderr)
+    print(f"rlhf-bilevel: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help pages name the defaults."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False or action.default == []
+        if none or action.default == argparse.SUPPRESS:
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".lstrip()
 
 
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, with the nearest right name, and exit code 2."""
 
     commands: Sequence[str] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        own: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False}
+        super().__init__(**own | settings)
 
     def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
         args, unknown = self.parse_known_args(*given)
@@ -27,9 +45,9 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> NoReturn:
-        if "invalid choice: " in message:  # a command: argparse lists all, and names no nearest
-            wrong = message.split("invalid choice: ")[1].split("'")[1]
-            message = f"unknown command {wrong!r}; {nearest(wrong, self.commands)}"
+        # A command: argparse lists all, and names no nearest
+        if found := re.search(r"invalid choice: (['\"])(.*)\1 \(choose from", message):
+            message = f"unknown command {found[2]!r}; {nearest(found[2], self.commands)}"
         fail(message)
 
 
@@ -42,7 +60,24 @@ def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def positive(value: str) -> int:
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
-    return int(value)
+def integer(value: str) -> int:
+    """A whole number as ``config.whole`` reads it."""
+    try:
+        return whole(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        found = integer(value)
+        if found < 1:
+            raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number of at least 1")
+        if found > most:
+            raise argparse.ArgumentTypeError(f"{value!r:.60} is too large: at most {most:,}")
+        return found
+
+    return parse
+
+
+positive = up_to(10**9)

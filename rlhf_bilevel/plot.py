@@ -8,6 +8,7 @@ run is better than one of the baseline. ``aggregate``: median, IQM, mean and opt
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from rlhf_bilevel import compare
 from rlhf_bilevel.compare import Task
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.files import Refused, write
 from rlhf_bilevel.points import Point
 from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimality_gap
 
@@ -149,6 +150,9 @@ def save(figure: Any, out: Path, dpi: float = 110) -> None:
     """Writes a matplotlib figure as SVG, PNG or PDF: the same file for the same curves."""
     import matplotlib
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn, kind = io.BytesIO(), out.suffix.removeprefix(".")
     with matplotlib.rc_context({"svg.hashsalt": "equal curves, equal file"}):  # names in an SVG are random otherwise
-        figure.savefig(out, dpi=dpi, metadata={DATES[out.suffix]: None} if out.suffix in DATES else None)
+        dates = {DATES[out.suffix]: None} if out.suffix in DATES else None
+        figure.savefig(drawn, format=kind, dpi=dpi, metadata=dates)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, drawn.getvalue())

@@ -14,7 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.files import Refused, read_yaml, write
+from rlhf_bilevel.files import (
+    CONFIG,
+    CSV_LIMIT,
+    EVALUATIONS,
+    SUMS,
+    Damaged,
+    Refused,
+    examine,
+    read,
+    read_yaml,
+    sealed,
+    write,
+)
 
 
 class Point(NamedTuple):
@@ -32,23 +44,34 @@ class Point(NamedTuple):
 
 
 def points(folder: Path) -> list[Point]:
-    """Every evaluation in a run's folder, in order."""
-    told = read_yaml(folder / "config.yaml")
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Every evaluation in a run's folder, in order; a row that a fault cut short is none.
+
+    Damaged where a file is not what was written: of a run that has ended, not one byte of the evaluations differs.
+    """
+    examine(folder)
+    told, file = read_yaml(folder / CONFIG), folder / EVALUATIONS
+    over = (folder / SUMS).is_file()
+    data = sealed(folder, EVALUATIONS, CSV_LIMIT, needed=False) if over else read(file, CSV_LIMIT)
     found = []
-    for (step, labels, learner, is_agent), group in groupby(
-        rows, key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
-    ):
-        episodes = list(group)
-        known = [float(row["success"]) for row in episodes if row["success"]]
-        found.append(
-            Point(
-                told["method"], told["env"], told["settings"]["seed"], int(step), int(labels), int(learner),
-                is_agent == "1", float(np.mean([float(row["true_return"]) for row in episodes])),
-                float(np.mean(known)) if known else None, len(episodes), told["commit"] or "",
-            )
-        )  # fmt: skip
+    try:
+        own = str(told["method"]), str(told["env"]), int(told["settings"]["seed"])
+        rows = csv.DictReader(io.StringIO(data[: data.rfind(b"\n") + 1].decode()))
+        for (step, labels, learner, is_agent), group in groupby(
+            rows, key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+        ):
+            returns, known = list[float](), list[float]()
+            for row in group:
+                returns.append(float(row["true_return"]))
+                known += [float(row["success"])] if row["success"] else []
+            found.append(
+                Point(
+                    *own, int(step), int(labels), int(learner), is_agent == "1", float(np.mean(returns)),
+                    float(np.mean(known)) if known else None, len(returns), str(told.get("commit") or ""),
+                )
+            )  # fmt: skip
+    except (LookupError, TypeError, ValueError, csv.Error) as error:
+        told_of = " ".join(str(error).split())[:100]
+        raise Damaged(f"{file} is damaged, or {CONFIG} is: {type(error).__name__}: {told_of}") from None
     return found
 
 
@@ -69,10 +92,10 @@ def to_csv(rows: Iterable[Point]) -> bytes:
 
 def read_table(file: Path) -> list[Point]:
     """What ``write_table`` wrote; more columns do no harm. Refused where it is no table of points."""
-    if not file.is_file():
+    if not file.exists():
         raise Refused(f"{file}: no such file")
-    with file.open(newline="") as stream:
-        rows = csv.DictReader(stream)
+    try:
+        rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode()))
         if missing := [name for name in Point._fields if name not in (rows.fieldnames or ())]:
             raise Refused(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
         return [
@@ -83,3 +106,7 @@ def read_table(file: Path) -> list[Point]:
             )
             for row in rows
         ]  # fmt: skip
+    except Refused:
+        raise
+    except (TypeError, ValueError, csv.Error) as error:
+        raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:100]}") from None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.replay import Store
-from rlhf_bilevel.sac import drawing_from
+from rlhf_bilevel.sac import drawing_from, logging_to
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
 from rlhf_bilevel.types import Signal
 
@@ -53,6 +53,7 @@ class PPOLearner:
         self._rng = torch.Generator()  # a stream of its own, from where SB3's seed has put torch's
         self._rng.set_state(torch.get_rng_state())
         self.model.set_logger(Logger(folder=None, output_formats=[]))
+        self._metrics = Logger(folder=None, output_formats=[])
         self._store, self._config = store, config
         self._signal: Signal = store.true_reward
         self._begin = 0  # first row of the rollout
@@ -74,10 +75,10 @@ class PPOLearner:
             return {}
         model.rollout_buffer = self._rollout()
         model._update_current_progress_remaining(step, self._config.steps)
-        with drawing_from(self._rng):
+        with drawing_from(self._rng), logging_to(self._metrics, model):
             model.train()
         self._forget()
-        values = dict(model.logger.name_to_value)
+        values = dict(self._metrics.name_to_value)
         if not np.isfinite(values["train/loss"]):
             raise FloatingPointError(f"a learner diverged at step {step}: train/loss={values['train/loss']}")
         return values

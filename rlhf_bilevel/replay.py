@@ -180,6 +180,10 @@ class View:
             known[stale] = True
         return drawn, torch.from_numpy(reward[rows])  # numpy's indexing costs a tenth of torch's
 
+    def reward(self, rows: Tensor) -> Tensor:
+        """What rows (N,) are rewarded with as the signal is now."""
+        return self._signal(rows)
+
     def state(self) -> Tree:
         known = self._known.nonzero().squeeze(-1)
         # The rewards too, although they follow from the signal: computed in other batches, their last bits would differ

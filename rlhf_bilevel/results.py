@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
-from filelock import FileLock
 from pyarrow import parquet
 
 from rlhf_bilevel.compare import LAST, ended_with, ending, measured, spread
-from rlhf_bilevel.files import write
+from rlhf_bilevel.files import lock, write
 from rlhf_bilevel.points import Point, points, to_csv
 from rlhf_bilevel.statistics import iqm
 from rlhf_bilevel.worker import ended
@@ -44,7 +43,7 @@ def collect(folder: Path) -> list[Point]:
 
     A run that cannot be read is left out and told: the tables hold the others.
     """
-    with FileLock(folder / ".results.lock"):  # of two sweeps, the later one knows more
+    with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
         rows: list[Point] = []
         for out in filter(ended, sorted(folder.iterdir())):
             try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -13,11 +14,13 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import SACPolicy
@@ -30,6 +33,8 @@ from rlhf_bilevel.stack import Stack, stackable
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
 from rlhf_bilevel.types import Improve, RewardFn, Signal, Steps
 
+BUFFER = 1_000_000  # transitions, SB3's default: what a saved model has room for where SB3 trains it on
+CHUNK = 4096  # rows that are rewarded at once
 INSIDE = 1 - 1e-4
 """Largest action whose log-probability is taken: at 1, which rounding can reach, a squashed Gaussian has none."""
 
@@ -82,6 +87,9 @@ class ViewAsBuffer:
     def __init__(self, view: View, device: torch.device) -> None:
         self._view, self._device = view, device
 
+    def size(self) -> int:
+        return self._view.store.size
+
     def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
         rows, reward = self._view.sample(batch_size)
         store = self._view.store
@@ -112,14 +120,18 @@ class SB3Learner:
         **overrides: Any,
     ) -> None:
         seed = config.seed + number * 100_003
-        arguments = settings(config, algorithm, device) | {"buffer_size": 1, "seed": seed} | overrides
+        arguments = settings(config, algorithm, device) | {"seed": seed} | overrides | {"buffer_size": 1}
         model: Any = algorithm(env=env, **arguments)
         self.model = model
+        model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model: here the store is the buffer
+        model.save = partial(_save, model)
+        model.save_replay_buffer = self._save_buffer
         model.action_space = copy.deepcopy(model.action_space)  # which environments may share, and its random stream
         # A stream of its own, from where SB3's seed has put torch's: beside other learners it draws as it would alone
         self._rng = torch.Generator()
         self._rng.set_state(torch.get_rng_state())
-        self.model.set_logger(Logger(folder=None, output_formats=[]))  # read below: SB3's train returns nothing
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+        self._metrics = Logger(folder=None, output_formats=[])  # read below: SB3's train returns nothing
         self._view = View(store, seed, (config.newest_share, config.newest_rows))
         self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
         self._config = config
@@ -140,9 +152,9 @@ class SB3Learner:
 
     def improve(self, updates: int, step: int) -> dict[str, float]:
         self.model._update_current_progress_remaining(step, self._config.steps)
-        with drawing_from(self._rng):
+        with drawing_from(self._rng), logging_to(self._metrics, self.model):
             self.model.train(updates, self._config.batch)
-        values = dict(self.model.logger.name_to_value)
+        values = dict(self._metrics.name_to_value)
         for key, value in values.items():
             if not np.isfinite(value):
                 raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
@@ -251,6 +263,27 @@ class SB3Learner:
         scores = torch.autograd.grad(u @ log_prob(*steps), weights, create_graph=True)
         return torch.autograd.grad(scores, u, direction)[0].cpu()
 
+    def replay_buffer(self) -> ReplayBuffer:
+        """A buffer of SB3's with all that is stored, with rewards as this learner sees them now."""
+        model, store, size = self.model, self._view.store, self._view.store.size
+        spaces = model.observation_space, model.action_space
+        buffer = ReplayBuffer(len(store.truth), *spaces, model.device)
+        columns = {"observations": store.obs, "next_observations": store.next_obs, "actions": store.act}
+        for name, column in columns.items():
+            getattr(buffer, name)[:size, 0] = column[:size]
+        for rows in torch.arange(size).split(CHUNK):
+            buffer.rewards[rows, 0] = self._view.reward(rows)
+        terminated = store.terminated[:size].numpy()
+        starts = store.index()["starts"].numpy()
+        buffer.dones[:size, 0] = terminated
+        buffer.dones[starts[starts > 0] - 1, 0] = 1
+        buffer.timeouts[:size] = buffer.dones[:size] * (terminated == 0)[:, None]
+        buffer.pos, buffer.full = size % buffer.buffer_size, size == buffer.buffer_size
+        return buffer
+
+    def _save_buffer(self, path: Any) -> None:
+        save_to_pkl(path, self.replay_buffer(), self.model.verbose)
+
     def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
         model = self.model
         if not isinstance(model, SAC):  # no entropy term
@@ -288,20 +321,47 @@ def stacked(learners: Sequence[Any]) -> Stack | None:
 
 @contextmanager
 def on_its_own(model: Any) -> Iterator[None]:
-    """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner."""
+    """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner. And
+    Adam is as SB3 has it: fused or not is a matter of speed."""
     modules, variables = model._get_torch_save_params()
     tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
-    for name in modules:
-        if isinstance(part := attrgetter(name)(model), torch.optim.Optimizer):
-            tensors += [moment for moments in part.state.values() for moment in moments.values()]
-    held = [tensor.data for tensor in tensors]
+    parts = [attrgetter(name)(model) for name in modules]
+    optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if "fused" in group]
+    for optimizer in optimizers:
+        tensors += [moment for moments in optimizer.state.values() for moment in moments.values()]
+    held, fused, chosen = [tensor.data for tensor in tensors], [group["fused"] for group in groups], model.policy_kwargs
     for tensor in tensors:
         tensor.data = tensor.data.clone()
+    for group in groups:
+        group["fused"] = None
+    optimizer_kwargs = {key: value for key, value in chosen.get("optimizer_kwargs", {}).items() if key != "fused"}
+    model.policy_kwargs = {key: value for key, value in chosen.items() if key != "optimizer_kwargs"}
+    model.policy_kwargs |= {"optimizer_kwargs": optimizer_kwargs} if optimizer_kwargs else {}
     try:
         yield
     finally:
+        model.policy_kwargs = chosen
+        for group, value in zip(groups, fused, strict=True):
+            group["fused"] = value
         for tensor, data in zip(tensors, held, strict=True):
             tensor.data = data
+
+
+def _save(model: Any, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+    """SB3's ``save``, of a file that SB3 goes on from as from its own."""
+    with on_its_own(model):
+        type(model).save(model, path, {*(exclude or ()), "_last_obs", "save", "save_replay_buffer"}, include)
+
+
+@contextmanager
+def logging_to(logger: Logger, model: Any) -> Iterator[None]:
+    """SB3's ``train`` tells its metrics to the model's logger: here it is ``logger``."""
+    outer, model._logger = model._logger, logger
+    try:
+        yield
+    finally:
+        model._logger = outer
 
 
 @contextmanager

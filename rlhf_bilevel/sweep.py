@@ -6,6 +6,7 @@ between them: what another process trains waits at the end of the queue, and is 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
@@ -19,12 +20,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from filelock import Timeout
 
-from rlhf_bilevel.files import CONFIG, read_yaml
+from rlhf_bilevel import worker
+from rlhf_bilevel.files import opened
 from rlhf_bilevel.worker import ELSEWHERE, begun, claim, ended, log_of
 
 State = Literal["queued", "running", "ended", "failed"]
 TICK = 0.2  # seconds between two looks at what is running
 PATIENCE = 5.0  # seconds before a run that another process has is tried again
+TAIL = 2**16  # bytes of a log in which its last line is looked for
 GRACE = 10.0  # seconds that a process has to end when it is told to
 
 
@@ -65,7 +68,7 @@ class Process:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
+        with opened(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as stream:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -176,17 +179,13 @@ def begin_together(runs: Sequence[Planned]) -> None:
 
 
 def agree(run: Planned, settings: Mapping[str, Any]) -> None:
-    """ValueError where the folder holds a run of another kind, which the sweep would take for its own."""
-    if not begun(run.out):
-        return
-    told = read_yaml(run.out / CONFIG)
-    there = {"method": told.get("method"), "env": told.get("env"), **(told.get("settings") or {})}
-    for key, asked in {"method": run.method, "env": run.env, **settings}.items():
-        if key in there and there[key] != asked:
-            raise ValueError(f"{run.out} is a run with {key}={there[key]}, not {asked}: choose another --out")
+    """As ``worker.agree``, before anything is started; the worker asks again under the run's locks."""
+    worker.agree(run.out, run.method, run.env, settings)
 
 
 def last_line(log: Path) -> str:
     """What a program said last. A progress bar goes back to the start of its line."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n") if log.is_file() else []
+    with log.open("rb") if log.is_file() else io.BytesIO() as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.compare import ending
-from rlhf_bilevel.files import PROGRESS, STEP, Refused
+from rlhf_bilevel.files import PROGRESS, STEP, Refused, one_line, read
 from rlhf_bilevel.space import Choice, Range, Space, pasted
 from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
 from rlhf_bilevel.worker import ELSEWHERE, log_of
@@ -97,28 +99,35 @@ class Training:
 def evaluations(folder: Path) -> dict[int, float]:
     """A run's true return by step, as far as it is."""
     try:
-        whole, newline, _ = (folder / PROGRESS).read_text().rpartition("\n")
-    except FileNotFoundError:
+        whole, newline, _ = read(folder / PROGRESS, math.inf).decode().rpartition("\n")
+    except Refused:  # it is not there yet
         return {}
     rows = csv.DictReader(io.StringIO(whole + newline))
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}
 
 
 def open_study(file: Path, pruner: str, steps: int) -> optuna.Study:
-    """The study in an SQLite file, which is made where it is missing. A trial takes ``steps`` steps in all."""
+    """The study in an SQLite file, which is made where it is missing. A trial takes ``steps`` steps in all.
+
+    Refused where the file cannot be opened, or is none of Optuna's.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {
         "median": lambda: optuna.pruners.MedianPruner(n_warmup_steps=steps // 4),
         "hyperband": lambda: optuna.pruners.HyperbandPruner(max(1, steps // 9), steps),
         "none": optuna.pruners.NopPruner,
     }
-    return optuna.create_study(
-        storage=f"sqlite:///{file.resolve()}",
-        pruner=pruners[pruner](),
-        study_name="tune",
-        direction="maximize",
-        load_if_exists=True,
-    )
+    try:
+        return optuna.create_study(
+            storage=f"sqlite:///{file.resolve()}",
+            pruner=pruners[pruner](),
+            study_name="tune",
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        why = getattr(error, "orig", None) or error.__cause__ or error
+        raise Refused(f"{file} cannot be used as --storage: {one_line(why)}") from None
 
 
 def search(

@@ -1,18 +1,26 @@
 """The Python front door: SB3's habits, a user's own teacher and environment, save, load and export."""
 
+import io
+import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rlhf_bilevel import Agent
+from rlhf_bilevel import Agent, envs
+from rlhf_bilevel import folder as run_folder
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.files import Refused
+from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import SMALL
 
@@ -115,3 +123,211 @@ def test_an_agent_learns_once_and_never_overwrites(folder: Path) -> None:
     agent = Agent("pebble", "Steer-v0", **SMALL).learn(150)
     with pytest.raises(RuntimeError, match="learnt already"):
         agent.learn(100)
+
+
+@pytest.mark.parametrize("which", ["model.zip", "export"])
+def test_sb3_goes_on_from_an_exported_model_as_from_its_own(folder: Path, tmp_path: Path, which: str) -> None:
+    file = folder / "model.zip"
+    if which == "export":
+        file = tmp_path / "sb3.zip"
+        main(["export", str(folder), "--sb3", str(file)])
+    env = gymnasium.wrappers.TimeLimit(gymnasium.make("Steer-v0"), 50)
+    model, plain = SAC.load(file, env=env), SAC("MlpPolicy", env)
+    assert model.num_timesteps == 150 and model.buffer_size == plain.buffer_size
+    assert model.policy_kwargs == {"net_arch": [16, 16], "use_sde": False}
+    for part in (model.actor, model.critic):
+        assert not part.optimizer.param_groups[0]["fused"]
+    theirs, ours = set(vars(plain)), set(vars(model))
+    assert not {name for name in ours - theirs if not name.startswith("_")}
+    model.learn(60, reset_num_timesteps=False)
+    assert model.replay_buffer is not None and model.replay_buffer.size() == 60
+    assert len(np.unique(model.replay_buffer.observations[:60])) > 50
+    assert model.num_timesteps == 210 and model.actor.optimizer.state
+
+
+def test_a_model_that_is_saved_goes_on_as_it_was() -> None:
+    agent = Agent("pebble", "Steer-v0", **SMALL).learn(120)
+    run, file = agent.run, io.BytesIO()
+    assert run is not None
+    before = run.learners[0].state()
+    agent.model.save(file)
+    assert agent.model.policy_kwargs["optimizer_kwargs"] == {"fused": True}
+    assert agent.model.actor.optimizer.param_groups[0]["fused"] is True
+    assert digest(before) == digest(run.learners[0].state())
+
+
+def test_an_export_says_which_environment_its_policy_expects(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "run"
+    Agent("pebble", "Steer-v0", out=out, action_repeat=5, **SMALL).learn(120)
+    main(["export", str(out), "--sb3", str(tmp_path / "sb3.zip")])
+    told = capsys.readouterr().out
+    (maker,) = [line.strip() for line in told.splitlines() if "envs.make(" in line]
+    env = eval(maker, {"envs": envs})
+    model = SAC.load(tmp_path / "sb3.zip", env=env)
+    env.reset()
+    steps, over = 0, False
+    while not over:
+        _, _, terminated, truncated, _ = env.step(model.predict(np.zeros(1, np.float32))[0])
+        steps, over = steps + 1, terminated or truncated
+    assert steps == 10
+
+
+def test_an_agent_is_saved_into_no_folder_but_its_own(folder: Path, tmp_path: Path) -> None:
+    agent = Agent("pebble", "Steer-v0", **SMALL).learn(120)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for taken in (folder, tmp_path / "mine"):
+        with pytest.raises(Refused, match="is not overwritten"):
+            agent.save(taken)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="is a file"):
+        agent.save(tmp_path / "file")
+    agent.save(tmp_path / "new")
+    agent.save(tmp_path / "new")  # its own
+    (tmp_path / "empty").mkdir()
+    Agent.load(tmp_path / "new").save(tmp_path / "empty")
+    obs = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
+    assert np.array_equal(Agent.load(tmp_path / "empty").predict(obs)[0], agent.predict(obs)[0])
+
+
+def test_a_run_that_is_cut_off_is_not_sealed_by_another_like_it(tmp_path: Path) -> None:
+    class Stops(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 70:
+                raise ZeroDivisionError
+            return True
+
+    settings: Any = {"checkpoint_every": "50", **SMALL}
+    with pytest.raises(ZeroDivisionError):
+        Agent("pebble", "Steer-v0", out=tmp_path / "run", **settings).learn(120, Stops())
+    with pytest.raises(Refused, match="is not overwritten"):
+        Agent("pebble", "Steer-v0", **settings).learn(120).save(tmp_path / "run")
+    Agent.resume(tmp_path / "run")
+
+
+def test_a_callback_cannot_end_the_folder_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    agent = Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL)
+
+    def save(*_: Any) -> bool:
+        agent.save(tmp_path / "run")
+        return True
+
+    with pytest.raises(Refused, match="is being trained"):
+        agent.learn(120, callback=save)
+    assert not (tmp_path / "run" / "SHA256SUMS").exists()
+
+
+def test_a_device_is_one_that_is_there_and_the_one_that_was_used_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(Refused, match="finds no NVIDIA GPU"):
+            Agent("pebble", "Steer-v0", device=device, **SMALL)
+    for device in ("gpu", "cuda:x", "mps"):
+        with pytest.raises(Refused, match="cpu, cuda"):
+            Agent("pebble", "Steer-v0", device=device, **SMALL)
+    for number, device in enumerate(("auto", torch.device("cpu"))):
+        out = tmp_path / str(number)
+        Agent("pebble", "Steer-v0", device=device, out=out, **SMALL).start(100)
+        assert yaml.safe_load((out / "config.yaml").read_text())["device"] == "cpu"
+    told = (tmp_path / "0" / "config.yaml").read_text()
+    (tmp_path / "0" / "config.yaml").write_text(told.replace("device: cpu", "device: cuda"))
+    with pytest.raises(Refused, match="finds no NVIDIA GPU"):
+        Agent.resume(tmp_path / "0")
+
+
+def test_the_commit_is_that_of_the_checkout_that_holds_this_package_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    installed = tmp_path / ".venv" / "rlhf_bilevel"
+    installed.mkdir(parents=True)
+    (installed / "folder.py").write_text("")
+    (tmp_path / "thesis.tex").write_text("")
+    git("init")
+    git("add", "thesis.tex")
+    git("commit", "-m", "mine")
+    monkeypatch.setattr(run_folder, "__file__", str(installed / "folder.py"))
+    assert run_folder.commit() is None
+    git("add", ".venv/rlhf_bilevel/folder.py")
+    git("commit", "-m", "a checkout of it")
+    expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout[:12]
+    assert run_folder.commit() == expected
+    (installed / "folder.py").write_text("changed")
+    assert run_folder.commit() == f"{expected}+"
+    monkeypatch.setenv("PATH", "")
+    assert run_folder.commit() is None
+    Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL).start(100)
+    assert "commit: null" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_run_keeps_its_folder_wherever_the_program_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def leave(*_: Any) -> bool:
+        os.chdir(tmp_path / "elsewhere")
+        return True
+
+    Agent("pebble", "Steer-v0", out="run", checkpoint_every="50", **SMALL).learn(120, callback=leave)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert Agent.load(tmp_path / "run").predict(np.zeros(1, np.float32))[0].shape == (1,)
+
+
+class Wrong:
+    """Neither an environment's id nor a teacher."""
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"env_id": gymnasium.make("Steer-v0")}, "gymnasium.register"),
+    ({"env_id": gymnasium.Env}, "gymnasium.register"),
+    ({"method": None}, "method=None"),
+    ({"method": "pebbel"}, "did you mean 'pebble'"),
+    ({"teacher": Wrong}, "teacher=<class"),
+    ({"teacher": 7}, "teacher=7"),
+    ({"algorithm": "TD3"}, "stable_baselines3.TD3"),
+    ({"lables": 7}, "did you mean 'labels'"),
+    ({"devise": "cpu"}, "did you mean 'device'"),
+    ({"labels": True}, "labels=True"),
+    ({"batch": np.True_}, "batch=True"),
+    ({"labels": 1.5}, "labels=1.5"),
+    ({"labels": "many"}, "labels='many'"),
+    ({"preset": "quik"}, "unknown preset 'quik'"),
+    ({"gamma": 2}, "gamma=2"),
+])  # fmt: skip
+def test_a_wrong_argument_is_named_when_the_agent_is_made(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        Agent(**{"method": "pebble", "env_id": "Steer-v0"} | given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [1e2, np.int64(100), np.float32(100), torch.tensor(100)])
+def test_a_whole_number_is_one_whatever_its_type(steps: Any) -> None:
+    agent = Agent("pebble", "Steer-v0", **SMALL | {"labels": np.int32(20), "batch": 8.0})
+    agent.start(steps)
+    assert agent.config is not None and (agent.config.steps, agent.config.labels, agent.config.batch) == (100, 20, 8)
+
+
+@pytest.mark.parametrize("steps", [True, 1.5, "100", None, 0, -3])
+def test_what_is_no_number_of_steps_is_named(steps: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"steps={steps!r}")):
+        Agent("pebble", "Steer-v0", **SMALL).learn(steps)
+
+
+def test_steps_are_given_once() -> None:
+    with pytest.raises(ValueError, match=r"steps=50 was given to the agent, and learn\(100\)"):
+        Agent("pebble", "Steer-v0", **SMALL, steps=50).learn(100)
+
+
+def test_what_needs_an_agent_that_has_learnt_says_so(tmp_path: Path) -> None:
+    agent = Agent("pebble", "Steer-v0", **SMALL)
+    for use in (lambda: agent.predict(np.zeros(1)), lambda: agent.evaluate(1), lambda: agent.save(tmp_path / "run")):
+        with pytest.raises(Refused, match="has learnt nothing yet"):
+            use()
+    assert not list(tmp_path.iterdir())

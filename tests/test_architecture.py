@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PURE = ("penalty", "preference", "reward", "teacher", "query", "replay", "explore", "tabular", "objective", "problems",
         "cost", "evaluate", "envs", "config", "doctor", "points", "plot", "files", "tree", "checkpoint", "labels",
         "guard", "health", "folder", "statistics", "compare", "traits", "dataset", "offline", "space", "board",
-        "interface", "results", "tune", "gather", "human/film", "human/scene", "human/assets")  # fmt: skip
+        "interface", "sqlite", "results", "tune", "gather", "human/film", "human/scene", "human/assets")  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:
@@ -58,7 +58,7 @@ def test_only_the_learners_name_sb3s_sac() -> None:
 def test_the_book_and_what_is_said_of_people_know_of_no_tensor_and_no_training() -> None:
     for name in ("book", "facts", "offering", "database", "tables", "quality"):
         file = ROOT / f"rlhf_bilevel/human/{name}.py"
-        assert ours(file) <= {"config", "files", "human"}, name
+        assert ours(file) <= {"config", "files", "human", "sqlite"}, name
         assert "torch" not in {module.split(".")[0] for module in imported(file)}, name
     assert "human" not in ours(ROOT / "rlhf_bilevel/algorithm.py")
 

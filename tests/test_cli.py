@@ -1,18 +1,30 @@
 """The command line: it works from start to end, and a mistake costs one line and two seconds."""
 
+import errno
 import json
+import math
+import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from rlhf_bilevel import Agent
-from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.points import read_table
+from rlhf_bilevel import Agent, envs
+from rlhf_bilevel.__main__ import COMMANDS, main, parser
+from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.files import Damaged, Refused, one_line, read_yaml, to_json, write
+from rlhf_bilevel.given import assigned
+from rlhf_bilevel.labels import LabelLog
+from rlhf_bilevel.points import Point, read_table, write_table
+from rlhf_bilevel.types import Preferences, Segments
 from tests.faults import child, kill
 
 QUICK = [
@@ -99,7 +111,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --checkpoint-every soon", "'soon' is no interval"),
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
-        ("train pebble --env Pendulum-v1 --steps 99999999999", "less than or equal to 1000000000"),
+        ("train pebble --env Pendulum-v1 --steps 99999999999", "at most 1,000,000,000"),
         ("train pebble --env Pendulum-v1 --steps 9 --set reward_learning_rate=1.0e+308", "less than or equal to 1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set learning_rate=2", "learning_rate=2: "),
         ("train pebble --env Pendulum-v1 --steps 9 --set eval_episodes=1000000000", "less than or equal to 10000"),
@@ -118,6 +130,396 @@ def test_a_mistake_is_told_in_one_line_with_the_nearest_right_name(
     monkeypatch.chdir(tmp_path)
     assert told in fails(capsys, *command.split())
     assert not list(tmp_path.iterdir())  # nothing was written
+
+
+LONG = "x" * 300
+TRAIN, SWEEP = "train pebble --env Pendulum-v1 --steps 300", "sweep pebble --env Pendulum-v1 --steps 300"
+TUNE = "tune pebble --env Pendulum-v1 --steps 300 --tune sigma=1..5"
+FILES = {
+    "file": "text",
+    "number.yaml": "steps: 300\n5: 1\n",
+    "null.yaml": "steps: 300\n~: 1\n",
+    "date.yaml": "steps: 300\n2020-01-01: 1\n",
+    "twice.yaml": "steps: 300\nlabels: 4\nsteps: 400\n",
+    "list.yaml": "[steps, 300]\n",
+    "later.yaml": "version: 99\nsettings: {steps: 300}\n",
+    "unsettled.yaml": "method: pebble\nsettings: [300]\n",
+    "teacher.yaml": "teacher: [1]\nsettings: {steps: 300}\n",
+    "raises.py": "raise KeyError('no key')\n",
+    "exits.py": "raise SystemExit(3)\n",
+    "makes.py": """
+import gymnasium
+class Raises(gymnasium.Env):
+    def __init__(self):
+        raise FileNotFoundError(2, "No such file", "robot.xml")
+class Asks(gymnasium.Env):
+    def __init__(self, size): ...
+gymnasium.register("Raises-v0", Raises)
+gymnasium.register("Asks-v0", Asks)
+gymnasium.register("Bare-v0", gymnasium.Env)
+gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
+""",
+    "other.csv": "a,b\n1,2\n",
+    "words.csv": f"{','.join(Point._fields)}\nsac,Pendulum-v1,zero,450,0,0,1,-150,,5,\n",
+    "short.csv": f"{','.join(Point._fields)}\nsac,Pendulum-v1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (f"{TRAIN} --set sigma=*a", "sigma='*a': must be a number"),
+        (f"{TRAIN} --set sigma=!!python/name:os.system", "must be a number"),
+        (f"{TRAIN} --set sigma=", "--set takes key=value, not 'sigma='"),
+        (f"{TRAIN} --set =1", "--set takes key=value, not '=1'"),
+        (f"{TRAIN} --set batch=true", "batch='true': must be a whole number"),
+        (f"{TRAIN} --set batch=1.5", "batch='1.5': must be a whole number"),
+        (f"{TRAIN} --set hidden=64,1.5", "hidden='64,1.5': must be a whole number"),
+        (f"{TRAIN} --set options={{a:", "--set options='{a:'"),
+        (f"{TRAIN} --set options=[1]", "options=[1]"),
+        (f"{TRAIN} --config number.yaml", "number.yaml: 5 is no name of a setting"),
+        (f"{TRAIN} --config null.yaml", "null.yaml: None is no name of a setting"),
+        (f"{TRAIN} --config date.yaml", "date.yaml: datetime.date(2020, 1, 1) is no name of a setting"),
+        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'steps' is given twice"),
+        (f"{TRAIN} --config list.yaml", "list.yaml holds no mapping"),
+        (f"{TRAIN} --config later.yaml", "later.yaml has version 99"),
+        (f"{TRAIN} --config unsettled.yaml", "unsettled.yaml: settings=[300]"),
+        (f"{TRAIN} --config teacher.yaml", "teacher.yaml: teacher=[1]"),
+        (f"{TRAIN} --config .", ".: Is a directory"),
+        (f"{TRAIN} --set batch=1000000000", "GiB of memory"),
+        (f"{TRAIN} --set oversample=1000000000", "GiB of memory"),
+        (f"{TRAIN} --set entropy_states=1000000000", "GiB of memory"),
+        (f"{TRAIN} --threads 99999999", "'99999999' is too large: at most 1,024"),
+        (f"{TRAIN} --steps 1.5", "'1.5' is not a whole number"),
+        (f"{TRAIN} --seed 0.5", "'0.5' is not a whole number"),
+        (f"{TRAIN} --reference other.csv", "other.csv is no table of evaluations: it has no column 'method'"),
+        (f"{TRAIN} --reference words.csv", "words.csv is no table of evaluations"),
+        (f"{TRAIN} --reference short.csv", "short.csv is no table of evaluations"),
+        (f"{TRAIN} --out file", "file exists already"),
+        (f"{TRAIN} --out file/run", "file is not a folder"),
+        (f"{TRAIN} --out {LONG}", "has 300 letters"),
+        (f"{TRAIN} --out new/{LONG}/run", "has 300 letters"),
+        (f"{TRAIN} --teacher replay=other.csv", "other.csv is damaged"),
+        ("train pebble --steps 300 --env ..:X", "unknown environment '..:X'"),
+        ("train pebble --steps 300 --env mod:", "unknown environment 'mod:'"),
+        ("train pebble --steps 300 --env a:b:c", "unknown environment 'a:b:c'"),
+        ("train pebble --steps 300 --env nowhere:X-v0", "No module named 'nowhere'"),
+        ("train pebble --steps 300 --env raises:X-v0", "the module raises cannot be imported: KeyError: 'no key' ("),
+        ("train pebble --steps 300 --env exits:X-v0", "the module exits cannot be imported: SystemExit: 3 ("),
+        ("train pebble --steps 300 --env makes:Raises-v0", "FileNotFoundError: robot.xml: No such file ("),
+        ("train pebble --steps 300 --env makes:Asks-v0", "missing 1 required positional argument: 'size'"),
+        ("train pebble --steps 300 --env makes:Bare-v0", "no attribute 'observation_space'"),
+        ("train pebble --steps 300 --env makes:Needs-v0", "pip install package_that_is_not_here"),
+        ("train pebble --steps 300 --env LunarLander-v3", "LunarLander-v3 cannot be made: "),
+        (f"{SWEEP} --seeds 1000000000", "'1000000000' is too large: at most 10,000"),
+        (f"{SWEEP} --jobs 1000000", "'1000000' is too large: at most 1,024"),
+        (f"{SWEEP} --out file", "file: is not a folder"),
+        (f"{SWEEP} --out file/runs", "file is not a folder"),
+        (f"{SWEEP} --out {LONG}", "has 300 letters"),
+        (f"{SWEEP} --config number.yaml", "number.yaml: 5 is no name of a setting"),
+        ("sweep pebble --steps 300 --env makes:Raises-v0", "robot.xml"),
+        (f"{TUNE} --trials 1e12", "'1e12' is too large: at most 100,000"),
+        (f"{TUNE} --jobs 1e6", "'1e6' is too large: at most 1,024"),
+        (f"{TUNE} --out file", "file: is not a folder"),
+        (f"{TUNE} --out {LONG}", "has 300 letters"),
+        (f"{TUNE} --storage .", "--storage .: exists already, and is no SQLite file"),
+        (f"{TUNE} --storage file", "--storage file: exists already, and is no SQLite file"),
+        (f"{TUNE} --space list.yaml", "list.yaml holds no mapping"),
+        (f"{TUNE} --space number.yaml", "number.yaml: 5 is no name"),
+        ("resume file", "file is not a run's folder"),
+        (f"resume {LONG}", "File name too long"),
+        ("label file", "file is not a run's folder"),
+        (f"label {LONG}", "File name too long"),
+        ("evaluate . --episodes 1e9", "'1e9' is too large: at most 100,000"),
+        ("evaluate . --episodes 0", "'0' is not a whole number of at least 1"),
+        ("explain file", "file is not a run's folder"),
+        ("explain . --top many", "'many' is not a whole number"),
+        ("export . --sb3 agent.zip", "not a run's folder"),
+        ("export .", "export what?"),
+        ("fit-reward nowhere --env Pendulum-v1", "nowhere: no such file or folder"),
+        ("fit-reward file --env Pendulum-v1", "file is damaged or no Parquet file"),
+        ("fit-reward file --env makes:Raises-v0", "robot.xml"),
+        ("fit-reward file --env Pendulum-v1 --out file/fit", "file is not a folder"),
+        ("fit-reward file --env Pendulum-v1 --set sigma=*a", "sigma='*a'"),
+        ("import-minari x --pairs 1e12 --out x.parquet", "'1e12' is too large"),
+        ("import-minari x --pairs 9 --out x.csv", "x.csv: must end in .parquet"),
+        ("import-minari x --pairs 9 --out file/x.parquet", "file is not a folder"),
+        ("import-minari no/set-v9 --pairs 9 --out x.parquet", "unknown Minari dataset 'no/set-v9'"),
+        ("plot other.csv --out x.svg", "other.csv is no table of evaluations"),
+        ("plot other.csv --out x.svg --kind curve", "unknown kind 'curve'; did you mean 'curves'?"),
+        ("compare other.csv", "other.csv is no table of evaluations"),
+        ("doctor now", "unknown argument 'now'"),
+        ("it's", 'unknown command "it\'s"; known are train, '),
+    ],
+)
+def test_whatever_is_wrong_before_the_first_step_is_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    assert told in fails(capsys, *command.split())
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == FILES.keys()
+    assert all(Path(name).read_text() == text for name, text in FILES.items())
+
+
+RUN: dict[str, Any] = {
+    "version": 1, "method": "pebble", "env": "Pendulum-v1", "teacher": "settings", "algorithm": "SAC",
+    "algorithm_settings": {}, "device": "cpu", "threads": 1, "settings": {"steps": 300}, "versions": {}, "commit": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": 99}, "config.yaml has version 99 of the format"),
+        ({"threads": "many"}, "config.yaml: threads='many'"),
+        ({"threads": 0}, "config.yaml: threads=0"),
+        ({"device": "gpu"}, "config.yaml: device='gpu'"),
+        ({"device": 1}, "config.yaml: device=1"),
+        ({"versions": ["torch"]}, "config.yaml: versions=['torch']"),
+        ({"method": ["pebble"]}, "config.yaml: method=['pebble']"),
+        ({"method": "pebbel"}, "pebbel"),
+        ({"algorithm": "SAQ"}, "SAQ"),
+        ({"algorithm_settings": None}, "config.yaml: algorithm_settings=None"),
+        ({"env": "Pendulm-v1"}, "unknown environment 'Pendulm-v1'"),
+        ({"env": None}, "config.yaml: env=None"),
+        ({"settings": [300]}, "config.yaml: settings=[300]"),
+        ({"settings": {"steps": 300, "sigma": -1}}, "config.yaml: sigma=-1"),
+        ({"settings": {"steps": 300, "batch": True}}, "config.yaml: batch=True"),
+        ({"settings": {"steps": 300, "sigm": 1}}, "config.yaml: unknown setting 'sigm'"),
+        ({"settings": {"steps": 300, "options": [1]}}, "config.yaml: options=[1]"),
+        ({"settings": {"steps": 300, 5: 1}}, "config.yaml: settings="),
+    ],
+)
+def test_a_config_that_no_run_has_written_is_told_by_all_who_read_it(
+    capsys: pytest.CaptureFixture, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    run, text = tmp_path / "run", yaml.safe_dump(RUN | changes)
+    run.mkdir()
+    (run / "config.yaml").write_text(text)
+    assert told in fails(capsys, "resume", str(run))
+    (run / "SHA256SUMS").touch()
+    for command in ("evaluate", "explain", "export --sb3 x.zip"):
+        assert told in fails(capsys, *command.split(), str(run))
+    if "settings" in changes or "version" in changes:
+        config = ["--env", "Pendulum-v1", "--config", str(run / "config.yaml")]
+        assert told.removeprefix("config.yaml: ") in fails(capsys, "train", "pebble", *config)
+    assert sorted(path.name for path in run.iterdir()) == ["SHA256SUMS", "config.yaml"]
+
+
+def test_a_run_that_people_label_is_read_as_strictly(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("version: 2\nsettings: {teacher_human: true}\n")
+    assert "has version 2 of the format" in fails(capsys, "label", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("teacher", ["replay", "rerun"])
+def test_labels_of_other_segments_are_refused_before_a_folder_is_made(
+    capsys: pytest.CaptureFixture, tmp_path: Path, teacher: str
+) -> None:
+    file, out = tmp_path / "labels.sqlite", tmp_path / "run"
+    segments = Segments(torch.zeros(1, 7, 3), torch.zeros(1, 7, 1), torch.zeros(1, 7))
+    with closing(LabelLog(file)) as log:
+        log.append(1, Preferences(segments, segments, torch.ones(1)))
+    told = fails(capsys, *TRAIN.split(), "--teacher", f"{teacher}={file}", "--out", str(out))
+    assert (
+        "has segments of 7 steps, observations of 3 and actions of 1 numbers, and this run has segments of 50" in told
+    )
+    assert not out.exists()
+
+
+def test_numbers_are_taken_as_people_write_them() -> None:
+    args = parser().parse_args(f"{TRAIN} --steps 1e5 --labels 1e3 --seed 5.0 --threads 1_0".split())
+    assert (args.steps, args.labels, args.seed, args.threads) == (100_000, 1_000, 5, 10)
+    given = assigned(["hidden=[64,64]", "reward_hidden=(64, 32)", "cost_hidden=8", "batch=1e2", "session_every=2_0.0"])
+    settings = settle({"steps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
+    assert (settings.hidden, settings.reward_hidden, settings.cost_hidden) == ((64, 64), (64, 32), (8,))
+    assert (settings.steps, settings.learning_starts, settings.batch, settings.session_every) == (100_000, 100, 100, 20)
+    assert settings.tau == 1e-3 and type(settings.batch) is int
+    assert settle({"steps": 300, "seed": np.int64(3), "sigma": np.float32(1.5)}).sigma == 1.5
+    assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_page_can_be_read(capsys: pytest.CaptureFixture, command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    told = capsys.readouterr().out
+    assert stop.value.code == 0 and told.startswith("usage: rlhf-bilevel") and "%%" not in told
+    if command == "tune":
+        assert "at first" not in told and "(default: 20)" in told and "(default: median)" in told
+    if command == "fit-reward":
+        assert told.count("(default: 0)") == 1  # a default of 0 is one
+
+
+def test_without_a_command_the_help_is_shown_and_the_version_is_told(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and not captured.out and captured.err.startswith("usage: rlhf-bilevel")
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and re.fullmatch(r"rlhf-bilevel \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def python(*words: str, code: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(("-c", code) if code else ("-m", "rlhf_bilevel")), *words]
+    return subprocess.run(command, capture_output=True, text=True, **more)
+
+
+def test_a_worker_without_words_says_how_it_is_called() -> None:
+    command = [sys.executable, "-m", "rlhf_bilevel.worker"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 2 and told.stderr.startswith("usage: python -m rlhf_bilevel.worker OUT METHOD")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_closed_stream_hurts_nobody(number: int) -> None:
+    told = python("compare", "nowhere", preexec_fn=lambda: os.close(number))
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+
+
+def test_whoever_reads_the_output_may_leave_early() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "rlhf_bilevel", "--help"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    told = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(writing)
+    assert told.returncode == 141 and not told.stderr
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
+    point = Point("sac", "Pendulum-v1", 0, 450, 0, 0, True, -150.0, None, 5, "")
+    write_table([point], tmp_path / "earlier.csv")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rlhf_bilevel", "compare", str(tmp_path / "earlier.csv")]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert told.returncode == 2 and told.stderr == "rlhf-bilevel: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{TRAIN} --out shut/run",
+        f"{SWEEP} --out shut/runs",
+        f"{SWEEP} --out shut",
+        f"{TUNE} --out shut/search",
+        f"{TUNE} --storage shut/tune.db",
+        "fit-reward file --env Pendulum-v1 --out shut/fit",
+        "import-minari x --pairs 9 --out shut/x.parquet",
+        "plot earlier.csv --out shut/x.svg",
+        "plot earlier.csv --out shut/new/x.svg",
+        "export . --preferences shut/x.parquet",
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shut").mkdir()
+    Path("file").touch()
+    Path("config.yaml").touch()
+    write_table([Point("sac", "Pendulum-v1", 0, 450, 0, 0, True, -150.0, None, 5, "")], Path("earlier.csv"))
+    before = sorted(tmp_path.rglob("*"))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and may(path, mode))
+    assert f"{tmp_path / 'shut'} is read-only here" in fails(capsys, *command.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    file = tmp_path / "file"
+    file.write_text("x")
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
+    for read in (read_yaml, Dataset.read):
+        with pytest.raises(Refused, match=r"^.*/file: Permission denied$") as error:
+            read(file)
+        assert not isinstance(error.value, Damaged)
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write(tmp_path / "file", b"x")
+    assert one_line(error.value) == f"{tmp_path / 'file'}: No space left on device"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_keyboard_may_stop_what_is_no_training_and_what_has_not_begun(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envs, "make", interrupt)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for command in (TRAIN, "fit-reward file --env Pendulum-v1"):
+        with pytest.raises(SystemExit) as stop:
+            main(command.split())
+        assert stop.value.code == 130 and capsys.readouterr().err == "rlhf-bilevel: interrupted\n"
+
+
+def test_the_keyboard_may_stop_the_loading_of_libraries() -> None:
+    code = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "rlhf_bilevel.config":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+import rlhf_bilevel.__main__
+"""
+    told = python(code=code)
+    assert told.returncode == 130 and not told.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+)
+def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_traceback(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fault(raised: Exception) -> Any:
+        def report() -> str:
+            raise raised
+
+        return report
+
+    monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(error))
+    assert "there is not enough memory" in fails(capsys, "doctor")
+    for ours in (RuntimeError("shapes differ"), ValueError("no mean of nothing"), KeyError("x")):
+        monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(ours))
+        with pytest.raises(type(ours)):
+            main(["doctor"])
+
+
+def test_a_copy_without_symbolic_links_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_bilevel.__main__.METHODS", ())
+    assert "core.symlinks=true" in fails(capsys, "train", "pebble", "--env", "Pendulum-v1", "--steps", "9")
+
+
+def test_an_environment_in_the_current_folder_is_found(tmp_path: Path) -> None:
+    module = "import gymnasium\ngymnasium.register('Here-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
+    (tmp_path / "here_only.py").write_text(module)
+    code = "import sys; sys.path.remove(''); from rlhf_bilevel import envs; before = list(sys.path)\n"
+    code += "envs.make('here_only:Here-v0', 0); assert sys.path == before"
+    told = python(code=code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert told.returncode == 0, told.stderr
+
+
+def test_json_has_neither_nan_nor_infinity() -> None:
+    told = to_json({"a": [math.nan, (math.inf, 1.5)], "b": None})
+    assert json.loads(told, parse_constant=pytest.fail) == {"a": [None, [None, 1.5]], "b": None}
 
 
 def test_a_mistake_is_found_without_loading_torch() -> None:

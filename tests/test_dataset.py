@@ -203,7 +203,8 @@ def test_absurd_sizes_are_refused_before_they_unfold(tmp_path: Path, monkeypatch
 
 def folder(tmp_path: Path) -> Path:
     """Of a run that has only been begun."""
-    told = dict.fromkeys(("method", "algorithm", "algorithm_settings", "device", "threads", "versions"), "x")
+    told: dict = {"method": "pebble", "algorithm": "SAC", "algorithm_settings": {}, "device": "cpu", "threads": 1}
+    told |= {"versions": {}}
     settings = {"steps": 100, "query": "k_center", "action_repeat": 2}
     config = told | {"env": "stranger:Theirs-v0", "teacher": "Scripted", "settings": settings}
     (tmp_path / "config.yaml").write_text(json.dumps(config))

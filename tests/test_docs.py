@@ -18,15 +18,25 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_python_runs_and_says_what_came_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = blocks("python")
     names: dict = {}
     exec(example.replace("progress_bar=True", "").replace("1_000", "300"), names)
-    from rlhf_bilevel import Agent
+    from rlhf_bilevel import Agent, envs
 
-    again = Agent.load("runs/right").predict(names["agent"].make_env().reset()[0])[0]
+    assert envs.names(names["env"])[0] == "position[0]"  # the cart's, along its rail
+    assert capsys.readouterr().out.startswith("the cart went from ")
+    again = Agent.load("runs/right").predict(names["env"].reset()[0])[0]
     assert again.shape == (1,)
+
+
+def test_the_callbacks_python_runs(capsys: pytest.CaptureFixture) -> None:
+    (example,) = blocks("python", "docs/callbacks.md")
+    exec(example.replace("1_000", "200").replace("eval_freq=500", "eval_freq=100"), {})
+    assert "Eval num_timesteps=100" in capsys.readouterr().out
 
 
 def test_the_tutorials_python_runs_and_judges_as_what_was_measured_did() -> None:

@@ -255,3 +255,20 @@ def test_the_documents_commands_exist() -> None:
     assert len(lines) > 3
     for line in lines:
         parser().parse_args(line.split("#")[0].split()[1:])
+
+
+@pytest.mark.parametrize(("tie", "accuracy"), [(False, r"[01]\.000 \(one sample, no interval\)"), (True, "undefined")])
+def test_one_held_out_label_has_no_interval_and_ties_have_no_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture, tie: bool, accuracy: str
+) -> None:
+    data = boltzmann(6)
+    label = torch.full((6,), 0.5) if tie else data.label
+    answers = Queries(*data.preferences()[:2])
+    file, out = tmp_path / "few.parquet", tmp_path / "fit"
+    Dataset.of(answers, label, env_id="Linear-v0", labeller="few", sampler="uniform").write(file)
+    quick = ["--set", "reward_epochs=1", "--set", "eval_episodes=1", "--set", "reward_hidden=8"]
+    main(["fit-reward", str(file), "--env", "Linear-v0", *quick, "--out", str(out)])
+    told = capsys.readouterr().out
+    assert "1 held out" in told and re.search(f"held-out accuracy: {accuracy}", told)
+    report = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)  # no Infinity in it
+    assert report["settings"]["teacher_beta"] is None

@@ -12,7 +12,9 @@ from rlhf_bilevel.log import Log
 
 def written(log: Log, *steps: int) -> None:
     for step in steps:
-        log.record({"rollout/true_return": float(step), f"late/{step // 300}": 1.0}, step)
+        row = {"rollout/true_return": float(step), f"late/{step // 300}": 1.0}
+        log.record(row, step)
+        log.write(row)
         log.evaluation(Evaluation(np.array([step, 0.5]), None), step, 0, 0, True)
 
 

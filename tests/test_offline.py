@@ -94,7 +94,7 @@ def test_the_command_writes_a_dataset_and_names_mistakes(tmp_path: Path, capsys:
     command[-1] = str(tmp_path / "other.parquet")
     assert f"did you mean {NAME!r}?" in fails(capsys, "import-minari", "pendulum/randm-v0", *command[2:])
     assert "longest: 50 steps" in fails(capsys, *command, "--segment-length", "51")
-    assert "GiB of memory" in fails(capsys, *command, "--pairs", "9999999999")
+    assert "GiB of memory" in fails(capsys, *command, "--pairs", "999999999")
     assert "did you mean 'oracle'?" in fails(capsys, *command, "--teacher", "oracel")
     with pytest.raises(Refused, match="unknown Minari dataset"):
         import_minari("nothing/like-v0", 1, 1)

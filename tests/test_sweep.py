@@ -20,7 +20,7 @@ from rlhf_bilevel import sweep
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.board import Board, step_of
 from rlhf_bilevel.files import LOCK
-from rlhf_bilevel.log import Progress
+from rlhf_bilevel.log import Progress, Rows
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
 from rlhf_bilevel.sweep import Planned, Process, agree, complete
@@ -201,6 +201,41 @@ def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
         agree(run._replace(method="sac"), {})
 
 
+def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Another process may have begun a run there since the sweep looked."""
+    run = planned(tmp_path / "run")
+    run.out.mkdir()
+    (run.out / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
+    before = (run.out / "config.yaml").read_text()
+    assert work(run.out, run.words) == 2
+    assert "is a run with gamma=0.5, not 0.99: choose another --out" in capsys.readouterr().err
+    assert (run.out / "config.yaml").read_text() == before
+
+
+def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = planned(tmp_path / "run"), FileLock(tmp_path / "run" / LOCK)
+
+    def late(words: Any) -> None:
+        run.out.mkdir(exist_ok=True)
+        (run.out / "config.yaml").touch()
+        other.acquire()
+        raise SystemExit(2)
+
+    monkeypatch.setattr("rlhf_bilevel.__main__.main", late)
+    assert work(run.out, run.words) == ELSEWHERE
+    (run.out / "config.yaml").unlink()
+
+    def ends(words: Any) -> None:
+        other.release()
+        (run.out / "SHA256SUMS").touch()
+        raise SystemExit(2)
+
+    monkeypatch.setattr("rlhf_bilevel.__main__.main", ends)
+    assert work(run.out, run.words) == 0
+
+
 def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None:
     for seed in (0, 1):
         out = tmp_path / f"run-{seed}"
@@ -229,7 +264,7 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
     assert step_of(tmp_path) == 0
-    progress = Progress(tmp_path / "progress.csv", 0)
+    progress = Progress(Rows(tmp_path / "progress.csv"))
     progress.write({"rollout/true_return": 1.5, "time/total_timesteps": 40}, {})
     assert step_of(tmp_path) == 40
     for step in range(41, 5000):

@@ -61,6 +61,25 @@ def found(study: optuna.Study) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.state, trial.params, trial.value) for trial in study.trials]
 
 
+def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from filelock import FileLock
+
+    from rlhf_bilevel.__main__ import main
+
+    def late(out: Path) -> FileLock:
+        (out / "tune.yaml").write_text("method: sac\n")
+        return FileLock(tmp_path / "lock")
+
+    monkeypatch.setattr("rlhf_bilevel.many.claim", late)
+    with pytest.raises(SystemExit):
+        main(["tune", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--tune", "gamma=0.9..0.99",
+              "--out", str(tmp_path / "out")])  # fmt: skip
+    assert "holds a search with method sac, not pebble" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tune.yaml"]
+
+
 def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
     study = open_study(tmp_path / "tune.db", "none", 100)
     assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), tell=lambda _: None) == 0
@@ -212,7 +231,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'sigma'?"),
         ("--tune sigma=-1..2", "sigma=-1: Input should be greater than 0"),
         ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
-        ("--tune batch=16..64.5", "batch=64.5"),
+        ("--tune batch=16..64.5", "batch='64.5': must be a whole number"),
         ("--tune sigma=5..1", "the first number must be the smaller one"),
         ("--tune sigma=one..5", "'one' is not a number"),
         ("--tune sigma=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),

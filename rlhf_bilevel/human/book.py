@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import random
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rlhf_bilevel.files import CONFIG, Refused, read_yaml
+from rlhf_bilevel.config import check_database, recorded
+from rlhf_bilevel.files import CONFIG, Damaged, Refused, examine, read, read_yaml, trusted
 from rlhf_bilevel.human import offering
-from rlhf_bilevel.human.database import connect, is_sqlite
+from rlhf_bilevel.human.database import connect, file_of, is_sqlite, replaced
 from rlhf_bilevel.human.facts import (
     Answered,
     Asked,
@@ -83,6 +85,7 @@ from rlhf_bilevel.human.tables import (
     scenes,
     tokens,
 )
+from rlhf_bilevel.sqlite import copied
 
 BOOK, RUN_ID = "book.sqlite", "run_id"  # in a run's folder
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
@@ -96,6 +99,7 @@ class Book:
         self._engine, self._reader = engine, engine.execution_options(reading=True)
         # SQLite has one writer, and those who wait for it would come in no order: here they queue
         self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite(engine) else nullcontext()
+        self._file = file_of(engine)
         with self._write() as c:
             _add(c, runs, id=run, facts="{}", begun_at=clock())
 
@@ -105,24 +109,39 @@ class Book:
         where: Path | str,
         run: str,
         *,
+        told: Path | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random = random.SystemRandom(),  # noqa: B008  (no state)
     ) -> Book:
         """Of ``run`` in a SQLite file or at a ``postgresql://`` URL, made or brought up to date where it must be.
 
+        ``told`` is what a file is called in messages.
         Refused where it cannot be reached or is of a later version; Damaged where the file is not what was written.
         """
-        return cls(connect(where), run, clock, rng)
+        return cls(connect(where, told), run, clock, rng)
 
     @classmethod
-    def of(cls, folder: Path) -> Book:
-        """Of the run in ``folder``, as its config.yaml says. Refused where no people are asked by it."""
-        if not (folder / CONFIG).is_file():
-            raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}")
-        settings = read_yaml(folder / CONFIG).get("settings")
-        if not isinstance(settings, dict) or not settings.get("teacher_human"):
-            raise Refused(f"{folder} is not labelled by people: it was not started with --teacher human")
-        return cls.open(str(settings.get("teacher_labels_db") or "") or folder / BOOK, run_id(folder))
+    def of(cls, folder: Path, trust: bool = False, database: str | None = None) -> Book:
+        """Of the run in ``folder``, as its config.yaml says. Refused where no people are asked by it.
+
+        A database elsewhere is gone to with ``trust``, or where the user names the same ``database``.
+        """
+        examine(folder, writes=True)
+        where = _where(folder, trust, database)
+        return cls.open(where, run_id(folder))
+
+    @classmethod
+    @contextmanager
+    def reading(cls, folder: Path, trust: bool = False) -> Iterator[Book]:
+        """The same to be read only: of a copy of the file, so that nothing in the folder changes."""
+        examine(folder)
+        where = _where(folder, trust, None)
+        if not (folder / RUN_ID).is_file() or (isinstance(where, Path) and not where.is_file()):
+            raise Refused(f"{folder} has asked nobody yet")
+        with ExitStack() as stack:
+            told = where if isinstance(where, Path) else None
+            where = stack.enter_context(copied(where)) if isinstance(where, Path) else where
+            yield stack.enter_context(cls.open(where, run_id(folder), told=told))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -502,8 +521,15 @@ class Book:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
+        self._still_there()
         with self._turn, self._engine.begin() as c:
             yield c
+        self._still_there()
+
+    def _still_there(self) -> None:
+        """OperationalError where what is committed now, or was, is in a file that nobody will read."""
+        if file_of(self._engine) != self._file:
+            raise replaced(self._engine)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -522,7 +548,34 @@ def run_id(folder: Path) -> str:
                 os.link(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-    return path.read_text().strip()
+    name = read(path, 100).decode("ascii", "replace").strip()
+    if not re.fullmatch("[0-9a-f]{32}", name):
+        raise Damaged(f"{path} is damaged: it holds no run's name")
+    return name
+
+
+def _where(folder: Path, trust: bool, database: str | None) -> Path | str:
+    """Where the labels of a run are kept."""
+    if not (folder / CONFIG).is_file():
+        raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}")
+    whole = read_yaml(folder / CONFIG)
+    recorded(folder / CONFIG, whole, whole=False)
+    told = whole.get("settings", {})
+    if not told.get("teacher_human"):
+        raise Refused(f"{folder} is not labelled by people: it was not started with --teacher human")
+    url = told.get("teacher_labels_db") or ""
+    if not isinstance(url, str):
+        raise Damaged(f"{folder / CONFIG} is damaged: teacher_labels_db is no text")
+    if database is not None and database != url:
+        raise Refused(f"--labels-db {database}: {folder} keeps its labels in {url or BOOK}")
+    if not url:
+        return folder / BOOK
+    try:
+        check_database(url)
+    except ValueError as error:
+        raise Damaged(f"{folder / CONFIG} is damaged: teacher_labels_db: {error}") from None
+    trusted(trust or database is not None, f"{folder} would go to the database {url}")
+    return url
 
 
 def _undoable(c: Connection, labeller: Labeller, lock: bool) -> Any:

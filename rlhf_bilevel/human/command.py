@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,12 +43,13 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     check(args, [name for name, _ in people])
     files = static_files()
     rules = guidelines.html(args.guidelines) if args.guidelines else ""
-    begun = Book.of(args.dir) if is_run(args.dir) or args.import_file else None
+    opened = partial(Book.of, args.dir, args.trust, args.labels_db)
+    begun = opened() if is_run(args.dir) or args.import_file else None
 
     def work() -> None:
         if begun is None:
             wait(args.dir)
-        book = begun or Book.of(args.dir)
+        book = begun or opened()
         if args.import_file:
             bring(book, args.import_file)
             return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +14,41 @@ from alembic import command
 from alembic.config import Config as Migrations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rlhf_bilevel.config import check_database
 from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.files import lock as lock_on
+from rlhf_bilevel.sqlite import check, named, safe, tables
 
+VERSIONS = "alembic_version"  # the table that tells of which revision the others are
 LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory locks, while a database is upgraded
 
 
-def connect(where: Path | str) -> Engine:
-    """A database with this version's tables. Raises as ``Book.open``."""
-    url, told = _url(where)
+def connect(where: Path | str, name: Path | None = None) -> Engine:
+    """A database with this version's tables, in messages by that ``name``. Raises as ``Book.open``."""
+    url, told = _url(where, name)
     alone: AbstractContextManager[Any] = nullcontext()
     if url.drivername == "sqlite":
         # Of two that make a new file at once, SQLite would tell one that it is locked, or let both wait in vain
         path = Path(str(url.database))
         if not path.parent.is_dir():
             raise Refused(f"{told} cannot be opened: there is no folder {path.parent}")
-        alone = FileLock(path.with_name(f".{path.name}.lock"))
+        safe(path)
+        alone = lock_on(path.with_name(f".{path.name}.lock"), timeout=-1)
         engine = create_engine(url, connect_args={"timeout": 30})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
     try:
-        with alone, engine.begin() as c:
-            if is_sqlite(engine) and (fault := c.scalar(text("PRAGMA quick_check"))) != "ok":
-                raise Damaged(f"{told} is damaged: {fault}")
-            _upgrade(c, told)
+        with alone:
+            if is_sqlite(engine):
+                _check(Path(str(url.database)), told)
+            with engine.begin() as c:
+                _upgrade(c, told)
     except DatabaseError as error:
         engine.dispose()
         line = " ".join(str(error.orig).split())
@@ -53,26 +61,59 @@ def connect(where: Path | str) -> Engine:
     return engine
 
 
-def _url(where: Path | str) -> tuple[URL, str]:
+def _url(where: Path | str, name: Path | None) -> tuple[URL, str]:
     """Of SQLAlchemy, and what to call it in messages."""
     if isinstance(where, Path) or "://" not in where:
-        return URL.create("sqlite", database=str(where)), str(where)
+        return URL.create("sqlite", database=str(where)), str(name or where)
     check_database(where)
     url = make_url(where).set(drivername="postgresql+psycopg")
     return url, url.render_as_string()
 
 
-def _upgrade(c: Connection, told: str) -> None:
-    """Brings the tables up to this version, one process at a time; Refused where they are of a later one."""
+def _check(path: Path, told: str) -> None:
+    """Damaged where a file holds anything but this version's tables; Refused where it is a later version's."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with named(Path(told)), closing(sqlite3.connect(path, timeout=30)) as connection:
+        connection.execute("PRAGMA trusted_schema=OFF")
+        known = _known()
+        if tables(connection).get(VERSIONS) == known[VERSIONS]:
+            _not_later(connection.execute(f"SELECT version_num FROM {VERSIONS} LIMIT 1").fetchone(), told)
+        check(connection, Path(told), {name: {made} for name, made in known.items()})
+
+
+@cache
+def _known() -> dict[str, str]:
+    """How this version makes its tables in SQLite."""
+    engine = create_engine("sqlite://")
+    with engine.begin() as c:
+        _upgrade(c, "")
+        made = tables(c.connection.driver_connection)  # type: ignore[arg-type]
+    engine.dispose()
+    return made
+
+
+def _scripts() -> Migrations:
     migrations = Migrations()
     migrations.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return migrations
+
+
+def _not_later(found: Sequence[str] | None, told: str) -> None:
+    known = ScriptDirectory.from_config(_scripts())
+    if found and found[0] not in {script.revision for script in known.walk_revisions()}:
+        raise Refused(f"{told} was written by a later version, with tables of revision {found[0]}: update this one")
+
+
+def _upgrade(c: Connection, told: str) -> None:
+    """Brings the tables up to this version, one process at a time; Refused where they are of a later one."""
+    migrations = _scripts()
     migrations.attributes["connection"] = c
     if c.dialect.name == "postgresql":
         c.execute(select(func.pg_advisory_xact_lock(LOCK_NUMBER)))
-    known, found = ScriptDirectory.from_config(migrations), MigrationContext.configure(c).get_current_revision()
-    if found is not None and found not in {script.revision for script in known.walk_revisions()}:
-        raise Refused(f"{told} was written by a later version, with tables of revision {found}: update this one")
-    if found != known.get_current_head():
+    found = MigrationContext.configure(c).get_current_revision()
+    _not_later(found and [found], told)
+    if found != ScriptDirectory.from_config(migrations).get_current_head():
         command.upgrade(migrations, "head")
 
 
@@ -89,3 +130,18 @@ def _begin_sqlite(c: Connection) -> None:
 
 def is_sqlite(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
+
+
+def file_of(engine: Engine) -> tuple[int, int] | None:
+    """Which file is in the database's place now; None where there is none, and of PostgreSQL."""
+    if not is_sqlite(engine):
+        return None
+    with suppress(OSError):
+        found = os.stat(str(engine.url.database))
+        return found.st_dev, found.st_ino
+    return None
+
+
+def replaced(engine: Engine) -> OperationalError:
+    why = f"{engine.url.database} was removed or replaced: put it back, or start again"
+    return OperationalError(None, None, sqlite3.OperationalError(why))

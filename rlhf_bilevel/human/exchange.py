@@ -25,9 +25,9 @@ from rlhf_bilevel.labels import pairs, stacked
 from rlhf_bilevel.types import Queries
 
 
-def of_book(folder: Path, told: Mapping[str, Any], config: Config) -> Dataset | None:
+def of_book(folder: Path, told: Mapping[str, Any], config: Config, trust: bool) -> Dataset | None:
     """All that the run in ``folder``, which told that of itself, has asked people; None where it has asked nothing."""
-    with Book.of(folder) as book:
+    with Book.reading(folder, trust) as book:
         rows = book.all_asked()
     if not rows:
         return None

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.files import Damaged, Refused, plain, written
 from rlhf_bilevel.human import scene
 from rlhf_bilevel.interface import Unfit
 from rlhf_bilevel.replay import Store
@@ -203,13 +203,14 @@ class Film:
 
     def write(self, row: int, record: bytes, values: np.ndarray) -> None:
         """The pose at ``row`` of the store. The first call drops all rows from there on, which are of a run cut off."""
-        if self._poses < 0:
-            self._open(row, LENGTH.size + values.nbytes)
-        if record != self._record or not self._offset:
-            os.pwrite(self._records, LENGTH.pack(len(record)) + record, self._end)
-            self._record, self._offset = record, self._end
-            self._end += LENGTH.size + len(record)
-        os.pwrite(self._poses, LENGTH.pack(self._offset) + values.tobytes(), row * self._width)
+        with written(self._folder):
+            if self._poses < 0:
+                self._open(row, LENGTH.size + values.nbytes)
+            if record != self._record or not self._offset:
+                os.pwrite(self._records, LENGTH.pack(len(record)) + record, self._end)
+                self._record, self._offset = record, self._end
+                self._end += LENGTH.size + len(record)
+            os.pwrite(self._poses, LENGTH.pack(self._offset) + values.tobytes(), row * self._width)
 
     def flush(self) -> None:
         """Puts all rows on the disk, so that they outlive the machine too: before a checkpoint that needs them."""
@@ -255,14 +256,21 @@ class Film:
         return np.dtype([("record", "<u8"), ("values", "<f4", ((self._width - LENGTH.size) // 4,))])
 
     def _read(self, offset: int) -> bytes:
+        size = os.fstat(self._records).st_size
+        if offset + LENGTH.size > size:
+            raise Damaged(f"{self._folder / RECORDS} is damaged: it ends before byte {offset}")
         (length,) = LENGTH.unpack(os.pread(self._records, LENGTH.size, offset))
+        if length > size:
+            raise Damaged(f"{self._folder / RECORDS} is damaged: it has no record of {length} bytes")
         return os.pread(self._records, length, offset + LENGTH.size)
 
     def _open(self, row: int, width: int) -> None:
         """The files as they were when ``row`` was next."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        for name in (POSES, RECORDS):
+            plain(self._folder / name)
         self._poses, self._records = (
-            os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644) for name in (POSES, RECORDS)
+            os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644) for name in (POSES, RECORDS)
         )
         self._width, self._end = width, HEAD.size
         if row:

@@ -10,6 +10,7 @@ written to labels.sqlite, it is given again. Training remains a function of its 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class HumanTeacher:
 
     def __enter__(self) -> HumanTeacher:
         """Raises as ``Book.of``."""
-        self._book = Book.of(self._folder)
+        self._book = Book.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         told, c = read_yaml(self._folder / CONFIG), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
         self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
@@ -103,7 +104,9 @@ class HumanTeacher:
             self._patiently(lambda: self._book.ask(number, questions, self._config.teacher_votes, left))
         if not self._told:
             self._told = True
-            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}")
+            database = self._config.teacher_labels_db
+            more = f" --labels-db {shlex.quote(database)}" if database else ""
+            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{more}")
 
     def _clip(self, first: int) -> dict[str, Any]:
         clip = self._film.clip(torch.arange(first, first + self._config.segment_length))
