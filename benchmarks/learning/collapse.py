@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for run in runs
                 if (run.seed, remedy, args.steps) not in there
             ]
-            for new in pool.map(lambda pair: forked(*pair, args.steps), asked):
+            for new in pool.map(lambda pair: forked(pair[0], pair[1], args.steps), asked):
                 known.append(new)
                 write(known, TABLE)
     print(table(known))
