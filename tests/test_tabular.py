@@ -153,6 +153,32 @@ def test_closed_form_hypergradient_matches_differences(mdp: MDP, rng: torch.Gene
         assert (problem.gradient(phi) - exact).norm() < 1e-8 * exact.norm()
 
 
+def test_a_fixed_reference_bounds_the_proxy_and_phi_up_to_an_order_of_sigma(mdp: MDP, rng: torch.Generator) -> None:
+    """docs/theory.md, (e): Phi_sigma <= G(ref) + gap / sigma, and Phi <= that + sigma C^2 / (2 beta (1 - gamma)^3)."""
+    truth = normal(rng, STATES, ACTIONS)
+    reward, below = table_reward(normal(rng, STATES, ACTIONS)), 0
+    best = visits(mdp, best_response(mdp, reward))
+    references = [random_policy(rng) for _ in range(10)] + [best_response(mdp, table_reward(truth))]
+    for number, objective in enumerate(objectives(mdp, truth)):
+        cost = exact_cost(objective, reward, best)
+        slack = ((cost.max() - cost.min()) / 2) ** 2 / (2 * mdp.beta * (1 - mdp.gamma) ** 3)
+        phi = objective(reward, best)
+        for policy, sigma in product(references, (0.1, 1.0, 1e4)):
+            reference = visits(mdp, policy)
+            gap = soft_value(mdp, reward, best) - soft_value(mdp, reward, reference)
+            divergence = (reference.weight * (policy / best_response(mdp, reward)).log().flatten()).sum()
+            assert gap.item() == pytest.approx(mdp.beta * divergence.item(), rel=1e-8)
+            bound = objective(reward, reference) + gap / sigma
+            if sigma < 10:
+                low = respond(mdp, reward, objective, -sigma)
+                proxy = objective(reward, low) + (soft_value(mdp, reward, best) - soft_value(mdp, reward, low)) / sigma
+                assert proxy <= bound + 1e-9 and proxy <= phi + 1e-9
+            if number:  # of the win rate, whose cost is the same at all visits
+                assert phi <= bound + sigma * slack
+                below += bool(bound < phi)
+    assert below > 0  # the bound alone does not hold for Phi
+
+
 # The same from the policy's own trajectories, by the code of the deep method (docs/methods/hypergradient.md)
 
 
