@@ -2,6 +2,7 @@
 
 from rlhf_bilevel.algorithm import Method
 from rlhf_bilevel.baselines.detached import DETACHED
+from rlhf_bilevel.baselines.hypergradient import HYPERGRADIENT
 from rlhf_bilevel.baselines.incumbent import INCUMBENT
 from rlhf_bilevel.baselines.mrn import MRN
 from rlhf_bilevel.baselines.parl import PARL
@@ -17,5 +18,22 @@ from rlhf_bilevel.baselines.surf import SURF
 from rlhf_bilevel.baselines.twin import TWIN
 from rlhf_bilevel.baselines.unlabelled import UNLABELLED
 
-ALL = (PENALTY, INCUMBENT, TWIN, PEBBLE, SAC, SURF, RUNE, MRN, QPA, RIME, PARL, DETACHED, PREFPPO, UNLABELLED, RANDOM)
+ALL = (
+    PENALTY,
+    INCUMBENT,
+    TWIN,
+    PEBBLE,
+    SAC,
+    SURF,
+    RUNE,
+    MRN,
+    QPA,
+    RIME,
+    PARL,
+    HYPERGRADIENT,
+    DETACHED,
+    PREFPPO,
+    UNLABELLED,
+    RANDOM,
+)
 METHODS: dict[str, Method] = {method.name: method for method in ALL}

@@ -1,5 +1,7 @@
 """PARL: the labels' loss also moves with the policy, which answers the reward [Chakraborty et al., ICLR 2024].
 
+That is the paper's; the equations are derived here (docs/methods/parl.md).
+
     dG/dphi = E[dl/dphi] + (dtheta*/dphi)' v,                           v = E[l sum_t grad_theta log pi(a_t|s_t)]
     dtheta*/dphi = H^-1 d2J/dtheta dphi,  d2J/dtheta dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
 

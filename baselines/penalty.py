@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.cost import label_targets, posterior_targets
 from rlhf_bilevel.penalty import bounded, proxy, tilted, tilts, value
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences, RewardFn, Row, Signal, Visits
@@ -77,12 +76,7 @@ def fit_cost(run: Run) -> None:
     c = run.config
     if not c.use_cost:
         return
-    if c.cost == "labels":
-        answers = run.prefs[-c.cost_labels :]
-        run.cost.fit(answers, label_targets(c, answers, run.prefs.fresh_loss[-c.cost_labels :]), c.cost_steps)
-    else:
-        pairs = run.sample_pairs(c.cost_labels)
-        run.cost.fit(pairs, posterior_targets(c, run.reward.members, pairs), c.cost_steps)
+    run.cost.refit(c, run.prefs, run.reward.members, run.sample_pairs)
     if c.sigma_spread:
         newest = torch.arange(max(0, run.store.size - c.newest_rows), run.store.size)
         reward, cost = (run.store.learned(f)(newest).std().item() for f in (run.reward, run.cost))

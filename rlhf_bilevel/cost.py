@@ -14,11 +14,13 @@ The reference of the win rate is the distribution from which labelled segments c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.preference import logits
+from rlhf_bilevel.preference import PreferenceStore, logits
 from rlhf_bilevel.query import entropy_of_mean, information_gain
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
@@ -69,6 +71,18 @@ class LearnedCost(nn.Module):
             error.backward()
             self._optimizer.step()
         return error.item()
+
+    def refit(
+        self, config: Config, prefs: PreferenceStore, members: RewardFn, sample: Callable[[int], Queries]
+    ) -> None:
+        """Go on fitting to what ``config.cost`` names: the newest labels, or as many pairs that ``sample`` draws."""
+        if config.cost == "labels":
+            newest = slice(-config.cost_labels, None)
+            answers = prefs[newest]
+            self.fit(answers, label_targets(config, answers, prefs.fresh_loss[newest]), config.cost_steps)
+        else:
+            pairs = sample(config.cost_labels)
+            self.fit(pairs, posterior_targets(config, members, pairs), config.cost_steps)
 
     def state(self) -> Tree:
         rng = self._rng.get_state()

@@ -284,13 +284,18 @@ class SB3Learner:
     def _save_buffer(self, path: Any) -> None:
         save_to_pkl(path, self.replay_buffer(), self.model.verbose)
 
+    def temperature(self) -> float:
+        return self._alpha().item()
+
     def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
-        model = self.model
-        if not isinstance(model, SAC):  # no entropy term
+        if not isinstance(self.model, SAC):  # no entropy term
             return torch.stack(critic(states, actor(states))).amin(0).squeeze(-1)
-        alpha = model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
         act, log_prob = actor.action_log_prob(states)
-        return torch.stack(critic(states, act)).amin(0).squeeze(-1) - alpha * log_prob
+        return torch.stack(critic(states, act)).amin(0).squeeze(-1) - self._alpha() * log_prob
+
+    def _alpha(self) -> Tensor:
+        model = self.model
+        return model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
 
 
 class Uniform(SAC):

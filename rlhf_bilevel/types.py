@@ -95,6 +95,9 @@ class Learner(Protocol):
         <grad log pi(a_n|s_n), sum_m weight_m grad log pi(a_m|s_m)> over the policy's parameters, weight (M,).
         """
 
+    def temperature(self) -> float:
+        """SAC's alpha: reward that a nat of the policy's entropy is worth."""
+
     def state(self) -> Any: ...
 
     def load(self, state: Any) -> None: ...  # go on from there

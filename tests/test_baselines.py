@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_bilevel import Agent, config
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.baselines import METHODS, detached, mrn, parl, pebble, qpa, rime, rune, surf
+from rlhf_bilevel.baselines import METHODS, detached, hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from rlhf_bilevel.explore import state_entropy
 from rlhf_bilevel.preference import crops, cross_entropy, logits
 from rlhf_bilevel.types import Preferences
@@ -28,6 +28,7 @@ OFF: dict[str, dict[str, Any]] = {
     "qpa": {"copies": 0},
     "rime": {"denoise": False, "warm_updates": 0},
     "parl": {"weight": 0},
+    "hypergradient": {"gradient_share": 0},
     "detached": {"weight": 0},
 }
 
@@ -299,6 +300,67 @@ def test_parls_gradient_is_that_of_the_loss_after_a_step_of_policy_gradient(run:
     assert extra.norm() > 1e-3 * plain.norm()
 
 
+# Hypergradient
+
+
+@pytest.fixture(scope="module")
+def answered() -> Run:
+    """Of ``hypergradient``, at the end, in a refresh; its cost is fitted."""
+    return fresh("hypergradient", steps=240, update_every=4)
+
+
+def written_out(run: Run) -> Tensor:
+    """The answer's gradient with the sums as docs/methods/hypergradient.md has them, step by step, before its cap."""
+    c, store = run.config, run.store
+    episodes = store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
+    rows = [row for start, end in episodes for row in range(start, end)]
+    with torch.no_grad():
+        cost = run.cost(store.obs[rows], store.act[rows])
+    columns = store.obs[rows], store.next_obs[rows], store.terminated[rows]
+    told = dict(zip(rows, hypergradient.advantages(*columns, cost, c.gamma).tolist(), strict=True))
+    total = sum(c.visit_discount**t for start, end in episodes for t in range(end - start)) * (1 - c.gamma)
+    alpha = run.learners[0].model.log_ent_coef.exp().item()  # type: ignore[attr-defined]
+    answer = torch.zeros(())
+    for start, end in episodes:
+        for k in range(start, end):
+            e = sum(c.visit_discount ** (t - start) / total * c.gamma ** (k - t) * told[t] for t in range(start, k + 1))
+            answer = answer + e / alpha * run.reward(store.obs[k : k + 1], store.act[k : k + 1]).sum()
+    return slope(run, answer)
+
+
+@pytest.mark.parametrize("visit_discount", [1.0, 0.99])
+def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
+    answered: Run, monkeypatch: pytest.MonkeyPatch, visit_discount: float
+) -> None:
+    monkeypatch.setattr(answered, "config", answered.config.model_copy(update={"visit_discount": visit_discount}))
+    batch, output = answers(answered)
+    plain, formula = slope(answered, cross_entropy(output, batch.label).mean()), written_out(answered)
+    assert formula.norm() > 0
+    for share in (1.0, 0.25, 1e-3):
+        one = of(answered, "hypergradient", gradient_share=share)
+        extra = slope(one, hypergradient.upper(one, *answers(one))) - plain
+        expected = formula * min(1, share * plain.norm() / formula.norm())
+        assert torch.allclose(extra, expected, rtol=1e-2, atol=2e-3 * expected.abs().max().item() + 1e-7)
+        assert extra.norm() <= share * plain.norm() * 1.001
+        assert one.memory["ratio"] == pytest.approx((formula.norm() / plain.norm()).item(), rel=1e-3)
+
+
+def test_without_cost_the_hypergradient_is_pebble_bit_for_bit() -> None:
+    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
+    assert same_weights(trained("pebble", **settings), fresh("hypergradient", use_cost=False, **settings))
+
+
+def test_a_cost_that_is_the_same_everywhere_leaves_pebbles_gradient(
+    answered: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for level in (0.0, 5.0):
+        monkeypatch.setattr(answered, "cost", lambda obs, act, level=level: torch.full(obs.shape[:-1], level))
+        ours, plain = gradient(answered, hypergradient.HYPERGRADIENT), gradient(answered, pebble.PEBBLE)
+        assert torch.allclose(ours, plain, atol=1e-6) and answered.memory["ratio"] < 1e-6
+    monkeypatch.setattr(answered, "cost", lambda obs, act: torch.zeros(obs.shape[:-1]))
+    assert torch.equal(gradient(answered, hypergradient.HYPERGRADIENT), plain)
+
+
 # MRN
 
 
@@ -363,7 +425,7 @@ def test_mrns_gradient_is_the_implicit_one(run: Run) -> None:
     assert torch.allclose(got, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["parl", "mrn"])
+@pytest.mark.parametrize("name", ["parl", "mrn", "hypergradient"])
 def test_what_looks_at_the_learner_waits_until_it_has_answered(run: Run, name: str) -> None:
     one = of(run, name)
     assert not torch.equal(gradient(one, METHODS[name]), gradient(run, pebble.PEBBLE))

@@ -1,4 +1,4 @@
-"""The exploring experiment's posterior, information, responses and labels, each against its definition."""
+"""The experiments with few labels: posterior, information, responses, labels and gaps, each against its definition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.theory import coupling, exploring
+from benchmarks.theory import careful, coupling, exploring
 from benchmarks.theory.coupling import GAMMA, PAIRS, Pairs, Worlds, bradley_terry, cross_entropy, differences
 from benchmarks.theory.exploring import PRECISION, ask, entropy, information, posterior, respond
 
@@ -103,3 +103,63 @@ def test_the_docs_table_is_that_of_the_committed_results() -> None:
     root = Path(__file__).parent.parent
     rows = exploring.read_rows(root / "benchmarks/results/theory-exploring.csv")
     assert "\n".join(exploring.table(rows)) in (root / "docs/theory.md").read_text()
+
+
+# Relative pessimism
+
+
+def test_spread_is_the_standard_deviation_of_the_centred_posterior(labels: Pairs, reward: torch.Tensor) -> None:
+    covariance = posterior(reward, labels)
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.randn(20_000, PAIRS, generator=rng, dtype=torch.float64) @ torch.linalg.cholesky(covariance[0]).T
+    sampled = (drawn - drawn.mean(1, keepdim=True)).std(0)
+    torch.testing.assert_close(careful.spread(reward, labels)[0], sampled, rtol=0.05, atol=0)
+
+
+def test_the_best_labelled_steps_are_a_tenth_of_them(labels: Pairs, reward: torch.Tensor) -> None:
+    every, best = careful.labelled(labels), careful.labelled(labels, reward)
+    assert torch.allclose(every.sum(-1), torch.ones(2).double()) and torch.allclose(
+        best.sum(-1), torch.ones(2).double()
+    )
+    assert (0.1 * best <= every + 1e-12).all()
+    for world in range(2):
+        worst_taken = reward[world][best[world] > 0].min()
+        assert (0.1 * best[world] >= every[world] - 1e-12)[(reward[world] > worst_taken) & (every[world] > 0)].all()
+
+
+@pytest.mark.parametrize("other", ["labelled", "best"])
+def test_a_fixed_reference_makes_a_convex_problem_that_is_solved(
+    worlds: Worlds, labels: Pairs, reward: torch.Tensor, other: str
+) -> None:
+    weight = 3.0
+    reference = careful.labelled(labels, reward if other == "best" else None)
+
+    def loss(table: torch.Tensor) -> torch.Tensor:
+        policy = worlds.best(table)
+        kl = torch.xlogy(policy, policy * coupling.ACTIONS).sum(-1)
+        best = (worlds.visits(policy) * table).sum(-1) - coupling.BETA * (worlds.states(policy) * kl).sum(-1)
+        gap = (1 - GAMMA) * best - (reference * table).sum(-1)
+        return cross_entropy(table, labels) + PRECISION * table.square().sum(-1) / 2 + weight * gap
+
+    found = careful.careful(worlds, careful.Method(other, weight), labels)
+    gained = loss(reward) - loss(found)
+    assert (gained > 0.05).all()
+    rng = torch.Generator().manual_seed(0)
+    for size in (0.03, 0.1, 0.3):
+        for _ in range(10):
+            near = found + size * torch.randn(found.shape, generator=rng, dtype=torch.float64)
+            assert (loss(near) > loss(found) - 0.05 * gained).all()
+    assert (loss((found + reward) / 2) <= (loss(found) + loss(reward)) / 2).all()
+
+
+def test_without_gap_and_caution_every_careful_method_is_own(worlds: Worlds) -> None:
+    nothing = [careful.Method(), careful.Method("learned", 0.0, 0.0), careful.Method("best", 1e-9)]
+    rngs = [coupling.generator(1, n, 2) for n in range(2)]
+    own, *others = careful.learn(worlds, nothing, NUMBER, rngs)
+    assert all(torch.allclose(policy, own, atol=1e-6) for policy in others)
+
+
+def test_the_docs_table_of_careful_rewards_is_that_of_the_committed_results() -> None:
+    root = Path(__file__).parent.parent
+    rows = careful.read_rows(root / "benchmarks/results/theory-careful.csv")
+    assert "\n".join(careful.table(rows)) in (root / "docs/theory.md").read_text()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_bilevel.baselines.hypergradient import advantages, traces
 from rlhf_bilevel.objective import Objective, preference_loss, win_rate
-from rlhf_bilevel.problems import central_difference
+from rlhf_bilevel.problems import central_difference, differentiate
 from rlhf_bilevel.tabular import (
     MDP,
     RewardLearning,
@@ -150,6 +151,142 @@ def test_closed_form_hypergradient_matches_differences(mdp: MDP, rng: torch.Gene
         problem = RewardLearning(mdp, objective, lambda x: table_reward(squash(features @ x)))
         exact = central_difference(lambda x, p=problem: p.upper(x, p.respond(x, 0.0)), phi, 1e-3)
         assert (problem.gradient(phi) - exact).norm() < 1e-8 * exact.norm()
+
+
+def test_a_fixed_reference_bounds_the_proxy_and_phi_up_to_an_order_of_sigma(mdp: MDP, rng: torch.Generator) -> None:
+    """docs/theory.md, (e): Phi_sigma <= G(ref) + gap / sigma, and Phi <= that + sigma C^2 / (2 beta (1 - gamma)^3)."""
+    truth = normal(rng, STATES, ACTIONS)
+    reward, below = table_reward(normal(rng, STATES, ACTIONS)), 0
+    best = visits(mdp, best_response(mdp, reward))
+    references = [random_policy(rng) for _ in range(10)] + [best_response(mdp, table_reward(truth))]
+    for number, objective in enumerate(objectives(mdp, truth)):
+        cost = exact_cost(objective, reward, best)
+        slack = ((cost.max() - cost.min()) / 2) ** 2 / (2 * mdp.beta * (1 - mdp.gamma) ** 3)
+        phi = objective(reward, best)
+        for policy, sigma in product(references, (0.1, 1.0, 1e4)):
+            reference = visits(mdp, policy)
+            gap = soft_value(mdp, reward, best) - soft_value(mdp, reward, reference)
+            divergence = (reference.weight * (policy / best_response(mdp, reward)).log().flatten()).sum()
+            assert gap.item() == pytest.approx(mdp.beta * divergence.item(), rel=1e-8)
+            bound = objective(reward, reference) + gap / sigma
+            if sigma < 10:
+                low = respond(mdp, reward, objective, -sigma)
+                proxy = objective(reward, low) + (soft_value(mdp, reward, best) - soft_value(mdp, reward, low)) / sigma
+                assert proxy <= bound + 1e-9 and proxy <= phi + 1e-9
+            if number:  # of the win rate, whose cost is the same at all visits
+                assert phi <= bound + sigma * slack
+                below += bool(bound < phi)
+    assert below > 0  # the bound alone does not hold for Phi
+
+
+# The same from the policy's own trajectories, by the code of the deep method (docs/methods/hypergradient.md)
+
+
+class Walks:
+    """Every trajectory of so many steps of a policy's, with its probability: expectations without sampling."""
+
+    def __init__(self, mdp: MDP, policy: Tensor, steps: int) -> None:
+        states, actions = policy.shape
+        shape = (states * actions,) * steps
+        pairs = torch.stack([index.flatten() for index in torch.meshgrid(*map(torch.arange, shape), indexing="ij")])
+        self.state, self.action = pairs // actions, pairs % actions  # (T, walks)
+        self.chance = mdp.initial[self.state[0]] * policy[self.state, self.action].prod(0)
+        self.chance *= mdp.transition[self.state[:-1], self.action[:-1], self.state[1:]].prod(0)
+
+    def answer(self, mdp: MDP, advantage: Tensor, reward: Tensor) -> Tensor:
+        """The second part of the gradient as a scalar of rewards (S, A); ``advantage`` (T, walks), at its steps."""
+        steps = len(advantage)
+        weight = (mdp.gamma ** torch.arange(steps, dtype=torch.float64))[:, None]
+        e = traces(advantage, weight, mdp.gamma)
+        return (self.chance * (e * reward[self.state[:steps], self.action[:steps]]).sum(0)).sum() / mdp.beta
+
+
+def cost_values(mdp: MDP, policy: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Q_c (S, A) and V_c (S,), by iterating the Bellman equation."""
+    values = torch.zeros(len(cost), dtype=torch.float64)
+    for _ in range(200):
+        q = cost + mdp.gamma * mdp.transition @ values
+        values = (policy * q).sum(1)
+    return q, values
+
+
+def small_problem(rng: torch.Generator, mdp: MDP, kind: int) -> tuple[RewardLearning, Tensor]:
+    shape = mdp.reference.shape
+    features = normal(rng, *shape, 3)
+    objective = objectives(mdp, normal(rng, *shape))[kind]
+    return RewardLearning(mdp, objective, lambda x: table_reward(torch.tanh(features @ x))), normal(rng, 3)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_traces_of_the_costs_advantage_are_the_rest_of_the_hypergradient(rng: torch.Generator, kind: int) -> None:
+    """The expectation over all trajectories of what the deep method sums, against the closed form and differences."""
+    mdp = random_mdp(rng, 2, 2, gamma=0.2)
+    problem, phi = small_problem(rng, mdp, kind)
+    policy = best_response(mdp, problem.reward(phi))
+    here = visits(mdp, policy)
+    cost = exact_cost(problem.objective, problem.reward(phi), here).reshape(2, 2)
+    q, values = cost_values(mdp, policy, cost)
+    walks = Walks(mdp, policy, 8)
+    advantage = (q - values[:, None])[walks.state, walks.action]
+
+    def whole(x: Tensor) -> Tensor:
+        table = reward_table(mdp, problem.reward(x))
+        return problem.upper(x, here) + walks.answer(mdp, advantage, table)
+
+    ours, direct = differentiate(whole, phi), differentiate(lambda x: problem.upper(x, here), phi)
+    closed, shifted = (
+        problem.gradient(phi),
+        central_difference(lambda x: problem.upper(x, problem.respond(x, 0.0)), phi, 1e-3),
+    )
+    for exact in closed, shifted:
+        assert (ours - exact).norm() < 1e-4 * (exact - direct).norm()  # .2^8 of it is beyond the last step
+    assert (direct - closed).norm() > 1e-3 * closed.norm()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_temporal_differences_stand_for_the_advantage_up_to_what_the_next_state_ties_together(
+    rng: torch.Generator, deterministic: bool
+) -> None:
+    """Their bias is E[sum_t w_t gamma^2 Cov(V_c(s'), V_r(s') | s_t, a_t)] / alpha: none where dynamics are certain."""
+    mdp = random_mdp(rng, 2, 2, gamma=0.2)
+    if deterministic:
+        where = torch.randint(2, (2, 2), generator=rng)
+        mdp = MDP(torch.eye(2).double()[where], mdp.initial, mdp.reference, mdp.gamma, mdp.beta)
+    policy = best_response(mdp, table_reward(normal(rng, 2, 2)))
+    cost, reward = normal(rng, 2, 2), normal(rng, 2, 2)
+    (q, values), (_, later) = (cost_values(mdp, policy, table) for table in (cost, reward))
+    walks = Walks(mdp, policy, 8)
+    now, then = walks.state[:-1], walks.state[1:]
+    act = walks.action[:-1]
+    differences = cost[now, act] + mdp.gamma * values[then] - values[now]
+    exact = walks.answer(mdp, (q - values[:, None])[now, act], reward)
+    got = walks.answer(mdp, differences, reward)
+    mean = [mdp.transition @ table for table in (values, later, values * later)]
+    tied = mdp.gamma**2 * (mean[2] - mean[0] * mean[1])
+    bias = (visits(mdp, policy).weight * tied.flatten()).sum() / mdp.beta
+    assert (got - exact).item() == pytest.approx(bias.item(), abs=1e-4 * abs(exact.item()))
+    assert (abs(bias) < 1e-12) == deterministic
+
+
+def test_the_deep_methods_advantages_are_exact_where_its_value_can_be(rng: torch.Generator) -> None:
+    """Dynamics that are certain, states as rows of 0 and 1: of them every value is linear."""
+    where = torch.tensor([[0, 1, 2], [2, 3, 0], [3, 0, 1], [1, 2, 3]])
+    mdp = random_mdp(rng, STATES, ACTIONS, gamma=0.9)
+    mdp = MDP(torch.eye(4).double()[where], mdp.initial, mdp.reference, mdp.gamma, mdp.beta)
+    policy, cost = random_policy(rng), normal(rng, STATES, ACTIONS)
+    state = [0]
+    action = list[int]()
+    for _ in range(6000):
+        action.append(int(torch.multinomial(policy[state[-1]], 1, generator=rng)))
+        state.append(int(where[state[-1], action[-1]]))
+    here, act = torch.tensor(state), torch.tensor(action)
+    obs = torch.eye(4).double()[here]
+    told = advantages(obs[:-1], obs[1:], torch.zeros(6000), cost[here[:-1], act], mdp.gamma)
+    q, values = cost_values(mdp, policy, cost)
+    exact = (q - values[:, None])[here[:-1], act]
+    assert (told - exact).norm() < 0.1 * exact.norm()
+    level = advantages(obs[:-1], obs[1:], torch.zeros(6000), torch.full((6000,), 3.0), mdp.gamma)
+    assert level.abs().max() < 1e-9  # a constant cost moves no policy
 
 
 def test_reward_and_table_are_inverse(mdp: MDP, rng: torch.Generator) -> None:

@@ -88,12 +88,12 @@ class Row(NamedTuple):
     return_share: float
 
 
-def posterior(reward: Tensor, labels: Pairs) -> Tensor:
+def posterior(reward: Tensor, labels: Pairs, precision: float = PRECISION) -> Tensor:
     """Covariance (B, N, N) of the reward given the labels, in Laplace's approximation around ``reward`` (B, N)."""
     odds = torch.sigmoid(differences(reward))
     curvature = labels.asked * odds * (1 - odds)
     hessian = torch.diag_embed(curvature.sum(2) + curvature.sum(1)) - curvature - curvature.mT
-    return torch.linalg.inv(hessian + PRECISION * torch.eye(PAIRS, dtype=torch.float64))
+    return torch.linalg.inv(hessian + precision * torch.eye(PAIRS, dtype=torch.float64))
 
 
 def information(reward: Tensor, covariance: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from benchmarks.theory import coupling, tables
-from benchmarks.theory.laboratory import PROBLEMS, Result
+from benchmarks.theory import coupling
+from benchmarks.theory.laboratory import PROBLEMS, Result, read
 from benchmarks.theory.methods import METHODS
 from rlhf_bilevel.plot import save
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw: dict[str, Callable[[], Any]] = {
         "bias": lambda: bias(errors),
         "estimator": lambda: estimator(errors),
-        "samples": lambda: samples([*tables.read(files["1"]), *tables.read(files["2"])]),
+        "samples": lambda: samples([*read(files["1"]), *read(files["2"])]),
         "coupling": lambda: coupled(coupling.read_rows(files["coupling"])),
     }
     for name, make in draw.items():

@@ -1,7 +1,7 @@
 """Runs every method on every problem by its own schedule and measures what it reached: samples against accuracy.
 
-    python -m benchmarks.theory.laboratory [--problems NAME ...] [--finest EPS] [--limit BATCHES] [--seed S]
-                                           [--out FILE]
+    python -m benchmarks.theory.laboratory [--problems NAME ...] [--methods NAME ...] [--finest EPS] [--limit BATCHES]
+                                           [--seed S] [--out FILE]
 
 A run of T upper steps reaches the accuracy mean_t |grad F(x_t)|^2 with the true gradient: Theorem 1's metric, the
 expected squared gradient norm of an iterate drawn at random (of the projected gradient, where a box is). Of a long run
@@ -43,7 +43,7 @@ class Bench(NamedTuple):
     replicates: int = 8  # seeds, solved side by side
 
 
-RL_ONLY, SECOND_ORDER = ("HPGD", "SoBiRL", "Bellman penalty"), ("dense Hessian", "conjugate gradients")
+RL_ONLY, SECOND_ORDER = ("HPGD", "SoBiRL", "cost trace", "Bellman penalty"), ("dense Hessian", "conjugate gradients")
 F2SA = ("F2SA, single loop", "F2SA, double loop")
 DECADES = (3e-1, 2e-1, 1.5e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 PROBLEMS = {
@@ -148,12 +148,14 @@ def _mean(norms: Mapping[int, np.ndarray], weight: Mapping[int, float]) -> np.nd
     return np.average(list(norms.values()), axis=0, weights=[weight.get(t, 1.0) for t in norms])
 
 
-def jobs(problems: Iterable[str], finest: float, seed: int, limit: int = LIMIT) -> list[Job]:
+def jobs(
+    problems: Iterable[str], finest: float, seed: int, limit: int = LIMIT, methods: Iterable[str] = METHODS
+) -> list[Job]:
     """Every run within the limit down to the finest accuracy, about the longest first."""
     wanted = [
         Job(name, method, eps, seed, PROBLEMS[name].replicates)
         for name in problems
-        for method in METHODS
+        for method in methods
         for eps in PROBLEMS[name].accuracies
         if method not in PROBLEMS[name].without and eps >= finest
     ]
@@ -170,16 +172,34 @@ def write(results: Iterable[NamedTuple], file: Path) -> None:
         writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
 
 
+def read(file: Path) -> list[Result]:
+    with file.open(newline="") as stream:
+        return [
+            Result(
+                row["problem"], row["method"], float(row["eps"]), int(row["seed"]), int(row["samples"]),
+                float(row["reached"]), float(row["last"]), int(row["products"]), float(row["seconds"]),
+            )
+            for row in csv.DictReader(stream)
+        ]  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="laboratory", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS), metavar="NAME")
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), metavar="NAME", help="these alone; FILE keeps the others' rows"
+    )
     parser.add_argument("--finest", type=float, default=0.0, help="the smallest accuracy to ask for")
     parser.add_argument("--limit", type=int, default=LIMIT, help=f"batches in one run ({LIMIT})")
     parser.add_argument("--seed", type=int, default=0, help="of the first replicate")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/theory.csv"))
     options = parser.parse_args(arguments)
-    start, results = time.perf_counter(), []
-    work = jobs(options.problems, options.finest, options.seed, options.limit)
+    start, results = time.perf_counter(), list[Result]()
+    work = jobs(options.problems, options.finest, options.seed, options.limit, options.methods or METHODS)
+    renewed = {(job.problem, job.method) for job in work}
+    kept = (
+        [row for row in read(options.out) if row[:2] not in renewed] if options.methods and options.out.exists() else []
+    )
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for done, rows in enumerate(pool.map(run, work), 1):
             results += rows
@@ -189,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 end="",
             )
             print(f" reach {reached:.2g} in {rows[0].seconds:.0f} s", flush=True)
-    write(sorted(results), options.out)
+    write(sorted(kept + results), options.out)
 
 
 if __name__ == "__main__":

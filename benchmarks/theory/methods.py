@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.theory.algorithm import Schedule, penalty
 from benchmarks.theory.problem import Meter, Problem
 from benchmarks.theory.rivals.f2sa import f2sa
-from benchmarks.theory.rivals.hypergradient import hpgd, sobirl
+from benchmarks.theory.rivals.hypergradient import hpgd, sobirl, trace
 from benchmarks.theory.rivals.implicit import aid, parl
 from benchmarks.theory.rivals.naive import naive
 from benchmarks.theory.rivals.pbrl import bellman_penalty, joint_step, value_penalty
@@ -102,6 +102,7 @@ METHODS = {
     "conjugate gradients": Method(aid, _direct, 1),
     "HPGD": Method(hpgd, partial(_direct, noisier=30), 1),
     "SoBiRL": Method(sobirl, _direct, 1),
+    "cost trace": Method(trace, _direct, 1),
     "value penalty": Method(value_penalty, _joint, 1),
     "Bellman penalty": Method(bellman_penalty, _joint, 1),
     "F2SA, single loop": Method(f2sa, partial(_shrinking, loops=1), 2),

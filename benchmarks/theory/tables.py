@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.theory.laboratory import LIMIT, PROBLEMS, Result, write
+from benchmarks.theory.laboratory import LIMIT, PROBLEMS, Result, read, write
 from benchmarks.theory.methods import METHODS
 
 TABLES = {1: ("MDP", "LQR"), 2: ("quadratic", "nonconcave sine", "ridge", "logistic")}
@@ -51,17 +51,6 @@ class Line(NamedTuple):
     best: float  # the least mean squared gradient norm of any run, median over seeds
     seconds: float | None
     products: int | None
-
-
-def read(file: Path) -> list[Result]:
-    with file.open(newline="") as stream:
-        return [
-            Result(
-                row["problem"], row["method"], float(row["eps"]), int(row["seed"]), int(row["samples"]),
-                float(row["reached"]), float(row["last"]), int(row["products"]), float(row["seconds"]),
-            )
-            for row in csv.DictReader(stream)
-        ]  # fmt: skip
 
 
 def lines(results: Sequence[Result]) -> list[Line]:

@@ -5,6 +5,8 @@
 ``hpgd`` estimates dQ* - dV* by two fresh rollouts from every visited pair, one of them with a new first action (HPGD:
 Thoma et al., NeurIPS 2024). ``sobirl`` first tabulates it from trajectories of its own, the average over the visits to
 each pair, and then weighs the trajectories of the upper level with that table (SoBiRL: Yang, Gao, Yuan, AISTATS 2025).
+``trace`` is its mirror image: the loss's advantage is tabulated, and weighs what follows on each visit
+(docs/methods/hypergradient.md). No derivative is stored for each pair, whatever the number of parameters.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ def hpgd(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
 
 def sobirl(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
     return _descend(meter, schedule, _table)
+
+
+def trace(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
+    return _descend(meter, schedule, _traces)
 
 
 def _descend(
@@ -63,11 +69,23 @@ def _rollouts(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
 def _table(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
     first, batch = trajectories(meter, x, y, count), trajectories(meter, x, y, count)
     ends = first.links() / first.now.clamp_min(1)[..., None]  # (R, N now, N later) empirical; nothing where unvisited
-    policy = first.problem.log_policy(y).exp()[..., None]
-    states = (policy * ends).unflatten(1, (first.problem.states, first.problem.actions)).sum(2)
-    advantage = ends - states.repeat_interleave(first.problem.actions, 1)
-    credit = (
-        torch.einsum("rijkl,rjkl->ri", batch.labelled(batch.links()), batch.problem.credit(batch.problem.loss(x)))
-        / count
-    )
-    return torch.einsum("ri,rim->rm", credit, advantage)
+    return torch.einsum("ri,rim->rm", _credit(batch, x) / count, _advantage(first, ends))
+
+
+def _traces(meter: Meter, x: Tensor, y: Tensor, count: int) -> Tensor:
+    first, batch = trajectories(meter, x, y, count), trajectories(meter, x, y, count)
+    losses = _credit(first, x) / first.now.clamp_min(1)
+    return torch.einsum("ri,rim->rm", _advantage(first, losses[..., None])[..., 0], batch.links()) / count
+
+
+def _credit(batch: Trajectories, x: Tensor) -> Tensor:
+    """What the labels of all trajectories through a pair cost, at the pair where each ends, (R, N)."""
+    losses = batch.problem.credit(batch.problem.loss(x))
+    return torch.einsum("rijkl,rjkl->ri", batch.labelled(batch.links()), losses)
+
+
+def _advantage(batch: Trajectories, table: Tensor) -> Tensor:
+    """A table by pair (R, N, ...) less its mean over the policy's actions in the pair's state."""
+    policy = batch.problem.log_policy(batch.y).exp()[..., None]
+    states = (policy * table).unflatten(1, (batch.problem.states, batch.problem.actions)).sum(2)
+    return table - states.repeat_interleave(batch.problem.actions, 1)

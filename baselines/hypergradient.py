@@ -1,0 +1,94 @@
+"""The hypergradient of an entropy-regularised policy from its own episodes: one policy, no Hessian [derived here].
+
+    grad Phi = d_phi G + (1 / alpha) E[ sum_k e_k grad r(s_k, a_k) ],     e_k = gamma e_{k-1} + w_k A_c(s_k, a_k)
+
+with alpha the entropy's weight, w_k the weight of step k in the policy's visits, and A_c the advantage of the cost
+c = dG/dvisits under the policy, without entropies. phi descends the labels' cross-entropy plus that sum, e_k held
+fixed, over the learner's newest episodes, scaled down so that its gradient is at most ``gradient_share`` times as long
+as the labels'. In refreshes only, as in the penalty method: the policy has to have answered.
+"""
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.config import Options, Share
+from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.types import Preferences, Row
+
+RIDGE = 1e-3  # on the weights of a value that is linear in standardised features
+
+
+class HypergradientOptions(Options):
+    gradient_share: Share = 0.5  # of the labels' gradient, the most that the policy's answer may have
+
+
+def traces(advantage: Tensor, weight: Tensor, gamma: float) -> Tensor:
+    """e_k of one episode, or of many of one length: (T, ...) each."""
+    return torch.stack(list(accumulate(weight * advantage, lambda before, now: gamma * before + now)))
+
+
+def advantages(obs: Tensor, next_obs: Tensor, terminated: Tensor, cost: Tensor, gamma: float) -> Tensor:
+    """A_c of N steps by their temporal differences c + gamma V(s') - V(s), for rows (N, o), (N, o), (N,) and (N,).
+
+    V is linear in the standardised observation and its squares, by least-squares temporal differences (LSTD).
+    """
+    states, cost = torch.cat([obs, next_obs]).double(), cost.double()
+    states = (states - states.mean(0)) / states.std(0).clamp_min(1e-6)
+    features = torch.cat([torch.ones_like(states[:, :1]), states, states.square()], 1)
+    now, then = features.split(len(obs))
+    then = gamma * (1 - terminated.double())[:, None] * then
+    penalty = RIDGE * torch.ones(now.shape[1], dtype=torch.float64)
+    penalty[0] = 0
+    value = torch.linalg.solve(now.T @ (now - then) / len(now) + penalty.diag(), now.T @ cost / len(now))
+    return cost + (then - now) @ value
+
+
+def coefficients(run: Run, episodes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """The rows (N,) of ``episodes`` and what each row's reward is multiplied with (N,)."""
+    c, store = run.config, run.store
+    rows = torch.cat([torch.arange(*episode) for episode in episodes])
+    lengths = [end - start for start, end in episodes]
+    with torch.no_grad():
+        cost = run.cost(store.obs[rows], store.act[rows])
+    advantage = advantages(store.obs[rows], store.next_obs[rows], store.terminated[rows], cost, c.gamma)
+    weights = [c.visit_discount ** torch.arange(length, dtype=torch.float64) for length in lengths]
+    unit = (1 - c.gamma) * sum(float(weight.sum()) for weight in weights)
+    parts = zip(advantage.split(lengths), weights, strict=True)
+    e = torch.cat([traces(part, weight / unit, c.gamma) for part, weight in parts])
+    return rows, e / run.learners[0].temperature()
+
+
+def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    loss = cross_entropy(logits, batch.label).mean()
+    share, c = run.options.gradient_share, run.config
+    episodes = run.store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
+    if not (share and c.use_cost and run.tracked and episodes):
+        return loss
+    rows, e = coefficients(run, episodes)
+    answer = (e.float() * run.reward(run.store.obs[rows], run.store.act[rows])).sum()
+    weights = list(run.reward.parameters())
+    labels, policy = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(part, weights, retain_graph=True)]).norm().item()
+        for part in (loss, answer)
+    )
+    run.memory["ratio"] = policy / max(labels, 1e-12)
+    return loss + min(1.0, share * labels / max(policy, 1e-12)) * answer
+
+
+def fit_cost(run: Run) -> None:
+    if run.config.use_cost and run.options.gradient_share:
+        run.cost.refit(run.config, run.prefs, run.reward.members, run.sample_pairs)
+
+
+def diagnose(run: Run) -> Row:
+    """How many times as long as the labels' gradient the answer's was, before it was scaled."""
+    return {"hypergradient/ratio": run.memory["ratio"]} if "ratio" in run.memory else {}
+
+
+HYPERGRADIENT = Method(
+    "hypergradient", 1, lambda run: [run.store.learned(run.reward)], upper, estimate=fit_cost, diagnose=diagnose,
+    settings={"cost": "information"}, options=HypergradientOptions, densities=True,
+)  # fmt: skip
