@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import count
 from math import isfinite
@@ -24,7 +24,9 @@ from rlhf_bilevel.files import (
     EVALUATIONS,
     LOCK,
     SUMS,
+    Elsewhere,
     Refused,
+    Taken,
     examine,
     made_new,
     one_line,
@@ -32,7 +34,6 @@ from rlhf_bilevel.files import (
     to_json,
     writable,
     write,
-    written,
 )
 from rlhf_bilevel.given import assigned, configure
 from rlhf_bilevel.traits import traits
@@ -59,24 +60,24 @@ def train(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.agent import Agent
 
         torch.set_num_threads(args.threads)
-        if not args.out:
-            args.dir = numbered(default)
-        try:
+        for out in [args.out] if args.out else numbered(default):
+            args.dir = out  # told where training is interrupted
             agent = Agent(
                 args.method,
                 args.env,
                 preset=args.preset,
                 device=args.device,
-                out=args.dir,
+                out=out,
                 checkpoint_every=args.checkpoint_every,
                 keep_every=args.keep_every,
                 **settings,
             )
-            agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
-        finally:
-            if not args.out:
-                with suppress(OSError):
-                    args.dir.rmdir()  # only where it is empty: the run has not begun
+            try:
+                agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+                break
+            except (Taken, Elsewhere):  # by another process, just now
+                if args.out:
+                    raise
         tell(args.dir, args.reference)
 
     return work
@@ -404,20 +405,14 @@ def new_file(option: str, path: Path, *endings: str) -> Path:
     return path
 
 
-def numbered(path: Path) -> Path:
-    """A folder that is made now: ``path`` or, where that is there, the first of path-2, path-3 ... that is not."""
+def numbered(path: Path) -> Iterator[Path]:
+    """``path``, path-2, path-3 ...: those that are not there. Says which one it is where it is not the first."""
     for number in count(1):
         out = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        with written(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                out.mkdir()
-            except FileExistsError:
-                continue
-        if number > 1:
-            print(f"{path} is there already: this run goes to {out}", flush=True)
-        return out
-    raise AssertionError
+        if not os.path.lexists(out):
+            if number > 1:
+                print(f"{path} is there already: this run goes to {out}", flush=True)
+            yield out
 
 
 def run_folder(path: Path) -> Path:

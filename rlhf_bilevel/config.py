@@ -24,7 +24,7 @@ Turns = Annotated[int, Field(ge=2, le=10**9)]
 Times = Annotated[int, Field(ge=0, le=100_000)]  # so often in a row, with nothing in between
 Often = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
-Few = Annotated[int, Field(ge=0, le=1000)]
+Few = Annotated[int, Field(ge=0, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]  # of Adam, whose steps are about so long: no weight survives longer ones
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -343,6 +343,7 @@ def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> 
         name = f"{prefix}{key}"
         if name not in known or not isinstance(key, str):
             raise Refused(f"unknown setting {name!r:.60}; {nearest(name, known)}")
+        value = value.item() if getattr(value, "shape", None) == () else value  # a number of NumPy's or torch's
         try:
             read[key] = as_written(model.model_fields[key].annotation, value)
         except ValueError as error:
@@ -442,7 +443,7 @@ def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> in
     networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
     networks += 7 * weights(c.cost_hidden)
     candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
-    batch = learners * c.batch * (row + 6 * sum(c.hidden) + min(c.entropy_states, c.steps))
+    batch = learners * c.batch * (row + 6 * sum(c.hidden)) + c.entropy_states * (obs_size + 2 + c.batch)
     reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)
     cost = min(c.cost_pairs, c.cost_labels) * pair * 2 * sum(c.cost_hidden)
     return 4 * (c.steps * row + 2 * c.labels * pair * step + networks + candidates + batch + reward + cost)

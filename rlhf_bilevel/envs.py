@@ -75,7 +75,7 @@ def refusing(what: str) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
             told += f"; pip install {error.name.partition('.')[0]}"
         elif not isinstance(error, ImportError | gymnasium.error.Error):
-            last = traceback.extract_tb(error.__traceback__)[-1]
+            last = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises it again
             told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
         raise Refused(f"{what}: {told}") from error
 

@@ -69,7 +69,7 @@ def read_config(folder: Path, trust: bool) -> dict[str, Any]:
     try:
         settle(told["settings"])
     except ValueError as error:
-        raise Damaged(f"{folder / CONFIG} is damaged, or of a later version: {error}") from None
+        raise Damaged(f"{folder / CONFIG}: {error}") from None
     module = told["env"].rpartition(":")[0]
     if module and module not in sys.modules:
         trusted(trust, f"{folder} would import the module {module!r}")

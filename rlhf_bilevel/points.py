@@ -108,5 +108,7 @@ def read_table(file: Path) -> list[Point]:
         ]  # fmt: skip
     except Refused:
         raise
-    except (TypeError, ValueError, csv.Error) as error:
-        raise Damaged(f"{file} is damaged: {' '.join(str(error).split())[:100]}") from None
+    except TypeError:  # None for a number
+        raise Damaged(f"{file} is no table of evaluations: one of its rows is too short") from None
+    except (ValueError, csv.Error) as error:
+        raise Damaged(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None

@@ -176,11 +176,11 @@ def test_an_agent_is_saved_into_no_folder_but_its_own(folder: Path, tmp_path: Pa
     agent = Agent("pebble", "Steer-v0", **SMALL).learn(120)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for taken in (folder, tmp_path / "mine"):
         with pytest.raises(Refused, match="is not overwritten"):
             agent.save(taken)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match="is a file"):
         agent.save(tmp_path / "file")
@@ -314,7 +314,7 @@ def test_a_whole_number_is_one_whatever_its_type(steps: Any) -> None:
     assert agent.config is not None and (agent.config.steps, agent.config.labels, agent.config.batch) == (100, 20, 8)
 
 
-@pytest.mark.parametrize("steps", [True, 1.5, "100", None, 0, -3])
+@pytest.mark.parametrize("steps", [True, 1.5, "many", None, 0, -3])
 def test_what_is_no_number_of_steps_is_named(steps: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f"steps={steps!r}")):
         Agent("pebble", "Steer-v0", **SMALL).learn(steps)

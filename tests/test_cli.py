@@ -185,7 +185,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TRAIN} --config later.yaml", "later.yaml has version 99"),
         (f"{TRAIN} --config unsettled.yaml", "unsettled.yaml: settings=[300]"),
         (f"{TRAIN} --config teacher.yaml", "teacher.yaml: teacher=[1]"),
-        (f"{TRAIN} --config .", ".: Is a directory"),
+        (f"{TRAIN} --config .", ". is a folder and no plain file"),
         (f"{TRAIN} --set batch=1000000000", "GiB of memory"),
         (f"{TRAIN} --set oversample=1000000000", "GiB of memory"),
         (f"{TRAIN} --set entropy_states=1000000000", "GiB of memory"),
@@ -208,7 +208,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         ("train pebble --steps 300 --env exits:X-v0", "the module exits cannot be imported: SystemExit: 3 ("),
         ("train pebble --steps 300 --env makes:Raises-v0", "FileNotFoundError: robot.xml: No such file ("),
         ("train pebble --steps 300 --env makes:Asks-v0", "missing 1 required positional argument: 'size'"),
-        ("train pebble --steps 300 --env makes:Bare-v0", "no attribute 'observation_space'"),
+        ("train pebble --steps 300 --env makes:Bare-v0", "observations must be a Box"),
         ("train pebble --steps 300 --env makes:Needs-v0", "pip install package_that_is_not_here"),
         ("train pebble --steps 300 --env LunarLander-v3", "LunarLander-v3 cannot be made: "),
         (f"{SWEEP} --seeds 1000000000", "'1000000000' is too large: at most 10,000"),
@@ -222,7 +222,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TUNE} --jobs 1e6", "'1e6' is too large: at most 1,024"),
         (f"{TUNE} --out file", "file: is not a folder"),
         (f"{TUNE} --out {LONG}", "has 300 letters"),
-        (f"{TUNE} --storage .", "--storage .: exists already, and is no SQLite file"),
+        (f"{TUNE} --storage .", ". is a folder and no plain file"),
         (f"{TUNE} --storage file", "--storage file: exists already, and is no SQLite file"),
         (f"{TUNE} --space list.yaml", "list.yaml holds no mapping"),
         (f"{TUNE} --space number.yaml", "number.yaml: 5 is no name"),
@@ -435,10 +435,10 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: 
 
     file = tmp_path / "file"
     file.write_text("x")
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
     for read in (read_yaml, Dataset.read):
-        with pytest.raises(Refused, match=r"^.*/file: Permission denied$") as error:
+        with pytest.raises(Refused, match=r"^.*/file cannot be read: Permission denied$") as error:
             read(file)
         assert not isinstance(error.value, Damaged)
 
@@ -450,7 +450,7 @@ def test_a_write_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as error:
         write(tmp_path / "file", b"x")
-    assert one_line(error.value) == f"{tmp_path / 'file'}: No space left on device"
+    assert one_line(error.value) == f"{tmp_path / 'file'} cannot be written: No space left on device"
     assert not list(tmp_path.iterdir())
 
 

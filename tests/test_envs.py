@@ -351,11 +351,12 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("error", [TypeError, KeyError])
-def test_a_bug_in_its_own_code_keeps_its_traceback(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
-    with pytest.raises(error):
+    with pytest.raises(Refused, match=rf"{error.__name__}: .*test_envs.py, line \d+") as caught:
         make("Buggy-v0", 0)
+    assert isinstance(caught.value.__cause__, error)
 
 
 def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:

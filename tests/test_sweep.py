@@ -265,10 +265,10 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
     assert step_of(tmp_path) == 0
     progress = Progress(Rows(tmp_path / "progress.csv"))
-    progress.write({"rollout/true_return": 1.5, "time/total_timesteps": 40}, {})
+    progress.write({"rollout/true_return": 1.5}, {}, 40)
     assert step_of(tmp_path) == 40
     for step in range(41, 5000):
-        progress.write({"time/total_timesteps": step, "a": 1.25, "rollout/true_return": 1e-9}, {})
+        progress.write({"a": 1.25, "rollout/true_return": 1e-9}, {}, step)
     assert step_of(tmp_path) == 4999
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("1,50")
