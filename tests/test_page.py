@@ -409,9 +409,8 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
     for window in (other, page, other):
         before = window.evaluate(SHOWN)
         window.keyboard.press("ArrowLeft")
-        window.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
-        other.wait_for_function(f"() => {SHOWN}")
-        page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
+        for each in (page, other):  # neither still shows what the other has answered
+            each.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
     visit.sent()
     assert len(chosen(server.book)) == 4
     assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")

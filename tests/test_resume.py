@@ -127,6 +127,7 @@ def test_so_does_another_algorithm_with_noise_of_its_own(tmp_path: Path) -> None
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY, **noisy())) == expected
 
 
+@pytest.mark.slow
 def test_random_kills(tmp_path: Path, whole: tuple[Path, str]) -> None:
     """At any instruction, between steps or within one, while a checkpoint is written or not."""
     rng, interrupted = random.Random(0), 0

@@ -269,6 +269,7 @@ def _direction(problem: Problem, schedule: Schedule) -> np.ndarray:
     return drawn[0]
 
 
+@pytest.mark.slow
 def test_joint_descent_ends_on_phi_sigma_too() -> None:
     problem, sigma = quadratic(0, 2), 0.3
     *_, x = value_penalty(Meter(problem, np.random.default_rng(0)), Schedule(7000, 1, PLENTY, PLENTY, sigma))
@@ -341,6 +342,7 @@ def test_a_long_run_is_judged_without_bias_and_exactly_where_it_falls_fast() -> 
     assert np.mean(sums) == pytest.approx(slow.sum(), abs=6 * np.std(sums) / math.sqrt(times) + 1e-9)
 
 
+@pytest.mark.slow
 def test_rates_come_out_on_the_quadratic() -> None:
     wanted = "penalty", "central difference", "naive alternation"
     rows = [row for m in wanted for eps in (0.1, 0.03, 0.01) for row in laboratory.run(Job("quadratic", m, eps, 0, 4))]
@@ -412,6 +414,7 @@ def test_committed_tables_and_figures_are_those_of_the_committed_results(
             assert (tmp_path / file).stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_laboratory_writes_what_tables_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.csv"
     laboratory.main(["--problems", "nonconcave sine", "--finest", "0.3", "--out", str(out)])
