@@ -146,6 +146,10 @@ TO_THE_END = {
     f"{name}, labels to the end": (method, f"{words} --set session_every=7000")  # of 75,000: until 70,500
     for name, (method, words) in LABELLED.items()
 }
+ANCHORED = {
+    "pebble, aligned, newest half": ("pebble", HYBRID),
+    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", f"{HYBRID} --set anchor_share=0.5"),
+}
 DOOR_LIKE = f"--labels 500 {CLIPPED} --set session_every=3750"
 OTHER_TASKS = {
     "dm_control/cartpole-swingup-v0": (30_000, "--labels 100"),
@@ -191,6 +195,13 @@ SEARCH: dict[str, Group] = {
             f"{SIZE} --labels 100 {HYBRID} --set session_every=24000",
         )
     ],  # the seed that fell in walker-long; until 226,000
+    "search-anchors": [
+        named(
+            "search-anchors", name, method, "dm_control/walker-walk-v0", seed, 125_000, f"{SIZE} --labels 100 {words}"
+        )
+        for seed in range(200, 208)
+        for name, (method, words) in ANCHORED.items()
+    ],
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
         for seed in range(100, 106)
@@ -216,7 +227,7 @@ SEARCH: dict[str, Group] = {
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
 than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
 needs; what labels to the end change; whether what was chosen does on other tasks what it does here; how often
-the reward should move."""
+the reward should move; whether pairs with the best labelled segments keep runs from falling."""
 
 
 def in_results(table: Path, one: Named) -> bool:
