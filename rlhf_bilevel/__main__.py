@@ -148,7 +148,7 @@ def parser() -> Parser:
         metavar="postgresql://...",
         help="--teacher human: where labels are kept (default: in the folder)",
     )
-    configuring(sub)
+    configuring(sub, people="human; or ")
     while_training(sub)
 
     sub = command(sweep, "train many: methods x environments x seeds; again, it goes on with what is missing")
@@ -263,13 +263,13 @@ def parser() -> Parser:
     return top
 
 
-def configuring(sub: argparse.ArgumentParser) -> None:
+def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
     sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
-        "mistake=0.1,skip=0.1,beta=10; or human; or replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
+        f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
         "rerun=FILE, a labels.sqlite session by session (default: oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
