@@ -61,7 +61,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 def main(argv: Sequence[str] | None = None) -> None:
     """What a user can get wrong is one line on stderr and exit code 2; what is our fault keeps its traceback."""
     streams()
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warned(message)
     args = argparse.Namespace(function=None)
     try:
         try:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
-    except (Refused, OSError) as error:
+    except (Refused, OSError, FloatingPointError) as error:  # the last: a learner diverged
         fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -110,6 +110,12 @@ def streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def warned(message: object) -> None:
+    """A line of its own, also where a progress bar is on the last one."""
+    bars = sys.modules.get("tqdm")
+    (bars.tqdm.write if bars else print)(f"warning: {message}", file=sys.stderr)
 
 
 def out_of_memory(error: BaseException) -> bool:

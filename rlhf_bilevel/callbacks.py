@@ -24,7 +24,7 @@ Told = BaseCallback | Sequence[BaseCallback] | Any
 
 def checked(callback: Told) -> Any:
     """As SB3 takes it. Refused where it is none."""
-    parts = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    parts: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
     for part in parts:
         if isinstance(part, type) or not (isinstance(part, BaseCallback) or callable(part)):
             raise Refused(f"callback={part!r} is no callback: give an object of a class of SB3's, or a function")

@@ -513,6 +513,8 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
 
     monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(error))
     assert "there is not enough memory" in fails(capsys, "doctor")
+    monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(FloatingPointError("a learner diverged at step 9")))
+    assert "a learner diverged at step 9" in fails(capsys, "doctor")
     for ours in (RuntimeError("shapes differ"), ValueError("no mean of nothing"), KeyError("x")):
         monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(ours))
         with pytest.raises(type(ours)):
@@ -620,6 +622,14 @@ def test_python_refuses_what_the_command_line_refuses_in_the_same_words() -> Non
         with pytest.raises(ValueError, match=re.escape(told)) as error:
             Agent("pebble", "Pendulum-v1", **wrong).learn(100)
         assert "\n" not in str(error.value)
+
+
+def test_a_warning_has_a_line_of_its_own_beside_the_progress_bar(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "60", "--labels", "2", "--out", str(tmp_path / "run"),
+          *QUICK, "--set", "learning_starts=5"])  # fmt: skip
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert any("warning: " in line for line in lines)
+    assert all(line.startswith("warning: ") for line in lines if "warning: " in line)
 
 
 def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
