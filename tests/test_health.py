@@ -102,13 +102,13 @@ def test_a_learner_that_diverges_stops_the_run_and_names_what_did() -> None:
         next(steps)
 
 
-def test_one_label_of_one_step_is_enough_to_be_sound() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+def test_one_label_of_one_step_is_no_divergence() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         run = build("pebble", steps=8, segment_length=1, labels=1)
         for _ in train(run):
             pass
-    assert len(run.prefs) == 1
+    assert len(run.prefs) == 1 and not [each for each in told if "the reward" in str(each.message)]
 
 
 def test_ties_alone_are_no_collapse() -> None:
