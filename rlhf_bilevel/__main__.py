@@ -61,7 +61,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 def main(argv: Sequence[str] | None = None) -> None:
     """What a user can get wrong is one line on stderr and exit code 2; what is our fault keeps its traceback."""
     streams()
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warned(message)
     args = argparse.Namespace(function=None)
     try:
         try:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
-    except (Refused, OSError) as error:
+    except (Refused, OSError, FloatingPointError) as error:  # the last: a learner diverged
         fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -110,6 +110,12 @@ def streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def warned(message: object) -> None:
+    """A line of its own, also where a progress bar is on the last one."""
+    bars = sys.modules.get("tqdm")
+    (bars.tqdm.write if bars else print)(f"warning: {message}", file=sys.stderr)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -148,7 +154,7 @@ def parser() -> Parser:
         metavar="postgresql://...",
         help="--teacher human: where labels are kept (default: in the folder)",
     )
-    configuring(sub)
+    configuring(sub, people="human; or ")
     while_training(sub)
 
     sub = command(sweep, "train many: methods x environments x seeds; again, it goes on with what is missing")
@@ -263,13 +269,13 @@ def parser() -> Parser:
     return top
 
 
-def configuring(sub: argparse.ArgumentParser) -> None:
+def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
     sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
-        "mistake=0.1,skip=0.1,beta=10; or human; or replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
+        f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
         "rerun=FILE, a labels.sqlite session by session (default: oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))

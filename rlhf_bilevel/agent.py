@@ -33,6 +33,7 @@ from rlhf_bilevel.config import (
     footprint,
     gather,
     nearest,
+    nearest_setting,
     preset,
     reaching,
     settle,
@@ -133,7 +134,7 @@ class Agent:
         known += ["algorithm_settings"]
         for key in settings:
             if "." not in key and key not in known:
-                raise ValueError(f"unknown setting {key!r}; {nearest(key, known)}")
+                raise ValueError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
         self._settled(settings.get("steps", ANY_STEPS))
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
@@ -279,6 +280,8 @@ class Agent:
             keep_every=keep_every,
             **before | settings,
         )
+        if agent.asks_people:
+            raise Refused("teacher human: a fork is not labelled by people; its labels go on with another teacher")
         if agent._algorithm is not origin._algorithm:
             raise Refused(
                 f"{agent.method.name} learns with {agent._algorithm.__name__}, and {folder} has learnt with "
@@ -305,8 +308,6 @@ class Agent:
         old = settle(told["settings"])
         if told["teacher"] not in OURS and self.teacher is None:
             raise Refused(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
-        if self.asks_people:
-            raise Refused(f"{source} is labelled by people: its labels go on with another teacher only, teacher=...")
         loaded = self._loaded or fork.load(source, None)
         c = settled(self.method, self.env_id, self._preset, self._settings | {"steps": loaded.step + more})
         fork.check(loaded, old, c)
@@ -545,7 +546,10 @@ class Agent:
                 given = _given(Path(config.teacher_rerun), config, store)
                 return Rerun(given, count(self.out / LABELS) if self.out else 0)
             if config.teacher_replay:
-                return Replayed(_given(Path(config.teacher_replay), config, store)).after(prefs)
+                given = _given(Path(config.teacher_replay), config, store)
+                if not any(len(answers.label) for answers in given if answers is not None):
+                    raise Refused(f"teacher replay={config.teacher_replay}: there are no labels in it")
+                return Replayed(given).after(prefs)
             return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
 

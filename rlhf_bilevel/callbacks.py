@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -24,11 +24,13 @@ Told = BaseCallback | Sequence[BaseCallback] | Any
 
 def checked(callback: Told) -> Any:
     """As SB3 takes it. Refused where it is none."""
-    parts = list(callback) if isinstance(callback, (list, tuple)) else [callback]
+    parts: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
     for part in parts:
         if isinstance(part, type) or not (isinstance(part, BaseCallback) or callable(part)):
             raise Refused(f"callback={part!r} is no callback: give an object of a class of SB3's, or a function")
-    return parts if isinstance(callback, (list, tuple)) else callback
+    if not isinstance(callback, (list, tuple)):
+        return callback
+    return [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in parts]
 
 
 class Hooks:

@@ -30,12 +30,13 @@ from rlhf_bilevel.files import (
     examine,
     made_new,
     one_line,
+    outside_runs,
     read_yaml,
     to_json,
     writable,
     write,
 )
-from rlhf_bilevel.given import assigned, configure
+from rlhf_bilevel.given import assigned, configure, its_own
 from rlhf_bilevel.traits import traits
 
 Work = Callable[[], None]
@@ -45,6 +46,7 @@ def train(args: argparse.Namespace) -> Work:
     args.env = envs.resolve(args.env)
     people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
     settings = configure(args, people)
+    its_own(args.method, assigned(args.set))
     labelled_by_people(args, settings)
     checkpoint_interval(args.checkpoint_every)
     args.dir = default = Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
@@ -126,6 +128,7 @@ def fork(args: argparse.Namespace) -> Work:
         keep_every=args.keep_every,
         **changes,
     )
+    its_own(agent.method.name, assigned(args.set))
     steps = args.steps or read_yaml(args.dir / "config.yaml")["settings"]["steps"]
     if steps <= agent.forked_at:
         raise ValueError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
@@ -283,7 +286,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
         raise ValueError(f"{args.data}: no such file or folder")
     if args.data.is_dir():
         run_folder(args.data)
-    settings = assigned(args.set)
+    settings = assigned(args.set, unused=("steps", "labels"))
     settle({"steps": 1000, "seed": args.seed} | settings)
     out = args.out and new_folder(args.out)
     envs.make(args.env, args.seed).close()
@@ -394,7 +397,7 @@ def new_folder(path: Path) -> Path:
         path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
     ):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
-    return path
+    return outside_runs(path)
 
 
 def new_file(option: str, path: Path, *endings: str) -> Path:

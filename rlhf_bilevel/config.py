@@ -342,8 +342,8 @@ def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> 
     for key, value in given.items():
         name = f"{prefix}{key}"
         if name not in known or not isinstance(key, str):
-            raise Refused(f"unknown setting {name!r:.60}; {nearest(name, known)}")
-        value = value.item() if getattr(value, "shape", None) == () else value  # a number of NumPy's or torch's
+            raise Refused(f"unknown setting {name!r:.60}; {nearest_setting(name, known)}")
+        value = value.tolist() if hasattr(value, "shape") else value  # a number or numbers of NumPy's or torch's
         try:
             read[key] = as_written(model.model_fields[key].annotation, value)
         except ValueError as error:
@@ -403,8 +403,17 @@ def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def nearest(value: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+    written = {name.casefold(): name for name in reversed([*known])}  # PEBBLE is as near to pebble as can be
+    near = difflib.get_close_matches(value.casefold(), written, n=1, cutoff=0.5)
+    return f"did you mean {written[near[0]]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+
+
+def nearest_setting(value: str, known: Collection[str]) -> str:
+    """The same for settings, which are too many for one line."""
+    told = nearest(value, known)
+    if told.startswith("did") or len(known) <= 30:
+        return told
+    return "rlhf_bilevel/config.py has them all, and those of one method alone are called METHOD.NAME"
 
 
 def check_database(url: str) -> None:

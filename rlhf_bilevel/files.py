@@ -84,6 +84,14 @@ def writable(path: Path) -> Path:
     return path
 
 
+def outside_runs(path: Path) -> Path:
+    """``path``; ValueError where it is a run's folder or in one: a run's folder holds one run."""
+    for place in (path.absolute(), *path.absolute().parents):
+        if (place / CONFIG).is_file() and any((place / name).is_file() for name in (SUMS, LOCK, EVALUATIONS)):
+            raise ValueError(f"{path}: {place} is a run's folder, and holds no other run: choose another path")
+    return path
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

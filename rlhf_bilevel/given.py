@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_bilevel.config import preset, reaching, recorded, settle
@@ -51,13 +51,18 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     return chosen
 
 
-def assigned(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --set gives. ``config.complete`` knows what a setting takes: only a method's own are read here."""
+def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
+    """What --set gives; ``unused`` are settings that mean nothing to the command.
+
+    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    """
     given: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
             raise ValueError(f"--set takes key=value, not {pair!r}")
+        if key in unused:
+            raise ValueError(f"--set {pair:.60}: {key} means nothing to this command")
         if key in ("steps", "labels", "seed"):
             raise ValueError(f"{key} has an option of its own: --{key}")
         given[key] = value
@@ -67,3 +72,11 @@ def assigned(pairs: Sequence[str]) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"--set {key}={value!r:.60}: {error}") from None
     return given
+
+
+def its_own(method: str, keys: Iterable[str]) -> None:
+    """ValueError where one of the settings is another method's own: it would change nothing."""
+    for key in keys:
+        owner, dot, _ = key.partition(".")
+        if dot and owner != method:
+            raise ValueError(f"{key}: {owner} alone has it, and this is {method}")

@@ -52,7 +52,7 @@ class Health:
             output = (first - second).sum(-1)  # (M, B)
             loss = cross_entropy(output, answers.label).mean().item()
             right = accuracy(output.mean(0), answers.label).item()
-            spread = (torch.cat([first, second]).mean(0).std() / self._reward.bound).item()
+            spread = (torch.cat([first, second], 1).mean(0).std() / self._reward.bound).item()
             gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
         return Vitals(loss, right, int((answers.label != 0.5).sum()), spread, gradient)
 

@@ -14,8 +14,8 @@ from filelock import Timeout
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import Refused, plain, read_yaml, writable, write
-from rlhf_bilevel.given import configure
+from rlhf_bilevel.files import Refused, outside_runs, plain, read_yaml, writable, write
+from rlhf_bilevel.given import assigned, configure, its_own
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
 from rlhf_bilevel.worker import begun, claim
@@ -101,6 +101,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     plain = settings({})
     steps, limit = plain["steps"], envs.check(env, plain)
     tuned = read_space(args.space, args.tune)
+    its_own(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
             raise ValueError(f"{key} is both set and to be tuned")
@@ -168,6 +169,7 @@ def writable_folder(option: str, path: Path) -> None:
     """ValueError where it is none and cannot be made."""
     if writable(path).exists() and not path.is_dir():
         raise ValueError(f"{option} {path}: is not a folder")
+    outside_runs(path)
 
 
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:

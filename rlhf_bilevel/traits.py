@@ -51,6 +51,10 @@ def traits(told: str) -> dict[str, Any]:
 def _value(name: str, value: str) -> Any:
     if name in (REPLAY, RERUN):
         path = Path(value).absolute()
+        if value and path.is_dir():
+            raise ValueError(
+                f"teacher {name}={value}: is a folder; a run's labels are in {Path(value) / 'labels.sqlite'}"
+            )
         if not path.is_file():
             raise ValueError(f"teacher {name}={value}: no such file")
         return str(path)

@@ -300,6 +300,12 @@ def test_callbacks_move_nothing_and_begin_at_the_step_that_is_resumed(tmp_path: 
     assert steps == list(range(51, STEPS + 1))
 
 
+def test_functions_among_callbacks_are_called_too() -> None:
+    seen = list[int]()
+    learnt([Each(), lambda told, _: seen.append(told["self"].num_timesteps) or len(seen) < 3])
+    assert seen == [1, 2, 3]
+
+
 @pytest.mark.parametrize("wrong", [7, "evaluate", sb3.CheckpointCallback, [Each(), 7]])
 def test_what_is_no_callback_is_refused(wrong: Any) -> None:
     with pytest.raises(Refused, match="is no callback"):

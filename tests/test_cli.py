@@ -55,6 +55,17 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
     [
         ("trian pebble", "unknown command 'trian'; did you mean 'train'?"),
         ("train pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
+        ("TRAIN pebble --env Pendulum-v1 --steps 9", "unknown command 'TRAIN'; did you mean 'train'?"),
+        ("train PEBBLE --env Pendulum-v1 --steps 9", "unknown method 'PEBBLE'; did you mean 'pebble'?"),
+        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch is a setting: --set batch=VALUE"),
+        ("train pebble --env Pendulum-v1 --steps 9 --learning-rate=3", "--set learning_rate=VALUE"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf_bilevel/config.py has"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set surf.threshold=.9", "surf alone has it, and this is pebble"),
+        ("tune pebble --env Pendulum-v1 --steps 9 --tune surf.threshold=.5...9", "surf alone has it"),
+        (
+            "train pebble --env Pendulum-v1 --steps 9 --teacher replay=.",
+            ".: is a folder; a run's labels are in labels.s",
+        ),
         ("train pebble --env Pendulm-v1 --steps 9", "Pendulum-v1"),
         ("train pebble --env walker_wlak --steps 9", "dm_control/walker-walk-v0"),
         ("train pebble --env Meta-World/door-opn-v3 --steps 9", "Meta-World/door-open-v3"),
@@ -137,6 +148,7 @@ TRAIN, SWEEP = "train pebble --env Pendulum-v1 --steps 300", "sweep pebble --env
 TUNE = "tune pebble --env Pendulum-v1 --steps 300 --tune sigma=1..5"
 FILES = {
     "file": "text",
+    "empty.sqlite": "",
     "number.yaml": "steps: 300\n5: 1\n",
     "null.yaml": "steps: 300\n~: 1\n",
     "date.yaml": "steps: 300\n2020-01-01: 1\n",
@@ -215,6 +227,8 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{SWEEP} --jobs 1000000", "'1000000' is too large: at most 1,024"),
         (f"{SWEEP} --out file", "file: is not a folder"),
         (f"{SWEEP} --out file/runs", "file is not a folder"),
+        (f"{TRAIN} --teacher replay=empty.sqlite", "empty.sqlite: there are no labels in it"),
+        ("fit-reward file --env Pendulum-v1 --set steps=9", "steps means nothing to this command"),
         (f"{SWEEP} --out {LONG}", "has 300 letters"),
         (f"{SWEEP} --config number.yaml", "number.yaml: 5 is no name of a setting"),
         ("sweep pebble --steps 300 --env makes:Raises-v0", "robot.xml"),
@@ -337,6 +351,7 @@ def test_numbers_are_taken_as_people_write_them() -> None:
     assert (settings.hidden, settings.reward_hidden, settings.cost_hidden) == ((64, 64), (64, 32), (8,))
     assert (settings.steps, settings.learning_starts, settings.batch, settings.session_every) == (100_000, 100, 100, 20)
     assert settings.tau == 1e-3 and type(settings.batch) is int
+    assert settle({"steps": 300, "hidden": np.array([8, 9])}).hidden == (8, 9)
     assert settle({"steps": 300, "seed": np.int64(3), "sigma": np.float32(1.5)}).sigma == 1.5
     assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
 
@@ -347,6 +362,7 @@ def test_every_help_page_can_be_read(capsys: pytest.CaptureFixture, command: str
         main([*command.split(), "--help"])
     told = capsys.readouterr().out
     assert stop.value.code == 0 and told.startswith("usage: rlhf-bilevel") and "%%" not in told
+    assert ("human" in told) == (command in ("train", "label"))  # people label one run at a time
     if command == "tune":
         assert "at first" not in told and "(default: 20)" in told and "(default: median)" in told
     if command == "fit-reward":
@@ -497,6 +513,8 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
 
     monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(error))
     assert "there is not enough memory" in fails(capsys, "doctor")
+    monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(FloatingPointError("a learner diverged at step 9")))
+    assert "a learner diverged at step 9" in fails(capsys, "doctor")
     for ours in (RuntimeError("shapes differ"), ValueError("no mean of nothing"), KeyError("x")):
         monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(ours))
         with pytest.raises(type(ours)):
@@ -606,6 +624,14 @@ def test_python_refuses_what_the_command_line_refuses_in_the_same_words() -> Non
         assert "\n" not in str(error.value)
 
 
+def test_a_warning_has_a_line_of_its_own_beside_the_progress_bar(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "60", "--labels", "2", "--out", str(tmp_path / "run"),
+          *QUICK, "--set", "learning_starts=5"])  # fmt: skip
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert any("warning: " in line for line in lines)
+    assert all(line.startswith("warning: ") for line in lines if "warning: " in line)
+
+
 def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     train = ["train", "pebble", "--env", "Pendulum-v1", "--steps", "700", "--labels", "10", "--checkpoint-every", "1"]
     arguments = [*train, *QUICK, "--set", "update_every=10"]
@@ -676,6 +702,27 @@ def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         main([*command, *QUICK, "--set", "batch=9"])
     assert "is a run with batch=128, not 9: choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{TRAIN} --out run/new",
+        f"{SWEEP} --out run",
+        f"{SWEEP} --out run/new",
+        f"{TUNE} --out run",
+        "fork run --out run/new",
+    ],
+)
+def test_no_run_begins_in_the_folder_of_another(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(yaml.safe_dump(RUN))
+    Path("run/SHA256SUMS").touch()
+    assert f"{tmp_path / 'run'} is a run's folder, and holds no other run" in fails(capsys, *command.split())
+    assert sorted(path.name for path in Path("run").iterdir()) == ["SHA256SUMS", "config.yaml"]
 
 
 def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -102,6 +102,15 @@ def test_a_learner_that_diverges_stops_the_run_and_names_what_did() -> None:
         next(steps)
 
 
+def test_one_label_of_one_step_is_no_divergence() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = build("pebble", steps=8, segment_length=1, labels=1)
+        for _ in train(run):
+            pass
+    assert len(run.prefs) == 1 and not [each for each in told if "the reward" in str(each.message)]
+
+
 def test_ties_alone_are_no_collapse() -> None:
     assert describe(Vitals(loss=0.69, right=0.5, decided=9, spread=1e-6, gradient=0.1))
     assert not describe(Vitals(loss=0.69, right=1.0, decided=0, spread=1e-6, gradient=0.1))
