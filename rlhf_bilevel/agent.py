@@ -285,6 +285,7 @@ class Agent:
                 f"{origin._algorithm.__name__}: a fork keeps the algorithm"
             )
         agent._origin, agent._loaded = Path(folder).absolute(), fork.load(Path(folder), at)
+        apart(agent.out, agent._origin)
         steps = max(agent._settings["steps"], 0 if "steps" in settings else agent._loaded.step + 1)
         agent._settings["steps"] = steps
         fork.check(agent._loaded, origin.config, settled(agent.method, agent.env_id, agent._preset, agent._settings))
@@ -497,6 +498,7 @@ class Agent:
         agent.model, agent.reward = model, reward
         agent._origin, agent._settings = folder.absolute(), config.model_dump(mode="json")
         agent.out = None if out is None else Path(out).absolute()
+        apart(agent.out, agent._origin)
         return agent
 
     @classmethod
@@ -707,6 +709,12 @@ def free(out: Path) -> None:
     """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise Taken(f"{out} exists already and is not overwritten")
+
+
+def apart(out: Path | None, source: Path) -> None:
+    """Refused where a run's folder lay inside that of another, which may remove it with its checkpoints."""
+    if out and source.resolve() in out.resolve().parents:
+        raise Refused(f"{out} is inside {source}, which stays as it is: choose a folder outside")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

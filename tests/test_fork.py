@@ -278,6 +278,18 @@ def test_a_full_disk_leaves_the_place_of_a_fork_free(tmp_path: Path, whole: tupl
     Agent.fork(whole[0], out=tmp_path / "fork").learn(10)
 
 
+def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
+    capsys: pytest.CaptureFixture, tmp_path: Path, whole: tuple[Path, str]
+) -> None:
+    """Among its checkpoints it would be taken for an old one, and removed."""
+    (tmp_path / "link").symlink_to(whole[0])
+    for out in (whole[0] / CHECKPOINTS / "step-000000999", tmp_path / "link" / "fork"):
+        assert "which stays as it is" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
+        with pytest.raises(Refused, match="which stays as it is"):
+            Agent.load(whole[0], out=out)
+        assert not out.exists()
+
+
 def test_a_program_may_go_to_another_folder_before_a_fork_learns(
     tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
