@@ -55,7 +55,7 @@ from rlhf_bilevel.folder import (
     write_models,
 )
 from rlhf_bilevel.guard import Guard, Isolated
-from rlhf_bilevel.keeper import Keeper
+from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
 from rlhf_bilevel.labels import LABELS, count, sessions
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
@@ -142,7 +142,7 @@ class Agent:
         self.run: Run | None = None
         self._origin: Path | None = None  # the run that training goes on from
         self._loaded: Loaded | None = None  # its checkpoint
-        self._begins: tuple[Any, Any] | None = None  # state and tables to begin with, where no folder holds them
+        self._begins: Loaded | None = None  # what a fork begins with, where no folder of its own holds it
         self._recording = False
         self._lock: FileLock | None = None  # on the run's folder, from before anything is written there
         self._film: Any = None  # of training, where people see it
@@ -287,7 +287,8 @@ class Agent:
                 f"{agent.method.name} learns with {agent._algorithm.__name__}, and {folder} has learnt with "
                 f"{origin._algorithm.__name__}: a fork keeps the algorithm"
             )
-        agent._origin, agent._loaded = Path(folder), fork.load(Path(folder), at)
+        agent._origin, agent._loaded = Path(folder).absolute(), fork.load(Path(folder), at)
+        apart(agent.out, agent._origin)
         steps = max(agent._settings["steps"], 0 if "steps" in settings else agent._loaded.step + 1)
         agent._settings["steps"] = steps
         fork.check(agent._loaded, origin.config, settled(agent.method, agent.env_id, agent._preset, agent._settings))
@@ -314,22 +315,28 @@ class Agent:
         self.config = c
         was = METHODS.get(told["method"], self.method)
         learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
-        state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
-        state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
-        if self.out:
+        with compatible(source / CHECKPOINTS, loaded.step):
+            state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
+            state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
+        if self.out is None:
+            self._begins = loaded._replace(tree=loaded.tree | {"run": state})
+            return self._build(c)
+        free(self.out)
+        with held():
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock = taken(self.out)
+        try:
             free(self.out)
-            with held():
-                self.out.mkdir(parents=True, exist_ok=True)
-                self._lock = taken(self.out)
-                try:
-                    free(self.out)
+            try:
+                with held():
                     fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
-                except BaseException:
-                    self._lock.release()
-                    raise
-        else:
-            self._begins = state, loaded.tables
-        return self._build(c)
+                return self._build(c)
+            except BaseException:
+                fork.undo(self.out)
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
         try:
@@ -365,7 +372,8 @@ class Agent:
                 keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
             events = keeper.restore(run) if keeper else {}
             if self._begins:
-                restore(run, *self._begins)
+                with compatible(Path(CHECKPOINTS), self._begins.step):
+                    restore(run, self._begins.tree["run"], self._begins.tables)
                 self._begins = None
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
@@ -394,7 +402,7 @@ class Agent:
                         keeper.offer(run, marks)
                 return go_on
 
-            def marks() -> dict[str, int]:
+            def marks() -> dict[str, Any]:
                 if self._film:
                     self._film.flush()
                 return log.marks()
@@ -489,8 +497,9 @@ class Agent:
             read_models(folder, model, reward)
         model.num_timesteps = config.steps
         agent.model, agent.reward = model, reward
-        agent._origin, agent._settings = folder, config.model_dump(mode="json")
+        agent._origin, agent._settings = folder.absolute(), config.model_dump(mode="json")
         agent.out = None if out is None else Path(out).absolute()
+        apart(agent.out, agent._origin)
         return agent
 
     @classmethod
@@ -544,7 +553,8 @@ class Agent:
                 return self._people
             if config.teacher_rerun:
                 given = _given(Path(config.teacher_rerun), config, store)
-                return Rerun(given, count(self.out / LABELS) if self.out else 0)
+                used = self._begins.tree["sessions"] if self._begins else 0
+                return Rerun(given, count(self.out / LABELS) if self.out else used)
             if config.teacher_replay:
                 given = _given(Path(config.teacher_replay), config, store)
                 if not any(len(answers.label) for answers in given if answers is not None):
@@ -703,6 +713,12 @@ def free(out: Path) -> None:
     """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise Taken(f"{out} exists already and is not overwritten")
+
+
+def apart(out: Path | None, source: Path) -> None:
+    """Refused where a run's folder lay inside that of another, which may remove it with its checkpoints."""
+    if out and source.resolve() in out.resolve().parents:
+        raise Refused(f"{out} is inside {source}, which stays as it is: choose a folder outside")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

@@ -131,10 +131,10 @@ class Checkpoints:
 
         With ``at``, of those at that step or before it. Damaged where there are some and not one is sound.
         """
-        others = 0
+        others, gone = 0, False
         matches = [match for match in map(STEP.fullmatch, self._names()) if match]
-        found = sorted(match.string for match in matches if at is None or int(match[1]) <= at)[::-1]
-        for path in map(self.folder.joinpath, found):
+        found = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
+        for path in (self.folder / name for _, name in reversed(found)):
             try:
                 manifest = self._check(path)
                 state = path / "state.safetensors"
@@ -142,11 +142,16 @@ class Checkpoints:
                 tree = unpack(read_json(path / "state.json"), tensors(read(state, size), state))
                 tables = {name: self._joined(pieces) for name, pieces in manifest.tables.items()}
             except (ValueError, OSError, LookupError, RuntimeError, TypeError) as error:
+                if not path.exists():  # removed just now by the run, which goes on and has a newer one
+                    gone = True
+                    continue
                 others += isinstance(error, OtherSettings)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
             return Loaded(manifest.step, tree, tables)
+        if gone:
+            return self.load(at)
         if found:
             way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
             way = "put back the config.yaml that they were made with" if others == len(found) else way
@@ -193,13 +198,14 @@ class Checkpoints:
     def _clean(self) -> None:
         """Removes what no checkpoint that stays needs."""
         stay = {*self._sound, *self.folder.glob(f"step-*{KEPT_NAME}")}
-        try:
-            manifests = [Manifest.unseal(path / MANIFEST) for path in stay]
-        except ValueError:
-            return  # what a damaged one needs is not known
-        needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
         for path in self.folder.iterdir():
             if STEP.fullmatch(path.name) and path not in stay:
                 shutil.rmtree(path)
-            elif path.suffix in (".safetensors", ".tmp") and path.name not in needed:
+        try:
+            manifests = [Manifest.unseal(path / MANIFEST) for path in stay]
+        except ValueError:
+            return  # which pieces a damaged one needs is not known
+        needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
+        for path in self.folder.iterdir():
+            if path.suffix in (".safetensors", ".tmp") and path.name not in needed:
                 path.unlink()

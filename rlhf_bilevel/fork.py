@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,28 @@ import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, Refused, examine, read, reading, sha256, write
-from rlhf_bilevel.keeper import CHECKPOINTS
-from rlhf_bilevel.labels import LABELS
-from rlhf_bilevel.sqlite import copied
+from rlhf_bilevel.files import (
+    CONFIG,
+    EVALUATIONS,
+    LOCK,
+    PROGRESS,
+    YAML_LIMIT,
+    Refused,
+    examine,
+    read,
+    reading,
+    sha256,
+    write,
+    written,
+)
+from rlhf_bilevel.keeper import CHECKPOINTS, Told, compatible
+from rlhf_bilevel.labels import LABELS, LabelLog
+from rlhf_bilevel.log import EVENTS, Rows
 from rlhf_bilevel.tree import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "protocol", "segment_length", "hidden", "members", "reward_form", "reward_hidden", "cost_hidden",
+    "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
+    "reward_hidden", "cost_hidden",
 )  # fmt: skip
 """Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
@@ -37,7 +49,7 @@ LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 def load(folder: Path, at: int | None) -> Loaded:
     """The newest checkpoint of the run in ``folder``, or the newest at step ``at`` or before.
 
-    Refused where there is none.
+    Refused where there is none, Damaged where it is not one of a run.
     """
     examine(folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, sha256(read(folder / CONFIG, YAML_LIMIT)))
@@ -46,6 +58,8 @@ def load(folder: Path, at: int | None) -> Loaded:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         before = "" if at is None else f" at step {at} or before"
         raise Refused(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
+    with compatible(checkpoints.folder, loaded.step):
+        Told(**loaded.tree)
     return loaded
 
 
@@ -59,7 +73,7 @@ def check(loaded: Loaded, old: Config, new: Config) -> None:
             )
     if new.steps <= loaded.step:
         raise Refused(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
-    used = len(loaded.tables["labels"].get("label", ()))
+    used = len(loaded.tables.get("labels", {}).get("label", ()))
     if new.labels < used:
         raise Refused(f"labels={new.labels}: the checkpoint has used {used} labels already")
 
@@ -109,23 +123,32 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
     """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
-    config.yaml is the last to be written: a folder without it is no run.
+    config.yaml is the last to be written: a folder without it is no run. Damaged where the other run's answers or logs
+    are not those that the checkpoint knew.
     """
-    _copy_labels(source / LABELS, target / LABELS, loaded.tree["sessions"])
-    for name in (PROGRESS, EVALUATIONS, *loaded.tree["marks"].get("events", ())):
+    told = Told(**loaded.tree)
+    for name in (PROGRESS, EVALUATIONS):
+        Rows(source / name, told.marks.get(name))
+    with LabelLog.copy(source / LABELS) as labels:
+        labels.write(target / LABELS, told.sessions)
+    events = [path.name for path in source.glob(EVENTS) if path.name in told.marks.get("events", {})]
+    for name in (PROGRESS, EVALUATIONS, *events):
         if (source / name).is_file():  # what it holds beyond the step is cut when the run goes on
-            with reading(source / name, math.inf) as there, (target / name).open("xb") as here:
+            with (
+                reading(source / name, math.inf) as there,
+                written(target / name),
+                (target / name).open("xb") as here,
+            ):
                 shutil.copyfileobj(there, here)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
     Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
     write(target / CONFIG, config)
 
 
-def _copy_labels(source: Path, target: Path, sessions: int) -> None:
-    """The label log of the first so many sessions."""
-    with copied(source) as copy, closing(sqlite3.connect(copy)) as there, closing(sqlite3.connect(target)) as here:
-        there.backup(here)
-        for table, number in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
-            here.execute(f"DELETE FROM {table} WHERE {number} >= ?", (sessions,))
-        here.commit()
-        here.execute("VACUUM")
+def undo(target: Path) -> None:
+    """What ``begin`` has made, or a part of it, is removed; the lock on the folder stays."""
+    for path in target.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -5,24 +5,64 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import CONFIG, YAML_LIMIT, Damaged, read, sha256, taken
+from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, Damaged, read, sha256, taken
 from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
 THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
 CHECKPOINTS = "checkpoints"
 Marks = dict[str, Any]
-"""Of the logs, ready for JSON."""
+"""Of the logs, ready for JSON: see ``log.Log.marks``."""
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Mark(BaseModel):
+    rows: Whole
+    sha256: str
+
+
+class _Marks(BaseModel):
+    events: dict[str, Whole] = {}
+    progress: Annotated[Mark | None, Field(alias=PROGRESS)] = None
+    evaluations: Annotated[Mark | None, Field(alias=EVALUATIONS)] = None
+
+
+def _sound(marks: dict[str, Any]) -> dict[str, Any]:
+    _Marks.model_validate(marks, strict=True)
+    return marks
+
+
+class Told(BaseModel):
+    """What a checkpoint holds beside its tables: the run's state, how many sessions it had used, the logs' marks."""
+
+    model_config = ConfigDict(strict=True)
+
+    run: dict[str, Any]
+    sessions: Whole
+    marks: Annotated[Marks, AfterValidator(_sound)]
+
+
+@contextmanager
+def compatible(checkpoints: Path, step: int) -> Iterator[None]:
+    """What goes to the state at ``step``: Damaged, in one line, where that is not of such a run."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        fault = error.errors()[0] if isinstance(error, ValidationError) else None
+        told = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)
+        told = " ".join(told.split())[:200]
+        raise Damaged(f"{checkpoints}: step {step} does not fit {CONFIG}: {told}") from error
 
 
 class Keeper:
@@ -57,16 +97,14 @@ class Keeper:
         loaded = self._checkpoints.load()
         if loaded is None:
             return {}
-        try:
-            restore(run, loaded.tree["run"], loaded.tables)
-            self._teacher.session, known = int(loaded.tree["sessions"]), len(self._labels)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise Damaged(f"{self._checkpoints.folder}: step {loaded.step} does not fit {CONFIG}: {told}") from error
+        with compatible(self._checkpoints.folder, loaded.step):
+            told = Told(**loaded.tree)
+            restore(run, told.run, loaded.tables)
+            self._teacher.session, known = told.sessions, len(self._labels)
         if self._teacher.session > known:
             raise Damaged(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
         self._saved, self._kept = (run.step, time.monotonic()), run.step
-        return loaded.tree["marks"]
+        return told.marks
 
     def offer(self, run: Run, marks: Callable[[], Marks]) -> None:
         """To be called after an episode: saves if it is time. Where that fails, the checkpoints before stay."""
@@ -76,13 +114,13 @@ class Keeper:
             return
         self._save(run, marks, keep)
 
-    def finish(self, run: Run, marks: Callable[[], dict[str, int]]) -> None:
+    def finish(self, run: Run, marks: Callable[[], Marks]) -> None:
         """At the end of a run: its last state stays, so that ``fork`` can go on from there."""
         if min(self._every) < math.inf:
             self._save(run, marks, keep=False)
         self._checkpoints.keep_the_last()
 
-    def _save(self, run: Run, marks: Callable[[], dict[str, int]], keep: bool) -> None:
+    def _save(self, run: Run, marks: Callable[[], Marks], keep: bool) -> None:
         before = time.monotonic()
         state, tables = capture(run)
         tree = {"run": state, "sessions": self._teacher.session, "marks": marks()}

@@ -145,6 +145,19 @@ class LabelLog:
             raise Damaged(f"{self.path} is damaged: the answers of session {number} are not as they were written")
         return Session(asked, asked_at, answered_at, answers, skipped)
 
+    def write(self, path: Path, sessions: int) -> None:
+        """A new log of the first so many sessions. Damaged where one of them is not as it was written."""
+        if sessions > (known := len(self)):
+            raise Damaged(f"{self.path} holds {known} sessions and {sessions} were used")
+        for number in range(sessions):
+            self[number]
+        with named(path), closing(sqlite3.connect(path)) as target:
+            self._connection.backup(target)
+            for table, number_of in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
+                target.execute(f"DELETE FROM {table} WHERE {number_of} >= ?", (sessions,))
+            target.commit()
+            target.execute("VACUUM")
+
     def close(self) -> None:
         self._connection.close()
 

@@ -1,5 +1,10 @@
 """A fork goes on from another run's checkpoint: the same run where nothing is changed, another where something is."""
 
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +12,13 @@ import pytest
 import torch
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.checkpoint import Checkpoints
+from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.checkpoint import Checkpoints, Entry, Manifest
 from rlhf_bilevel.files import Refused, sha256
 from rlhf_bilevel.keeper import CHECKPOINTS
+from rlhf_bilevel.labels import LABELS
 from tests.conftest import FEW, SMALL
+from tests.faults import at_call, full_disk
 from tests.test_cli import fails
 from tests.test_resume import QUICK, equal, state
 
@@ -133,6 +141,7 @@ def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> 
         ("--labels 10", "has used 40 labels already"),
         ("--set segment_length=5", "segment_length=5: a fork keeps the segment_length of its run, 10"),
         ("--set hidden=8,8", "a fork keeps the hidden of its run"),
+        ("--set critic_layer_norm=true", "a fork keeps the critic_layer_norm of its run"),
         ("--set sigm=3", "did you mean 'sigma'?"),
         ("--set surf.threshold=.9", "surf alone has it"),
         ("--teacher human", "a fork is not labelled by people"),
@@ -157,3 +166,178 @@ def test_the_settings_hash_is_the_forks_own(tmp_path: Path, whole: tuple[Path, s
     Agent.fork(whole[0], at=200, out=tmp_path / "fork", gamma=0.9).learn(50)
     told = sha256((tmp_path / "fork" / "config.yaml").read_bytes())
     assert Checkpoints(tmp_path / "fork" / CHECKPOINTS, told).load() is not None
+
+
+def retold(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Every checkpoint's state.json, changed and sealed again, as a stranger can."""
+    for path in (run / CHECKPOINTS).glob("step-*"):
+        manifest, told = Manifest.unseal(path / "manifest.json"), json.loads((path / "state.json").read_bytes())
+        change(told)
+        data = json.dumps(told).encode()
+        (path / "state.json").write_bytes(data)
+        manifest.files["state.json"] = Entry(size=len(data), sha256=sha256(data))
+        (path / "manifest.json").write_bytes(manifest.seal())
+
+
+FORK = ("--trust", "--steps", "310")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_names_no_file_outside_the_two_folders(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    """From where the source lies the name leads to a file; from where the fork lies, to a place that is free."""
+    run = shutil.copytree(whole[0], tmp_path / "here" / "run")
+    (tmp_path / "here" / "payload").write_text("of the stranger")
+    retold(run, lambda told: told["marks"]["events"].update({"../payload": 5, "config.yaml": 5}))
+    (tmp_path / "there").mkdir()
+    Agent.fork(run, out=tmp_path / "there" / "fork", trust=True).learn(10)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["fork"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda told: told.pop("run"), "does not fit config.yaml"),
+        (lambda told: told.pop("marks"), "does not fit config.yaml"),
+        (lambda told: told["marks"].update(events=[1]), "does not fit config.yaml"),
+        (lambda told: told.update(sessions="x"), "does not fit config.yaml"),
+        (lambda told: told.update(sessions=99), "99 were used"),
+        (lambda told: told["run"].update(learners="x"), "does not fit config.yaml"),
+    ],
+)
+def test_a_state_that_is_none_is_told_in_one_line_before_a_folder_is_begun(
+    capsys: pytest.CaptureFixture, tmp_path: Path, whole: tuple[Path, str], change: Any, told: str
+) -> None:
+    run, out = shutil.copytree(whole[0], tmp_path / "run"), tmp_path / "fork"
+    retold(run, change)
+    said = asked(capsys, "fork", str(run), "--out", str(out), *FORK)
+    assert told in said and str(run) in said
+    assert not out.exists() or [path.name for path in out.iterdir()] == [".lock"]
+    (run / "SHA256SUMS").unlink()
+    if told != "99 were used":
+        assert "does not fit config.yaml" in asked(capsys, "resume", str(run), "--trust")
+
+
+def asked(capsys: pytest.CaptureFixture, *command: str) -> str:
+    """What a command that has begun to work says where it is refused; its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(command))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf-bilevel: ")]
+    assert stop.value.code == 2 and len(said) == 1
+    return said[0]
+
+
+def without_labels(run: Path) -> None:
+    (run / LABELS).unlink()
+
+
+def with_a_trigger(run: Path) -> None:
+    with closing(sqlite3.connect(run / LABELS)) as connection:
+        connection.execute(
+            "CREATE TRIGGER runs BEFORE DELETE ON answers BEGIN INSERT INTO skipped SELECT NULL, 0, x'00', x'00' "
+            "FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c); END"
+        )
+        connection.commit()
+
+
+def with_an_answer_changed(run: Path) -> None:
+    with closing(sqlite3.connect(run / LABELS)) as connection:
+        connection.execute("UPDATE answers SET label = 1 - label")
+        connection.commit()
+
+
+def with_an_evaluation_changed(run: Path) -> None:
+    file = run / "evaluations.csv"
+    file.write_bytes(file.read_bytes().replace(b"1", b"2"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (without_labels, "labels.sqlite: no such file"),
+        (with_a_trigger, "'runs' in it is none of its tables"),
+        (with_an_answer_changed, "answers of session 0 are not as they were written"),
+        (with_an_evaluation_changed, "evaluations.csv is damaged"),
+    ],
+)
+def test_damage_in_the_other_run_is_told_with_its_name_and_leaves_the_place_free(
+    capsys: pytest.CaptureFixture, tmp_path: Path, whole: tuple[Path, str], damage: Any, told: str
+) -> None:
+    run, out = shutil.copytree(whole[0], tmp_path / "run"), tmp_path / "fork"
+    damage(run)
+    for _ in range(2):  # the same command again says the same, and not that the place is taken
+        said = asked(capsys, "fork", str(run), "--out", str(out), "--at", "100", *FORK)
+        assert told in said and str(run) in said
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_full_disk_leaves_the_place_of_a_fork_free(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    for number in (1, 5, 12):
+        with at_call(number, full_disk), pytest.raises(OSError, match="No space left"):
+            Agent.fork(whole[0], out=tmp_path / "fork").learn(10)
+    assert [path.name for path in (tmp_path / "fork").iterdir()] == [".lock"]
+    Agent.fork(whole[0], out=tmp_path / "fork").learn(10)
+
+
+def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
+    capsys: pytest.CaptureFixture, tmp_path: Path, whole: tuple[Path, str]
+) -> None:
+    """Among its checkpoints it would be taken for an old one, and removed."""
+    (tmp_path / "link").symlink_to(whole[0])
+    for out in (whole[0] / CHECKPOINTS / "step-000000999", tmp_path / "link" / "fork"):
+        assert "which stays as it is" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
+        with pytest.raises(Refused, match="which stays as it is"):
+            Agent.load(whole[0], out=out)
+        assert not out.exists()
+
+
+def test_a_program_may_go_to_another_folder_before_a_fork_learns(
+    tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole[0].parent)
+    agents = Agent.fork("whole"), Agent.load("whole")
+    monkeypatch.chdir(tmp_path)
+    for agent in agents:
+        agent.learn(10)
+
+
+def test_a_fork_of_a_rerun_goes_on_with_the_session_after_those_it_used(
+    tmp_path: Path, whole: tuple[Path, str]
+) -> None:
+    settings: dict[str, Any] = {"teacher_rerun": str(whole[0] / LABELS)}
+    expected = state(run("penalty", tmp_path / "again", **settings))
+    assert state(Agent.fork(tmp_path / "again", at=100).learn(200)) == expected
+
+
+def test_a_run_may_go_on_while_its_checkpoints_are_read(
+    tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The run removes what was listed before it is read, as a newer one has come."""
+    source = shutil.copytree(whole[0] / CHECKPOINTS, tmp_path / "checkpoints")
+    config = sha256((whole[0] / "config.yaml").read_bytes())
+    check, kept = Checkpoints._check, list[Path]()
+
+    (newest, *_) = sorted(source.glob("step-*"), reverse=True)
+    shutil.copytree(newest, tmp_path / "newer")
+
+    def removed(self: Checkpoints, path: Path) -> Any:
+        if not kept:
+            kept.extend(source.glob("step-*"))
+            for old in kept:
+                shutil.rmtree(old)
+            (tmp_path / "newer").rename(source / "step-000000301")
+        return check(self, path)
+
+    monkeypatch.setattr(Checkpoints, "_check", removed)
+    loaded = Checkpoints(source, config).load()
+    assert loaded is not None and loaded.step == STEPS and not recwarn.list
+
+
+def test_a_kept_checkpoint_that_is_damaged_lets_the_others_be_removed(tmp_path: Path) -> None:
+    folder, rows = Checkpoints(tmp_path / "checkpoints", "hash"), torch.arange(100.0)
+    for step in range(10, 60, 10):
+        target = folder.save(step, {"step": step}, {"rows": {"x": rows[:step]}}, keep=step == 10)
+        if step == 10:
+            (target / "manifest.json").write_bytes(b"{}")
+    assert folder.steps() == [10, 40, 50]

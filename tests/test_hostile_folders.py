@@ -181,6 +181,16 @@ def test_what_writes_into_a_folder_touches_nothing_outside(made: dict[str, Path]
             assert seen(tmp_path / "case") == before, (name, attack)
 
 
+def test_answers_that_cannot_be_read_are_refused_before_the_book_is_opened(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(made["people"], tmp_path / "run")
+    (tmp_path / "answers.parquet").write_bytes(b"no Parquet")
+    before = seen(run)
+    assert child(lambda: os._exit(7 * (ask(WRITING["label"][1](run, tmp_path)) == "exit 2"))) == 7 << 8
+    assert seen(run) == before
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_reads_a_folder_follows_nothing_and_waits_for_nothing(made: dict[str, Path], tmp_path: Path) -> None:
     for name, attack in cases(made["ended"]):

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.files import CONFIG, SUMS, Refused
+from rlhf_bilevel.files import CONFIG, SUMS, Refused, examine
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from rlhf_bilevel.dataset import Dataset
     from rlhf_bilevel.human.book import Book
     from rlhf_bilevel.human.gate import Gate
 
@@ -43,15 +44,20 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     check(args, [name for name, _ in people])
     files = static_files()
     rules = guidelines.html(args.guidelines) if args.guidelines else ""
-    opened = partial(Book.of, args.dir, args.trust, args.labels_db)
+    opened, given = partial(Book.of, args.dir, args.trust, args.labels_db), None
+    if args.import_file and is_run(args.dir):  # read before anything is written
+        from rlhf_bilevel.dataset import Dataset
+
+        examine(args.dir, writes=True)
+        given = Dataset.read(args.import_file)
     begun = opened() if is_run(args.dir) or args.import_file else None
 
     def work() -> None:
         if begun is None:
             wait(args.dir)
         book = begun or opened()
-        if args.import_file:
-            bring(book, args.import_file)
+        if given is not None:
+            bring(book, given, args.import_file)
             return
         listening = listen(args.host, args.port)
         port = listening.getsockname()[1]
@@ -161,12 +167,11 @@ def check(args: argparse.Namespace, people: list[str]) -> None:
         raise ValueError(f"--host {args.host}: {error.strerror}") from None
 
 
-def bring(book: Book, path: Path) -> None:
-    """Adds the answers of a dataset to queries that this run has asked."""
-    from rlhf_bilevel.dataset import Dataset
+def bring(book: Book, given: Dataset, path: Path) -> None:
+    """Adds the answers of a dataset, which is in ``path``, to queries that this run has asked."""
     from rlhf_bilevel.human.exchange import import_choices
 
-    found = import_choices(book, Dataset.read(path))
+    found = import_choices(book, given)
     print(
         f"{path}: {found.added} answers added, {found.known} known before, {found.left_out} to other queries left out"
     )
