@@ -21,7 +21,7 @@ train: install
 	    --set session_every=1000 --set eval_every=1000 --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
 
 test: install
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # Twenty real kills of the command line, twenty healthy runs, ten thousand poisoned steps, a Ray cluster that loses a
 # machine: about ten minutes. Ray is 320 MB, and nothing else needs it

@@ -1,5 +1,6 @@
 """Small environments and shortcuts that several tests share."""
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from rlhf_bilevel.sac import SB3Learner, together
 from rlhf_bilevel.teacher import SimulatedTeacher
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Steer(gymnasium.Env):

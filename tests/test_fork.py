@@ -286,7 +286,7 @@ def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
     """Among its checkpoints it would be taken for an old one, and removed."""
     (tmp_path / "link").symlink_to(whole[0])
     for out in (whole[0] / CHECKPOINTS / "step-000000999", tmp_path / "link" / "fork"):
-        assert "which stays as it is" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
+        assert "and holds no other run" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
         with pytest.raises(Refused, match="which stays as it is"):
             Agent.load(whole[0], out=out)
         assert not out.exists()

@@ -124,6 +124,7 @@ READING: dict[str, Callable[[Path, Path], list[str]]] = {
     "compare": lambda run, out: ["compare", str(run)],
     "explain": lambda run, out: ["explain", str(run)],
     "plot": lambda run, out: ["plot", str(run), "--out", f"{out}/a.svg"],
+    "fork": lambda run, out: ["fork", str(run), "--steps", "250", "--out", f"{out}/fork"],
     "fit-reward": lambda run, out: ["fit-reward", str(run), "--env", "Steer-v0", "--set", "reward_epochs=2",
                                     "--set", "eval_episodes=1"],
 }  # fmt: skip

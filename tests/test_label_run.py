@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from playwright.sync_api import Request, Response, expect, sync_playwright
 
@@ -58,6 +59,7 @@ def oracle(first: bytes, second: bytes) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
+@pytest.mark.slow
 def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path) -> None:
     """And the label server dies inside a POST: what was acknowledged is what training used, each answer once."""
     folder = tmp_path / "run"

@@ -112,7 +112,17 @@ def test_a_label_that_a_member_does_not_hold_does_not_move_it(monkeypatch: pytes
     assert torch.stack(moved).any(0).tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("random", "sac", "unlabelled")])
+QUICKLY = ("pebble", "penalty", "surf", "prefppo")  # the others take a second each
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
+        for name in METHODS
+        if name not in ("random", "sac", "unlabelled")
+    ],
+)
 def test_every_method_learns_with_all_of_them(method: str) -> None:
     settings = dict(FEW.get(method, {}))
     norm = {} if method == "prefppo" else {"critic_layer_norm": True}

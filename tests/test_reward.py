@@ -88,6 +88,7 @@ def test_rewards_stay_within_their_bound_whatever_the_weights() -> None:
     assert reward.members(torch.randn(100, 3), torch.randn(100, 2)).abs().max() <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_a_reward_that_has_drifted_to_its_bound_still_learns_if_it_is_damped(damping: float) -> None:
     """Float32's tanh(12) is 1: labels alone move nothing there, which is what the damping is for."""

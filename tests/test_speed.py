@@ -38,6 +38,7 @@ def test_the_rewards_arithmetic_is_as_it_is_counted() -> None:
     assert counted.get_total_flops() == units * reward_flops()
 
 
+@pytest.mark.slow
 def test_a_subject_works_once_a_line() -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.ours", "reward_update_small"],

@@ -125,6 +125,7 @@ def test_first_and_mixed_derivatives_of_batches_are_unbiased(make: Callable[[int
     assert (error < 5 * drawn.std(0) / 20 + cut_off).all()
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_trajectories_are_unbiased() -> None:
     problem, rng = RewardLearning(0, 2), np.random.default_rng(0)
     x, y = place(problem)
