@@ -318,7 +318,7 @@ def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
     assert positions[200:].std() > 1.2 * positions[:30].std()
 
 
-@pytest.mark.parametrize("method", ["pebble", "penalty"])
+@pytest.mark.parametrize("method", ["pebble", pytest.param("penalty", marks=pytest.mark.slow)])
 def test_it_learns_a_task_from_labels_alone(method: str) -> None:
     """True return of the agent, deterministic, on the probe: random is about 15, the best possible about 46 of 50.
 

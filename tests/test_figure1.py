@@ -44,6 +44,7 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
         evidence.gather({"some": [one]}, workers=0, results=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cohort_has_the_seeds_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     begun = []

@@ -317,6 +317,7 @@ def test_conjugate_gradients_solve_in_as_many_steps_as_dimensions() -> None:
 # --- The laboratory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_its_samples_are_counted(method: str) -> None:
     job = Job("MDP", method, 0.5, seed=5, replicates=2)

@@ -80,6 +80,7 @@ def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tune.yaml"]
 
 
+@pytest.mark.slow
 def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
     study = open_study(tmp_path / "tune.db", "none", 100)
     assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), tell=lambda _: None) == 0
