@@ -108,6 +108,7 @@ def test_mdps_are_the_librarys_mdps() -> None:
 # --- The samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS)
 def test_first_and_mixed_derivatives_of_batches_are_unbiased(make: Callable[[int, int], General]) -> None:
     problem, rng = make(0, 2), np.random.default_rng(0)
@@ -234,6 +235,7 @@ def test_naive_alternation_misses_the_response() -> None:
     assert (step - problem.gradient(problem.x)).norm() > 0.1 * problem.gradient(problem.x).norm()
 
 
+@pytest.mark.slow
 def test_f2sa_starts_on_the_one_sided_penalty() -> None:
     problem = moved(RewardLearning(0, 2))
     schedule = Schedule(2, 300, PLENTY, PLENTY, 0.1)
@@ -242,6 +244,7 @@ def test_f2sa_starts_on_the_one_sided_penalty() -> None:
     )
 
 
+@pytest.mark.slow
 def test_zero_order_is_the_slope_along_a_random_direction() -> None:
     problem = moved(RewardLearning(0, 2))
     schedule = Schedule(2, 200, PLENTY, PLENTY, 1e-2)
