@@ -106,7 +106,13 @@ def test_checkpoints_move_nothing(whole: tuple[Path, str]) -> None:
     assert state(started("penalty", None)) == whole[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALIKE = ("detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune", "unlabelled")
+"""One learner of SAC and no state of their own, as PEBBLE."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
+)
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
     few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "sigma_spread": 0.5}
     few |= FEW.get(method, {})
