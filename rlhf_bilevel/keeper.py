@@ -116,7 +116,7 @@ class Keeper:
 
     def finish(self, run: Run, marks: Callable[[], Marks]) -> None:
         """At the end of a run: its last state stays, so that ``fork`` can go on from there."""
-        if min(self._every) < math.inf:
+        if min(self._every) < math.inf and self._saved[0] != run.step:
             self._save(run, marks, keep=False)
         self._checkpoints.keep_the_last()
 
