@@ -204,8 +204,8 @@ def move_reward(run: Run) -> tuple[Row, int]:
     since = run.step - run.on_policy_since
     if since < 0 or c.labels == 0 or run.method.upper is None:
         return {}, 0
-    if since % c.session_every == 0 and len(run.prefs) < c.labels:
-        if not ask(run):
+    if since % c.session_every == 0 and (count := due(run)):
+        if not ask(run, count):
             return {}, 0
         epochs, run.tracked = c.reward_epochs, False
     elif c.refresh_every and since % c.refresh_every == 0 and len(run.prefs):
@@ -232,12 +232,20 @@ def move_reward(run: Run) -> tuple[Row, int]:
     return row, c.reset_updates
 
 
-def ask(run: Run) -> int:
+def due(run: Run) -> int:
+    """How many labels this session asks for; what earlier ones had no new pair for comes on top."""
+    c = run.config
+    left = c.labels - len(run.prefs)
+    to_come = [c.steps - step for step in range(run.step, c.steps + 1, c.session_every)]  # steps left, at each session
+    if c.label_schedule == "constant":
+        return min(left, max(c.session_labels, math.ceil((c.labels - len(run.asked)) / len(to_come))))
+    return round(left * to_come[0] / sum(to_come)) if len(to_come) > 1 else left
+
+
+def ask(run: Run, count: int) -> int:
     """One query session; the number of answers."""
     c = run.config
     left = c.labels - len(run.prefs)
-    # What earlier sessions had no new pair for is asked now, in equal parts with the sessions that are still to come
-    count = min(left, max(c.session_labels, math.ceil((c.labels - len(run.asked)) / (1 + sessions_to_come(run)))))
     queries = chosen(run, count)
     if queries is None:
         return 0
@@ -250,10 +258,6 @@ def ask(run: Run) -> int:
     if not len(answers.label):
         warnings.warn(f"step {run.step}: the teacher answered none of {len(queries.first.obs)} queries", stacklevel=2)
     return len(answers.label)
-
-
-def sessions_to_come(run: Run) -> int:
-    return (run.config.steps - run.step) // run.config.session_every
 
 
 def chosen(run: Run, count: int) -> Queries | None:

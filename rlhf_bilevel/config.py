@@ -65,6 +65,9 @@ class Config(BaseModel):
     pretrain_steps: Count  # steps that follow with state entropy as the reward
     session_every: Size  # between two query sessions; the first is at the end of pre-training
     session_labels: Size  # labels asked in one session; more only to catch up on what had no new pair to ask about
+    # decreasing: sessions go on to the end, and ask for ever fewer labels, as B-Pref's reward_schedule=1 does:
+    # proportional to the steps that are left. session_labels has no say then
+    label_schedule: Literal["constant", "decreasing"] = "constant"
     refresh_every: Count  # between two reward updates without new labels; 0 for never
     eval_every: Size  # between two evaluations
     eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
@@ -296,7 +299,7 @@ def reaching(config: Config) -> Config:
     Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
     """
     c, most = config, config.sessions * config.session_labels
-    if c.labels <= most:
+    if c.labels <= most or (c.label_schedule == "decreasing" and c.sessions):
         return c
     told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
     if not c.sessions:

@@ -20,7 +20,7 @@ from rlhf_bilevel.files import CONFIG, SUMS, Refused, read_yaml
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
-from rlhf_bilevel.preference import cross_entropy, logits
+from rlhf_bilevel.preference import cross_entropy, logits, take
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import SMALL, Steer, build
 
@@ -285,6 +285,26 @@ def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
         for way in ("as_is", "absorb", "nonnegative")
     }
     assert ended["as_is"] > 0 == ended["absorb"] == ended["nonnegative"]
+
+
+def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and_for_all_labels() -> None:
+    run = build("pebble", steps=430, labels=60, session_every=40, label_schedule="decreasing", learning_starts=10)
+    asked = [len(run.prefs) for _ in train(run)]
+    counts = np.diff([0, *asked])
+    at = np.flatnonzero(counts) + 1  # steps
+    first = run.config.first_session
+    left = run.config.steps - np.arange(first, run.config.steps + 1, 40)
+    wanted = dict(zip(run.config.steps - left, 60 * left / left.sum(), strict=True))
+    assert asked[-1] == 60 and at[-1] > 0.75 * run.config.steps
+    assert all(abs(counts[step - 1] - share) <= 1 for step, share in wanted.items())
+
+
+def test_a_decreasing_schedule_asks_again_for_what_a_teacher_skipped_and_keeps_the_budget() -> None:
+    run = build("pebble", steps=430, labels=60, session_every=20, label_schedule="decreasing")
+    oracle = run.teacher
+    run.teacher = lambda queries: take(oracle(queries), slice(0, None, 2))
+    list(train(run))
+    assert len(run.asked) > 60 >= len(run.prefs) > 40
 
 
 def test_segments_longer_than_any_episode_are_named_and_training_goes_on() -> None:
