@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -263,11 +263,11 @@ class SB3Learner:
         scores = torch.autograd.grad(u @ log_prob(*steps), weights, create_graph=True)
         return torch.autograd.grad(scores, u, direction)[0].cpu()
 
-    def replay_buffer(self) -> ReplayBuffer:
+    def replay_buffer(self) -> SB3ReplayBuffer:
         """A buffer of SB3's with all that is stored, with rewards as this learner sees them now."""
         model, store, size = self.model, self._view.store, self._view.store.size
         spaces = model.observation_space, model.action_space
-        buffer = ReplayBuffer(len(store.truth), *spaces, model.device)
+        buffer = SB3ReplayBuffer(len(store.truth), *spaces, model.device)
         columns = {"observations": store.obs, "next_observations": store.next_obs, "actions": store.act}
         for name, column in columns.items():
             getattr(buffer, name)[:size, 0] = column[:size]
