@@ -19,6 +19,7 @@ import torch
 
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import Point, points, read_table, write_table
@@ -268,7 +269,7 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, c
     for run in missing:
         try:
             agree(run, settings(run))
-        except ValueError as other:
+        except UserError as other:
             raise SystemExit(str(other)) from None
     failed = []
     if workers:

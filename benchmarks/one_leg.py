@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import CONFIG
 from rlhf_bilevel.guard import Guard
 from rlhf_bilevel.human.book import BOOK, Book, Offer
 from rlhf_bilevel.human.tables import CANT_TELL, LEFT, RIGHT
@@ -67,7 +68,7 @@ def label(folder: Path, seconds: float, training: subprocess.Popen) -> dict[str,
             time.sleep(seconds if offers else 0.2)
             for offer in offers:
                 choice = judged(folder, offer)
-                with suppress(Refused):  # retired, or training has all that it wants
+                with suppress(UserError):  # retired, or training has all that it wants
                     book.choose(me, offer.query_id, choice, offer.query_id)
                     given[choice] += 1
     return given

@@ -26,7 +26,8 @@ try:
     )
     from rlhf_bilevel.config import PRESETS
     from rlhf_bilevel.doctor import versions
-    from rlhf_bilevel.files import CONFIG, Refused, one_line
+    from rlhf_bilevel.errors import UserError
+    from rlhf_bilevel.files import CONFIG, one_line
     from rlhf_bilevel.human.command import label
     from rlhf_bilevel.many import sweep, tune
     from rlhf_bilevel.options import (
@@ -59,18 +60,14 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """What a user can get wrong is one line on stderr and exit code 2; what is our fault keeps its traceback."""
+    """A ``UserError`` or an error of the system is one line on stderr and exit code 2; our own keep their traceback."""
     streams()
     warnings.showwarning = lambda message, *_: warned(message)
     args = argparse.Namespace(function=None)
     try:
         try:
             args = asked(sys.argv[1:] if argv is None else argv)
-            try:
-                work = args.function(args)
-            except ValueError as error:
-                fail(one_line(error))
-            work()
+            args.function(args)()
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -82,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
-    except (Refused, OSError, FloatingPointError) as error:  # the last: a learner diverged
+    except (UserError, OSError, FloatingPointError) as error:  # the last: a learner diverged
         fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

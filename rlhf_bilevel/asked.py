@@ -9,7 +9,7 @@ import torch
 
 from rlhf_bilevel.config import settle
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.folder import read_config
 from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
 from rlhf_bilevel.types import Queries
@@ -29,7 +29,7 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
 
         return of_book(folder, told, config, trust)
     if not path.is_file():
-        raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
+        raise UserError(f"{folder} holds no {LABELS}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
     waiting: dict[Pair, int] = {}  # rows that may still be answered
     with LabelLog.copy(path) as log:
@@ -67,5 +67,5 @@ def load(data: Path, trust: bool = False) -> Dataset:
         return Dataset.read(data)
     found = of_run(data, trust)
     if found is None:
-        raise Refused(f"{data} has asked no query yet")
+        raise UserError(f"{data} has asked no query yet")
     return found

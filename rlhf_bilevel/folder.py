@@ -19,13 +19,13 @@ from torch import nn
 
 from rlhf_bilevel.config import Config, Record, recorded, settle
 from rlhf_bilevel.doctor import versions
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.files import (
     CONFIG,
     EVALUATIONS,
     PROGRESS,
     SUMS,
     YAML_LIMIT,
-    Damaged,
     examine,
     read_yaml,
     sealed,
@@ -60,8 +60,8 @@ def same_config(folder: Path, told: Mapping[str, Any]) -> bool:
 
 
 def read_config(folder: Path, trust: bool) -> dict[str, Any]:
-    """What ``write_config`` wrote. Refused where its environment's module were imported without ``trust``, Damaged
-    where a setting cannot be.
+    """What ``write_config`` wrote. UserError where its environment's module were imported without ``trust``,
+    CorruptFileError where a setting cannot be.
     """
     examine(folder)
     told = read_yaml(folder / CONFIG)
@@ -69,7 +69,7 @@ def read_config(folder: Path, trust: bool) -> dict[str, Any]:
     try:
         settle(told["settings"])
     except ValueError as error:
-        raise Damaged(f"{folder / CONFIG}: {error}") from None
+        raise CorruptFileError(f"{folder / CONFIG}: {error}") from None
     module = told["env"].rpartition(":")[0]
     if module and module not in sys.modules:
         trusted(trust, f"{folder} would import the module {module!r}")
@@ -92,7 +92,7 @@ def ended(folder: Path) -> bool:
 
 
 def check_sizes(folder: Path, config: Config, algorithm_settings: Mapping[str, Any]) -> None:
-    """Damaged where the settings tell of larger networks than the files hold, which no memory may hold either."""
+    """CorruptFileError where the settings tell of larger networks than the files hold: no memory may hold them."""
     given = algorithm_settings.get("policy_kwargs")
     own = given.get("net_arch", config.hidden) if isinstance(given, dict) else config.hidden
     network = sum(config.reward_hidden) if config.reward_form == "network" else 1
@@ -100,7 +100,9 @@ def check_sizes(folder: Path, config: Config, algorithm_settings: Mapping[str, A
         file = folder / name
         size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
         if 4 * weights > size:
-            raise Damaged(f"{folder / name} does not fit {CONFIG}, which tells of at least {weights:,} weights")
+            raise CorruptFileError(
+                f"{folder / name} does not fit {CONFIG}, which tells of at least {weights:,} weights"
+            )
 
 
 def _layers(told: Any) -> Iterator[Sequence[int]]:
@@ -115,14 +117,14 @@ def _weights(hidden: Sequence[int]) -> int:
 
 
 def read_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
-    """Into a model and a reward of the same settings. Damaged where a file is not as it was written."""
+    """Into a model and a reward of the same settings. CorruptFileError where a file is not as it was written."""
     sealed(folder, CONFIG, YAML_LIMIT)
     for module, name in ((model.policy, POLICY), (reward, REWARD)):
         size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
         try:
             module.load_state_dict(tensors(sealed(folder, name, size + HEADER), folder / name))
         except RuntimeError as error:
-            raise Damaged(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+            raise CorruptFileError(f"{folder / name} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
 
 class _WithoutAliases(yaml.SafeDumper):

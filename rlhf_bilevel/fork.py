@@ -19,13 +19,13 @@ import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import (
     CONFIG,
     EVALUATIONS,
     LOCK,
     PROGRESS,
     YAML_LIMIT,
-    Refused,
     examine,
     read,
     reading,
@@ -49,7 +49,7 @@ LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 def load(folder: Path, at: int | None) -> Loaded:
     """The newest checkpoint of the run in ``folder``, or the newest at step ``at`` or before.
 
-    Refused where there is none, Damaged where it is not one of a run.
+    UserError where there is none, CorruptFileError where it is not one of a run.
     """
     examine(folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, sha256(read(folder / CONFIG, YAML_LIMIT)))
@@ -57,25 +57,25 @@ def load(folder: Path, at: int | None) -> Loaded:
     if loaded is None:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         before = "" if at is None else f" at step {at} or before"
-        raise Refused(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
+        raise UserError(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
     with compatible(checkpoints.folder, loaded.step):
         Told(**loaded.tree)
     return loaded
 
 
 def check(loaded: Loaded, old: Config, new: Config) -> None:
-    """Refused where a run with settings ``new`` cannot go on from there."""
+    """UserError where a run with settings ``new`` cannot go on from there."""
     for name in SHAPES:
         if getattr(old, name) != getattr(new, name):
-            raise Refused(
+            raise UserError(
                 f"{name}={getattr(new, name)}: a fork keeps the {name} of its run, {getattr(old, name)}, as what was "
                 "stored and learnt depends on it"
             )
     if new.steps <= loaded.step:
-        raise Refused(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
+        raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
     used = len(loaded.tables.get("labels", {}).get("label", ()))
     if new.labels < used:
-        raise Refused(f"labels={new.labels}: the checkpoint has used {used} labels already")
+        raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")
 
 
 def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
@@ -123,8 +123,8 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
     """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
-    config.yaml is the last to be written: a folder without it is no run. Damaged where the other run's answers or logs
-    are not those that the checkpoint knew.
+    config.yaml is the last to be written: a folder without it is no run. CorruptFileError where the other run's answers
+    or logs are not those that the checkpoint knew.
     """
     told = Told(**loaded.tree)
     for name in (PROGRESS, EVALUATIONS):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_bilevel.config import Config, nearest
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, Refused, read_yaml
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import CONFIG, EVALUATIONS, read_yaml
 from rlhf_bilevel.points import Point, points, read_table
 from rlhf_bilevel.worker import ended
 
@@ -35,7 +36,7 @@ class Given(NamedTuple):
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
-    """Evaluations of the runs that the paths stand for, and lines to warn with. Refused where a run is there twice."""
+    """Evaluations of the runs that the paths stand for, and lines to warn with. UserError if a run is given twice."""
     given, told = [], []
     for path in paths:
         name, place = named(path)
@@ -55,7 +56,7 @@ def named(path: Path) -> tuple[str, Path]:
 def renamed(given: Iterable[Given], name: str, path: Path) -> list[Given]:
     methods = list(dict.fromkeys(row.method for one in given for row in one.rows))
     if len(methods) > 1:
-        raise Refused(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
+        raise UserError(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
     return [one._replace(rows=[row._replace(method=name) for row in one.rows]) for one in given]
 
 
@@ -65,7 +66,7 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
         return [Given(path, read_table(path), {})], []
     if (path / CONFIG).is_file():
         if not evaluated(path):
-            raise Refused(f"{path} has no {EVALUATIONS} yet: the run was not evaluated")
+            raise UserError(f"{path} has no {EVALUATIONS} yet: the run was not evaluated")
         return [read(path)], [] if ended(path) else [f"{path} has not ended: it counts as far as it is"]
     runs = runs_in(path)
     if not runs:
@@ -73,13 +74,13 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
         if not tables:
             near = [str(file.parent) for file in path.parent.glob(f"*/{CONFIG}")]
             hint = f"; {nearest(str(path), near)}" if near else ""
-            raise Refused(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
+            raise UserError(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
         return [Given(table, read_table(table), {}) for table in tables], []
     going = [out for out in runs if not ended(out)]
     silent = [out for out in runs if ended(out) and not evaluated(out)]
     counted = [read(out) for out in runs if out not in going and out not in silent]
     if not counted:
-        raise Refused(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
+        raise UserError(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
     told = []
     for some, why in ((going, "not ended"), (silent, "never evaluated")):
         if some:
@@ -107,7 +108,7 @@ def read(out: Path) -> Given:
 
 
 def once(given: Sequence[Given]) -> None:
-    """Refused where two sources have the same method, environment and seed."""
+    """UserError where two sources have the same method, environment and seed."""
     seen: dict[tuple[str, str, int], Given] = {}
     for one in given:
         for key in dict.fromkeys((row.method, row.env, row.seed) for row in one.rows):
@@ -116,7 +117,7 @@ def once(given: Sequence[Given]) -> None:
                 keys = different([seen[key], one])
                 how = f", which differ in {values(keys, [seen[key], one])}: NAME=DIR tells them apart" if keys else ""
                 twice = f"{method} with seed {seed} on {env} was given twice"
-                raise Refused(f"{twice}: {seen[key].source} and {one.source}{how}")
+                raise UserError(f"{twice}: {seen[key].source} and {one.source}{how}")
             seen[key] = one
 
 

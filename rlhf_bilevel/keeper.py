@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, Damaged, read, sha256, taken
+from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, read, sha256, taken
 from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
 from rlhf_bilevel.state import capture, restore
 
@@ -55,20 +56,20 @@ class Told(BaseModel):
 
 @contextmanager
 def compatible(checkpoints: Path, step: int) -> Iterator[None]:
-    """What goes to the state at ``step``: Damaged, in one line, where that is not of such a run."""
+    """What goes to the state at ``step``: CorruptFileError, in one line, where that is not of such a run."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         fault = error.errors()[0] if isinstance(error, ValidationError) else None
         told = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)
         told = " ".join(told.split())[:200]
-        raise Damaged(f"{checkpoints}: step {step} does not fit {CONFIG}: {told}") from error
+        raise CorruptFileError(f"{checkpoints}: step {step} does not fit {CONFIG}: {told}") from error
 
 
 class Keeper:
     """Of the run in ``folder``, while this process trains it: of ``lock``, which is let go at the end, or of its own.
 
-    Refused where another process trains it. Checkpoints are made as ``every`` says (see ``checkpoint_interval``); one
+    UserError where another process trains it. Checkpoints are made as ``every`` says (see ``checkpoint_interval``); one
     about every ``keep_every`` steps stays, none where that is 0.
     """
 
@@ -102,7 +103,7 @@ class Keeper:
             restore(run, told.run, loaded.tables)
             self._teacher.session, known = told.sessions, len(self._labels)
         if self._teacher.session > known:
-            raise Damaged(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
+            raise CorruptFileError(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
         self._saved, self._kept = (run.step, time.monotonic()), run.step
         return told.marks
 
@@ -126,7 +127,7 @@ class Keeper:
         tree = {"run": state, "sessions": self._teacher.session, "marks": marks()}
         try:
             self._checkpoints.save(run.step, tree, tables, keep)
-        except (OSError, Damaged) as error:
+        except (OSError, CorruptFileError) as error:
             warnings.warn(f"no checkpoint at step {run.step}: {error}; those before are as they were", stacklevel=2)
         self._saved = run.step, time.monotonic()
         self._took = self._saved[1] - before

@@ -27,20 +27,9 @@ from stable_baselines3.common.logger import (
     filter_excluded_keys,
 )
 
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluate import Evaluation
-from rlhf_bilevel.files import (
-    EVALUATIONS,
-    PROGRESS,
-    STEP,
-    Damaged,
-    Refused,
-    append,
-    reading,
-    sync,
-    truncate,
-    write,
-    written,
-)
+from rlhf_bilevel.files import EVALUATIONS, PROGRESS, STEP, append, reading, sync, truncate, write, written
 from rlhf_bilevel.process import held
 
 EVENTS = "events.out.tfevents.*"
@@ -53,7 +42,7 @@ class Log:
     ``train_1/``. ``folder=None`` writes no file.
 
     It goes on after ``step``, where the ``marks`` of a log before it were those: what its files hold beyond is cut off.
-    Damaged, and nothing cut, where they hold less or something else.
+    CorruptFileError, and nothing cut, where they hold less or something else.
     """
 
     def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
@@ -61,7 +50,7 @@ class Log:
         self._folder, self._tensorboard = folder, None
         if folder:
             if step and PROGRESS not in marks:
-                raise Refused(
+                raise UserError(
                     f"the checkpoints of {folder} are an earlier version's, which knew less of its logs: if you remove "
                     "them, resume begins anew and comes to the same end"
                 )
@@ -165,7 +154,7 @@ class Rows:
     """A CSV that grows at its end, and has a column for each key that has ever been given.
 
     ``mark`` tells how many rows there are and a hash of what they hold, whatever columns have come later. It goes on
-    from such a mark, from the beginning without one: Damaged where the file is not what was marked.
+    from such a mark, from the beginning without one: CorruptFileError where the file is not what was marked.
     """
 
     def __init__(self, path: Path, mark: Mapping[str, Any] | None = None) -> None:
@@ -180,7 +169,7 @@ class Rows:
                 for cells, self._end in islice(lines, expected):
                     self._note(dict(zip(self._columns, cells, strict=False)))
             if mark != self.mark():
-                raise Damaged(
+                raise CorruptFileError(
                     f"{path} is damaged: its first {expected} rows are not those that the checkpoint knew; put it "
                     "back, or remove the folder of checkpoints: resume then begins anew and comes to the same end"
                 )
@@ -224,7 +213,7 @@ def _parsed(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
         try:
             yield next(csv.reader([line.decode()])), end
         except (UnicodeDecodeError, csv.Error) as error:
-            raise Damaged(f"{path} is damaged: {error}") from None
+            raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> bytes:

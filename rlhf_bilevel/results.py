@@ -15,6 +15,7 @@ import pyarrow
 from pyarrow import parquet
 
 from rlhf_bilevel.compare import LAST, ended_with, ending, measured, spread
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import lock, write
 from rlhf_bilevel.points import Point, points, to_csv
 from rlhf_bilevel.statistics import iqm
@@ -48,7 +49,7 @@ def collect(folder: Path) -> list[Point]:
         for out in filter(ended, sorted(folder.iterdir())):
             try:
                 rows += points(out)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()

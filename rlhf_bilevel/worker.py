@@ -18,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlhf_bilevel.config import recorded
-from rlhf_bilevel.files import CONFIG, SUMS, Elsewhere, Refused, lock, read_yaml, taken
+from rlhf_bilevel.errors import LockedError, UserError
+from rlhf_bilevel.files import CONFIG, SUMS, lock, read_yaml, taken
 from rlhf_bilevel.options import fail
 
 ELSEWHERE = 75  # exit code: another process has the run; EX_TEMPFAIL of sysexits.h
@@ -42,7 +43,7 @@ def claim(out: Path) -> FileLock:
 
 
 def agree(out: Path, method: str, env: str, settings: Mapping[str, Any]) -> None:
-    """Refused where the folder holds a run of another kind, which would be taken for the one that is asked for."""
+    """UserError where the folder holds a run of another kind, which would be taken for the one that is asked for."""
     if not begun(out):
         return
     told = read_yaml(out / CONFIG)
@@ -50,7 +51,7 @@ def agree(out: Path, method: str, env: str, settings: Mapping[str, Any]) -> None
     there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
     for key, asked in {"method": method, "env": env, **settings}.items():
         if key in there and there[key] != asked:
-            raise Refused(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
+            raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 
 
 def work(out: Path, words: Sequence[str]) -> int:
@@ -69,11 +70,11 @@ def work(out: Path, words: Sequence[str]) -> int:
             args = asked(words)
             try:
                 agree(out, args.method, args.env, args.settings)
-            except Refused as error:
+            except UserError as error:
                 fail(str(error))
             main(["resume", str(out), "--checkpoint-every", args.checkpoint_every, "--trust"])
             return 0
-    except (Timeout, Elsewhere):
+    except (Timeout, LockedError):
         return ELSEWHERE
     except SystemExit as stop:
         if stop.code and held(out):  # another process has come between
@@ -103,7 +104,7 @@ def held(out: Path) -> bool:
     try:
         if begun(out):
             taken(out).release()
-    except Elsewhere:
+    except LockedError:
         return True
     return False
 

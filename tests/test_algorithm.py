@@ -15,8 +15,9 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import evaluate
-from rlhf_bilevel.files import CONFIG, SUMS, Refused, read_yaml
+from rlhf_bilevel.files import CONFIG, SUMS, read_yaml
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
@@ -202,14 +203,14 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert read_yaml(tmp_path / "run" / CONFIG)["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
     assert whole("pebble", "Limited-v0", "quick", settings | {"steps": 300}, 30)["segment_length"] == 8
-    with pytest.raises(Refused, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
+    with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
         whole(method, "Limited-v0", "quick", {"steps": 300, "segment_length": 31, "labels": labels}, 30)
     config = Config(steps=300, segment_length=30)
     assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
-    with pytest.raises(Refused, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
+    with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
         fitting(Config(steps=30, segment_length=30), None, own=True)
 
 
@@ -229,7 +230,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     assert [point.labels for point in points(out)][-1] == 0 and not (out / SUMS).exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Refused, match="no answer that can be used to any of 76 queries"):
+        with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
             Agent("pebble", "Steer-v0", teacher=unusable, **SMALL).learn(200)
         Agent("pebble", "Steer-v0", **SMALL | {"labels": 0}).learn(60)
         Agent("random", "Short-v0", **SMALL).learn(60)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints
-from rlhf_bilevel.files import Damaged
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.tree import Table, Tree, digest, pack, unpack
 from tests.faults import at_call, child, corrupted, full_disk, kill
 
@@ -134,7 +134,7 @@ def test_of_200_corrupted_files_not_one_is_believed(tmp_path: Path) -> None:
         newest_needs_it = "step-000000001" not in file.parts
         try:
             assert found(folder) == (1 if newest_needs_it else 2)
-        except Damaged as error:
+        except CorruptFileError as error:
             assert "rows-0-4" in file.name and "nothing was changed" in str(error)  # both checkpoints need these rows
         refused += newest_needs_it
         shutil.rmtree(folder)
@@ -153,6 +153,6 @@ def test_it_says_which_checkpoint_is_damaged_and_falls_back(tmp_path: Path) -> N
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    with pytest.warns(UserWarning, match=r"config\.yaml"), pytest.raises(Damaged, match="none of the 1"):
+    with pytest.warns(UserWarning, match=r"config\.yaml"), pytest.raises(CorruptFileError, match="none of the 1"):
         Checkpoints(tmp_path, "other").load()
     assert found(tmp_path) == 1

@@ -10,7 +10,7 @@ from rlhf_bilevel import cohort
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.cohort import learn_together
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import points
 from tests.conftest import SMALL, build
 from tests.test_stack import Plain, assert_alike
@@ -55,7 +55,7 @@ def _none(queries: Any) -> Any:
 
 
 def test_a_cohort_needs_learners_that_can_be_stacked() -> None:
-    with pytest.raises(Refused, match="plain SAC"):
+    with pytest.raises(UserError, match="plain SAC"):
         next(cohort.train([build("pebble", own={"algorithm": Plain})]))
 
 

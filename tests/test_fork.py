@@ -14,7 +14,8 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.checkpoint import Checkpoints, Entry, Manifest
-from rlhf_bilevel.files import Refused, sha256
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import sha256
 from rlhf_bilevel.keeper import CHECKPOINTS
 from rlhf_bilevel.labels import LABELS
 from tests.conftest import FEW, SMALL
@@ -158,7 +159,7 @@ def test_what_cannot_be_forked_is_told_in_one_line(
 
 def test_a_run_without_a_checkpoint_cannot_be_forked(tmp_path: Path) -> None:
     Agent("pebble", "tests.conftest:Steer-v0", out=tmp_path / "run", checkpoint_every="0", **SMALL).learn(100)
-    with pytest.raises(Refused, match="has no checkpoint: it has none"):
+    with pytest.raises(UserError, match="has no checkpoint: it has none"):
         Agent.fork(tmp_path / "run").learn(10)
 
 
@@ -287,7 +288,7 @@ def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
     (tmp_path / "link").symlink_to(whole[0])
     for out in (whole[0] / CHECKPOINTS / "step-000000999", tmp_path / "link" / "fork"):
         assert "and holds no other run" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
-        with pytest.raises(Refused, match="which stays as it is"):
+        with pytest.raises(UserError, match="which stays as it is"):
             Agent.load(whole[0], out=out)
         assert not out.exists()
 

@@ -20,7 +20,8 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.cohort import learn_together
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import CONFIG
 from rlhf_bilevel.human import exchange, teacher
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.facts import Pending, Question
@@ -301,12 +302,12 @@ def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
     with pytest.raises(ValueError, match="give its folder as out="):
         agent(None).start(STEPS)
-    with pytest.raises(Refused, match="no cohort"):
+    with pytest.raises(UserError, match="no cohort"):
         learn_together([agent(tmp_path / "a"), agent(tmp_path / "b", seed=1)], STEPS)
     assert not (tmp_path / "a").exists()
     agent(tmp_path / "c", "oracle").start(STEPS)
     for folder, told in ((tmp_path / "c", "--teacher human"), (tmp_path / "none", "no config.yaml")):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             Book.of(folder)
 
 

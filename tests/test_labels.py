@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.preference import take
 from rlhf_bilevel.teacher import OracleTeacher, answered, checked
@@ -140,8 +140,8 @@ def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> N
         try:
             again = Recorded(Never(), LabelLog(damaged))
             assert all(equal(again(queries()), answers(3, seed)) for seed in range(4))
-        except (Damaged, AssertionError) as error:  # a session that is missing altogether is asked again
-            assert isinstance(error, Damaged) or "asked again" in str(error)
+        except (CorruptFileError, AssertionError) as error:  # a session that is missing altogether is asked again
+            assert isinstance(error, CorruptFileError) or "asked again" in str(error)
             refused += 1
     assert refused > 100  # the others hit bytes that hold nothing
 
@@ -181,7 +181,7 @@ def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
         ),
         (good._replace(second=good.second._replace(truth=np.array(["a", "b"]))), "second.truth must be numbers"),
     ):
-        with pytest.raises(Refused, match=told) as caught:
+        with pytest.raises(UserError, match=told) as caught:
             checked(wrong, queries(3))
         assert "\n" not in str(caught.value)
 
@@ -215,7 +215,7 @@ def test_numbers_of_any_kind_are_logged_and_learnt_from_as_float32(tmp_path: Pat
 def test_an_answer_that_is_refused_leaves_no_trace_in_the_log(tmp_path: Path) -> None:
     good = answers(3)
     log = LabelLog(tmp_path / "labels.sqlite")
-    with pytest.raises(Refused, match="label must be numbers"):
+    with pytest.raises(UserError, match="label must be numbers"):
         Recorded(Scripted(good._replace(label="nothing")), log)(queries())  # type: ignore[arg-type]
     assert len(log) == 0
     assert equal(Recorded(Scripted(good), log)(queries()), good)  # a mended teacher goes on
@@ -235,7 +235,7 @@ def test_a_teacher_that_changes_the_segments_in_place_is_refused_and_changes_not
         own.second.act.mul_(2)
         return OracleTeacher()(own)
 
-    with pytest.raises(Refused, match=r"must not change the segments .* changed their act"):
+    with pytest.raises(UserError, match=r"must not change the segments .* changed their act"):
         answered(scaling, asked)
     assert all(
         torch.equal(a, b) for one, other in zip(asked, before, strict=True) for a, b in zip(one, other, strict=True)

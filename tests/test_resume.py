@@ -21,7 +21,7 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.agent import train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Checkpoints
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
@@ -128,7 +128,7 @@ def test_so_does_another_algorithm_with_noise_of_its_own(tmp_path: Path) -> None
 
     expected = state(started("pebble", None, **noisy()))
     killed(222, lambda: started("pebble", tmp_path / "run", **noisy()))
-    with pytest.raises(Refused, match="algorithm_settings="):
+    with pytest.raises(UserError, match="algorithm_settings="):
         Agent.resume(tmp_path / "run")
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY, **noisy())) == expected
 
@@ -218,7 +218,7 @@ def test_consumed_labels_are_replayed_and_the_teacher_is_not_asked_again(
     out = tmp_path / "run"
     killed(130, lambda: started("penalty", out, teacher=Counts()))
     answered = len(tables(out / "labels.sqlite")[0])
-    with pytest.raises(Refused, match="give it as teacher="):
+    with pytest.raises(UserError, match="give it as teacher="):
         Agent.resume(out)
     teacher = Counts()
     assert state(Agent.resume(out, teacher=teacher, checkpoint_every=EVERY)) == whole[1]
@@ -254,20 +254,23 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
 
 
 def test_what_cannot_be_resumed_is_told_in_one_line_and_left_alone(tmp_path: Path, whole: tuple[Path, str]) -> None:
-    with pytest.raises(Refused, match="come to its end"):
+    with pytest.raises(UserError, match="come to its end"):
         Agent.resume(whole[0])
     killed(130, lambda: started("pebble", tmp_path / "run"))
     config = tmp_path / "run" / "config.yaml"
     told = config.read_text()
     config.write_text(told.replace("gamma: 0.99", "gamma: 0.9"))
-    with pytest.warns(UserWarning, match="config.yaml is not the one"), pytest.raises(Damaged, match="nothing was"):
+    with (
+        pytest.warns(UserWarning, match="config.yaml is not the one"),
+        pytest.raises(CorruptFileError, match="nothing was"),
+    ):
         Agent.resume(tmp_path / "run")
     config.write_text(told)
     (tmp_path / "run" / "labels.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(Damaged, match=r"labels\.sqlite is damaged"):
+    with pytest.raises(CorruptFileError, match=r"labels\.sqlite is damaged"):
         Agent.resume(tmp_path / "run")
     (tmp_path / "run" / "labels.sqlite").unlink()
-    with pytest.raises(Damaged, match="holds 0 sessions"):
+    with pytest.raises(CorruptFileError, match="holds 0 sessions"):
         Agent.resume(tmp_path / "run")
 
 

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from rlhf_bilevel import tune
 from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
@@ -152,7 +153,7 @@ def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path
 
     def begin(number: int, chosen: dict[str, Any]) -> Climb:
         if number == 0:
-            raise ValueError("no such setting")
+            raise UserError("no such setting")
         return Climb(height(chosen), code=int(number == 2))
 
     assert search(study, SPACE, 4, begin, jobs=2, tell=told.append) == 2
