@@ -25,9 +25,8 @@ try:
         train,
     )
     from rlhf_bilevel.config import PRESETS
-    from rlhf_bilevel.doctor import versions
     from rlhf_bilevel.errors import UserError
-    from rlhf_bilevel.files import CONFIG, one_line
+    from rlhf_bilevel.files import one_line
     from rlhf_bilevel.human.command import label
     from rlhf_bilevel.many import sweep, tune
     from rlhf_bilevel.options import (
@@ -44,6 +43,8 @@ try:
         up_to,
     )
     from rlhf_bilevel.plot import KINDS
+    from rlhf_bilevel.runs.folder import RunFolder
+    from rlhf_bilevel.utils.versions import versions
 except KeyboardInterrupt:  # libraries take their time to load
     raise SystemExit(130) from None
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         going_on = "; the same command goes on" if args.function in (sweep, tune) else ""
-        if args.function in (train, resume) and args.dir and (args.dir / CONFIG).is_file():
+        if args.function in (train, resume) and args.dir and RunFolder(args.dir).begun:
             going_on = f"; rlhf-bilevel resume {args.dir} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -39,36 +39,25 @@ from rlhf_bilevel.config import (
     settle,
 )
 from rlhf_bilevel.cost import LearnedCost
-from rlhf_bilevel.dataset import PREFERENCES
-from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import LOCK, enough_memory, examine, taken, trusted
-from rlhf_bilevel.folder import (
-    OWN,
-    check_sizes,
-    config_bytes,
-    ended,
-    read_config,
-    read_models,
-    same_config,
-    write_config,
-    write_models,
-)
+from rlhf_bilevel.files import enough_memory, trusted
 from rlhf_bilevel.guard import Guard, Isolated
-from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
-from rlhf_bilevel.labels import LABELS, count, sessions
+from rlhf_bilevel.keeper import Keeper, compatible
+from rlhf_bilevel.labels import count, sessions
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.process import Interrupts, generators_kept, held, ordinary_torch, training
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
 from rlhf_bilevel.state import restore
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Preferences, Row, Teacher
+from rlhf_bilevel.utils.versions import versions
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ANY_STEPS = 10**9  # of settings that are looked at before their number is known
@@ -189,7 +178,7 @@ class Agent:
         if self.out:
             with held():
                 self.out.mkdir(parents=True, exist_ok=True)
-                self._lock = taken(self.out)
+                self._lock = RunFolder(self.out).lock()
                 try:
                     free(self.out)  # what another process has begun and ended meanwhile is left alone
                     self._write_config(self.out)
@@ -223,11 +212,11 @@ class Agent:
         assert agent.out is not None and agent.config is not None
         if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
             trusted(trust, f"{folder} would go to the database {database}")
-        examine(agent.out, writes=True)
+        RunFolder(agent.out).examine(writes=True)
         with training():
-            agent._lock = taken(agent.out)
+            agent._lock = RunFolder(agent.out).lock()
             try:
-                if ended(agent.out):  # asked under the lock, as another process may have been about to end it
+                if RunFolder(agent.out).ended:  # asked under the lock, as another process may have been about to end it
                     raise UserError(f"{folder} has come to its end: there is nothing to resume")
                 for name, version in versions().items():
                     if (then := told["versions"].get(name)) != version:
@@ -306,7 +295,7 @@ class Agent:
         if self.run is not None:
             raise RuntimeError("this agent has learnt already: fork its folder")
         source = self._origin
-        told = read_config(source, trust=True)  # what it names was imported before
+        told = RunFolder(source).trusted_config(trust=True)  # what it names was imported before
         old = settle(told["settings"])
         if told["teacher"] not in OURS and self.teacher is None:
             raise UserError(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
@@ -316,7 +305,7 @@ class Agent:
         self.config = c
         was = METHODS.get(told["method"], self.method)
         learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
-        with compatible(source / CHECKPOINTS, loaded.step):
+        with compatible(RunFolder(source).checkpoints, loaded.step):
             state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
             state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
         if self.out is None:
@@ -325,7 +314,7 @@ class Agent:
         free(self.out)
         with held():
             self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = taken(self.out)
+            self._lock = RunFolder(self.out).lock()
         try:
             free(self.out)
             try:
@@ -373,7 +362,7 @@ class Agent:
                 keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
             events = keeper.restore(run) if keeper else {}
             if self._begins:
-                with compatible(Path(CHECKPOINTS), self._begins.step):
+                with compatible(Path("the checkpoint"), self._begins.step):
                     restore(run, self._begins.tree["run"], self._begins.tables)
                 self._begins = None
             self._recording = True
@@ -416,7 +405,7 @@ class Agent:
             if keeper and self.out and not fruitless(run):
                 with held():
                     if questions := asked.of_run(self.out, trust=True):
-                        questions.write(self.out / PREFERENCES)
+                        questions.write(RunFolder(self.out).preferences)
                     keeper.finish(run, marks)
                     self._write(self.out)
 
@@ -465,7 +454,7 @@ class Agent:
             if new(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._write_config(folder)
-            elif not (ended(folder) and same_config(folder, self._told())):
+            elif not (RunFolder(folder).ended and RunFolder(folder).has_config(self._told())):
                 raise UserError(
                     f"{folder} holds something else than this agent, and is not overwritten: choose another"
                 )
@@ -474,7 +463,7 @@ class Agent:
     def _write(self, folder: Path) -> None:
         assert self.reward is not None
         with on_its_own(self.model):
-            write_models(folder, self.model, self.reward)
+            RunFolder(folder).write_models(self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
@@ -490,14 +479,14 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
-        check_sizes(folder, config, agent._algorithm_settings)
+        RunFolder(folder).check_sizes(config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         with ordinary_torch(), generators_kept():
             model = agent._learner(config, env, Store(*sizes, capacity=1)).model
             reward = RewardEnsemble.of(config, *sizes, torch.Generator())
             reward.pessimism = config.pessimism
-            read_models(folder, model, reward)
+            RunFolder(folder).read_models(model, reward)
         model.num_timesteps = config.steps
         agent.model, agent.reward = model, reward
         agent._origin, agent._settings = folder.absolute(), config.model_dump(mode="json")
@@ -508,7 +497,7 @@ class Agent:
     @classmethod
     def _read(cls, folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[Agent, dict[str, Any]]:
         """An agent with the settings that ``folder`` tells, before it learns; and all that is told there."""
-        told = read_config(folder, trust)
+        told = RunFolder(folder).trusted_config(trust)
 
         def part(name: str, known: Mapping[str, Any]) -> Any:
             if name not in own and told[name] not in known:
@@ -557,7 +546,7 @@ class Agent:
             if config.teacher_rerun:
                 given = _given(Path(config.teacher_rerun), config, store)
                 used = self._begins.tree["sessions"] if self._begins else 0
-                return Rerun(given, count(self.out / LABELS) if self.out else used)
+                return Rerun(given, count(RunFolder(self.out).labels) if self.out else used)
             if config.teacher_replay:
                 given = _given(Path(config.teacher_replay), config, store)
                 if not any(len(answers.label) for answers in given if answers is not None):
@@ -618,7 +607,7 @@ class Agent:
         return row
 
     def _write_config(self, folder: Path) -> None:
-        write_config(folder, self._told())
+        RunFolder(folder).write_config(self._told())
 
     def _told(self) -> dict[str, Any]:
         """All that config.yaml tells of a run, but for versions."""
@@ -713,8 +702,8 @@ def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]
 
 
 def free(out: Path) -> None:
-    """AlreadyExistsError where the folder of a new run holds something; only the lock on it may be there."""
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+    """AlreadyExistsError where the folder of a new run holds something."""
+    if not RunFolder(out).vacant:
         raise AlreadyExistsError(f"{out} exists already and is not overwritten")
 
 

@@ -17,21 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.config import checkpoint_interval, nearest, settle
+from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
 from rlhf_bilevel.files import (
-    EVALUATIONS,
-    LOCK,
-    SUMS,
-    examine,
     made_new,
-    outside_runs,
-    read_yaml,
     to_json,
     writable,
     write,
 )
 from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.runs.folder import RunFolder, outside_runs
 from rlhf_bilevel.traits import traits
 
 Work = Callable[[], None]
@@ -84,7 +79,7 @@ def resume(args: argparse.Namespace) -> Work:
     run_folder(args.dir)
     checkpoint_interval(args.checkpoint_every)
     table_of(args.reference)
-    if (args.dir / SUMS).is_file():  # torch need not be loaded to say so; asked again under the run's lock
+    if RunFolder(args.dir).ended:  # torch need not be loaded to say so; asked again under the run's lock
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
@@ -124,14 +119,14 @@ def fork(args: argparse.Namespace) -> Work:
         **changes,
     )
     its_own(agent.method.name, assigned(args.set))
-    steps = args.steps or read_yaml(args.dir / "config.yaml")["settings"]["steps"]
+    steps = args.steps or RunFolder(args.dir).read_config()["settings"]["steps"]
     if steps <= agent.forked_at:
         raise UserError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
 
     def work() -> None:
         import torch
 
-        torch.set_num_threads(read_yaml(args.dir / "config.yaml")["threads"])
+        torch.set_num_threads(RunFolder(args.dir).read_config()["threads"])
         print(f"{out} goes on from step {agent.forked_at:,} of {args.dir}", flush=True)
         agent.learn(steps - agent.forked_at, progress_bar=not args.verbose, screen=args.verbose)
         tell(out, args.reference)
@@ -157,7 +152,7 @@ def tell(out: Path, reference: Path | None) -> None:
     from rlhf_bilevel.plot import draw
     from rlhf_bilevel.points import points, read_table
 
-    found = points(out) if (out / EVALUATIONS).is_file() else []
+    found = points(out) if RunFolder(out).evaluated else []
     agent = [point for point in found if point.is_agent]
     if not agent:
         print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
@@ -182,7 +177,7 @@ def tell(out: Path, reference: Path | None) -> None:
             told += f" (mean of {len(same)} seeds)" if len(same) > 1 else " (one seed)"
         else:
             told += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({shown})"
-    print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
+    print(f"{told}.\nLearning curve: {draw(found, RunFolder(out).learning_curve)}\nRun: {out}")
 
 
 def evaluate(args: argparse.Namespace) -> Work:
@@ -383,10 +378,8 @@ def table_of(reference: Path | None) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """UserError where something is there, but for a folder that is empty or has the lock of a run that never began."""
-    if writable(path).is_symlink() or (
-        path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
-    ):
+    """UserError where a new run cannot begin: something is there, or it is a part of another run."""
+    if writable(path).is_symlink() or not RunFolder(path).vacant:
         raise UserError(f"{path} exists already and is not overwritten: choose another path")
     return outside_runs(path)
 
@@ -409,18 +402,11 @@ def numbered(path: Path) -> Iterator[Path]:
             yield out
 
 
-def run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> RunFolder:
     """UserError where there is no run, or anything that no run writes, such as a link."""
-    if not (path / "config.yaml").is_file():
-        runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
-        raise UserError(
-            f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
-        )
-    examine(path)
-    return path
+    return RunFolder(path).examine()
 
 
-def finished(path: Path) -> Path:
-    if not (run_folder(path) / SUMS).is_file():
+def finished(path: Path) -> None:
+    if not run_folder(path).ended:
         raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
-    return path

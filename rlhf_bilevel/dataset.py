@@ -33,7 +33,7 @@ from rlhf_bilevel.files import enough_memory, reading, write
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
-PREFERENCES, VERSION, KEY = "preferences.parquet", 1, b"rlhf_bilevel.preferences"
+VERSION, KEY = 1, b"rlhf_bilevel.preferences"
 Size = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 TEXTS = ("env_id", "label_kind", "labeller", "sampler")
 TIMES = ("t_shown", "t_answered")

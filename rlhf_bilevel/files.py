@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, LockedError, UserError, WriteError
+from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, UserError, WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
-CONFIG, LOCK, PROGRESS, EVALUATIONS = "config.yaml", ".lock", "progress.csv", "evaluations.csv"  # in a run's folder
-STEP = "time/total_timesteps"  # column of PROGRESS
 ROOM = 16  # letters of a file's name that are left for what stands beside it, such as NAME.lock
 # Bytes of a file that is read whole, by its kind; ours are far below
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
@@ -63,14 +61,6 @@ def writable(path: Path) -> Path:
     for name in missing:
         if len(os.fsencode(name)) > longest - ROOM:
             raise UserError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
-    return path
-
-
-def outside_runs(path: Path) -> Path:
-    """``path``; UserError where it is a run's folder or in one: a run's folder holds one run."""
-    for place in (path.absolute(), *path.absolute().parents):
-        if (place / CONFIG).is_file() and any((place / name).is_file() for name in (SUMS, LOCK, EVALUATIONS)):
-            raise UserError(f"{path}: {place} is a run's folder, and holds no other run: choose another path")
     return path
 
 
@@ -216,17 +206,6 @@ def lock(path: Path, timeout: float = 0) -> FileLock:
     """Not yet taken, and waited for so many seconds; -1 for ever. UserError where its file is no plain file."""
     plain(path)
     return FileLock(path, timeout=timeout)
-
-
-def taken(folder: Path) -> FileLock:
-    """The lock on the run in ``folder``, which whoever trains it has. LockedError where another process does."""
-    own = lock(folder / LOCK)
-    with written(folder):
-        try:
-            own.acquire()
-        except Timeout:
-            raise LockedError(f"{folder} is being trained by another process") from None
-    return own
 
 
 def sync(folder: Path) -> None:

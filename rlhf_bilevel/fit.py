@@ -35,9 +35,9 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import shown as shown_with_interval
 from rlhf_bilevel.evaluate import stated
 from rlhf_bilevel.files import made_new, to_json, write
-from rlhf_bilevel.folder import REWARD, ended
 from rlhf_bilevel.preference import PreferenceStore, bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.types import Preferences
 
 REPORT = "report.json"
@@ -58,7 +58,7 @@ class Fit:
         """The reward as safetensors, and what was found of it as JSON. UserError where there are such files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with made_new(folder / REWARD) as reward, made_new(folder / REPORT) as report:
+        with made_new(RunFolder(folder).reward) as reward, made_new(folder / REPORT) as report:
             write(reward, to_bytes(self.reward.state_dict()))
             write(report, to_json(self.report, indent=1).encode())
 
@@ -273,7 +273,7 @@ def _sizes(data: Dataset, env: gymnasium.Env[Any, Any], env_id: str) -> tuple[in
 
 def _policy_of(folder: Path, env_id: str, trust: bool) -> Policy | None:
     """Of a run that has come to its end on this environment."""
-    if not (folder.is_dir() and ended(folder)):
+    if not RunFolder(folder).ended:
         return None
     try:
         agent = Agent.load(folder, trust=trust)

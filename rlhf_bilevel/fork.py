@@ -20,22 +20,11 @@ import torch
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import (
-    CONFIG,
-    EVALUATIONS,
-    LOCK,
-    PROGRESS,
-    YAML_LIMIT,
-    examine,
-    read,
-    reading,
-    sha256,
-    write,
-    written,
-)
-from rlhf_bilevel.keeper import CHECKPOINTS, Told, compatible
-from rlhf_bilevel.labels import LABELS, LabelLog
-from rlhf_bilevel.log import EVENTS, Rows
+from rlhf_bilevel.files import reading, sha256, write, written
+from rlhf_bilevel.keeper import Told, compatible
+from rlhf_bilevel.labels import LabelLog
+from rlhf_bilevel.log import Rows
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.tree import Tree, random_state
 
 SHAPES = (
@@ -51,8 +40,8 @@ def load(folder: Path, at: int | None) -> Loaded:
 
     UserError where there is none, CorruptFileError where it is not one of a run.
     """
-    examine(folder)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, sha256(read(folder / CONFIG, YAML_LIMIT)))
+    run = RunFolder(folder).examine()
+    checkpoints = Checkpoints(run.checkpoints, run.config_sha256())
     loaded = checkpoints.load(at)
     if loaded is None:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
@@ -126,23 +115,20 @@ def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes)
     config.yaml is the last to be written: a folder without it is no run. CorruptFileError where the other run's answers
     or logs are not those that the checkpoint knew.
     """
-    told = Told(**loaded.tree)
-    for name in (PROGRESS, EVALUATIONS):
-        Rows(source / name, told.marks.get(name))
-    with LabelLog.copy(source / LABELS) as labels:
-        labels.write(target / LABELS, told.sessions)
-    events = [path.name for path in source.glob(EVENTS) if path.name in told.marks.get("events", {})]
-    for name in (PROGRESS, EVALUATIONS, *events):
-        if (source / name).is_file():  # what it holds beyond the step is cut when the run goes on
-            with (
-                reading(source / name, math.inf) as there,
-                written(target / name),
-                (target / name).open("xb") as here,
-            ):
+    told, old, run = Told(**loaded.tree), RunFolder(source), RunFolder(target)
+    for log in (old.progress, old.evaluations):
+        Rows(log, told.marks.get(log.name))
+    with LabelLog.copy(old.labels) as labels:
+        labels.write(run.labels, told.sessions)
+    events = [path for path in old.events() if path.name in told.marks.get("events", {})]
+    for log in (old.progress, old.evaluations, *events):
+        if log.is_file():  # what it holds beyond the step is cut when the run goes on
+            copy = target / log.name
+            with reading(log, math.inf) as there, written(copy), copy.open("xb") as here:
                 shutil.copyfileobj(there, here)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
-    Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
-    write(target / CONFIG, config)
+    Checkpoints(run.checkpoints, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
+    write(run.config, config)
 
 
 def undo(target: Path) -> None:
@@ -150,5 +136,5 @@ def undo(target: Path) -> None:
     for path in target.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path != RunFolder(target).lock_file:
             path.unlink()

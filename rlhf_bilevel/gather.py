@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from rlhf_bilevel.config import Config, nearest
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, read_yaml
 from rlhf_bilevel.points import Point, points, read_table
-from rlhf_bilevel.worker import ended
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder, runs_in
 
 TABLE = "results.csv"  # a sweep's
 SHOWN = 4  # differences in a line
@@ -64,21 +63,22 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
     """What is there, and a line for each kind of run in a folder that is left out."""
     if path.suffix == ".csv":
         return [Given(path, read_table(path), {})], []
-    if (path / CONFIG).is_file():
-        if not evaluated(path):
-            raise UserError(f"{path} has no {EVALUATIONS} yet: the run was not evaluated")
-        return [read(path)], [] if ended(path) else [f"{path} has not ended: it counts as far as it is"]
-    runs = runs_in(path)
+    run = RunFolder(path)
+    if run.begun:
+        if not run.evaluated:
+            raise UserError(f"{path} has no {run.evaluations.name} yet: the run was not evaluated")
+        return [read(run)], [] if run.ended else [f"{path} has not ended: it counts as far as it is"]
+    runs = runs_in(path, depth=2)
     if not runs:
         tables = sorted({*path.glob(TABLE), *path.glob(f"*/{TABLE}")})
         if not tables:
-            near = [str(file.parent) for file in path.parent.glob(f"*/{CONFIG}")]
+            near = [str(other) for other in runs_in(path.parent)]
             hint = f"; {nearest(str(path), near)}" if near else ""
             raise UserError(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
         return [Given(table, read_table(table), {}) for table in tables], []
-    going = [out for out in runs if not ended(out)]
-    silent = [out for out in runs if ended(out) and not evaluated(out)]
-    counted = [read(out) for out in runs if out not in going and out not in silent]
+    going = [run for run in runs if not run.ended]
+    silent = [run for run in runs if run.ended and not run.evaluated]
+    counted = [read(run) for run in runs if run.ended and run.evaluated]
     if not counted:
         raise UserError(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
     told = []
@@ -88,23 +88,12 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
     return counted, told
 
 
-def runs_in(path: Path) -> list[Path]:
-    """Folders of runs in a folder and in the folders in it; none that is in a run's own."""
-    found = sorted(file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in path.glob(pattern))
-    return [out for out in found if out.parent not in found]
-
-
-def evaluated(out: Path) -> bool:
-    return (out / EVALUATIONS).is_file()
-
-
-def read(out: Path) -> Given:
-    rows, told = points(out), read_yaml(out / CONFIG)
-    settings = told.get("settings")
-    own = {key: value for key, value in (settings if isinstance(settings, dict) else {}).items() if key != "seed"}
+def read(run: RunFolder) -> Given:
+    rows, told = points(run.path), run.read_config()
+    own = {key: value for key, value in told.get("settings", {}).items() if key != "seed"}
     options = own.pop("options", None)
     own |= {f"{told.get('method')}.{key}": value for key, value in (options or {}).items()}
-    return Given(out, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
+    return Given(run.path, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
 
 
 def once(given: Sequence[Given]) -> None:
@@ -162,6 +151,6 @@ def values_of(key: str, runs: Sequence[Given]) -> list[str]:
     return list(dict.fromkeys(str(one.settings.get(key, "not told")) for one in runs))
 
 
-def listed(runs: Sequence[Path]) -> str:
-    names = [out.name for out in runs[:SHOWN]]
+def listed(runs: Sequence[RunFolder]) -> str:
+    names = [run.path.name for run in runs[:SHOWN]]
     return ", ".join(names) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")

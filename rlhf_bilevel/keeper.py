@@ -17,12 +17,11 @@ from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
 from rlhf_bilevel.errors import CorruptFileError
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, read, sha256, taken
-from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
+from rlhf_bilevel.labels import LabelLog, Recorded
+from rlhf_bilevel.runs.folder import CONFIG, EVALUATIONS, PROGRESS, RunFolder
 from rlhf_bilevel.state import capture, restore
 
 THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
-CHECKPOINTS = "checkpoints"
 Marks = dict[str, Any]
 """Of the logs, ready for JSON: see ``log.Log.marks``."""
 Whole = Annotated[int, Field(ge=0)]
@@ -74,14 +73,14 @@ class Keeper:
     """
 
     def __init__(self, folder: Path, every: str, lock: FileLock | None = None, keep_every: int = 0) -> None:
-        self._folder, self._every, self._lock = folder, checkpoint_interval(every), lock
+        self._folder, self._every, self._lock = RunFolder(folder), checkpoint_interval(every), lock
         self._keep_every = keep_every
 
     def __enter__(self) -> Keeper:
         with ExitStack() as stack:
-            stack.callback((self._lock or taken(self._folder)).release)
-            self._labels = stack.enter_context(closing(LabelLog(self._folder / LABELS)))
-            self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, sha256(read(self._folder / CONFIG, YAML_LIMIT)))
+            stack.callback((self._lock or self._folder.lock()).release)
+            self._labels = stack.enter_context(closing(LabelLog(self._folder.labels)))
+            self._checkpoints = Checkpoints(self._folder.checkpoints, self._folder.config_sha256())
             self._saved, self._took, self._kept = (0, time.monotonic()), 0.0, 0
             self._open = stack.pop_all()
         return self

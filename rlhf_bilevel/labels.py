@@ -31,7 +31,6 @@ from rlhf_bilevel.sqlite import check, copied, named, safe, tables
 from rlhf_bilevel.teacher import answered, checked, nothing
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
-LABELS = "labels.sqlite"
 FORM = 2  # 1 knew neither when a session was asked nor what was skipped
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (

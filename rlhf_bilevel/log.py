@@ -29,10 +29,10 @@ from stable_baselines3.common.logger import (
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluate import Evaluation
-from rlhf_bilevel.files import EVALUATIONS, PROGRESS, STEP, append, reading, sync, truncate, write, written
+from rlhf_bilevel.files import append, reading, sync, truncate, write, written
 from rlhf_bilevel.process import held
+from rlhf_bilevel.runs.folder import EVALUATIONS, PROGRESS, STEP, RunFolder
 
-EVENTS = "events.out.tfevents.*"
 LONGEST = 2**17  # bytes of a line
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
@@ -47,23 +47,24 @@ class Log:
 
     def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
-        self._folder, self._tensorboard = folder, None
-        if folder:
+        self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
+        if self._folder:
             if step and PROGRESS not in marks:
                 raise UserError(
                     f"the checkpoints of {folder} are an earlier version's, which knew less of its logs: if you remove "
                     "them, resume begins anew and comes to the same end"
                 )
-            progress, self._evaluations = (Rows(folder / name, marks.get(name)) for name in (PROGRESS, EVALUATIONS))
+            logs = self._folder.progress, self._folder.evaluations
+            progress, self._evaluations = (Rows(path, marks.get(path.name)) for path in logs)
             sizes = marks.get("events", {})
-            for path in folder.glob(EVENTS):
+            for path in self._folder.events():
                 if path.name in sizes:
                     truncate(path, min(int(sizes[path.name]), path.stat().st_size))
                 else:
                     path.unlink()
             for rows in (progress, self._evaluations):
                 rows.cut()
-            with written(folder):
+            with written(self._folder.path):
                 self._tensorboard = TensorBoardOutputFormat(str(folder))
             self._rows = progress
             writers += [Progress(progress), self._tensorboard]
@@ -74,10 +75,10 @@ class Log:
         """Puts everything on the disk; what a log that goes on from here is given."""
         if self._folder is None or self._tensorboard is None:
             return {}
-        with held(), written(self._folder):
+        with held(), written(self._folder.path):
             self._tensorboard.writer.flush()
-        events = list(self._folder.glob(EVENTS))
-        for path in [*events, self._folder / PROGRESS, self._folder / EVALUATIONS]:
+        events = self._folder.events()
+        for path in [*events, self._folder.progress, self._folder.evaluations]:
             if path.exists():
                 sync(path)
         sizes = {path.name: path.stat().st_size for path in events}

@@ -15,11 +15,11 @@ from filelock import Timeout
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import outside_runs, plain, read_yaml, writable, write
+from rlhf_bilevel.files import plain, read_yaml, writable, write
 from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.runs.folder import RunFolder, outside_runs
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
-from rlhf_bilevel.worker import begun, claim
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
@@ -38,7 +38,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
             if out in runs:
                 raise UserError(f"two runs of this sweep would share the folder {out}")
             runs[writable(out)] = run = Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every)
-            if seed == first or begun(out):
+            if seed == first or run.folder.begun:
                 agree(run, whole(method, env, args.preset, own | {"seed": seed}, limit))
 
     planned = list(runs.values())
@@ -140,7 +140,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
         out.mkdir(parents=True, exist_ok=True)
         try:
-            with claim(out):
+            with RunFolder(out).claim():
                 same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
                 study, engine = open_study(storage, args.pruner, steps * len(seeds)), Local(args.jobs)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.files import CONFIG, CSV_LIMIT, EVALUATIONS, SUMS, examine, read, read_yaml, sealed, write
+from rlhf_bilevel.files import CSV_LIMIT, read, write
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder
 
 
 class Point(NamedTuple):
@@ -37,16 +38,12 @@ def points(folder: Path) -> list[Point]:
 
     CorruptFileError where a file is not what was written: of a run that has ended, not one byte of them differs.
     """
-    examine(folder)
-    told, file = read_yaml(folder / CONFIG), folder / EVALUATIONS
-    over = (folder / SUMS).is_file()
-    data = sealed(folder, EVALUATIONS, CSV_LIMIT, needed=False) if over else read(file, CSV_LIMIT)
-    found = []
+    run = RunFolder(folder).examine()
+    told, found = run.read_config(), []
     try:
         own = str(told["method"]), str(told["env"]), int(told["settings"]["seed"])
-        rows = csv.DictReader(io.StringIO(data[: data.rfind(b"\n") + 1].decode()))
         for (step, labels, learner, is_agent), group in groupby(
-            rows, key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+            run.read_evaluations(), key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
         ):
             returns, known = list[float](), list[float]()
             for row in group:
@@ -58,9 +55,11 @@ def points(folder: Path) -> list[Point]:
                     float(np.mean(known)) if known else None, len(returns), str(told.get("commit") or ""),
                 )
             )  # fmt: skip
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError, csv.Error) as error:
-        told_of = " ".join(str(error).split())[:100]
-        raise CorruptFileError(f"{file} is damaged, or {CONFIG} is: {type(error).__name__}: {told_of}") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {why}") from None
     return found
 
 

@@ -14,9 +14,6 @@ al., "Google Vizier" (2017), and Li et al., "Hyperband" (2018).
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,10 +27,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.compare import ending
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import PROGRESS, STEP, one_line, read
+from rlhf_bilevel.files import one_line
+from rlhf_bilevel.runs.folder import STEP, RunFolder
 from rlhf_bilevel.space import Choice, Range, Space, pasted
 from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
-from rlhf_bilevel.worker import ELSEWHERE, log_of
+from rlhf_bilevel.worker import ELSEWHERE
 
 TRUE_RETURN = "eval/true_return"  # column of progress.csv
 
@@ -93,17 +91,16 @@ class Training:
             self._started.stop()
 
     def why(self) -> str:
-        log = log_of(self._runs[self._at].out)
+        log = self._runs[self._at].folder.output
         return f"{last_line(log)} (all of it: {log})"
 
 
 def evaluations(folder: Path) -> dict[int, float]:
     """A run's true return by step, as far as it is."""
     try:
-        whole, newline, _ = read(folder / PROGRESS, math.inf).decode().rpartition("\n")
+        rows = RunFolder(folder).read_progress()
     except UserError:  # it is not there yet
         return {}
-    rows = csv.DictReader(io.StringIO(whole + newline))
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}
 
 

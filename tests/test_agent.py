@@ -17,11 +17,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlhf_bilevel import Agent, envs
-from rlhf_bilevel import folder as run_folder
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.utils import versions
 from tests.conftest import SMALL
 
 
@@ -248,21 +248,21 @@ def test_the_commit_is_that_of_the_checkout_that_holds_this_package_or_none(
 
     installed = tmp_path / ".venv" / "rlhf_bilevel"
     installed.mkdir(parents=True)
-    (installed / "folder.py").write_text("")
+    (installed / "versions.py").write_text("")
     (tmp_path / "thesis.tex").write_text("")
     git("init")
     git("add", "thesis.tex")
     git("commit", "-m", "mine")
-    monkeypatch.setattr(run_folder, "__file__", str(installed / "folder.py"))
-    assert run_folder.commit() is None
-    git("add", ".venv/rlhf_bilevel/folder.py")
+    monkeypatch.setattr(versions, "__file__", str(installed / "versions.py"))
+    assert versions.commit() is None
+    git("add", ".venv/rlhf_bilevel/versions.py")
     git("commit", "-m", "a checkout of it")
     expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout[:12]
-    assert run_folder.commit() == expected
-    (installed / "folder.py").write_text("changed")
-    assert run_folder.commit() == f"{expected}+"
+    assert versions.commit() == expected
+    (installed / "versions.py").write_text("changed")
+    assert versions.commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
-    assert run_folder.commit() is None
+    assert versions.commit() is None
     Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL).start(100)
     assert "commit: null" in (tmp_path / "run" / "config.yaml").read_text()
 

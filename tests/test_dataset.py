@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf_bilevel import Agent, dataset
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.asked import of_run
-from rlhf_bilevel.dataset import KEY, PREFERENCES, SCHEMA, Dataset
+from rlhf_bilevel.dataset import KEY, SCHEMA, Dataset
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.labels import LabelLog, Recorded, pairs
 from rlhf_bilevel.preference import take
@@ -261,7 +261,7 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
 
 def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path) -> None:
     whole = started("pebble", tmp_path / "whole")
-    read = Dataset.read(tmp_path / "whole" / PREFERENCES)
+    read = Dataset.read(tmp_path / "whole" / "preferences.parquet")
     assert whole.run is not None and torch.equal(read.preferences().label, whole.run.prefs[:].label)
     assert torch.equal(read.preferences().first.obs, whole.run.prefs[:].first.obs)
     killed(150, lambda: started("pebble", tmp_path / "run"))
@@ -269,10 +269,10 @@ def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path)
     part = Dataset.read(tmp_path / "part.parquet")
     assert 0 < len(part) < len(read) and torch.equal(part.label, read.label[: len(part)])
     Agent.resume(tmp_path / "run", trust=True)
-    again = Dataset.read(tmp_path / "run" / PREFERENCES)
+    again = Dataset.read(tmp_path / "run" / "preferences.parquet")
     assert pairs(again.preferences()) == pairs(read.preferences()) and torch.equal(again.label, read.label)
     assert torch.equal(again.t_shown[: len(part)], part.t_shown)  # nobody was asked twice
     main(["export", str(tmp_path / "run"), "--preferences", str(tmp_path / "same.parquet")])
-    assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / PREFERENCES).read_bytes()
+    assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / "preferences.parquet").read_bytes()
     LabelLog(folder(tmp_path) / "labels.sqlite")
     assert of_run(tmp_path) is None  # no query, no dataset

@@ -160,7 +160,7 @@ def test_an_env_in_a_process_of_its_own_is_filmed_as_well(tmp_path: Path) -> Non
 
 
 def files(folder: Path) -> tuple[bytes, ...]:
-    return tuple((folder / films.CLIPS / name).read_bytes() for name in (films.POSES, films.RECORDS))
+    return tuple((folder / "clips" / name).read_bytes() for name in (films.POSES, films.RECORDS))
 
 
 def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(t
             tree, tables = copy.deepcopy(capture(cut))
         if cut.step == 180:
             break
-    with open(tmp_path / "cut" / films.CLIPS / films.RECORDS, "ab") as torn:
+    with open(tmp_path / "cut" / "clips" / films.RECORDS, "ab") as torn:
         torn.write(b"half a rec")
     again, film_again = run_of(tmp_path / "cut")
     restore(again, tree, tables | {"labels": {}})

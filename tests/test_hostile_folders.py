@@ -33,6 +33,7 @@ from rlhf_bilevel.human.facts import Outcome, Question
 from rlhf_bilevel.human.film import Film
 from rlhf_bilevel.labels import LabelLog, Recorded, count, sessions
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sqlite import NAMES_ANOTHER
 from rlhf_bilevel.types import Queries, Segments
 from tests.conftest import SMALL
@@ -335,14 +336,14 @@ def test_a_run_that_another_process_ends_meanwhile_is_not_done_again(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
-    taken = files.taken
+    lock = RunFolder.lock
 
-    def late(folder: Path) -> Any:
-        shutil.rmtree(folder)
-        shutil.copytree(made["ended"], folder)  # as the other process leaves it
-        return taken(folder)
+    def late(folder: RunFolder) -> Any:
+        shutil.rmtree(folder.path)
+        shutil.copytree(made["ended"], folder.path)  # as the other process leaves it
+        return lock(folder)
 
-    monkeypatch.setattr("rlhf_bilevel.agent.taken", late)
+    monkeypatch.setattr(RunFolder, "lock", late)
     with pytest.raises(UserError, match="come to its end"):
         Agent.resume(run)
     assert {path.name for path in run.iterdir()} - {".lock"} == {path.name for path in made["ended"].iterdir()} - {

@@ -495,13 +495,14 @@ def test_a_mistake_costs_one_line(
 def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty: bool
 ) -> None:
-    """As training makes it: a folder, a file that is not whole, config.yaml, and more."""
+    """As training makes it: a folder, its lock, a file that is not whole, config.yaml, and more."""
     folder = tmp_path / "walker"
     run(tmp_path / "walked")
     if empty:  # training takes one that is empty
         folder.mkdir()
     steps: list[Callable[[], object]] = [
         lambda: folder.mkdir(exist_ok=True),
+        (folder / ".lock").touch,
         (folder / "config.yaml.tmp").touch,
         lambda: (folder / "config.yaml.tmp").rename(folder / "config.yaml"),
         (folder / "progress.csv").touch,
@@ -514,7 +515,7 @@ def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
 
     monkeypatch.setattr(time, "sleep", passes)
     wait(folder)
-    assert seen == [set() if empty else None, set(), {"config.yaml.tmp"}] and len(steps) == 1
+    assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
     told = capsys.readouterr()
     assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
     assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")

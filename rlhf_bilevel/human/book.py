@@ -39,9 +39,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rlhf_bilevel.config import check_database, recorded
+from rlhf_bilevel.config import check_database
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.files import CONFIG, examine, read, read_yaml, trusted
+from rlhf_bilevel.files import read, trusted
 from rlhf_bilevel.human import offering
 from rlhf_bilevel.human.database import connect, file_of, is_sqlite, replaced
 from rlhf_bilevel.human.facts import (
@@ -86,9 +86,9 @@ from rlhf_bilevel.human.tables import (
     scenes,
     tokens,
 )
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sqlite import copied
 
-BOOK, RUN_ID = "book.sqlite", "run_id"  # in a run's folder
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
 
 
@@ -127,17 +127,17 @@ class Book:
 
         A database elsewhere is gone to with ``trust``, or where the user names the same ``database``.
         """
-        examine(folder, writes=True)
-        where = _where(folder, trust, database)
-        return cls.open(where, run_id(folder))
+        run = RunFolder(folder)
+        run.examine(writes=True)
+        return cls.open(_where(run, trust, database), run_id(folder))
 
     @classmethod
     @contextmanager
     def reading(cls, folder: Path, trust: bool = False) -> Iterator[Book]:
         """The same to be read only: of a copy of the file, so that nothing in the folder changes."""
-        examine(folder)
-        where = _where(folder, trust, None)
-        if not (folder / RUN_ID).is_file() or (isinstance(where, Path) and not where.is_file()):
+        run = RunFolder(folder).examine()
+        where = _where(run, trust, None)
+        if not run.run_id.is_file() or (isinstance(where, Path) and not where.is_file()):
             raise UserError(f"{folder} has asked nobody yet")
         with ExitStack() as stack:
             told = where if isinstance(where, Path) else None
@@ -539,10 +539,10 @@ class Book:
 
 
 def run_id(folder: Path) -> str:
-    """The name of a folder's run in its book: 128 random bits, drawn once."""
-    path = folder / RUN_ID
+    """The name of a run in its book: 128 random bits, drawn once."""
+    path = RunFolder(folder).run_id
     if not path.exists():
-        unfinished = folder / f"{RUN_ID}.{secrets.token_hex(8)}"
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         try:
             unfinished.write_text(secrets.token_hex(16))
             with suppress(FileExistsError):  # training and the label page may start at once: the first one counts
@@ -555,26 +555,22 @@ def run_id(folder: Path) -> str:
     return name
 
 
-def _where(folder: Path, trust: bool, database: str | None) -> Path | str:
+def _where(folder: RunFolder, trust: bool, database: str | None) -> Path | str:
     """Where the labels of a run are kept."""
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a run's folder: it has no {CONFIG}")
-    whole = read_yaml(folder / CONFIG)
-    recorded(folder / CONFIG, whole, whole=False)
-    told = whole.get("settings", {})
+    told = folder.read_config().get("settings", {})
     if not told.get("teacher_human"):
         raise UserError(f"{folder} is not labelled by people: it was not started with --teacher human")
     url = told.get("teacher_labels_db") or ""
     if not isinstance(url, str):
-        raise CorruptFileError(f"{folder / CONFIG} is damaged: teacher_labels_db is no text")
+        raise CorruptFileError(f"{folder.config} is damaged: teacher_labels_db is no text")
     if database is not None and database != url:
-        raise UserError(f"--labels-db {database}: {folder} keeps its labels in {url or BOOK}")
+        raise UserError(f"--labels-db {database}: {folder} keeps its labels in {url or folder.book.name}")
     if not url:
-        return folder / BOOK
+        return folder.book
     try:
         check_database(url)
     except UserError as error:
-        raise CorruptFileError(f"{folder / CONFIG} is damaged: teacher_labels_db: {error}") from None
+        raise CorruptFileError(f"{folder.config} is damaged: teacher_labels_db: {error}") from None
     trusted(trust or database is not None, f"{folder} would go to the database {url}")
     return url
 

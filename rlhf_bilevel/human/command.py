@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import CONFIG, SUMS, examine
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder, runs_in
 
 if TYPE_CHECKING:
     import uvicorn
@@ -49,7 +49,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     if args.import_file and is_run(args.dir):  # read before anything is written
         from rlhf_bilevel.dataset import Dataset
 
-        examine(args.dir, writes=True)
+        RunFolder(args.dir).examine(writes=True)
         given = Dataset.read(args.import_file)
     begun = opened() if is_run(args.dir) or args.import_file else None
 
@@ -73,7 +73,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             hosts=hosts,
             origins=origins,
             files=files,
-            ended=(args.dir / SUMS).is_file,
+            ended=lambda: RunFolder(args.dir).ended,
             repeats=args.repeats,
             gold=args.gold,
         )
@@ -115,13 +115,13 @@ def server(app: Gate, **settings: Any) -> uvicorn.Server:
 
 def is_run(folder: Path) -> bool:
     """False where a run can still be made there. UserError where none is and none can be; names runs that are there."""
-    if (folder / CONFIG).is_file():
+    if RunFolder(folder).begun:
         return True
     if not folder.parent.is_dir():
         raise UserError(f"{folder}: there is no folder {folder.parent}{near(folder)}")
-    if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {f"{CONFIG}.tmp"}):
+    if RunFolder(folder).vacant:
         return False
-    if (folder / CONFIG).is_file():  # it came between the two looks
+    if RunFolder(folder).begun:  # it came between the two looks
         return True
     raise UserError(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
 
@@ -129,7 +129,7 @@ def is_run(folder: Path) -> bool:
 def near(folder: Path) -> str:
     """For a message: up to three runs' folders around there, those with the most similar names first."""
     around = next(place for place in folder.parents if place.is_dir())
-    found = [str(file.parent) for depth in ("*", "*/*") for file in around.glob(f"{depth}/{CONFIG}")]
+    found = [str(run) for run in runs_in(around, depth=2)]
     runs = difflib.get_close_matches(str(folder), found, cutoff=0)
     return f"; the nearest runs are {', '.join(runs)}" if len(runs) > 1 else f"; a run is {runs[0]}" if runs else ""
 

@@ -32,8 +32,9 @@ from rlhf_bilevel.files import plain, written
 from rlhf_bilevel.human import scene
 from rlhf_bilevel.interface import InvalidEnvError
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs.folder import RunFolder
 
-CLIPS, POSES, RECORDS = "clips", "poses.bin", "records.bin"  # the first is the folder in a run's folder
+POSES, RECORDS = "poses.bin", "records.bin"
 PIXELS = 256  # a picture's longer side, at most about
 QUALITY = 80  # of its JPEG
 
@@ -192,7 +193,7 @@ class Film:
     """Of the run in ``folder``. Nothing is touched on the disk before the first row is written."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / CLIPS
+        self._folder = RunFolder(folder).clips
         self._set: Set | None = None
         self._stage: scene.Stage | None = None
         self._shown: dict[str, dict[str, Any]] = {}
