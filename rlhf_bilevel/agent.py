@@ -362,8 +362,10 @@ class Agent:
                 keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
             events = keeper.restore(run) if keeper else {}
             if self._begins:
-                with compatible(Path("the checkpoint"), self._begins.step):
-                    restore(run, self._begins.tree["run"], self._begins.tables)
+                assert self._origin is not None
+                answers = fork.answers(self._origin, self._begins)
+                with compatible(RunFolder(self._origin).checkpoints, self._begins.step):
+                    restore(run, self._begins.tree["run"], self._begins.tables, answers)
                 self._begins = None
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
@@ -545,7 +547,7 @@ class Agent:
                 return self._people
             if config.teacher_rerun:
                 given = _given(Path(config.teacher_rerun), config, store)
-                used = self._begins.tree["sessions"] if self._begins else 0
+                used = len(self._begins.tree["sessions"]) if self._begins else 0
                 return Rerun(given, count(RunFolder(self.out).labels) if self.out else used)
             if config.teacher_replay:
                 given = _given(Path(config.teacher_replay), config, store)

@@ -32,6 +32,7 @@ from rlhf_bilevel.files import JSON_LIMIT, read, read_json, reading, sha256, syn
 from rlhf_bilevel.tree import Table, Tree, pack, unpack
 
 KEPT = 2
+FORMAT: Literal[2] = 2  # 1 held the answers too
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 KEPT_NAME = "-kept"
 STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
@@ -51,7 +52,7 @@ class Piece(Entry):
 
 
 class Manifest(BaseModel):
-    format: Literal[1] = 1
+    format: Literal[2] = FORMAT
     step: int
     settings: str
     files: dict[Literal["state.json", "state.safetensors"], Entry]
@@ -64,7 +65,10 @@ class Manifest(BaseModel):
     @classmethod
     def unseal(cls, path: Path) -> Manifest:
         """CorruptFileError unless every byte is as it was written."""
-        manifest = cls.model_validate(read_json(path))
+        told = read_json(path)
+        if isinstance(told, dict) and told.get("format") != FORMAT:
+            raise CorruptFileError(f"it has format {told.get('format')!r:.20}, and this version reads {FORMAT}")
+        manifest = cls.model_validate(told)
         if manifest.seal() != read(path, JSON_LIMIT):
             raise CorruptFileError(f"{path.name} is not as it was written")
         for name, pieces in manifest.tables.items():

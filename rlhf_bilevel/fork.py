@@ -26,6 +26,7 @@ from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.log import Rows
 from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.tree import Tree, random_state
+from rlhf_bilevel.types import Preferences
 
 SHAPES = (
     "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
@@ -52,6 +53,13 @@ def load(folder: Path, at: int | None) -> Loaded:
     return loaded
 
 
+def answers(folder: Path, loaded: Loaded) -> list[Preferences | None]:
+    """Those that the run in ``folder`` had used at that checkpoint, a session after the other."""
+    told = Told(**loaded.tree)
+    with LabelLog.copy(RunFolder(folder).labels) as labels:
+        return labels.used(told.sessions, told.labels)
+
+
 def check(loaded: Loaded, old: Config, new: Config) -> None:
     """UserError where a run with settings ``new`` cannot go on from there."""
     for name in SHAPES:
@@ -62,7 +70,7 @@ def check(loaded: Loaded, old: Config, new: Config) -> None:
             )
     if new.steps <= loaded.step:
         raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
-    used = len(loaded.tables.get("labels", {}).get("label", ()))
+    used = sum(loaded.tree["sessions"])
     if new.labels < used:
         raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")
 
@@ -119,7 +127,8 @@ def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes)
     for log in (old.progress, old.evaluations):
         Rows(log, told.marks.get(log.name))
     with LabelLog.copy(old.labels) as labels:
-        labels.write(run.labels, told.sessions)
+        labels.used(told.sessions, told.labels)  # checks them
+        labels.write(run.labels, len(told.sessions))
     events = [path for path in old.events() if path.name in told.marks.get("events", {})]
     for log in (old.progress, old.evaluations, *events):
         if log.is_file():  # what it holds beyond the step is cut when the run goes on

@@ -34,8 +34,8 @@ class Mark(BaseModel):
 
 class _Marks(BaseModel):
     events: dict[str, Whole] = {}
-    progress: Annotated[Mark | None, Field(alias=PROGRESS)] = None
-    evaluations: Annotated[Mark | None, Field(alias=EVALUATIONS)] = None
+    progress: Annotated[Mark, Field(alias=PROGRESS)]
+    evaluations: Annotated[Mark, Field(alias=EVALUATIONS)]
 
 
 def _sound(marks: dict[str, Any]) -> dict[str, Any]:
@@ -44,12 +44,13 @@ def _sound(marks: dict[str, Any]) -> dict[str, Any]:
 
 
 class Told(BaseModel):
-    """What a checkpoint holds beside its tables: the run's state, how many sessions it had used, the logs' marks."""
+    """What a checkpoint holds beside its tables. The answers themselves are in the log of labels."""
 
     model_config = ConfigDict(strict=True)
 
     run: dict[str, Any]
-    sessions: Whole
+    sessions: list[Whole]  # answers that were used of each
+    labels: str  # ``LabelLog.sha256`` of these sessions
     marks: Annotated[Marks, AfterValidator(_sound)]
 
 
@@ -99,10 +100,10 @@ class Keeper:
             return {}
         with compatible(self._checkpoints.folder, loaded.step):
             told = Told(**loaded.tree)
-            restore(run, told.run, loaded.tables)
-            self._teacher.session, known = told.sessions, len(self._labels)
-        if self._teacher.session > known:
-            raise CorruptFileError(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
+        answers = self._labels.used(told.sessions, told.labels)
+        with compatible(self._checkpoints.folder, loaded.step):
+            restore(run, told.run, loaded.tables, answers)
+        self._teacher.session = len(answers)
         self._saved, self._kept = (run.step, time.monotonic()), run.step
         return told.marks
 
@@ -123,7 +124,8 @@ class Keeper:
     def _save(self, run: Run, marks: Callable[[], Marks], keep: bool) -> None:
         before = time.monotonic()
         state, tables = capture(run)
-        tree = {"run": state, "sessions": self._teacher.session, "marks": marks()}
+        sessions = run.prefs.sessions
+        tree = {"run": state, "sessions": sessions, "labels": self._labels.sha256(len(sessions)), "marks": marks()}
         try:
             self._checkpoints.save(run.step, tree, tables, keep)
         except (OSError, CorruptFileError) as error:

@@ -147,12 +147,30 @@ class LabelLog:
             )
         return Session(asked, asked_at, answered_at, answers, skipped)
 
+    def sha256(self, sessions: int) -> str:
+        """Of all that the first so many sessions hold."""
+        with named(self.path):
+            rows = self._connection.execute(
+                "SELECT sha256 FROM sessions WHERE number < ? ORDER BY number", (sessions,)
+            ).fetchall()
+        return hashlib.sha256(b"".join(digest for (digest,) in rows)).hexdigest()
+
+    def used(self, sessions: Sequence[int], sha256: str) -> list[Preferences | None]:
+        """The first so many answers of each of the first sessions; None for one without any.
+
+        CorruptFileError where these are not the sessions of that ``sha256``, or not as they were written.
+        """
+        if len(sessions) > (known := len(self)):
+            raise CorruptFileError(f"{self.path} holds {known} sessions and {len(sessions)} were used")
+        if self.sha256(len(sessions)) != sha256:
+            raise CorruptFileError(
+                f"{self.path} is damaged: its first {len(sessions)} sessions are not those that the checkpoint knew"
+            )
+        rows = [self[number].answers[:count] for number, count in enumerate(sessions)]
+        return [preferences(answers) if answers else None for answers in rows]
+
     def write(self, path: Path, sessions: int) -> None:
-        """A new log of the first so many sessions. CorruptFileError where one of them is not as it was written."""
-        if sessions > (known := len(self)):
-            raise CorruptFileError(f"{self.path} holds {known} sessions and {sessions} were used")
-        for number in range(sessions):
-            self[number]
+        """A new log of the first so many sessions."""
         with named(path), closing(sqlite3.connect(path)) as target:
             self._connection.backup(target)
             for table, number_of in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):

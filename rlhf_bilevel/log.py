@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import (
     filter_excluded_keys,
 )
 
-from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.evaluate import Evaluation
 from rlhf_bilevel.files import append, reading, sync, truncate, write, written
 from rlhf_bilevel.process import held
@@ -49,11 +49,6 @@ class Log:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
         self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
         if self._folder:
-            if step and PROGRESS not in marks:
-                raise UserError(
-                    f"the checkpoints of {folder} are an earlier version's, which knew less of its logs: if you remove "
-                    "them, resume begins anew and comes to the same end"
-                )
             logs = self._folder.progress, self._folder.evaluations
             progress, self._evaluations = (Rows(path, marks.get(path.name)) for path in logs)
             sizes = marks.get("events", {})

@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, whatever happens while it is written and after."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -156,3 +157,14 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"config\.yaml"), pytest.raises(CorruptFileError, match="none of the 1"):
         Checkpoints(tmp_path, "other").load()
     assert found(tmp_path) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_an_earlier_format_is_named_with_the_way_back(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, "").save(7, *state(7)) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with (
+        pytest.warns(UserWarning, match="it has format 1, and this version reads 2"),
+        pytest.raises(CorruptFileError, match="resume begins anew"),
+    ):
+        Checkpoints(tmp_path, "").load()

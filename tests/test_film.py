@@ -183,7 +183,7 @@ def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(t
     with open(tmp_path / "cut" / "clips" / films.RECORDS, "ab") as torn:
         torn.write(b"half a rec")
     again, film_again = run_of(tmp_path / "cut")
-    restore(again, tree, tables | {"labels": {}})
+    restore(again, tree, tables, [])
     assert again.step == 150
     list(train(again))
     film_again.close()

@@ -200,7 +200,7 @@ def test_a_checkpoint_names_no_file_outside_the_two_folders(tmp_path: Path, whol
         (lambda told: told.pop("marks"), "does not fit config.yaml"),
         (lambda told: told["marks"].update(events=[1]), "does not fit config.yaml"),
         (lambda told: told.update(sessions="x"), "does not fit config.yaml"),
-        (lambda told: told.update(sessions=99), "99 were used"),
+        (lambda told: told.update(sessions=[0] * 99), "99 were used"),
         (lambda told: told["run"].update(learners="x"), "does not fit config.yaml"),
     ],
 )

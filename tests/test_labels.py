@@ -127,6 +127,20 @@ def test_a_full_disk_is_an_error_and_the_session_can_be_stored_later(tmp_path: P
         assert len(log) == 1
 
 
+def test_the_answers_that_were_used_come_back_from_the_log_and_from_no_other(tmp_path: Path) -> None:
+    log, other = LabelLog(tmp_path / "labels.sqlite"), LabelLog(tmp_path / "other.sqlite")
+    for seed, count in enumerate((3, 0, 3)):
+        log.append(3, answers(count, seed))
+        other.append(3, answers(count, seed + 1))
+    first, none, last = log.used([3, 0, 2], log.sha256(3))  # of the last, one was beyond the budget
+    assert first is not None and none is None and last is not None
+    assert equal(first, answers(3, 0)) and equal(last, take(answers(3, 2), slice(2)))
+    with pytest.raises(CorruptFileError, match="its first 3 sessions are not those that the checkpoint knew"):
+        other.used([3, 0, 2], log.sha256(3))
+    with pytest.raises(CorruptFileError, match="holds 3 sessions and 4 were used"):
+        log.used([3, 0, 2, 1], log.sha256(4))
+
+
 def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "sound.sqlite"
     log = LabelLog(path)

@@ -3,10 +3,12 @@
 import csv
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.tree import digest
-from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, SMALL, build
 from tests.faults import child, kill, tables
 
@@ -38,7 +40,8 @@ EVERY = "50"  # steps: at the end of each episode
 def state(agent: Agent) -> str:
     assert agent.run is not None
     tree, tables = capture(agent.run)
-    return digest([tree, {name: dict(columns) for name, columns in tables.items()}])
+    answers = agent.run.prefs[:] if len(agent.run.prefs) else None
+    return digest([tree, {name: dict(columns) for name, columns in tables.items()}, answers])
 
 
 def started(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
@@ -251,6 +254,29 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000000050"]
     with pytest.warns(UserWarning, match="no checkpoint at step 100: .*No space left"):
         assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY)) == whole[1]
+
+
+def test_a_checkpoint_holds_no_answer_and_goes_on_with_those_of_the_log_alone(tmp_path: Path) -> None:
+    """Also where a teacher gives more than may be used: the log has them, and training does not."""
+
+    def eager(queries: Queries) -> Preferences:
+        first, second = (Segments(*(torch.cat([column] * 2) for column in segments)) for segments in queries)
+        return OracleTeacher()(Queries(first, second))
+
+    few: dict[str, Any] = {"steps": 150, "labels": 11, "session_labels": 8, "teacher": eager}
+    expected = state(started("pebble", None, **few))
+    killed(140, lambda: started("pebble", tmp_path / "run", **few))
+    assert len(tables(tmp_path / "run" / "labels.sqlite")[1]) == 16
+    assert {path.name.split("-")[0] for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"rows", "step"}
+    with closing(sqlite3.connect(tmp_path / "run" / "labels.sqlite")) as log:
+        (sha256,) = log.execute("SELECT sha256 FROM sessions").fetchone()
+        log.execute("UPDATE sessions SET sha256 = ?", (bytes(32),))
+        log.commit()
+        with pytest.raises(CorruptFileError, match="are not those that the checkpoint knew"):
+            Agent.resume(tmp_path / "run", teacher=eager, checkpoint_every=EVERY)
+        log.execute("UPDATE sessions SET sha256 = ?", (sha256,))
+        log.commit()
+    assert state(Agent.resume(tmp_path / "run", teacher=eager, checkpoint_every=EVERY)) == expected
 
 
 def test_what_cannot_be_resumed_is_told_in_one_line_and_left_alone(tmp_path: Path, whole: tuple[Path, str]) -> None:

@@ -16,6 +16,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.space import Choice, Range, Space
 from rlhf_bilevel.sweep import Planned
 from rlhf_bilevel.tune import Training, best, open_study, search
@@ -69,11 +70,11 @@ def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
 
     from rlhf_bilevel.__main__ import main
 
-    def late(out: Path) -> FileLock:
-        (out / "tune.yaml").write_text("method: sac\n")
+    def late(folder: RunFolder) -> FileLock:
+        (folder.path / "tune.yaml").write_text("method: sac\n")
         return FileLock(tmp_path / "lock")
 
-    monkeypatch.setattr("rlhf_bilevel.many.claim", late)
+    monkeypatch.setattr(RunFolder, "claim", late)
     with pytest.raises(SystemExit):
         main(["tune", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--tune", "gamma=0.9..0.99",
               "--out", str(tmp_path / "out")])  # fmt: skip
