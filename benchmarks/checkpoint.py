@@ -87,7 +87,7 @@ def measure(sizes: Sequence[int], folder: Path) -> list[Cost]:
         begun = time.perf_counter()
         loaded = Checkpoints(folder / str(size), "").load()
         assert loaded is not None
-        restore(run, loaded.tree, loaded.tables)
+        restore(run, loaded.tree, loaded.tables, [])
         took = time.perf_counter() - begun
         middle = statistics.median(seconds[size])
         state = sum(path.stat().st_size for path in newest.iterdir())

@@ -19,11 +19,11 @@ import torch
 
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import Point, points, read_table, write_table
 from rlhf_bilevel.sweep import Local, Planned, agree, begin_together, complete
-from rlhf_bilevel.worker import ended
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 
@@ -247,7 +247,7 @@ def collect(table: Path, members: Group) -> None:
     known = read_table(table) if table.is_file() else []
     rows: list[Point] = []
     for name, run in members:
-        if ended(run.out):
+        if run.folder.ended:
             rows += [point._replace(method=name) for point in points(run.out)]
         else:
             rows += [p for p in known if (p.method, p.env, p.seed) == (name, run.env, run.seed)]
@@ -268,7 +268,7 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, c
     for run in missing:
         try:
             agree(run, settings(run))
-        except ValueError as other:
+        except UserError as other:
             raise SystemExit(str(other)) from None
     failed = []
     if workers:

@@ -66,7 +66,7 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
     low, middle, high = statistics.quantiles(ratios, n=4)
     film.flush()
     rows = runs[1].store.size
-    disk = {name: (folder / films.CLIPS / name).stat().st_size for name in (films.POSES, films.RECORDS)}
+    disk = {name: (folder / "clips" / name).stat().st_size for name in (films.POSES, films.RECORDS)}
     start = time.process_time()
     clip = film.clip(range(SEGMENT))
     first = time.process_time() - start

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.guard import Guard
-from rlhf_bilevel.human.book import BOOK, Book, Offer
+from rlhf_bilevel.human.book import Book, Offer
 from rlhf_bilevel.human.tables import CANT_TELL, LEFT, RIGHT
 from rlhf_bilevel.labels import stacked
+from rlhf_bilevel.runs.folder import RunFolder
 
 ENV = "dm_control/walker-walk-v0"
 UNSURE = 0.02  # difference of two clips that the script cannot tell
@@ -57,7 +58,7 @@ def ankles(obs: Tensor) -> Tensor:
 def label(folder: Path, seconds: float, training: subprocess.Popen) -> dict[str, int]:
     """Answers until training has ended; what was answered how often."""
     given = dict.fromkeys((LEFT, RIGHT, CANT_TELL), 0)
-    while not (folder / CONFIG).exists() and training.poll() is None:
+    while not RunFolder(folder).begun and training.poll() is None:
         time.sleep(0.2)
     with Book.of(folder) as book:
         me = book.labeller(book.invite("script"))
@@ -67,14 +68,14 @@ def label(folder: Path, seconds: float, training: subprocess.Popen) -> dict[str,
             time.sleep(seconds if offers else 0.2)
             for offer in offers:
                 choice = judged(folder, offer)
-                with suppress(Refused):  # retired, or training has all that it wants
+                with suppress(UserError):  # retired, or training has all that it wants
                     book.choose(me, offer.query_id, choice, offer.query_id)
                     given[choice] += 1
     return given
 
 
 def judged(folder: Path, offer: Offer) -> str:
-    with closing(sqlite3.connect(folder / BOOK, timeout=30)) as book:
+    with closing(sqlite3.connect(RunFolder(folder).book, timeout=30)) as book:
         asked = book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (offer.query_id,)).fetchone()
     first, second = one_leg(stacked(asked[1:]).obs).mean(-1).tolist()
     if abs(first - second) < UNSURE:

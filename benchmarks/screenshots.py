@@ -19,9 +19,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.labelling import FLAGS
 from benchmarks.one_leg import ENV, judged
-from rlhf_bilevel.files import CONFIG
 from rlhf_bilevel.human.book import Offer
 from rlhf_bilevel.human.tables import CANT_TELL, LABEL, LEFT, RIGHT
+from rlhf_bilevel.runs.folder import RunFolder
 
 FIGURES = Path(__file__).parent.parent / "docs/figures"
 KEYS = {LEFT: "ArrowLeft", RIGHT: "ArrowRight", CANT_TELL: "ArrowDown"}
@@ -56,7 +56,7 @@ def main() -> None:
         subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])
     ]
     try:
-        while not (args.run / CONFIG).exists() and programs[0].poll() is None:
+        while not RunFolder(args.run).begun and programs[0].poll() is None:
             time.sleep(0.2)
         serving = [*rlhf, "label", str(args.run), "--question", QUESTION, "--labeller", "ada", "--labeller", "grace"]
         server = subprocess.Popen([*serving, "--repeats", "0.2"], stdout=subprocess.PIPE, text=True)

@@ -25,8 +25,8 @@ try:
         train,
     )
     from rlhf_bilevel.config import PRESETS
-    from rlhf_bilevel.doctor import versions
-    from rlhf_bilevel.files import CONFIG, Refused, one_line
+    from rlhf_bilevel.errors import UserError
+    from rlhf_bilevel.files import one_line
     from rlhf_bilevel.human.command import label
     from rlhf_bilevel.many import sweep, tune
     from rlhf_bilevel.options import (
@@ -43,6 +43,8 @@ try:
         up_to,
     )
     from rlhf_bilevel.plot import KINDS
+    from rlhf_bilevel.runs.folder import RunFolder
+    from rlhf_bilevel.utils.versions import versions
 except KeyboardInterrupt:  # libraries take their time to load
     raise SystemExit(130) from None
 
@@ -59,30 +61,26 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """What a user can get wrong is one line on stderr and exit code 2; what is our fault keeps its traceback."""
+    """A ``UserError`` or an error of the system is one line on stderr and exit code 2; our own keep their traceback."""
     streams()
     warnings.showwarning = lambda message, *_: warned(message)
     args = argparse.Namespace(function=None)
     try:
         try:
             args = asked(sys.argv[1:] if argv is None else argv)
-            try:
-                work = args.function(args)
-            except ValueError as error:
-                fail(one_line(error))
-            work()
+            args.function(args)()
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
         going_on = "; the same command goes on" if args.function in (sweep, tune) else ""
-        if args.function in (train, resume) and args.dir and (args.dir / CONFIG).is_file():
+        if args.function in (train, resume) and args.dir and RunFolder(args.dir).begun:
             going_on = f"; rlhf-bilevel resume {args.dir} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
-    except (Refused, OSError, FloatingPointError) as error:  # the last: a learner diverged
+    except (UserError, OSError, FloatingPointError) as error:  # the last: a learner diverged
         fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

@@ -39,35 +39,25 @@ from rlhf_bilevel.config import (
     settle,
 )
 from rlhf_bilevel.cost import LearnedCost
-from rlhf_bilevel.dataset import PREFERENCES
-from rlhf_bilevel.doctor import versions
+from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import LOCK, Refused, Taken, enough_memory, examine, taken, trusted
-from rlhf_bilevel.folder import (
-    OWN,
-    check_sizes,
-    config_bytes,
-    ended,
-    read_config,
-    read_models,
-    same_config,
-    write_config,
-    write_models,
-)
+from rlhf_bilevel.files import enough_memory, trusted
 from rlhf_bilevel.guard import Guard, Isolated
-from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
-from rlhf_bilevel.labels import LABELS, count, sessions
+from rlhf_bilevel.keeper import Keeper, compatible
+from rlhf_bilevel.labels import count, sessions
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.process import Interrupts, generators_kept, held, ordinary_torch, training
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
 from rlhf_bilevel.state import restore
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Preferences, Row, Teacher
+from rlhf_bilevel.utils.versions import versions
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
 ANY_STEPS = 10**9  # of settings that are looked at before their number is known
@@ -90,7 +80,7 @@ class Agent:
     ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
     ``keep_every`` one about every so many steps, for ``fork``. ``settings`` are fields of ``Config``, which go
     before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
-    Raises ValueError on a wrong value.
+    Raises UserError on a wrong value.
     """
 
     def __init__(
@@ -109,21 +99,21 @@ class Agent:
         **settings: Any,
     ) -> None:
         if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+            raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         if not isinstance(method, (str, Method)):
-            raise ValueError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
+            raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         self.method = METHODS[method] if isinstance(method, str) else method
         if not isinstance(env_id, str):
             told = "an environment is made anew for each purpose, so it is named by its id"
-            raise ValueError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
+            raise UserError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         self.env_id = envs.resolve(env_id)
         if isinstance(teacher, str):
             settings |= traits(teacher)
             teacher = None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
-            raise ValueError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+            raise UserError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
         if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
-            raise ValueError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
+            raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         self.teacher = teacher  # None: as the settings say
         self.out = Path(out).absolute() if out is not None else None  # whatever folder the program goes to meanwhile
         self._preset, self._settings = preset, settings
@@ -134,7 +124,7 @@ class Agent:
         known += ["algorithm_settings"]
         for key in settings:
             if "." not in key and key not in known:
-                raise ValueError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
+                raise UserError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
         self._settled(settings.get("steps", ANY_STEPS))
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
@@ -163,7 +153,7 @@ class Agent:
 
         An agent that was loaded or forked goes on for so many steps more, from its checkpoint. SB3 callbacks get the
         agent's SB3 model; one that returns False stops the training (docs/callbacks.md). ``screen`` prints the metrics
-        as a table. Refused, a ValueError, where this process trains already, and where the method learns a reward and
+        as a table. UserError where this process trains already, and where the method learns a reward and
         no label at all was given until the last step: the folder then has the evaluations, and no model.
         """
         with training():
@@ -176,7 +166,7 @@ class Agent:
             raise RuntimeError("this agent has learnt already: make a new one")
         config = self._settled(total_timesteps)
         if config.steps != self._settings.get("steps", config.steps):
-            raise ValueError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
+            raise UserError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
         if self.out:
             free(self.out)
         self.config = config
@@ -188,7 +178,7 @@ class Agent:
         if self.out:
             with held():
                 self.out.mkdir(parents=True, exist_ok=True)
-                self._lock = taken(self.out)
+                self._lock = RunFolder(self.out).lock()
                 try:
                     free(self.out)  # what another process has begun and ended meanwhile is left alone
                     self._write_config(self.out)
@@ -213,7 +203,7 @@ class Agent:
         """Goes on with the training of a run that was cut off, as if it had not been: on one CPU, bit for bit.
 
         ``own`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were your own.
-        Callbacks begin anew. Sets torch's number of threads to what it was. Refused where there is nothing to resume,
+        Callbacks begin anew. Sets torch's number of threads to what it was. UserError where there is nothing to resume,
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         agent, told = cls._read(Path(folder), trust, own)
@@ -222,12 +212,12 @@ class Agent:
         assert agent.out is not None and agent.config is not None
         if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
             trusted(trust, f"{folder} would go to the database {database}")
-        examine(agent.out, writes=True)
+        RunFolder(agent.out).examine(writes=True)
         with training():
-            agent._lock = taken(agent.out)
+            agent._lock = RunFolder(agent.out).lock()
             try:
-                if ended(agent.out):  # asked under the lock, as another process may have been about to end it
-                    raise Refused(f"{folder} has come to its end: there is nothing to resume")
+                if RunFolder(agent.out).ended:  # asked under the lock, as another process may have been about to end it
+                    raise UserError(f"{folder} has come to its end: there is nothing to resume")
                 for name, version in versions().items():
                     if (then := told["versions"].get(name)) != version:
                         warnings.warn(
@@ -257,7 +247,7 @@ class Agent:
         From the newest checkpoint, or the newest at step ``at`` or before. ``settings`` are those that differ:
         ``labels=200`` is the new budget, those that were used included. Another ``seed`` draws all random numbers anew.
         Another ``method`` starts from the policy that a user would get. ``own`` is as in ``resume``. Where nothing
-        differs, it goes on as the run did, bit for bit. Refused where there is no checkpoint, or a setting is changed
+        differs, it goes on as the run did, bit for bit. UserError where there is no checkpoint, or a setting is changed
         on which the shape of what was learnt depends.
         """
         origin, told = cls._read(Path(folder), trust, own)
@@ -281,9 +271,9 @@ class Agent:
             **before | settings,
         )
         if agent.asks_people:
-            raise Refused("teacher human: a fork is not labelled by people; its labels go on with another teacher")
+            raise UserError("teacher human: a fork is not labelled by people; its labels go on with another teacher")
         if agent._algorithm is not origin._algorithm:
-            raise Refused(
+            raise UserError(
                 f"{agent.method.name} learns with {agent._algorithm.__name__}, and {folder} has learnt with "
                 f"{origin._algorithm.__name__}: a fork keeps the algorithm"
             )
@@ -305,17 +295,17 @@ class Agent:
         if self.run is not None:
             raise RuntimeError("this agent has learnt already: fork its folder")
         source = self._origin
-        told = read_config(source, trust=True)  # what it names was imported before
+        told = RunFolder(source).trusted_config(trust=True)  # what it names was imported before
         old = settle(told["settings"])
         if told["teacher"] not in OURS and self.teacher is None:
-            raise Refused(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
+            raise UserError(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
         loaded = self._loaded or fork.load(source, None)
         c = settled(self.method, self.env_id, self._preset, self._settings | {"steps": loaded.step + more})
         fork.check(loaded, old, c)
         self.config = c
         was = METHODS.get(told["method"], self.method)
         learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
-        with compatible(source / CHECKPOINTS, loaded.step):
+        with compatible(RunFolder(source).checkpoints, loaded.step):
             state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
             state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
         if self.out is None:
@@ -324,7 +314,7 @@ class Agent:
         free(self.out)
         with held():
             self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = taken(self.out)
+            self._lock = RunFolder(self.out).lock()
         try:
             free(self.out)
             try:
@@ -348,7 +338,7 @@ class Agent:
             if self._lock:
                 self._lock.release()
         if fault := fruitless(run):
-            raise Refused(fault)
+            raise UserError(fault)
         return self
 
     @contextmanager
@@ -372,8 +362,10 @@ class Agent:
                 keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
             events = keeper.restore(run) if keeper else {}
             if self._begins:
-                with compatible(Path(CHECKPOINTS), self._begins.step):
-                    restore(run, self._begins.tree["run"], self._begins.tables)
+                assert self._origin is not None
+                answers = fork.answers(self._origin, self._begins)
+                with compatible(RunFolder(self._origin).checkpoints, self._begins.step):
+                    restore(run, self._begins.tree["run"], self._begins.tables, answers)
                 self._begins = None
             self._recording = True
             stack.callback(setattr, self, "_recording", False)
@@ -415,7 +407,7 @@ class Agent:
             if keeper and self.out and not fruitless(run):
                 with held():
                     if questions := asked.of_run(self.out, trust=True):
-                        questions.write(self.out / PREFERENCES)
+                        questions.write(RunFolder(self.out).preferences)
                     keeper.finish(run, marks)
                     self._write(self.out)
 
@@ -429,9 +421,9 @@ class Agent:
         return self._learnt().predict(obs, deterministic=deterministic)[0], None
 
     def _learnt(self) -> Any:
-        """The model. Refused where there is none yet."""
+        """The model. UserError where there is none yet."""
         if self.model is None:
-            raise Refused(
+            raise UserError(
                 "this agent has learnt nothing yet: agent.learn(steps), or Agent.load(folder) for one that has"
             )
         return self.model
@@ -454,24 +446,26 @@ class Agent:
     def save(self, folder: Path | str) -> None:
         """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one.
 
-        Refused where ``folder`` holds anything else than what this agent, or one like it, has saved there before.
+        UserError where ``folder`` holds anything else than what this agent, or one like it, has saved there before.
         """
         self._learnt()
         folder = Path(folder).absolute()
         if self._recording and self.out and folder.resolve() == self.out.resolve():
-            raise Refused(f"{folder} is being trained, and is written at its end: save into another folder")
+            raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
         with held():
             if new(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._write_config(folder)
-            elif not (ended(folder) and same_config(folder, self._told())):
-                raise Refused(f"{folder} holds something else than this agent, and is not overwritten: choose another")
+            elif not (RunFolder(folder).ended and RunFolder(folder).has_config(self._told())):
+                raise UserError(
+                    f"{folder} holds something else than this agent, and is not overwritten: choose another"
+                )
             self._write(folder)
 
     def _write(self, folder: Path) -> None:
         assert self.reward is not None
         with on_its_own(self.model):
-            write_models(folder, self.model, self.reward)
+            RunFolder(folder).write_models(self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
@@ -480,21 +474,21 @@ class Agent:
         ``learn`` goes on from the end of the run, as ``fork`` does, and writes to ``out``, or nothing.
 
         ``own`` are those of ``method``, ``algorithm`` and ``algorithm_settings`` that were your own. ``trust`` lets the
-        folder name a module that is imported for its environment. Damaged, a ValueError, where a file is not as it was
+        folder name a module that is imported for its environment. CorruptFileError where a file is not as it was
         written.
         """
         folder = Path(folder)
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
-        check_sizes(folder, config, agent._algorithm_settings)
+        RunFolder(folder).check_sizes(config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
         with ordinary_torch(), generators_kept():
             model = agent._learner(config, env, Store(*sizes, capacity=1)).model
             reward = RewardEnsemble.of(config, *sizes, torch.Generator())
             reward.pessimism = config.pessimism
-            read_models(folder, model, reward)
+            RunFolder(folder).read_models(model, reward)
         model.num_timesteps = config.steps
         agent.model, agent.reward = model, reward
         agent._origin, agent._settings = folder.absolute(), config.model_dump(mode="json")
@@ -505,15 +499,15 @@ class Agent:
     @classmethod
     def _read(cls, folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[Agent, dict[str, Any]]:
         """An agent with the settings that ``folder`` tells, before it learns; and all that is told there."""
-        told = read_config(folder, trust)
+        told = RunFolder(folder).trusted_config(trust)
 
         def part(name: str, known: Mapping[str, Any]) -> Any:
             if name not in own and told[name] not in known:
-                raise Refused(f"{folder} was trained with a {name} of your own, {told[name]}: give it as {name}=")
+                raise UserError(f"{folder} was trained with a {name} of your own, {told[name]}: give it as {name}=")
             return own[name] if name in own else known[told[name]]
 
         if told["algorithm_settings"] == OWN and "algorithm_settings" not in own:
-            raise Refused(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
+            raise UserError(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
         agent = cls(
             part("method", METHODS),
             told["env"],
@@ -553,12 +547,12 @@ class Agent:
                 return self._people
             if config.teacher_rerun:
                 given = _given(Path(config.teacher_rerun), config, store)
-                used = self._begins.tree["sessions"] if self._begins else 0
-                return Rerun(given, count(self.out / LABELS) if self.out else used)
+                used = len(self._begins.tree["sessions"]) if self._begins else 0
+                return Rerun(given, count(RunFolder(self.out).labels) if self.out else used)
             if config.teacher_replay:
                 given = _given(Path(config.teacher_replay), config, store)
                 if not any(len(answers.label) for answers in given if answers is not None):
-                    raise Refused(f"teacher replay={config.teacher_replay}: there are no labels in it")
+                    raise UserError(f"teacher replay={config.teacher_replay}: there are no labels in it")
                 return Replayed(given).after(prefs)
             return SimulatedTeacher(config, store)
         return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
@@ -566,7 +560,7 @@ class Agent:
     def _filmed(self, training: list[Any], store: Store) -> list[Any]:
         """The same environments, filmed as people will see them."""
         if self.out is None:
-            raise ValueError("teacher 'human': people are asked through files of the run, give its folder as out=")
+            raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
         from rlhf_bilevel.human import film
 
         assert self.config is not None
@@ -588,18 +582,18 @@ class Agent:
         return complete(self.method.options, config.options, f"{self.method.name}.")
 
     def _chosen(self, algorithm: type[BaseAlgorithm] | None) -> type[Any]:
-        """The learners' algorithm; ValueError where the method cannot do with it."""
+        """The learners' algorithm; UserError where the method cannot do with it."""
         own = ALGORITHMS[self.method.algorithm]
         if algorithm is None or algorithm is own:
             return own
         if not isinstance(algorithm, type):
-            raise ValueError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
+            raise UserError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
         if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
             takes = "any off-policy algorithm" if own is SAC else own.__name__
-            raise ValueError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
+            raise UserError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
         if self.method.densities and not issubclass(algorithm, SAC):
             told = f"the method {self.method.name} needs probabilities of actions, which only SAC has"
-            raise ValueError(f"algorithm={algorithm.__name__}: {told}")
+            raise UserError(f"algorithm={algorithm.__name__}: {told}")
         return algorithm
 
     def _evaluate(self, run: Run, env: Any, agent: int, log: Log) -> Row:
@@ -615,7 +609,7 @@ class Agent:
         return row
 
     def _write_config(self, folder: Path) -> None:
-        write_config(folder, self._told())
+        RunFolder(folder).write_config(self._told())
 
     def _told(self) -> dict[str, Any]:
         """All that config.yaml tells of a run, but for versions."""
@@ -633,22 +627,22 @@ class Agent:
 
 
 def new(folder: Path) -> bool:
-    """Whether a run may begin there. Refused where it is no folder."""
+    """Whether a run may begin there. UserError where it is no folder."""
     if folder.exists() and not folder.is_dir():
-        raise Refused(f"{folder} is a file, and no folder for a run")
+        raise UserError(f"{folder} is a file, and no folder for a run")
     return not folder.exists() or not any(folder.iterdir())
 
 
 def found(device: str | torch.device) -> str:
-    """What ``auto`` is here; else as it was given. Refused where there is no such device."""
+    """What ``auto`` is here; else as it was given. UserError where there is no such device."""
     name, gpus = str(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"
     kind, _, number = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal())):
-        raise Refused(f"device={name!r}: cpu, cuda (or cuda:0, ...) and auto are known")
+        raise UserError(f"device={name!r}: cpu, cuda (or cuda:0, ...) and auto are known")
     if kind == "cuda" and gpus <= int(number or 0):
-        raise Refused(f"device={name!r}: PyTorch finds {gpus or 'no'} NVIDIA GPU here; choose cpu or auto")
+        raise UserError(f"device={name!r}: PyTorch finds {gpus or 'no'} NVIDIA GPU here; choose cpu or auto")
     return name
 
 
@@ -683,13 +677,13 @@ def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str
 
 
 def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:
-    """Those called ``method.name``, of any method, and the ``options`` of ``methods``; ValueError on a wrong one."""
+    """Those called ``method.name``, of any method, and the ``options`` of ``methods``; UserError on a wrong one."""
     own = [METHODS[method] if isinstance(method, str) else method for method in methods]
     known = METHODS | {method.name: method for method in own}
     for key, value in given.items():
         method, dot, name = key.partition(".")
         if dot and method not in known:
-            raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
+            raise UserError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
         if dot:
             complete(known[method].options, {name: value}, f"{method}.")
     for each in own:
@@ -697,7 +691,7 @@ def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> 
 
 
 def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:
-    """The answers in a file, session by session. Refused where their segments are not as this run's."""
+    """The answers in a file, session by session. UserError where their segments are not as this run's."""
     given: list[Preferences | None] = []
     given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
     must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
@@ -705,20 +699,20 @@ def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]
         has = *first.obs.shape[1:], first.act.shape[-1]
         if has != must:
             said = "segments of {} steps, observations of {} and actions of {} numbers"
-            raise Refused(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
+            raise UserError(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
     return given
 
 
 def free(out: Path) -> None:
-    """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise Taken(f"{out} exists already and is not overwritten")
+    """AlreadyExistsError where the folder of a new run holds something."""
+    if not RunFolder(out).vacant:
+        raise AlreadyExistsError(f"{out} exists already and is not overwritten")
 
 
 def apart(out: Path | None, source: Path) -> None:
-    """Refused where a run's folder lay inside that of another, which may remove it with its checkpoints."""
+    """UserError where a run's folder lay inside that of another, which may remove it with its checkpoints."""
     if out and source.resolve() in out.resolve().parents:
-        raise Refused(f"{out} is inside {source}, which stays as it is: choose a folder outside")
+        raise UserError(f"{out} is inside {source}, which stays as it is: choose a folder outside")
 
 
 def acts(learner: Any, obs: np.ndarray) -> np.ndarray:

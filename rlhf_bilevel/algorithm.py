@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf_bilevel import health, monitor, query
 from rlhf_bilevel.config import Config, Options, complete
 from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.explore import entropy_signal
 from rlhf_bilevel.interface import FAULT
 from rlhf_bilevel.preference import (
@@ -286,7 +287,7 @@ def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Qu
             found = [candidates]
             if (there := len(candidates.first.obs)) >= count:
                 return candidates
-    except ValueError as too_short:
+    except UserError as too_short:
         warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=4)
         return None
     told = f"{there} of {count} queries at step {run.step}" if there else f"no queries at step {run.step}"

@@ -9,9 +9,9 @@ import torch
 
 from rlhf_bilevel.config import settle
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import Refused
-from rlhf_bilevel.folder import read_config
-from rlhf_bilevel.labels import LABELS, LabelLog, Pair, stacked
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.labels import LabelLog, Pair, stacked
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.types import Queries
 
 
@@ -22,17 +22,18 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
     sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one. Nothing in
     the folder changes. ``trust`` lets it name a database elsewhere, in which people's answers are.
     """
-    told = read_config(folder, trust=True)  # nothing that it names is imported here
-    config, path = settle(told["settings"]), folder / LABELS
+    run = RunFolder(folder)
+    told = run.trusted_config(trust=True)  # nothing that it names is imported here
+    config = settle(told["settings"])
     if config.teacher_human:
         from rlhf_bilevel.human.exchange import of_book  # a database's libraries, which only people's labels need
 
         return of_book(folder, told, config, trust)
-    if not path.is_file():
-        raise Refused(f"{folder} holds no {LABELS}: it has asked nothing yet")
+    if not run.labels.is_file():
+        raise UserError(f"{folder} holds no {run.labels.name}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
     waiting: dict[Pair, int] = {}  # rows that may still be answered
-    with LabelLog.copy(path) as log:
+    with LabelLog.copy(run.labels) as log:
         for session in map(log.__getitem__, range(len(log))):
             asked_at = math.nan if session.asked_at is None else session.asked_at
             for label, *pair in session.answers:
@@ -67,5 +68,5 @@ def load(data: Path, trust: bool = False) -> Dataset:
         return Dataset.read(data)
     found = of_run(data, trust)
     if found is None:
-        raise Refused(f"{data} has asked no query yet")
+        raise UserError(f"{data} has asked no query yet")
     return found

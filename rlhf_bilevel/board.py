@@ -5,36 +5,19 @@ On a terminal a table that is renewed in place; elsewhere, as in a log file, a l
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rlhf_bilevel.files import PROGRESS, STEP, reading
 from rlhf_bilevel.sweep import Planned, State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
-TAIL = 2**16  # bytes at the end of progress.csv that hold its last row
 ROOM = 8  # lines of a terminal that are not the table's rows
-
-
-def step_of(folder: Path) -> int:
-    """The last step that a run has told of: that of its last whole episode. 0 before there is one."""
-    try:
-        with reading(folder / PROGRESS, math.inf) as file:
-            columns = file.readline(TAIL).decode().rstrip("\n").split(",")
-            start = file.tell()
-            file.seek(max(start, file.seek(0, 2) - TAIL))
-            rows = file.read().split(b"\n")[:-1]  # what follows the last newline is no whole row
-        return int(rows[-1].split(b",")[columns.index(STEP)]) if rows else 0
-    except (ValueError, IndexError):  # it is not there yet, or being renewed
-        return 0
 
 
 class Pace:
@@ -111,7 +94,7 @@ class Board:
         self._next = now + EVERY
         for run in self._runs:
             if states[run] == "running":
-                self._paces[run].see(now, step_of(run.out))
+                self._paces[run].see(now, run.folder.last_step())
         if self._live:
             self._live.update(self.table(states), refresh=True)
         elif now >= self._next_line:

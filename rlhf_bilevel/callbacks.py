@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlhf_bilevel.algorithm import Run
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Row
 
 Told = BaseCallback | Sequence[BaseCallback] | Any
@@ -23,11 +23,11 @@ Told = BaseCallback | Sequence[BaseCallback] | Any
 
 
 def checked(callback: Told) -> Any:
-    """As SB3 takes it. Refused where it is none."""
+    """As SB3 takes it. UserError where it is none."""
     parts: list[Any] = list(callback) if isinstance(callback, (list, tuple)) else [callback]
     for part in parts:
         if isinstance(part, type) or not (isinstance(part, BaseCallback) or callable(part)):
-            raise Refused(f"callback={part!r} is no callback: give an object of a class of SB3's, or a function")
+            raise UserError(f"callback={part!r} is no callback: give an object of a class of SB3's, or a function")
     if not isinstance(callback, (list, tuple)):
         return callback
     return [part if isinstance(part, BaseCallback) else ConvertCallback(part) for part in parts]
@@ -62,7 +62,7 @@ class Hooks:
         self._hook.update_locals(told)
         go_on = self._hook.on_step()
         if go_on is None:
-            raise Refused("a callback has returned None: True goes on with the training, False stops it")
+            raise UserError("a callback has returned None: True goes on with the training, False stops it")
         if not go_on:
             return False
         model._update_info_buffer(told["infos"], told["dones"])

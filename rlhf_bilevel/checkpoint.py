@@ -27,10 +27,12 @@ import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.files import JSON_LIMIT, Damaged, read, read_json, reading, sha256, sync, tensors, write
+from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.files import JSON_LIMIT, read, read_json, reading, sha256, sync, tensors, write
 from rlhf_bilevel.tree import Table, Tree, pack, unpack
 
 KEPT = 2
+FORMAT: Literal[2] = 2  # 1 held the answers too
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 KEPT_NAME = "-kept"
 STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
@@ -50,7 +52,7 @@ class Piece(Entry):
 
 
 class Manifest(BaseModel):
-    format: Literal[1] = 1
+    format: Literal[2] = FORMAT
     step: int
     settings: str
     files: dict[Literal["state.json", "state.safetensors"], Entry]
@@ -62,19 +64,22 @@ class Manifest(BaseModel):
 
     @classmethod
     def unseal(cls, path: Path) -> Manifest:
-        """Damaged unless every byte is as it was written."""
-        manifest = cls.model_validate(read_json(path))
+        """CorruptFileError unless every byte is as it was written."""
+        told = read_json(path)
+        if isinstance(told, dict) and told.get("format") != FORMAT:
+            raise CorruptFileError(f"it has format {told.get('format')!r:.20}, and this version reads {FORMAT}")
+        manifest = cls.model_validate(told)
         if manifest.seal() != read(path, JSON_LIMIT):
-            raise Damaged(f"{path.name} is not as it was written")
+            raise CorruptFileError(f"{path.name} is not as it was written")
         for name, pieces in manifest.tables.items():
             ends = [0, *(piece.end for piece in pieces)]
             for piece, start in zip(pieces, ends, strict=False):  # each rows of its own, and so each file once
                 if not start == piece.start < piece.end or piece.file != f"{name}-{start}-{piece.end}.safetensors":
-                    raise Damaged(f"{path.name} names {piece.file} in a place that is not its own")
+                    raise CorruptFileError(f"{path.name} names {piece.file} in a place that is not its own")
         return manifest
 
 
-class OtherSettings(Damaged):
+class OtherSettingsError(CorruptFileError):
     """A checkpoint was made with another config.yaml."""
 
 
@@ -129,7 +134,7 @@ class Checkpoints:
     def load(self, at: int | None = None) -> Loaded | None:
         """The newest that is sound, with a warning for each newer one that is not; None where there is none at all.
 
-        With ``at``, of those at that step or before it. Damaged where there are some and not one is sound.
+        With ``at``, of those at that step or before it. CorruptFileError where there are some and not one is sound.
         """
         others, gone = 0, False
         matches = [match for match in map(STEP.fullmatch, self._names()) if match]
@@ -145,7 +150,7 @@ class Checkpoints:
                 if not path.exists():  # removed just now by the run, which goes on and has a newer one
                     gone = True
                     continue
-                others += isinstance(error, OtherSettings)
+                others += isinstance(error, OtherSettingsError)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
@@ -155,7 +160,7 @@ class Checkpoints:
         if found:
             way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
             way = "put back the config.yaml that they were made with" if others == len(found) else way
-            raise Damaged(
+            raise CorruptFileError(
                 f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed: {way}"
             )
         return None
@@ -179,14 +184,14 @@ class Checkpoints:
         """The manifest, if all that it names is as it was written. Pieces that are known were checked before."""
         manifest = Manifest.unseal(path / MANIFEST)
         if manifest.settings != self._settings:
-            raise OtherSettings("config.yaml is not the one that it was made with")
+            raise OtherSettingsError("config.yaml is not the one that it was made with")
         known = [piece for pieces in self._tables.values() for piece in pieces]
         new = [piece for pieces in manifest.tables.values() for piece in pieces if piece not in known]
         for file, entry in [*((path / name, entry) for name, entry in manifest.files.items()),
                             *((self.folder / piece.file, piece) for piece in new)]:  # fmt: skip
             with reading(file, entry.size) as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                    raise Damaged(f"{file.name} is not as it was written")
+                    raise CorruptFileError(f"{file.name} is not as it was written")
         return manifest
 
     def keep_the_last(self) -> None:

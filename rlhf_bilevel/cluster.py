@@ -15,8 +15,9 @@ import ray
 from ray.exceptions import RayError
 
 from rlhf_bilevel.files import plain
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sweep import GRACE, Planned
-from rlhf_bilevel.worker import log_of, work
+from rlhf_bilevel.worker import work
 
 RETRIES = 100  # times that a run's worker may die; machines that are lent may go often, and each run goes on
 
@@ -37,7 +38,7 @@ class Cluster:
 
     def start(self, run: Planned) -> Task:
         out = run.out.resolve()
-        return Task(self._run.remote(out, run.words), log_of(out))
+        return Task(self._run.remote(out, run.words), RunFolder(out).output)
 
 
 class Task:
@@ -62,8 +63,9 @@ class Task:
 
 def run(out: Path, words: Sequence[str]) -> int:
     """The task. What it says goes to OUT.log, as on one machine; its process is not used again."""
-    plain(log_of(out))
-    sys.stdout = sys.stderr = stream = log_of(out).open("a", buffering=1)
+    log = RunFolder(out).output
+    plain(log)
+    sys.stdout = sys.stderr = stream = log.open("a", buffering=1)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
     return work(out, words)

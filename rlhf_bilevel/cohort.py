@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import Run, fruitless, interact
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.process import training
 from rlhf_bilevel.sac import stacked
 from rlhf_bilevel.types import Row
@@ -17,11 +17,11 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
     """Each agent learns what it would learn alone, but for rounding: ``Agent.learn`` for all of them at once.
 
     Their methods, environments and settings must be alike, but for the seed. A run that is cut off is resumed alone.
-    Refused where SB3's own update is needed (see ``stack.stackable``), where this process trains already, and at the
+    UserError where SB3's own update is needed (see ``stack.stackable``), where this process trains already, and at the
     end where one was given no label.
     """
     if any(agent.asks_people for agent in agents):
-        raise Refused("people label one run at a time, and no cohort")
+        raise UserError("people label one run at a time, and no cohort")
     with ExitStack() as open_runs:
         open_runs.enter_context(training())
         runs = [agent.start(total_timesteps) for agent in agents]
@@ -33,14 +33,14 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
             for record, row in zip(records, rows, strict=True):
                 record(row)
     for fault in filter(None, map(fruitless, runs)):
-        raise Refused(fault)
+        raise UserError(fault)
 
 
 def train(runs: Sequence[Run]) -> Iterator[list[Row]]:
     """``algorithm.train`` of all runs, in step."""
     stack = stacked([learner for run in runs for learner in run.learners])
     if stack is None:
-        raise Refused("a cohort takes learners of plain SAC, alike in all settings but the seed")
+        raise UserError("a cohort takes learners of plain SAC, alike in all settings but the seed")
     own, end = [], 0
     for run in runs:
         own.append(slice(end, end + len(run.learners)))

@@ -1,13 +1,11 @@
 """What the commands do, one run at a time (``many`` has those that train many): first the checks, then the work.
 
-Each command first checks, before torch is loaded and before anything is written, and returns the work to be done: only
-what the checks raise is a user's mistake.
+Each command first checks, before torch is loaded and before anything is written, and returns the work to be done.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import os
 import warnings
@@ -19,24 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.config import checkpoint_interval, nearest, settle
+from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
 from rlhf_bilevel.files import (
-    EVALUATIONS,
-    LOCK,
-    SUMS,
-    Elsewhere,
-    Refused,
-    Taken,
-    examine,
     made_new,
-    one_line,
-    outside_runs,
-    read_yaml,
     to_json,
     writable,
     write,
 )
 from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.runs.folder import RunFolder, outside_runs
 from rlhf_bilevel.traits import traits
 
 Work = Callable[[], None]
@@ -77,7 +67,7 @@ def train(args: argparse.Namespace) -> Work:
             try:
                 agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
                 break
-            except (Taken, Elsewhere):  # by another process, just now
+            except (AlreadyExistsError, LockedError):  # by another process, just now
                 if args.out:
                     raise
         tell(args.dir, args.reference)
@@ -89,8 +79,8 @@ def resume(args: argparse.Namespace) -> Work:
     run_folder(args.dir)
     checkpoint_interval(args.checkpoint_every)
     table_of(args.reference)
-    if (args.dir / SUMS).is_file():  # torch need not be loaded to say so; asked again under the run's lock
-        raise ValueError(f"{args.dir} has come to its end: there is nothing to resume")
+    if RunFolder(args.dir).ended:  # torch need not be loaded to say so; asked again under the run's lock
+        raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
@@ -129,14 +119,14 @@ def fork(args: argparse.Namespace) -> Work:
         **changes,
     )
     its_own(agent.method.name, assigned(args.set))
-    steps = args.steps or read_yaml(args.dir / "config.yaml")["settings"]["steps"]
+    steps = args.steps or RunFolder(args.dir).read_config()["settings"]["steps"]
     if steps <= agent.forked_at:
-        raise ValueError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
+        raise UserError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
 
     def work() -> None:
         import torch
 
-        torch.set_num_threads(read_yaml(args.dir / "config.yaml")["threads"])
+        torch.set_num_threads(RunFolder(args.dir).read_config()["threads"])
         print(f"{out} goes on from step {agent.forked_at:,} of {args.dir}", flush=True)
         agent.learn(steps - agent.forked_at, progress_bar=not args.verbose, screen=args.verbose)
         tell(out, args.reference)
@@ -145,11 +135,11 @@ def fork(args: argparse.Namespace) -> Work:
 
 
 def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """ValueError where people cannot be asked as the options say; their database is brought up to date."""
+    """UserError where people cannot be asked as the options say; their database is brought up to date."""
     if not settings.get("teacher_human"):
         for option, given in (("--max-pending-share", args.max_pending_share), ("--labels-db", args.labels_db)):
             if given is not None:
-                raise ValueError(f"{option} {given}: only --teacher human has it")
+                raise UserError(f"{option} {given}: only --teacher human has it")
     elif settings.get("teacher_labels_db"):
         from rlhf_bilevel.human.database import connect
 
@@ -162,7 +152,7 @@ def tell(out: Path, reference: Path | None) -> None:
     from rlhf_bilevel.plot import draw
     from rlhf_bilevel.points import points, read_table
 
-    found = points(out) if (out / EVALUATIONS).is_file() else []
+    found = points(out) if RunFolder(out).evaluated else []
     agent = [point for point in found if point.is_agent]
     if not agent:
         print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
@@ -187,7 +177,7 @@ def tell(out: Path, reference: Path | None) -> None:
             told += f" (mean of {len(same)} seeds)" if len(same) > 1 else " (one seed)"
         else:
             told += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({shown})"
-    print(f"{told}.\nLearning curve: {draw(found, out / 'learning_curve.png')}\nRun: {out}")
+    print(f"{told}.\nLearning curve: {draw(found, RunFolder(out).learning_curve)}\nRun: {out}")
 
 
 def evaluate(args: argparse.Namespace) -> Work:
@@ -239,9 +229,7 @@ def explain(args: argparse.Namespace) -> Work:
 
 def export(args: argparse.Namespace) -> Work:
     if args.sb3 is None and args.preferences is None:
-        raise ValueError(
-            "export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered"
-        )
+        raise UserError("export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered")
     if args.sb3:
         finished(args.dir)
     run_folder(args.dir)
@@ -261,7 +249,7 @@ def export(args: argparse.Namespace) -> Work:
             agent = Agent.load(args.dir, trust=args.trust)
             model = agent.model
             if not type(model).__module__.startswith("stable_baselines3"):
-                raise Refused(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
+                raise UserError(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
             file = io.BytesIO()
             model.save(file, exclude=["replay_buffer", "_last_obs"])
             with made_new(sb3):
@@ -283,7 +271,7 @@ def export(args: argparse.Namespace) -> Work:
 def fit_reward(args: argparse.Namespace) -> Work:
     args.env = envs.resolve(args.env)
     if not args.data.exists():
-        raise ValueError(f"{args.data}: no such file or folder")
+        raise UserError(f"{args.data}: no such file or folder")
     if args.data.is_dir():
         run_folder(args.data)
     settings = assigned(args.set, unused=("steps", "labels"))
@@ -307,7 +295,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
 
 def import_minari(args: argparse.Namespace) -> Work:
     if not find_spec("minari"):
-        raise ValueError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
+        raise UserError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
     settle({"steps": 1000, "seed": args.seed})
     out = new_file("--out", args.out, ".parquet")
 
@@ -326,7 +314,7 @@ def import_minari(args: argparse.Namespace) -> Work:
 
 def plot(args: argparse.Namespace) -> Work:
     if args.baseline and args.kind != "improvement":
-        raise ValueError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
+        raise UserError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
     out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
@@ -355,7 +343,7 @@ def compare(args: argparse.Namespace) -> Work:
         if len(tasks) > 1:
             try:
                 lines += overall(tasks, baseline)
-            except Refused as error:
+            except UserError as error:
                 warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
         print(to_json([line._asdict() for line in lines]) if args.json else table(lines))
 
@@ -379,32 +367,28 @@ def doctor(args: argparse.Namespace) -> Work:
 
 
 def table_of(reference: Path | None) -> None:
-    """ValueError where it is no table of evaluations."""
+    """UserError where it is no table of evaluations."""
     if reference:
         from rlhf_bilevel.points import read_table
 
         try:
             read_table(reference)
-        except Refused as error:
-            raise ValueError(f"--reference {error}") from None
-        except (ValueError, TypeError, csv.Error) as error:
-            raise ValueError(f"--reference {reference} is no table of evaluations: {one_line(error)}") from None
+        except UserError as error:
+            raise UserError(f"--reference {error}") from None
 
 
 def new_folder(path: Path) -> Path:
-    """ValueError where something is there, but for a folder that is empty or has the lock of a run that never began."""
-    if writable(path).is_symlink() or (
-        path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
-    ):
-        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+    """UserError where a new run cannot begin: something is there, or it is a part of another run."""
+    if writable(path).is_symlink() or not RunFolder(path).vacant:
+        raise UserError(f"{path} exists already and is not overwritten: choose another path")
     return outside_runs(path)
 
 
 def new_file(option: str, path: Path, *endings: str) -> Path:
     if path.suffix not in endings:
-        raise ValueError(f"{option} {path}: must end in {' or '.join(endings)}")
+        raise UserError(f"{option} {path}: must end in {' or '.join(endings)}")
     if writable(path).is_symlink() or path.exists():
-        raise ValueError(f"{path} exists already and is not overwritten: choose another path")
+        raise UserError(f"{path} exists already and is not overwritten: choose another path")
     return path
 
 
@@ -418,18 +402,11 @@ def numbered(path: Path) -> Iterator[Path]:
             yield out
 
 
-def run_folder(path: Path) -> Path:
-    """ValueError where there is no run, or anything that no run writes, such as a link."""
-    if not (path / "config.yaml").is_file():
-        runs = [str(file.parent) for file in path.parent.glob("*/config.yaml")]
-        raise ValueError(
-            f"{path} is not a run's folder: it has no config.yaml" + (f"; {nearest(str(path), runs)}" if runs else "")
-        )
-    examine(path)
-    return path
+def run_folder(path: Path) -> RunFolder:
+    """UserError where there is no run, or anything that no run writes, such as a link."""
+    return RunFolder(path).examine()
 
 
-def finished(path: Path) -> Path:
-    if not (run_folder(path) / SUMS).is_file():
-        raise ValueError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
-    return path
+def finished(path: Path) -> None:
+    if not run_folder(path).ended:
+        raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")

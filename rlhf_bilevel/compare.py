@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_bilevel.config import nearest
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import Point
 from rlhf_bilevel.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
 
@@ -110,13 +110,13 @@ def measured(rows: Sequence[Point]) -> str:
 
 
 def grouped(rows: Sequence[Point], together: bool) -> list[Task]:
-    """Agents' evaluations by environment and method, in order of appearance; Refused where runs share no steps.
+    """Agents' evaluations by environment and method, in order of appearance; UserError where runs share no steps.
 
     ``together``: at the steps that all methods share, so that they can be compared; else each method at its own.
     """
     agents = [row for row in rows if row.is_agent]
     if not agents:
-        raise Refused("there is no evaluation of an agent")
+        raise UserError("there is no evaluation of an agent")
     return [
         task([row for row in agents if row.env == env], together) for env in dict.fromkeys(row.env for row in agents)
     ]
@@ -128,11 +128,11 @@ def task(rows: Sequence[Point], together: bool) -> Task:
     for row in rows:
         run = runs.setdefault(row.method, {}).setdefault(row.seed, {})
         if row.step in run:
-            raise Refused(
+            raise UserError(
                 f"{row.method} with seed {row.seed} on {env} was given twice: at step {row.step} it has two results"
             )
         if not isfinite(value := getattr(row, measure)):
-            raise Refused(f"{row.method} with seed {row.seed} on {env}: its {measure} at step {row.step} is {value}")
+            raise UserError(f"{row.method} with seed {row.seed} on {env}: its {measure} at step {row.step} is {value}")
         run[row.step] = row
     shared = common(env, [run for seeds in runs.values() for run in seeds.values()]) if together else []
     groups = {}
@@ -149,7 +149,7 @@ def task(rows: Sequence[Point], together: bool) -> Task:
 def common(what: str, runs: Sequence[Mapping[int, Point]]) -> list[int]:
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if not steps:
-        raise Refused(f"{what}: there is no step at which all runs were evaluated, so they cannot be compared")
+        raise UserError(f"{what}: there is no step at which all runs were evaluated, so they cannot be compared")
     return steps
 
 
@@ -196,11 +196,11 @@ def scale(task: Task) -> tuple[float, float, str]:
     if REFERENCE in means and FLOOR in means:
         if means[REFERENCE] <= means[FLOOR]:
             shown = f"SAC's true return, {means[REFERENCE]:.4g}, is not above that of random actions"
-            raise Refused(f"{task.env}: {shown}, {means[FLOOR]:.4g}: there is no scale between them")
+            raise UserError(f"{task.env}: {shown}, {means[FLOOR]:.4g}: there is no scale between them")
         return means[FLOOR], means[REFERENCE], "(true return - random's) / (SAC's on the true reward - random's)"
     if REFERENCE in means:
         if means[REFERENCE] <= 0:
-            raise Refused(
+            raise UserError(
                 f"{task.env}: SAC's true return is {means[REFERENCE]:.4g}, and a share of it would order runs wrongly: "
                 f"add runs of {FLOOR}, to normalise by both"
             )
@@ -208,12 +208,12 @@ def scale(task: Task) -> tuple[float, float, str]:
     least, most = task.bounds()
     if least != 0 or not isfinite(most):
         missing = REFERENCE if FLOOR in means else f"{REFERENCE} and {FLOOR}"
-        raise Refused(f"{task.env}: nothing says which true return is a good one: add runs of {missing}")
+        raise UserError(f"{task.env}: nothing says which true return is a good one: add runs of {missing}")
     return 0, most, f"true return / {most:g}"
 
 
 def scores(tasks: Sequence[Task]) -> Scores:
-    """Of all runs on all environments. Refused where a method lacks one, or has more seeds on one than on another."""
+    """Of all runs on all environments. UserError where a method lacks one, or has more seeds on one than on another."""
     zeros, ones, rules = zip(*(scale(task) for task in tasks), strict=True)
     lengths = np.array(ones) - np.array(zeros)
     limits = (np.array([task.bounds() for task in tasks]) - np.array(zeros)[:, None]) / lengths[:, None]
@@ -230,7 +230,7 @@ def efficiency(tasks: Sequence[Task]) -> tuple[np.ndarray, dict[str, np.ndarray]
     (steps, tasks, seeds)."""
     steps = np.array(sorted(set.intersection(*(set(task.steps.tolist()) for task in tasks))))
     if not len(steps):
-        raise Refused(f"no step at which runs were evaluated is shared by {', '.join(task.env for task in tasks)}")
+        raise UserError(f"no step at which runs were evaluated is shared by {', '.join(task.env for task in tasks)}")
     parts = []
     for task in tasks:
         zero, one, _ = scale(task)
@@ -246,7 +246,7 @@ def stacked(tasks: Sequence[Task], parts: Sequence[Mapping[str, np.ndarray]]) ->
         seeds = {task.env: len(part.get(method, ())) for task, part in zip(tasks, parts, strict=True)}
         if len(set(seeds.values())) > 1:
             shown = ", ".join(f"{count} on {env}" for env, count in seeds.items())
-            raise Refused(f"{method} needs the same number of seeds on all environments, and has {shown}")
+            raise UserError(f"{method} needs the same number of seeds on all environments, and has {shown}")
         found[method] = np.stack([part[method] for part in parts])
     return found
 
@@ -276,10 +276,10 @@ def without(value: np.ndarray) -> Interval:
 
 
 def known(baseline: str, tasks: Sequence[Task]) -> str:
-    """The baseline; Refused where it has no runs."""
+    """The baseline; UserError where it has no runs."""
     methods = list(dict.fromkeys(method for task in tasks for method in task.groups))
     if baseline not in methods:
-        raise Refused(f"there are no runs of the baseline {baseline!r}; {nearest(baseline, methods)}")
+        raise UserError(f"there are no runs of the baseline {baseline!r}; {nearest(baseline, methods)}")
     return baseline
 
 
@@ -300,7 +300,7 @@ def compared(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
 
 
 def overall(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
-    """A row a method over all environments. Refused where ``scores`` refuses."""
+    """A row a method over all environments. UserError where ``scores`` refuses."""
     return stated(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline)
 
 

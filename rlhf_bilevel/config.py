@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
@@ -252,22 +252,22 @@ class Record(BaseModel):
 
 
 def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
-    """Refused unless ``told`` is as a run's config.yaml, or a part of one, has it; Damaged where it lacks a key."""
+    """UserError unless ``told`` is as a run's config.yaml has it; CorruptFileError where the ``whole`` lacks a key."""
     try:
         Record(**told)
     except ValidationError as error:
         missing = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "missing"]
         if missing and whole:
-            raise Damaged(f"{file} does not tell {', '.join(sorted(missing))}") from None
+            raise CorruptFileError(f"{file} does not tell {', '.join(sorted(missing))}") from None
         for fault in error.errors():
             key = str(fault["loc"][0])
             if key == "version":
                 theirs = f"{told[key]!r:.60}"
-                raise Refused(
+                raise UserError(
                     f"{file} has version {theirs} of the format, and this reads version 1: update it"
                 ) from None
             if key not in missing:
-                raise Refused(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
+                raise UserError(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -286,15 +286,15 @@ B-Pref moves the target critics by .005 every second update; SB3 moves them at e
 
 
 def preset(name: str, env_id: str) -> dict[str, Any]:
-    """The settings of preset ``name`` for an environment of that id; ValueError where there is no such preset."""
+    """The settings of preset ``name`` for an environment of that id; UserError where there is no such preset."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
 
 
 def reaching(config: Config) -> Config:
-    """The settings; ValueError where their sessions cannot ask for all labels.
+    """The settings; UserError where their sessions cannot ask for all labels.
 
     Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
     """
@@ -303,11 +303,11 @@ def reaching(config: Config) -> Config:
         return c
     told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
     if not c.sessions:
-        raise ValueError(f"{told}, as no session comes: session_every={c.steps} or less")
+        raise UserError(f"{told}, as no session comes: session_every={c.steps} or less")
     start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.session_labels)
     every = (c.steps - start) // (needed - (start > 0))
     would = f"session_labels={math.ceil(c.labels / c.sessions)}" + (f" or session_every={every}" if every else "")
-    raise ValueError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
+    raise UserError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
 
 
 def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
@@ -328,36 +328,36 @@ def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
             why += f" (the environment's {limit}, with action_repeat={config.action_repeat})"
     told = f"segment_length={config.segment_length} is too long: {why}"
     if own:
-        raise Refused(f"{told}; segment_length={longest} would do")
+        raise UserError(f"{told}; segment_length={longest} would do")
     return config.model_copy(update={"segment_length": longest}), f"{told}; it is {longest} in this run"
 
 
 def settle(given: Mapping[str, Any]) -> Config:
-    """The settings, complete; Refused in one line that names the first wrong value and, for a name, the nearest."""
+    """The settings, complete; UserError in one line that names the first wrong value and, for a name, the nearest."""
     return complete(Config, given)
 
 
 def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> Model:
     """The same for any settings; in messages ``prefix`` stands before their names."""
     if not isinstance(given, Mapping):
-        raise Refused(f"{prefix.rstrip('.') or 'settings'}={given!r:.60}: must be a mapping of names to values")
+        raise UserError(f"{prefix.rstrip('.') or 'settings'}={given!r:.60}: must be a mapping of names to values")
     known, read = [prefix + name for name in model.model_fields], {}
     for key, value in given.items():
         name = f"{prefix}{key}"
         if name not in known or not isinstance(key, str):
-            raise Refused(f"unknown setting {name!r:.60}; {nearest_setting(name, known)}")
+            raise UserError(f"unknown setting {name!r:.60}; {nearest_setting(name, known)}")
         value = value.tolist() if hasattr(value, "shape") else value  # a number or numbers of NumPy's or torch's
         try:
             read[key] = as_written(model.model_fields[key].annotation, value)
         except ValueError as error:
-            raise Refused(f"{name}={value!r:.60}: {error}") from None
+            raise UserError(f"{name}={value!r:.60}: {error}") from None
     try:
         return model(**read)
     except ValidationError as error:
         first = error.errors()[0]
         # A fault without a place is one of several settings together
         told = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
-        raise Refused(told + first["msg"].removeprefix("Value error, ")) from None
+        raise UserError(told + first["msg"].removeprefix("Value error, ")) from None
 
 
 def as_written(kind: Any, value: Any) -> Any:
@@ -420,12 +420,16 @@ def nearest_setting(value: str, known: Collection[str]) -> str:
 
 
 def check_database(url: str) -> None:
-    """ValueError unless it is a PostgreSQL database's, without a password: a run's config.yaml holds it."""
-    parts = urlsplit(url)
+    """UserError unless it is a PostgreSQL database's, without a password: a run's config.yaml holds it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # is checked only when it is read
+    except ValueError as error:
+        raise UserError(f"{url!r:.60} is no labels database: {error}") from None
     if parts.scheme not in ("postgresql", "postgresql+psycopg"):
-        raise ValueError(f"{parts.scheme or 'this'} is no labels database: postgresql://USER@HOST/DATABASE is")
+        raise UserError(f"{parts.scheme or 'this'} is no labels database: postgresql://USER@HOST/DATABASE is")
     if parts.password is not None or "password" in parse_qs(parts.query):
-        raise ValueError("the labels database's URL has a password in it, which config.yaml would hold: "
+        raise UserError("the labels database's URL has a password in it, which config.yaml would hold: "
                          "set PGPASSWORD or write it to ~/.pgpass")  # fmt: skip
 
 
@@ -436,7 +440,7 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
     except ValueError:
         count = -1
     if not 0 <= count < 10**9:
-        raise Refused(f"{told!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
+        raise UserError(f"{told!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
     every = count or math.inf
     return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
 

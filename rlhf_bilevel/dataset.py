@@ -28,11 +28,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from rlhf_bilevel.files import Damaged, Refused, enough_memory, reading, write
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import enough_memory, reading, write
 from rlhf_bilevel.preference import PreferenceStore, cross_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
-PREFERENCES, VERSION, KEY = "preferences.parquet", 1, b"rlhf_bilevel.preferences"
+VERSION, KEY = 1, b"rlhf_bilevel.preferences"
 Size = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 TEXTS = ("env_id", "label_kind", "labeller", "sampler")
 TIMES = ("t_shown", "t_answered")
@@ -136,7 +137,7 @@ class Dataset:
     ) -> Dataset:
         """Of B queries and their labels (B,) in [0, 1], NaN where there is none; equal segments become one.
 
-        ``unlabelled`` is the kind of those without a label. Refused where the file would be.
+        ``unlabelled`` is the kind of those without a label. UserError where the file would be.
         """
         both = [torch.stack(pair, 1).flatten(0, 1).float() for pair in zip(*queries, strict=True)]  # (2 B, T, ...)
         rows = np.concatenate([column.flatten(1).numpy() for column in both], 1)
@@ -164,7 +165,7 @@ class Dataset:
             protocol=protocol,
         )
         if fault := dataset._fault():
-            raise Refused(f"these queries make no dataset: {fault}")
+            raise UserError(f"these queries make no dataset: {fault}")
         return dataset
 
     def __len__(self) -> int:
@@ -209,12 +210,12 @@ class Dataset:
     def read(cls, path: Path | str) -> Dataset:
         """What ``write`` wrote, and nothing else.
 
-        In one line, Refused where the file cannot be opened, is of another version or too large for the memory, Damaged
+        UserError where the file cannot be opened, is of another version or too large for the memory; CorruptFileError
         where anything in it is not as it was written.
         """
         path = Path(path)
         if not path.is_file():
-            raise Refused(f"{path}: no such file")
+            raise UserError(f"{path}: no such file")
         with reading(path, math.inf):
             pass  # a plain file, and no trap
         try:
@@ -222,16 +223,18 @@ class Dataset:
                 facts = _checked(path, file)
             with pq.ParquetFile(path, read_dictionary=list(TEXTS), page_checksum_verification=True) as file:
                 dataset = cls._of_table(file.read(use_threads=False), facts)
-        except Refused:
+        except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno:  # Arrow's own have none
-                raise Refused(f"{path} cannot be read: {error.strerror}") from None
-            raise Damaged(f"{path} is damaged or no Parquet file: {' '.join(str(error).split())[:200]}") from None
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
+            raise CorruptFileError(
+                f"{path} is damaged or no Parquet file: {' '.join(str(error).split())[:200]}"
+            ) from None
         if fault := dataset._fault():
-            raise Damaged(f"{path} is damaged: {fault}")
+            raise CorruptFileError(f"{path} is damaged: {fault}")
         if dataset.sha256() != facts.sha256:
-            raise Damaged(f"{path} is damaged: its content is not as it was written")
+            raise CorruptFileError(f"{path} is damaged: its content is not as it was written")
         return dataset
 
     def sha256(self) -> str:
@@ -331,20 +334,20 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
     """What the metadata tell, before anything is unfolded."""
     metadata = file.metadata.metadata or {}
     if KEY not in metadata:
-        raise Refused(f"{path} is no preference dataset: its metadata have no {KEY.decode()}")
+        raise UserError(f"{path} is no preference dataset: its metadata have no {KEY.decode()}")
     told = json.loads(metadata[KEY])
     version = told.get("version") if isinstance(told, dict) else None
     if version != VERSION:
-        raise Refused(f"{path} has version {version!r:.20} of the format, and this reads version {VERSION}")
+        raise UserError(f"{path} has version {version!r:.20} of the format, and this reads version {VERSION}")
     found = file.schema.to_arrow_schema()
     if found.names != SCHEMA.names:
-        raise Refused(f"{path} must have the columns {', '.join(SCHEMA.names)}, not {', '.join(found.names):.200}")
+        raise UserError(f"{path} must have the columns {', '.join(SCHEMA.names)}, not {', '.join(found.names):.200}")
     for has, must in zip(found, SCHEMA, strict=True):
         if has != must:
-            raise Refused(f"{path}: the column {must.name} is {_type(has)} and must be {_type(must)}")
+            raise UserError(f"{path}: the column {must.name} is {_type(has)} and must be {_type(must)}")
     if metadata.keys() != {KEY}:  # another schema among them would change what the columns are read as
         others = ", ".join(map(repr, metadata.keys() - {KEY}))
-        raise Refused(f"{path} has metadata of others: {others:.200} (pyarrow: store_schema=False)")
+        raise UserError(f"{path} has metadata of others: {others:.200} (pyarrow: store_schema=False)")
     columns = [
         file.metadata.row_group(group).column(column)
         for group in range(file.num_row_groups)
@@ -353,12 +356,12 @@ def _checked(path: Path, file: pq.ParquetFile) -> Facts:
     unfolded = sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns)
     enough_memory(path, COPIES * unfolded)
     if unfolded > max(UNFOLDED, RATIO * path.stat().st_size):
-        raise Refused(f"{path} would unfold to {unfolded:,} bytes, more than {RATIO} times its size")
+        raise UserError(f"{path} would unfold to {unfolded:,} bytes, more than {RATIO} times its size")
     try:
         return Facts.model_validate(told)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Damaged(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise CorruptFileError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _type(field: pa.Field) -> str:

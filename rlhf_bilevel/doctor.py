@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 from rlhf_bilevel import envs
-
-PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "dm-control", "metaworld")
-"""Those whose versions decide what a run does; they are recorded with every run."""
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+from rlhf_bilevel.utils.versions import versions
 
 
 def report() -> str:

@@ -30,8 +30,9 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rlhf_bilevel import interface
-from rlhf_bilevel.files import Refused, one_line
-from rlhf_bilevel.interface import ABSORBED, NotFinite, Unfit, unlearnable
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import one_line
+from rlhf_bilevel.interface import ABSORBED, InvalidEnvError, NotFiniteError, unlearnable
 
 LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
 PROTOCOLS = ("bpref", "mt1")
@@ -42,13 +43,13 @@ def resolve(env_id: str) -> str:
     """The canonical id of an environment, from a canonical id or the literature's name for it.
 
     ``walker_walk`` is dm_control/walker-walk-v0; ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
-    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder. Refused,
+    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder. UserError,
     with the nearest known ids, where there is none, and where the module fails.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
         if not all(part.isidentifier() for part in module.split(".")) or not name:
-            raise Refused(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
+            raise UserError(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
         with refusing(f"{env_id}: the module {module} cannot be imported"), _here():
             importlib.import_module(module)
     known = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
@@ -57,7 +58,7 @@ def resolve(env_id: str) -> str:
     if name not in known:
         near = [known[key] for key in difflib.get_close_matches(name, known, n=6, cutoff=0.5)]
         hint = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
-        raise Refused(f"unknown environment {env_id!r}{hint}")
+        raise UserError(f"unknown environment {env_id!r}{hint}")
     if known[name].startswith("Meta-World/") and name.endswith("-v2"):
         warnings.warn(f"{env_id} runs as {known[name]}: results are not comparable with v2's", stacklevel=2)
     return env_id if colon else known[name]
@@ -65,11 +66,11 @@ def resolve(env_id: str) -> str:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Code of others, which may raise anything: Refused in one line, with what is to be installed where it says so."""
+    """Code of others, which may raise anything: UserError in one line, with what to install where the error says so."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, UserError):
             raise
         told = one_line(error)
         if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
@@ -77,7 +78,7 @@ def refusing(what: str) -> Iterator[None]:
         elif not isinstance(error, ImportError | gymnasium.error.Error):
             last = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises it again
             told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
-        raise Refused(f"{what}: {told}") from error
+        raise UserError(f"{what}: {told}") from error
 
 
 @contextmanager
@@ -107,22 +108,22 @@ def make(
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
     With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
-    Raises ValueError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
+    Raises UserError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
     that the environment needs, where what is registered makes none, and where ``absorb`` finds no time limit;
     RuntimeError where a picture is asked for and OpenGL is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
+        raise UserError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
     env = _made(canonical, protocol, render_mode)
     with refusing(f"{canonical} cannot be used"):
         fault = unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space")))
     if fault:
         with suppress(Exception, SystemExit):
             env.close()
-        raise Refused(f"{env_id}: {fault}")
+        raise UserError(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
         _find_opengl()
     limit = _limit(env)
@@ -133,12 +134,12 @@ def make(
         return episodes
     if limit is None:
         told = f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
-        raise Refused(f"{told}, or choose termination=nonnegative")
+        raise UserError(f"{told}, or choose termination=nonnegative")
     return Absorb(episodes, math.ceil(limit / action_repeat))
 
 
 def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
-    """ValueError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+    """UserError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
 
     The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
     run in a process of its own (``env_timeout``), it is only made. Returns ``Episodes.limit``.
@@ -148,10 +149,10 @@ def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
         if not settings.get("env_timeout"):
             env.reset()
             env.step(env.action_space.sample())
-    except NotFinite:
+    except NotFiniteError:
         pass
-    except Unfit as error:
-        raise Refused(f"{env_id}: {error}") from error
+    except InvalidEnvError as error:
+        raise UserError(f"{env_id}: {error}") from error
     except (Exception, SystemExit):
         pass
     finally:
@@ -200,16 +201,16 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
     wrappers: ``env.set_wrapper_attr("episode", k)``). A seed given to ``reset`` is ignored, because Stable-Baselines3
     gives one to the first reset only and would so move one episode off its place; ``make`` is where the seed is set.
 
-    What the environment returns is checked and copied, and so is the action that it gets: raises ``Unfit``. An episode
-    that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning. ``limit`` is the number of
-    simulator steps after which an episode ends at the latest, None where it is not known.
+    What the environment returns is checked and copied, and so is the action that it gets: raises ``InvalidEnvError``.
+    An episode that no time limit of Gymnasium's ends is cut after ``LONGEST`` steps, with a warning. ``limit`` is the
+    number of simulator steps after which an episode ends at the latest, None where it is not known.
     """
 
     def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int, limit: int | None = None) -> None:
         super().__init__(env)
         self.limit = limit
         if seed < 0 or stream < 0:
-            raise ValueError(f"seed and stream must not be negative, got {seed} and {stream}")
+            raise UserError(f"seed and stream must not be negative, got {seed} and {stream}")
         self.episode, self._key = 0, (seed, stream)
         space = env.observation_space
         assert isinstance(space, Box)
@@ -253,10 +254,12 @@ class Episodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):
 
 
 def _explain(error: Exception, call: str, form: str) -> None:
-    """Raises Unfit where an error says that ``call`` is of another interface."""
+    """Raises InvalidEnvError where an error says that ``call`` is of another interface."""
     if interface.misused(error):
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Unfit(f"{call} must return {form}, as Gymnasium's interface says; it failed with {told}") from error
+        raise InvalidEnvError(
+            f"{call} must return {form}, as Gymnasium's interface says; it failed with {told}"
+        ) from error
 
 
 class Counting(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.interface import ABSORBED, FAULT, succeeded
 from rlhf_bilevel.statistics import interval, mean
 
@@ -65,7 +66,7 @@ def evaluate(
     An episode in which the environment fails (``guard.Guard``) is not counted, and another takes its place.
     """
     if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+        raise UserError(f"episodes must be at least 1, got {episodes}")
     returns, successes, reported = np.zeros(episodes), np.zeros(episodes, bool), False
     episode = 0
     while episode < episodes:

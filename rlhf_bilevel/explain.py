@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.reward import RewardEnsemble
 
 
@@ -28,10 +28,10 @@ class Weight(NamedTuple):
 def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: Tensor) -> list[Weight]:
     """Every feature's weight, by the size of its effect on obs (..., o), act (..., a); ``names`` are their o + a.
 
-    Refused where the reward is a network.
+    UserError where the reward is a network.
     """
     if reward.form == "network":
-        raise Refused("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
+        raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
     features = reward.features(torch.cat([obs, act], -1).flatten(0, -2))
     weights = reward.weights[0].detach()[..., 0] / reward.unit  # (M, features)
     mean, spread = weights.mean(0), weights.std(0, correction=0)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
+
+from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, UserError, WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
-CONFIG, LOCK, PROGRESS, EVALUATIONS = "config.yaml", ".lock", "progress.csv", "evaluations.csv"  # in a run's folder
-STEP = "time/total_timesteps"  # column of PROGRESS
 ROOM = 16  # letters of a file's name that are left for what stands beside it, such as NAME.lock
 # Bytes of a file that is read whole, by its kind; ours are far below
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
@@ -35,60 +35,32 @@ OURS = re.compile(
 HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap
 
 
-class Refused(ValueError):
-    """What a user asks for cannot be done; the message says why in one line."""
-
-
-class Damaged(Refused):
-    """A file is not what was written."""
-
-
-class Elsewhere(Refused):
-    """Another process has what is asked for."""
-
-
-class Taken(Refused, FileExistsError):
-    """Where something new was to be made, something is already."""
-
-
-class Unwritable(Refused, OSError):
-    """The disk does not take what is written: it is full, read-only or away."""
-
-
 def trusted(trust: bool, would: str) -> None:
-    """Refused without ``trust`` in what a folder tells to do."""
+    """UserError without ``trust`` in what a folder tells to do."""
     if not trust:
-        raise Refused(f"{would}: only with explicit trust (--trust)")
+        raise UserError(f"{would}: only with explicit trust (--trust)")
 
 
 def enough_memory(what: object, needed: float) -> None:
-    """Refused where ``what`` needs more bytes than the machine has."""
+    """UserError where ``what`` needs more bytes than the machine has."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
-        raise Refused(f"{what} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
+        raise UserError(f"{what} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
 
 
 def writable(path: Path) -> Path:
-    """``path``, whose folders are made later; ValueError where they, or it, could not be made. Writes nothing."""
+    """``path``, whose folders are made later; UserError where they, or it, could not be made. Writes nothing."""
     there, missing = path.absolute(), list[str]()
     while not os.path.lexists(there):  # False also where a name is too long
         missing, there = [*missing, there.name], there.parent
     if missing and not there.is_dir():
-        raise ValueError(f"{path} cannot be made: {there} is not a folder")
+        raise UserError(f"{path} cannot be made: {there} is not a folder")
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
-        raise ValueError(f"{path} cannot be written: {there} is read-only here")
+        raise UserError(f"{path} cannot be written: {there} is read-only here")
     longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     for name in missing:
         if len(os.fsencode(name)) > longest - ROOM:
-            raise ValueError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
-    return path
-
-
-def outside_runs(path: Path) -> Path:
-    """``path``; ValueError where it is a run's folder or in one: a run's folder holds one run."""
-    for place in (path.absolute(), *path.absolute().parents):
-        if (place / CONFIG).is_file() and any((place / name).is_file() for name in (SUMS, LOCK, EVALUATIONS)):
-            raise ValueError(f"{path}: {place} is a run's folder, and holds no other run: choose another path")
+            raise UserError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
     return path
 
 
@@ -97,8 +69,8 @@ def sha256(data: bytes) -> str:
 
 
 def examine(folder: Path, writes: bool = False) -> None:
-    """Refused where a run's folder holds anything but plain files and folders: a link leads out of it, and a pipe or a
-    device never ends.
+    """UserError where a run's folder holds anything but plain files and folders: a link leads out of it, and a pipe or
+    a device never ends.
 
     Where the run ``writes`` there, none of its files may have a second name (a hard link), which may lie elsewhere.
     """
@@ -108,7 +80,7 @@ def examine(folder: Path, writes: bool = False) -> None:
         for entry in _scanned(place):
             left -= 1
             if left < 0 or depth > DEPTH:
-                raise Refused(f"{folder} holds more files or deeper folders than any run's folder")
+                raise UserError(f"{folder} holds more files or deeper folders than any run's folder")
             try:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -127,11 +99,11 @@ def _scanned(folder: Path) -> list[os.DirEntry[str]]:
     except FileNotFoundError:  # of a run that goes on meanwhile
         return []
     except OSError as error:
-        raise Refused(f"{folder} cannot be read: {error.strerror}") from None
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def plain(path: Path) -> None:
-    """Refused unless there is nothing, or a plain file by this one name: safe to be written in place."""
+    """UserError unless there is nothing, or a plain file by this one name: safe to be written in place."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -143,12 +115,14 @@ def _plain(path: Path, found: os.stat_result, alone: bool = False) -> None:
     kinds = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
     if not stat.S_ISREG(found.st_mode):
         kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
-        raise Refused(f"{path} is {kind} and no plain file: it is neither read nor written")
+        raise UserError(f"{path} is {kind} and no plain file: it is neither read nor written")
     if alone and found.st_nlink > 1:
-        raise Refused(f"{path} has a second name (a hard link) and is not written to: copy the folder with cp -r first")
+        raise UserError(
+            f"{path} has a second name (a hard link) and is not written to: copy the folder with cp -r first"
+        )
     size, share = HOLES
     if found.st_size > size and _extent(path) * share < found.st_size:
-        raise Damaged(f"{path} is damaged: nearly all of its {found.st_size:,} bytes are holes")
+        raise CorruptFileError(f"{path} is damaged: nearly all of its {found.st_size:,} bytes are holes")
 
 
 def _extent(path: Path) -> int:
@@ -164,19 +138,19 @@ def _extent(path: Path) -> int:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """What writes ``path``: where the disk does not take it, Unwritable in one line that names it."""
+    """What writes ``path``: where the disk does not take it, WriteError in one line that names it."""
     try:
         yield
-    except Refused:
+    except UserError:
         raise
     except OSError as error:
-        raise Unwritable(f"{path} cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write(path: Path, data: bytes) -> None:
     """All of ``data`` or, after a fault at any moment, what was there before; on the disk when this returns.
 
-    A link there is replaced, and not followed. Unwritable, an OSError, where that fails.
+    A link there is replaced, and not followed. WriteError, an OSError, where that fails.
     """
     unfinished = path.with_name(path.name + ".tmp")
     with written(path):
@@ -206,7 +180,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def opened(path: Path, flags: int) -> BufferedWriter:
-    """To be written in place. Refused where it is no plain file by this one name; no link is followed."""
+    """To be written in place. UserError where it is no plain file by this one name; no link is followed."""
     plain(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     return os.fdopen(descriptor, "wb")  # truncates nothing by itself
@@ -214,13 +188,13 @@ def opened(path: Path, flags: int) -> BufferedWriter:
 
 @contextmanager
 def made_new(path: Path) -> Iterator[Path]:
-    """The place of a file that is about to be written, held from now on. Refused where something is there by now."""
+    """The place of a file that is about to be written, held from now on. UserError where something is there by now."""
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             open(path, "xb").close()
         except FileExistsError:
-            raise Taken(f"{path} exists already and is not overwritten: choose another path") from None
+            raise AlreadyExistsError(f"{path} exists already and is not overwritten: choose another path") from None
     try:
         yield path
     except BaseException:
@@ -229,20 +203,9 @@ def made_new(path: Path) -> Iterator[Path]:
 
 
 def lock(path: Path, timeout: float = 0) -> FileLock:
-    """Not yet taken, and waited for so many seconds; -1 for ever. Refused where its file is a link or no plain file."""
+    """Not yet taken, and waited for so many seconds; -1 for ever. UserError where its file is no plain file."""
     plain(path)
     return FileLock(path, timeout=timeout)
-
-
-def taken(folder: Path) -> FileLock:
-    """The lock on the run in ``folder``, which whoever trains it has. Elsewhere where another process does."""
-    own = lock(folder / LOCK)
-    with written(folder):
-        try:
-            own.acquire()
-        except Timeout:
-            raise Elsewhere(f"{folder} is being trained by another process") from None
-    return own
 
 
 def sync(folder: Path) -> None:
@@ -275,12 +238,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def read(path: Path, limit: float) -> bytes:
-    """All of a plain file. Damaged where it has more than ``limit`` bytes, Refused where it cannot be read."""
+    """A plain file's content. CorruptFileError if it has more than ``limit`` bytes, UserError if it cannot be read."""
     with reading(path, limit) as file:
         try:
             return file.read()
         except OSError as error:
-            raise Refused(f"{path} cannot be read: {error.strerror or error}") from None
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -288,13 +251,13 @@ def reading(path: Path, limit: float) -> Iterator[BufferedReader]:
     """The same, open. A pipe or a device, which may never end, is not waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise Refused(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # the latter where a zero byte is in the name
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         found = os.fstat(descriptor)
         _plain(path, found)
         if found.st_size > limit:
-            raise Damaged(f"{path} is damaged: it has {found.st_size:,} bytes, and at most {limit:,} are read")
+            raise CorruptFileError(f"{path} is damaged: it has {found.st_size:,} bytes, and at most {limit:,} are read")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
@@ -302,14 +265,14 @@ def reading(path: Path, limit: float) -> Iterator[BufferedReader]:
 
 
 def tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content. Damaged where it is none; its header is checked against its size."""
+    """The tensors of a safetensors file's content, its header checked against its size; else CorruptFileError."""
     from safetensors import SafetensorError
     from safetensors.torch import load  # not before it is needed: the command line checks its input without torch
 
     try:
         return load(data)
     except SafetensorError as error:
-        raise Damaged(f"{source} is damaged or no safetensors file: {error}") from None
+        raise CorruptFileError(f"{source} is damaged or no safetensors file: {error}") from None
 
 
 def write_sums(folder: Path, names: Collection[str]) -> None:
@@ -322,43 +285,43 @@ def write_sums(folder: Path, names: Collection[str]) -> None:
 
 
 def sealed(folder: Path, name: str, limit: float, needed: bool = True) -> bytes:
-    """A file's content. Damaged unless it is as ``write_sums`` knew it, which it must have where it is ``needed``."""
+    """A file's content. CorruptFileError unless it is as ``write_sums`` knew it, or where ``needed`` and not known."""
     sums = dict(line.partition("  ")[::-2] for line in _text(folder / SUMS, SUMS_LIMIT).splitlines())
     if needed and name not in sums:
-        raise Damaged(f"{folder / SUMS} is damaged: it does not name {name}")
+        raise CorruptFileError(f"{folder / SUMS} is damaged: it does not name {name}")
     if not (folder / name).is_file():
-        raise Damaged(f"{folder / name} is missing")
+        raise CorruptFileError(f"{folder / name} is missing")
     data = read(folder / name, limit)
     if name in sums and sha256(data) != sums[name]:
-        raise Damaged(f"{folder / name} is damaged: its SHA-256 is not the one in {SUMS}")
+        raise CorruptFileError(f"{folder / name} is damaged: its SHA-256 is not the one in {SUMS}")
     return data
 
 
 def read_json(path: Path) -> Any:
     try:
         return json.loads(_text(path, JSON_LIMIT))
-    except Refused:
+    except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged or no JSON: {error}") from None
+        raise CorruptFileError(f"{path} is damaged or no JSON: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain values by their names; Damaged where it is none, Refused where the file cannot be opened.
+    """A mapping of plain values by their names. CorruptFileError where it is none, UserError where it cannot be read.
 
     Aliases are refused: a few lines of them unfold to more than any memory holds. So is a name that is given twice.
     """
     try:
         told = from_yaml(_text(path, YAML_LIMIT))
-    except Refused:
+    except UserError:
         raise
     except ValueError as error:
-        raise Damaged(f"{path} cannot be read: {error}") from None
+        raise CorruptFileError(f"{path} cannot be read: {error}") from None
     if not isinstance(told, dict):
-        raise Damaged(f"{path} holds no mapping of settings")
+        raise CorruptFileError(f"{path} holds no mapping of settings")
     for key in told:
         if not isinstance(key, str):
-            raise Damaged(f"{path}: {key!r} is no name of a setting; names are text")
+            raise CorruptFileError(f"{path}: {key!r} is no name of a setting; names are text")
     return told
 
 
@@ -375,7 +338,7 @@ def _text(path: Path, limit: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise Damaged(f"{path} is damaged: {error}") from None
+        raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 class _Plain(yaml.SafeLoader):

@@ -31,12 +31,13 @@ from rlhf_bilevel.agent import TEST, Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.dataset import Dataset
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import shown as shown_with_interval
 from rlhf_bilevel.evaluate import stated
-from rlhf_bilevel.files import Refused, made_new, to_json, write
-from rlhf_bilevel.folder import REWARD, ended
+from rlhf_bilevel.files import made_new, to_json, write
 from rlhf_bilevel.preference import PreferenceStore, bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.types import Preferences
 
 REPORT = "report.json"
@@ -54,10 +55,10 @@ class Fit:
     report: dict[str, Any]  # plain values, None where a figure is undefined
 
     def write(self, folder: Path | str) -> None:
-        """The reward as safetensors, and what was found of it as JSON. Refused where there are such files."""
+        """The reward as safetensors, and what was found of it as JSON. UserError where there are such files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with made_new(folder / REWARD) as reward, made_new(folder / REPORT) as report:
+        with made_new(RunFolder(folder).reward) as reward, made_new(folder / REPORT) as report:
             write(reward, to_bytes(self.reward.state_dict()))
             write(report, to_json(self.report, indent=1).encode())
 
@@ -108,7 +109,7 @@ def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tens
     """Rows to train on, to validate with and to test by: random queries with a label, no segment in two parts.
 
     A query that shares a segment with one that is held out is dropped. Parts may still share steps, where segments
-    overlap. Refused where nothing is left to train on.
+    overlap. UserError where nothing is left to train on.
     """
     rows = data.labelled[torch.from_numpy(rng.permutation(len(data.labelled)))]
     labelled, held_out = len(rows), max(1, round(HELD_OUT * len(rows)))
@@ -120,7 +121,7 @@ def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tens
         parts.append(part)
     test, validation, train = parts
     if not len(train):
-        raise Refused(f"{labelled} labelled queries are too few, or share too many segments, for any to be held out")
+        raise UserError(f"{labelled} labelled queries are too few, or share too many segments, for any to be held out")
     return train, validation, test
 
 
@@ -257,11 +258,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _sizes(data: Dataset, env: gymnasium.Env[Any, Any], env_id: str) -> tuple[int, int]:
-    """Of observations and actions. Refused where they are not the environment's."""
+    """Of observations and actions. UserError where they are not the environment's."""
     has = data.segments.obs.shape[-1], data.segments.act.shape[-1]
     must = env.observation_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
     if has != must:
-        raise Refused(
+        raise UserError(
             f"{env_id} has observations of {must[0]} and actions of {must[1]} numbers, the dataset's have {has[0]} and "
             f"{has[1]} ({', '.join(sorted(set(data.env_id)))[:200]})"
         )
@@ -272,11 +273,11 @@ def _sizes(data: Dataset, env: gymnasium.Env[Any, Any], env_id: str) -> tuple[in
 
 def _policy_of(folder: Path, env_id: str, trust: bool) -> Policy | None:
     """Of a run that has come to its end on this environment."""
-    if not (folder.is_dir() and ended(folder)):
+    if not RunFolder(folder).ended:
         return None
     try:
         agent = Agent.load(folder, trust=trust)
-    except Refused as error:
+    except UserError as error:
         warnings.warn(f"no episodes of the run's policy: {error}", stacklevel=3)
         return None
     return (lambda obs: agent.predict(obs)[0]) if agent.env_id == env_id else None

@@ -19,24 +19,14 @@ import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import (
-    CONFIG,
-    EVALUATIONS,
-    LOCK,
-    PROGRESS,
-    YAML_LIMIT,
-    Refused,
-    examine,
-    read,
-    reading,
-    sha256,
-    write,
-    written,
-)
-from rlhf_bilevel.keeper import CHECKPOINTS, Told, compatible
-from rlhf_bilevel.labels import LABELS, LabelLog
-from rlhf_bilevel.log import EVENTS, Rows
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import reading, sha256, write, written
+from rlhf_bilevel.keeper import Told, compatible
+from rlhf_bilevel.labels import LabelLog
+from rlhf_bilevel.log import Rows
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.tree import Tree, random_state
+from rlhf_bilevel.types import Preferences
 
 SHAPES = (
     "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
@@ -49,33 +39,40 @@ LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 def load(folder: Path, at: int | None) -> Loaded:
     """The newest checkpoint of the run in ``folder``, or the newest at step ``at`` or before.
 
-    Refused where there is none, Damaged where it is not one of a run.
+    UserError where there is none, CorruptFileError where it is not one of a run.
     """
-    examine(folder)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, sha256(read(folder / CONFIG, YAML_LIMIT)))
+    run = RunFolder(folder).examine()
+    checkpoints = Checkpoints(run.checkpoints, run.config_sha256())
     loaded = checkpoints.load(at)
     if loaded is None:
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         before = "" if at is None else f" at step {at} or before"
-        raise Refused(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
+        raise UserError(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
     with compatible(checkpoints.folder, loaded.step):
         Told(**loaded.tree)
     return loaded
 
 
+def answers(folder: Path, loaded: Loaded) -> list[Preferences | None]:
+    """Those that the run in ``folder`` had used at that checkpoint, a session after the other."""
+    told = Told(**loaded.tree)
+    with LabelLog.copy(RunFolder(folder).labels) as labels:
+        return labels.used(told.sessions, told.labels)
+
+
 def check(loaded: Loaded, old: Config, new: Config) -> None:
-    """Refused where a run with settings ``new`` cannot go on from there."""
+    """UserError where a run with settings ``new`` cannot go on from there."""
     for name in SHAPES:
         if getattr(old, name) != getattr(new, name):
-            raise Refused(
+            raise UserError(
                 f"{name}={getattr(new, name)}: a fork keeps the {name} of its run, {getattr(old, name)}, as what was "
                 "stored and learnt depends on it"
             )
     if new.steps <= loaded.step:
-        raise Refused(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
-    used = len(loaded.tables.get("labels", {}).get("label", ()))
+        raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
+    used = sum(loaded.tree["sessions"])
     if new.labels < used:
-        raise Refused(f"labels={new.labels}: the checkpoint has used {used} labels already")
+        raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")
 
 
 def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
@@ -123,26 +120,24 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
     """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
-    config.yaml is the last to be written: a folder without it is no run. Damaged where the other run's answers or logs
-    are not those that the checkpoint knew.
+    config.yaml is the last to be written: a folder without it is no run. CorruptFileError where the other run's answers
+    or logs are not those that the checkpoint knew.
     """
-    told = Told(**loaded.tree)
-    for name in (PROGRESS, EVALUATIONS):
-        Rows(source / name, told.marks.get(name))
-    with LabelLog.copy(source / LABELS) as labels:
-        labels.write(target / LABELS, told.sessions)
-    events = [path.name for path in source.glob(EVENTS) if path.name in told.marks.get("events", {})]
-    for name in (PROGRESS, EVALUATIONS, *events):
-        if (source / name).is_file():  # what it holds beyond the step is cut when the run goes on
-            with (
-                reading(source / name, math.inf) as there,
-                written(target / name),
-                (target / name).open("xb") as here,
-            ):
+    told, old, run = Told(**loaded.tree), RunFolder(source), RunFolder(target)
+    for log in (old.progress, old.evaluations):
+        Rows(log, told.marks.get(log.name))
+    with LabelLog.copy(old.labels) as labels:
+        labels.used(told.sessions, told.labels)  # checks them
+        labels.write(run.labels, len(told.sessions))
+    events = [path for path in old.events() if path.name in told.marks.get("events", {})]
+    for log in (old.progress, old.evaluations, *events):
+        if log.is_file():  # what it holds beyond the step is cut when the run goes on
+            copy = target / log.name
+            with reading(log, math.inf) as there, written(copy), copy.open("xb") as here:
                 shutil.copyfileobj(there, here)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
-    Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
-    write(target / CONFIG, config)
+    Checkpoints(run.checkpoints, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
+    write(run.config, config)
 
 
 def undo(target: Path) -> None:
@@ -150,5 +145,5 @@ def undo(target: Path) -> None:
     for path in target.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path != RunFolder(target).lock_file:
             path.unlink()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_bilevel.config import Config, nearest
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, Refused, read_yaml
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import Point, points, read_table
-from rlhf_bilevel.worker import ended
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder, runs_in
 
 TABLE = "results.csv"  # a sweep's
 SHOWN = 4  # differences in a line
@@ -35,7 +35,7 @@ class Given(NamedTuple):
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
-    """Evaluations of the runs that the paths stand for, and lines to warn with. Refused where a run is there twice."""
+    """Evaluations of the runs that the paths stand for, and lines to warn with. UserError if a run is given twice."""
     given, told = [], []
     for path in paths:
         name, place = named(path)
@@ -55,7 +55,7 @@ def named(path: Path) -> tuple[str, Path]:
 def renamed(given: Iterable[Given], name: str, path: Path) -> list[Given]:
     methods = list(dict.fromkeys(row.method for one in given for row in one.rows))
     if len(methods) > 1:
-        raise Refused(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
+        raise UserError(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
     return [one._replace(rows=[row._replace(method=name) for row in one.rows]) for one in given]
 
 
@@ -63,23 +63,24 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
     """What is there, and a line for each kind of run in a folder that is left out."""
     if path.suffix == ".csv":
         return [Given(path, read_table(path), {})], []
-    if (path / CONFIG).is_file():
-        if not evaluated(path):
-            raise Refused(f"{path} has no {EVALUATIONS} yet: the run was not evaluated")
-        return [read(path)], [] if ended(path) else [f"{path} has not ended: it counts as far as it is"]
-    runs = runs_in(path)
+    run = RunFolder(path)
+    if run.begun:
+        if not run.evaluated:
+            raise UserError(f"{path} has no {run.evaluations.name} yet: the run was not evaluated")
+        return [read(run)], [] if run.ended else [f"{path} has not ended: it counts as far as it is"]
+    runs = runs_in(path, depth=2)
     if not runs:
         tables = sorted({*path.glob(TABLE), *path.glob(f"*/{TABLE}")})
         if not tables:
-            near = [str(file.parent) for file in path.parent.glob(f"*/{CONFIG}")]
+            near = [str(other) for other in runs_in(path.parent)]
             hint = f"; {nearest(str(path), near)}" if near else ""
-            raise Refused(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
+            raise UserError(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
         return [Given(table, read_table(table), {}) for table in tables], []
-    going = [out for out in runs if not ended(out)]
-    silent = [out for out in runs if ended(out) and not evaluated(out)]
-    counted = [read(out) for out in runs if out not in going and out not in silent]
+    going = [run for run in runs if not run.ended]
+    silent = [run for run in runs if run.ended and not run.evaluated]
+    counted = [read(run) for run in runs if run.ended and run.evaluated]
     if not counted:
-        raise Refused(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
+        raise UserError(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
     told = []
     for some, why in ((going, "not ended"), (silent, "never evaluated")):
         if some:
@@ -87,27 +88,16 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
     return counted, told
 
 
-def runs_in(path: Path) -> list[Path]:
-    """Folders of runs in a folder and in the folders in it; none that is in a run's own."""
-    found = sorted(file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in path.glob(pattern))
-    return [out for out in found if out.parent not in found]
-
-
-def evaluated(out: Path) -> bool:
-    return (out / EVALUATIONS).is_file()
-
-
-def read(out: Path) -> Given:
-    rows, told = points(out), read_yaml(out / CONFIG)
-    settings = told.get("settings")
-    own = {key: value for key, value in (settings if isinstance(settings, dict) else {}).items() if key != "seed"}
+def read(run: RunFolder) -> Given:
+    rows, told = points(run.path), run.read_config()
+    own = {key: value for key, value in told.get("settings", {}).items() if key != "seed"}
     options = own.pop("options", None)
     own |= {f"{told.get('method')}.{key}": value for key, value in (options or {}).items()}
-    return Given(out, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
+    return Given(run.path, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
 
 
 def once(given: Sequence[Given]) -> None:
-    """Refused where two sources have the same method, environment and seed."""
+    """UserError where two sources have the same method, environment and seed."""
     seen: dict[tuple[str, str, int], Given] = {}
     for one in given:
         for key in dict.fromkeys((row.method, row.env, row.seed) for row in one.rows):
@@ -116,7 +106,7 @@ def once(given: Sequence[Given]) -> None:
                 keys = different([seen[key], one])
                 how = f", which differ in {values(keys, [seen[key], one])}: NAME=DIR tells them apart" if keys else ""
                 twice = f"{method} with seed {seed} on {env} was given twice"
-                raise Refused(f"{twice}: {seen[key].source} and {one.source}{how}")
+                raise UserError(f"{twice}: {seen[key].source} and {one.source}{how}")
             seen[key] = one
 
 
@@ -161,6 +151,6 @@ def values_of(key: str, runs: Sequence[Given]) -> list[str]:
     return list(dict.fromkeys(str(one.settings.get(key, "not told")) for one in runs))
 
 
-def listed(runs: Sequence[Path]) -> str:
-    names = [out.name for out in runs[:SHOWN]]
+def listed(runs: Sequence[RunFolder]) -> str:
+    names = [run.path.name for run in runs[:SHOWN]]
     return ", ".join(names) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")

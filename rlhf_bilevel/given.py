@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_bilevel.config import preset, reaching, recorded, settle
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import from_yaml, read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
@@ -20,7 +21,7 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError("--device cuda: PyTorch finds no NVIDIA GPU here; choose cpu or auto")
+            raise UserError("--device cuda: PyTorch finds no NVIDIA GPU here; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
     given |= {key: value for key, value in more.items() if value is not None}
@@ -31,12 +32,10 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
         recorded(args.config, told, whole=False)
         filed = told["settings"]
         if args.teacher is None and told.get("teacher", BY_SETTINGS) not in OURS:
-            raise ValueError(
-                f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher"
-            )
+            raise UserError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
     chosen = {"seed": 0} | {key: value for key, value in [*filed.items(), *given.items()] if value is not None}
     if "steps" not in chosen:
-        raise ValueError("--steps is missing, and no --config gives it")
+        raise UserError("--steps is missing, and no --config gives it")
     plain = {key: value for key, value in chosen.items() if "." not in key}
     config = reaching(settle(preset(args.preset, args.env) | plain))
     read = config.model_dump(mode="json")
@@ -60,23 +59,23 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
-            raise ValueError(f"--set takes key=value, not {pair!r}")
+            raise UserError(f"--set takes key=value, not {pair!r}")
         if key in unused:
-            raise ValueError(f"--set {pair:.60}: {key} means nothing to this command")
+            raise UserError(f"--set {pair:.60}: {key} means nothing to this command")
         if key in ("steps", "labels", "seed"):
-            raise ValueError(f"{key} has an option of its own: --{key}")
+            raise UserError(f"{key} has an option of its own: --{key}")
         given[key] = value
         if key == "options" or "." in key:
             try:
                 given[key] = from_yaml(value)
             except ValueError as error:
-                raise ValueError(f"--set {key}={value!r:.60}: {error}") from None
+                raise UserError(f"--set {key}={value!r:.60}: {error}") from None
     return given
 
 
 def its_own(method: str, keys: Iterable[str]) -> None:
-    """ValueError where one of the settings is another method's own: it would change nothing."""
+    """UserError where one of the settings is another method's own: it would change nothing."""
     for key in keys:
         owner, dot, _ = key.partition(".")
         if dot and owner != method:
-            raise ValueError(f"{key}: {owner} alone has it, and this is {method}")
+            raise UserError(f"{key}: {owner} alone has it, and this is {method}")

@@ -22,8 +22,8 @@ import gymnasium
 import numpy as np
 
 from rlhf_bilevel.envs import Counting
-from rlhf_bilevel.files import Refused
-from rlhf_bilevel.interface import FAULT, NotFinite, Unfit
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.interface import FAULT, InvalidEnvError, NotFiniteError
 
 LIMIT = 10
 UNGUARDED = 78  # exit code of a process that would start processes as it is itself being started; EX_CONFIG
@@ -33,7 +33,7 @@ START = 120.0  # seconds that a new process may take: simulators are slow to loa
 class Guard(Counting):
     """An environment that ``make`` makes: one of ``envs.make``, which counts its episodes and checks what it passes on.
 
-    Raises Refused where the environment breaks Gymnasium's interface, RuntimeError where its own code fails too often.
+    Raises UserError where the environment breaks Gymnasium's interface, RuntimeError where its code fails too often.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -79,18 +79,18 @@ class Guard(Counting):
 
     def _count(self, error: BaseException) -> None:
         """Raises where there is no use in going on."""
-        if isinstance(error, Refused) and not isinstance(error, NotFinite) and not self._sound:
+        if isinstance(error, UserError) and not isinstance(error, NotFiniteError) and not self._sound:
             raise error
         self._failed += 1
         if self._failed == 1:
             told = f"{LIMIT} episodes in a row failed; the first of them:"
-            unfit = isinstance(error, Unfit)
-            self._first = Refused(f"{told} {error}") if unfit else RuntimeError(f"{told}\n{_trace(error)}")
+            unfit = isinstance(error, InvalidEnvError)
+            self._first = UserError(f"{told} {error}") if unfit else RuntimeError(f"{told}\n{_trace(error)}")
         if self._failed >= LIMIT:
             raise self._first from error
 
 
-class Elsewhere(RuntimeError):
+class RemoteError(RuntimeError):
     """A failure in another process: what it was, and its traceback there."""
 
     def __str__(self) -> str:
@@ -98,11 +98,11 @@ class Elsewhere(RuntimeError):
 
 
 def _line(error: BaseException) -> str:
-    return str(error) if isinstance(error, Elsewhere) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, RemoteError) else f"{type(error).__name__}: {error}"
 
 
 def _trace(error: BaseException) -> str:
-    return error.args[1] if isinstance(error, Elsewhere) else "".join(traceback.format_exception(error))
+    return error.args[1] if isinstance(error, RemoteError) else "".join(traceback.format_exception(error))
 
 
 class Isolated(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -157,7 +157,7 @@ class Isolated(gymnasium.Env[np.ndarray, np.ndarray]):
             self._process.join()
             if self._process.exitcode == UNGUARDED:
                 guard = 'if __name__ == "__main__":'
-                raise Refused(f"env_timeout: a new process imports the program anew: train under {guard}") from None
+                raise UserError(f"env_timeout: a new process imports the program anew: train under {guard}") from None
             raise RuntimeError(f"the environment's process ended with code {self._process.exitcode}") from None
         for line in said:
             warnings.warn(line, stacklevel=4)
@@ -188,10 +188,10 @@ def _serve(pipe: Connection, what: bytes) -> None:
                 told = env.step(*arguments)
     except EOFError:
         return
-    except Refused as error:
+    except UserError as error:
         pipe.send((None, error, said))
     except Exception as error:
-        pipe.send((None, Elsewhere(_line(error), traceback.format_exc()), said))
+        pipe.send((None, RemoteError(_line(error), traceback.format_exc()), said))
 
 
 def _send(pipe: Connection, told: Any, said: list[str]) -> None:

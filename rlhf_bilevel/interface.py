@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 
 FLOAT32 = np.dtype(np.float32)
 LARGEST = 1e30  # size of a reward: the sum of 10^8 of them is a float32
@@ -28,11 +28,11 @@ STEP = "(observation, reward, terminated, truncated, info)"
 WRAPPER = "gymnasium.wrappers.TransformAction"
 
 
-class Unfit(Refused):
+class InvalidEnvError(UserError):
     """What an environment returned is not what Gymnasium's interface says."""
 
 
-class NotFinite(Unfit):
+class NotFiniteError(InvalidEnvError):
     """A number that float32 cannot hold, or that is none. The next one may be sound."""
 
 
@@ -87,31 +87,31 @@ def _ends(act: Box) -> str:
 
 
 def observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A flat float32 copy of an observation; Unfit unless it is numbers of that shape, axes of one not counted."""
+    """A flat float32 copy of an observation; InvalidEnvError unless it has that shape, axes of one not counted."""
     array = value if type(value) is np.ndarray and value.dtype.kind == "f" else _array(value)
     if array is None:
-        raise Unfit(f"an observation must be numbers, not {shown(value)}")
+        raise InvalidEnvError(f"an observation must be numbers, not {shown(value)}")
     if array.shape != shape and [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
-        raise Unfit(f"an observation must have the shape {shape}, not {array.shape}")
+        raise InvalidEnvError(f"an observation must have the shape {shape}, not {array.shape}")
     if array.dtype is FLOAT32:
         flat = array.flatten()
     else:
         with np.errstate(over="ignore"):
             flat = array.astype(np.float32).ravel()
     if not np.isfinite(flat).all():
-        raise NotFinite(f"the observation holds {array.ravel()[~np.isfinite(flat)][0]}")
+        raise NotFiniteError(f"the observation holds {array.ravel()[~np.isfinite(flat)][0]}")
     return flat
 
 
 def reward(value: Any) -> float:
-    """Unfit unless it is one number, finite and at most LARGEST in size."""
+    """InvalidEnvError unless it is one number, finite and at most LARGEST in size."""
     if not isinstance(value, float):
         array = _array(value)
         if array is None or array.size != 1:
-            raise Unfit(f"a reward must be one number, not {shown(value)}")
+            raise InvalidEnvError(f"a reward must be one number, not {shown(value)}")
         value = array.item()
     if not abs(value) <= LARGEST:
-        raise NotFinite(f"the reward is {value}, and must be a number of at most {LARGEST:g} in size")
+        raise NotFiniteError(f"the reward is {value}, and must be a number of at most {LARGEST:g} in size")
     return float(value)
 
 
@@ -120,24 +120,26 @@ def flag(name: str, value: Any) -> bool:
         return bool(value)
     array = _array(value)
     if array is None or array.size != 1 or array.item() not in (0, 1):
-        raise Unfit(f"{name} must be True or False, not {shown(value)}")
+        raise InvalidEnvError(f"{name} must be True or False, not {shown(value)}")
     return bool(array.item())
 
 
 def info(value: Any) -> dict[Any, Any]:
     if type(value) is not dict and not isinstance(value, Mapping):
-        raise Unfit(f"info must be a dict, not {shown(value)}")
+        raise InvalidEnvError(f"info must be a dict, not {shown(value)}")
     return dict(value)
 
 
 def parts(told: Any, count: int, name: str, form: str) -> Any:
-    """What ``name``, reset or step, returned; Unfit unless these are the ``count`` values that ``form`` lists."""
+    """What ``name``, reset or step, returned; InvalidEnvError unless it is the ``count`` values that ``form`` lists."""
     if type(told) is tuple and len(told) == count:
         return told
     if not isinstance(told, tuple | list):
-        raise Unfit(f"{name} must return {form}, not {shown(told)}")
+        raise InvalidEnvError(f"{name} must return {form}, not {shown(told)}")
     if len(told) != count:
-        raise Unfit(f"{name} must return {form}, not {len(told)} values: Gymnasium's interface, not that of older Gym")
+        raise InvalidEnvError(
+            f"{name} must return {form}, not {len(told)} values: Gymnasium's interface, not that of older Gym"
+        )
     return told
 
 

@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import CONFIG, EVALUATIONS, PROGRESS, YAML_LIMIT, Damaged, read, sha256, taken
-from rlhf_bilevel.labels import LABELS, LabelLog, Recorded
+from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.labels import LabelLog, Recorded
+from rlhf_bilevel.runs.folder import CONFIG, EVALUATIONS, PROGRESS, RunFolder
 from rlhf_bilevel.state import capture, restore
 
 THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
-CHECKPOINTS = "checkpoints"
 Marks = dict[str, Any]
 """Of the logs, ready for JSON: see ``log.Log.marks``."""
 Whole = Annotated[int, Field(ge=0)]
@@ -34,8 +34,8 @@ class Mark(BaseModel):
 
 class _Marks(BaseModel):
     events: dict[str, Whole] = {}
-    progress: Annotated[Mark | None, Field(alias=PROGRESS)] = None
-    evaluations: Annotated[Mark | None, Field(alias=EVALUATIONS)] = None
+    progress: Annotated[Mark, Field(alias=PROGRESS)]
+    evaluations: Annotated[Mark, Field(alias=EVALUATIONS)]
 
 
 def _sound(marks: dict[str, Any]) -> dict[str, Any]:
@@ -44,43 +44,44 @@ def _sound(marks: dict[str, Any]) -> dict[str, Any]:
 
 
 class Told(BaseModel):
-    """What a checkpoint holds beside its tables: the run's state, how many sessions it had used, the logs' marks."""
+    """What a checkpoint holds beside its tables. The answers themselves are in the log of labels."""
 
     model_config = ConfigDict(strict=True)
 
     run: dict[str, Any]
-    sessions: Whole
+    sessions: list[Whole]  # answers that were used of each
+    labels: str  # ``LabelLog.sha256`` of these sessions
     marks: Annotated[Marks, AfterValidator(_sound)]
 
 
 @contextmanager
 def compatible(checkpoints: Path, step: int) -> Iterator[None]:
-    """What goes to the state at ``step``: Damaged, in one line, where that is not of such a run."""
+    """What goes to the state at ``step``: CorruptFileError, in one line, where that is not of such a run."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         fault = error.errors()[0] if isinstance(error, ValidationError) else None
         told = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault else str(error)
         told = " ".join(told.split())[:200]
-        raise Damaged(f"{checkpoints}: step {step} does not fit {CONFIG}: {told}") from error
+        raise CorruptFileError(f"{checkpoints}: step {step} does not fit {CONFIG}: {told}") from error
 
 
 class Keeper:
     """Of the run in ``folder``, while this process trains it: of ``lock``, which is let go at the end, or of its own.
 
-    Refused where another process trains it. Checkpoints are made as ``every`` says (see ``checkpoint_interval``); one
+    UserError where another process trains it. Checkpoints are made as ``every`` says (see ``checkpoint_interval``); one
     about every ``keep_every`` steps stays, none where that is 0.
     """
 
     def __init__(self, folder: Path, every: str, lock: FileLock | None = None, keep_every: int = 0) -> None:
-        self._folder, self._every, self._lock = folder, checkpoint_interval(every), lock
+        self._folder, self._every, self._lock = RunFolder(folder), checkpoint_interval(every), lock
         self._keep_every = keep_every
 
     def __enter__(self) -> Keeper:
         with ExitStack() as stack:
-            stack.callback((self._lock or taken(self._folder)).release)
-            self._labels = stack.enter_context(closing(LabelLog(self._folder / LABELS)))
-            self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, sha256(read(self._folder / CONFIG, YAML_LIMIT)))
+            stack.callback((self._lock or self._folder.lock()).release)
+            self._labels = stack.enter_context(closing(LabelLog(self._folder.labels)))
+            self._checkpoints = Checkpoints(self._folder.checkpoints, self._folder.config_sha256())
             self._saved, self._took, self._kept = (0, time.monotonic()), 0.0, 0
             self._open = stack.pop_all()
         return self
@@ -99,10 +100,10 @@ class Keeper:
             return {}
         with compatible(self._checkpoints.folder, loaded.step):
             told = Told(**loaded.tree)
-            restore(run, told.run, loaded.tables)
-            self._teacher.session, known = told.sessions, len(self._labels)
-        if self._teacher.session > known:
-            raise Damaged(f"{self._labels.path} holds {known} sessions and {self._teacher.session} were used")
+        answers = self._labels.used(told.sessions, told.labels)
+        with compatible(self._checkpoints.folder, loaded.step):
+            restore(run, told.run, loaded.tables, answers)
+        self._teacher.session = len(answers)
         self._saved, self._kept = (run.step, time.monotonic()), run.step
         return told.marks
 
@@ -123,10 +124,11 @@ class Keeper:
     def _save(self, run: Run, marks: Callable[[], Marks], keep: bool) -> None:
         before = time.monotonic()
         state, tables = capture(run)
-        tree = {"run": state, "sessions": self._teacher.session, "marks": marks()}
+        sessions = run.prefs.sessions
+        tree = {"run": state, "sessions": sessions, "labels": self._labels.sha256(len(sessions)), "marks": marks()}
         try:
             self._checkpoints.save(run.step, tree, tables, keep)
-        except (OSError, Damaged) as error:
+        except (OSError, CorruptFileError) as error:
             warnings.warn(f"no checkpoint at step {run.step}: {error}; those before are as they were", stacklevel=2)
         self._saved = run.step, time.monotonic()
         self._took = self._saved[1] - before

@@ -25,12 +25,12 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.files import Damaged, Refused, tensors
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import tensors
 from rlhf_bilevel.sqlite import check, copied, named, safe, tables
 from rlhf_bilevel.teacher import answered, checked, nothing
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 
-LABELS = "labels.sqlite"
 FORM = 2  # 1 knew neither when a session was asked nor what was skipped
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -60,7 +60,7 @@ class Session(NamedTuple):
 class LabelLog:
     """Sessions by number, from 0 on. Opening it makes the file, and ``told`` is its name in messages.
 
-    Damaged where the file is not what was written, Refused where it cannot be read or written.
+    CorruptFileError where the file is not what was written, UserError where it cannot be read or written.
     """
 
     def __init__(self, path: Path, told: Path | None = None) -> None:
@@ -80,7 +80,7 @@ class LabelLog:
         execute("PRAGMA trusted_schema=OFF")
         (form,) = execute("PRAGMA user_version").fetchone()
         if form > FORM:
-            raise Refused(f"{self.path} has the form {form}, and this version reads forms up to {FORM}: update it")
+            raise UserError(f"{self.path} has the form {form}, and this version reads forms up to {FORM}: update it")
         check(self._connection, self.path, _known())
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             execute(f"PRAGMA {pragma}")
@@ -92,9 +92,9 @@ class LabelLog:
     @classmethod
     @contextmanager
     def copy(cls, path: Path) -> Iterator[LabelLog]:
-        """To be read only: nothing in its folder changes. Raises as opening it, and Refused where there is none."""
+        """To be read only: nothing in its folder changes. Raises as opening it, and UserError where there is none."""
         if not path.is_file():
-            raise Refused(f"{path}: no such file")
+            raise UserError(f"{path}: no such file")
         with copied(path) as copy, closing(cls(copy, path)) as log:
             yield log
 
@@ -106,7 +106,7 @@ class LabelLog:
     ) -> None:
         """The next session: ``asked`` queries, what was answered and what left out. Committed when this returns.
 
-        Unwritable, an OSError, where the disk does not take it; then nothing of it is kept.
+        WriteError, an OSError, where the disk does not take it; then nothing of it is kept.
         """
         rows: list[Answer] = [
             (label, *pair) for label, pair in zip(answers.label.tolist(), pairs(answers), strict=True)
@@ -131,7 +131,7 @@ class LabelLog:
                 raise
 
     def __getitem__(self, number: int) -> Session:
-        """A session, its answers in their order; Damaged where they are not as they were written."""
+        """A session, its answers in their order; CorruptFileError where they are not as they were written."""
         execute = self._connection.execute
         with named(self.path):
             asked, asked_at, answered_at, expected = execute(
@@ -142,15 +142,35 @@ class LabelLog:
                 for columns in ("label, first, second FROM answers", "first, second FROM skipped")
             )
         if _sha256(answers, skipped) != expected:
-            raise Damaged(f"{self.path} is damaged: the answers of session {number} are not as they were written")
+            raise CorruptFileError(
+                f"{self.path} is damaged: the answers of session {number} are not as they were written"
+            )
         return Session(asked, asked_at, answered_at, answers, skipped)
 
+    def sha256(self, sessions: int) -> str:
+        """Of all that the first so many sessions hold."""
+        with named(self.path):
+            rows = self._connection.execute(
+                "SELECT sha256 FROM sessions WHERE number < ? ORDER BY number", (sessions,)
+            ).fetchall()
+        return hashlib.sha256(b"".join(digest for (digest,) in rows)).hexdigest()
+
+    def used(self, sessions: Sequence[int], sha256: str) -> list[Preferences | None]:
+        """The first so many answers of each of the first sessions; None for one without any.
+
+        CorruptFileError where these are not the sessions of that ``sha256``, or not as they were written.
+        """
+        if len(sessions) > (known := len(self)):
+            raise CorruptFileError(f"{self.path} holds {known} sessions and {len(sessions)} were used")
+        if self.sha256(len(sessions)) != sha256:
+            raise CorruptFileError(
+                f"{self.path} is damaged: its first {len(sessions)} sessions are not those that the checkpoint knew"
+            )
+        rows = [self[number].answers[:count] for number, count in enumerate(sessions)]
+        return [preferences(answers) if answers else None for answers in rows]
+
     def write(self, path: Path, sessions: int) -> None:
-        """A new log of the first so many sessions. Damaged where one of them is not as it was written."""
-        if sessions > (known := len(self)):
-            raise Damaged(f"{self.path} holds {known} sessions and {sessions} were used")
-        for number in range(sessions):
-            self[number]
+        """A new log of the first so many sessions."""
         with named(path), closing(sqlite3.connect(path)) as target:
             self._connection.backup(target)
             for table, number_of in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
@@ -178,7 +198,7 @@ class Recorded:
             try:
                 return checked(preferences(rows), queries) if rows else nothing(queries)
             except (TypeError, ValueError) as error:
-                raise Damaged(f"{self._log.path}: session {number} is of another run: {error}") from None
+                raise CorruptFileError(f"{self._log.path}: session {number} is of another run: {error}") from None
         asked_at = time.time()
         answers = answered(self._teacher, queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
@@ -189,7 +209,7 @@ class Recorded:
 def sessions(path: Path) -> Iterator[Preferences | None]:
     """The answers in a run's label log, a session after the other, as they were given; None for one without any.
 
-    Refused where there is no such file; Damaged where it is not what was written.
+    UserError where there is no such file; CorruptFileError where it is not what was written.
     """
     with LabelLog.copy(path) as log:
         for number in range(len(log)):
@@ -224,12 +244,12 @@ def pairs(asked: Queries | Preferences) -> list[Pair]:
 
 
 def stacked(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. Damaged where it is something else."""
+    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. CorruptFileError where it is something else."""
     parts = [tensors(row, "a segment") for row in rows]
     try:
         return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
     except (KeyError, RuntimeError) as error:
-        raise Damaged(f"a segment is damaged: {' '.join(str(error).split())}") from None
+        raise CorruptFileError(f"a segment is damaged: {' '.join(str(error).split())}") from None
 
 
 @cache

@@ -27,23 +27,12 @@ from stable_baselines3.common.logger import (
     filter_excluded_keys,
 )
 
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.evaluate import Evaluation
-from rlhf_bilevel.files import (
-    EVALUATIONS,
-    PROGRESS,
-    STEP,
-    Damaged,
-    Refused,
-    append,
-    reading,
-    sync,
-    truncate,
-    write,
-    written,
-)
+from rlhf_bilevel.files import append, reading, sync, truncate, write, written
 from rlhf_bilevel.process import held
+from rlhf_bilevel.runs.folder import EVALUATIONS, PROGRESS, STEP, RunFolder
 
-EVENTS = "events.out.tfevents.*"
 LONGEST = 2**17  # bytes of a line
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
@@ -53,28 +42,24 @@ class Log:
     ``train_1/``. ``folder=None`` writes no file.
 
     It goes on after ``step``, where the ``marks`` of a log before it were those: what its files hold beyond is cut off.
-    Damaged, and nothing cut, where they hold less or something else.
+    CorruptFileError, and nothing cut, where they hold less or something else.
     """
 
     def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
-        self._folder, self._tensorboard = folder, None
-        if folder:
-            if step and PROGRESS not in marks:
-                raise Refused(
-                    f"the checkpoints of {folder} are an earlier version's, which knew less of its logs: if you remove "
-                    "them, resume begins anew and comes to the same end"
-                )
-            progress, self._evaluations = (Rows(folder / name, marks.get(name)) for name in (PROGRESS, EVALUATIONS))
+        self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
+        if self._folder:
+            logs = self._folder.progress, self._folder.evaluations
+            progress, self._evaluations = (Rows(path, marks.get(path.name)) for path in logs)
             sizes = marks.get("events", {})
-            for path in folder.glob(EVENTS):
+            for path in self._folder.events():
                 if path.name in sizes:
                     truncate(path, min(int(sizes[path.name]), path.stat().st_size))
                 else:
                     path.unlink()
             for rows in (progress, self._evaluations):
                 rows.cut()
-            with written(folder):
+            with written(self._folder.path):
                 self._tensorboard = TensorBoardOutputFormat(str(folder))
             self._rows = progress
             writers += [Progress(progress), self._tensorboard]
@@ -85,10 +70,10 @@ class Log:
         """Puts everything on the disk; what a log that goes on from here is given."""
         if self._folder is None or self._tensorboard is None:
             return {}
-        with held(), written(self._folder):
+        with held(), written(self._folder.path):
             self._tensorboard.writer.flush()
-        events = list(self._folder.glob(EVENTS))
-        for path in [*events, self._folder / PROGRESS, self._folder / EVALUATIONS]:
+        events = self._folder.events()
+        for path in [*events, self._folder.progress, self._folder.evaluations]:
             if path.exists():
                 sync(path)
         sizes = {path.name: path.stat().st_size for path in events}
@@ -165,7 +150,7 @@ class Rows:
     """A CSV that grows at its end, and has a column for each key that has ever been given.
 
     ``mark`` tells how many rows there are and a hash of what they hold, whatever columns have come later. It goes on
-    from such a mark, from the beginning without one: Damaged where the file is not what was marked.
+    from such a mark, from the beginning without one: CorruptFileError where the file is not what was marked.
     """
 
     def __init__(self, path: Path, mark: Mapping[str, Any] | None = None) -> None:
@@ -180,7 +165,7 @@ class Rows:
                 for cells, self._end in islice(lines, expected):
                     self._note(dict(zip(self._columns, cells, strict=False)))
             if mark != self.mark():
-                raise Damaged(
+                raise CorruptFileError(
                     f"{path} is damaged: its first {expected} rows are not those that the checkpoint knew; put it "
                     "back, or remove the folder of checkpoints: resume then begins anew and comes to the same end"
                 )
@@ -224,7 +209,7 @@ def _parsed(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
         try:
             yield next(csv.reader([line.decode()])), end
         except (UnicodeDecodeError, csv.Error) as error:
-            raise Damaged(f"{path} is damaged: {error}") from None
+            raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> bytes:

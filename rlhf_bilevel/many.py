@@ -14,11 +14,12 @@ from filelock import Timeout
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval
-from rlhf_bilevel.files import Refused, outside_runs, plain, read_yaml, writable, write
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import plain, read_yaml, writable, write
 from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.runs.folder import RunFolder, outside_runs
 from rlhf_bilevel.space import parse, pasted, read_space, words
 from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
-from rlhf_bilevel.worker import begun, claim
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
@@ -35,9 +36,9 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
         for method, seed in product(args.method, range(first, first + args.seeds)):
             out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
             if out in runs:
-                raise ValueError(f"two runs of this sweep would share the folder {out}")
+                raise UserError(f"two runs of this sweep would share the folder {out}")
             runs[writable(out)] = run = Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every)
-            if seed == first or begun(out):
+            if seed == first or run.folder.begun:
                 agree(run, whole(method, env, args.preset, own | {"seed": seed}, limit))
 
     planned = list(runs.values())
@@ -57,27 +58,27 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
             rows = collect(args.out)
         print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
         if failed:
-            raise Refused(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
+            raise UserError(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
 
     return work
 
 
 def one_teacher(settings: dict[str, Any]) -> dict[str, Any]:
-    """ValueError where people would have to answer many runs at once."""
+    """UserError where people would have to answer many runs at once."""
     if settings.get("teacher_human"):
-        raise ValueError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
+        raise UserError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
     return settings
 
 
 def on_cluster(args: argparse.Namespace) -> None:
-    """ValueError where the options ask of a cluster what it does not do."""
+    """UserError where the options ask of a cluster what it does not do."""
     if args.engine == "local":
         return
     for option, given in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
         if given:
-            raise ValueError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
+            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
     if not find_spec("ray"):
-        raise ValueError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
+        raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
 
 
 def engine_of(args: argparse.Namespace) -> Engine:
@@ -90,7 +91,7 @@ def engine_of(args: argparse.Namespace) -> Engine:
 
 def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
-        raise ValueError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
+        raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     checkpoint_interval(args.checkpoint_every)
     env = envs.resolve(args.env)
 
@@ -104,7 +105,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     its_own(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
-            raise ValueError(f"{key} is both set and to be tuned")
+            raise UserError(f"{key} is both set and to be tuned")
 
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
@@ -139,7 +140,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
         out.mkdir(parents=True, exist_ok=True)
         try:
-            with claim(out):
+            with RunFolder(out).claim():
                 same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
                 study, engine = open_study(storage, args.pruner, steps * len(seeds)), Local(args.jobs)
@@ -152,7 +153,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
                 chosen = {key: value for key, value in settings(found.params).items() if key != "seed"}
                 write(out / BEST, yaml.safe_dump(chosen, sort_keys=False).encode())
         except Timeout:
-            raise Refused(f"{out} is being searched by another process") from None
+            raise UserError(f"{out} is being searched by another process") from None
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
         print(
             f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
@@ -160,35 +161,35 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         print(f"  {pasted(found.params)}")
         print(f"  rlhf-bilevel train {args.method} --env {env} --preset {args.preset} --config {out / BEST}")
         if failed:
-            raise Refused(f"{failed} trials failed: the same command tries others in their place")
+            raise UserError(f"{failed} trials failed: the same command tries others in their place")
 
     return work
 
 
 def writable_folder(option: str, path: Path) -> None:
-    """ValueError where it is none and cannot be made."""
+    """UserError where it is none and cannot be made."""
     if writable(path).exists() and not path.is_dir():
-        raise ValueError(f"{option} {path}: is not a folder")
+        raise UserError(f"{option} {path}: is not a folder")
     outside_runs(path)
 
 
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
-    """Refused where ``out`` or ``storage`` holds something else than the beginning of this search."""
+    """UserError where ``out`` or ``storage`` holds something else than the beginning of this search."""
     file = out / SEARCH
     plain(storage)
     if storage.parent != out and not storage.parent.is_dir():
-        raise ValueError(f"--storage {storage}: there is no folder {storage.parent}")
+        raise UserError(f"--storage {storage}: there is no folder {storage.parent}")
     if storage.exists() and not (storage.is_file() and beginning(storage) in (b"", b"SQLite format 3\0")):
-        raise ValueError(f"--storage {storage}: exists already, and is no SQLite file")
+        raise UserError(f"--storage {storage}: exists already, and is no SQLite file")
     if not file.is_file():
         for path in (out, storage):
             if path.is_file() or (path.is_dir() and any(path.iterdir())):
-                raise Refused(f"{path} exists already and is not of this search: choose another")
+                raise UserError(f"{path} exists already and is not of this search: choose another")
         return
     there = read_yaml(file)
     for key, value in asked.items():
         if there.get(key) != value:
-            raise Refused(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
+            raise UserError(f"{out} holds a search with {key} {there.get(key)}, not {value}: choose another --out")
 
 
 def beginning(file: Path) -> bytes:

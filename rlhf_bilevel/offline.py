@@ -15,7 +15,8 @@ import torch
 
 from rlhf_bilevel.config import nearest
 from rlhf_bilevel.dataset import OPEN, SKIPPED, Dataset
-from rlhf_bilevel.files import Refused, enough_memory
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import enough_memory
 from rlhf_bilevel.interface import unlearnable
 from rlhf_bilevel.labels import pairs as contents
 from rlhf_bilevel.teacher import answered
@@ -28,18 +29,18 @@ def import_minari(
     """``pairs`` random pairs of segments, uniform over all that lie within one episode, answered by ``teacher``.
 
     A pair has two different segments, and none comes twice; where there are fewer, all of them, with a warning.
-    Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. Refused where Minari or
+    Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. UserError where Minari or
     the dataset is missing, where its spaces are no Box, where no two segments are so long, and where memory is short.
     """
     data = _local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
     if fault := unlearnable(obs_space, act_space):
-        raise Refused(f"{dataset_id}: {fault}")
+        raise UserError(f"{dataset_id}: {fault}")
     numbers = data.episode_indices
     lengths = np.array([int(told["total_steps"]) for told in data.storage.get_episode_metadata(numbers)])
     starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
     if not starts.sum():
-        raise Refused(
+        raise UserError(
             f"segment_length={segment_length} is longer than every episode of {dataset_id} (longest: "
             f"{lengths.max(initial=0)} steps)"
         )
@@ -47,7 +48,9 @@ def import_minari(
     enough_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
     possible = int(starts.sum()) * (int(starts.sum()) - 1) // 2
     if not possible:
-        raise Refused(f"segment_length={segment_length} leaves a single segment in {dataset_id}, and a pair needs two")
+        raise UserError(
+            f"segment_length={segment_length} leaves a single segment in {dataset_id}, and a pair needs two"
+        )
     if possible < pairs:
         warnings.warn(f"{dataset_id} has only {possible} different pairs, not {pairs}: these are all", stacklevel=2)
         pairs = possible
@@ -102,9 +105,9 @@ def _local(dataset_id: str) -> Any:
     try:
         import minari
     except ImportError as error:
-        raise Refused(f"{error.name} is missing: pip install 'rlhf-bilevel[minari]'") from None
+        raise UserError(f"{error.name} is missing: pip install 'rlhf-bilevel[minari]'") from None
     known = minari.list_local_datasets()
     if dataset_id not in known:
         hint = nearest(dataset_id, known) if known else "there are none on this machine"
-        raise Refused(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
+        raise UserError(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
     return minari.load_dataset(dataset_id)

@@ -19,7 +19,8 @@ import numpy as np
 
 from rlhf_bilevel import compare
 from rlhf_bilevel.compare import Task
-from rlhf_bilevel.files import Refused, write
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import write
 from rlhf_bilevel.points import Point
 from rlhf_bilevel.statistics import Interval, above, iqm, mean, median, optimality_gap
 
@@ -31,7 +32,7 @@ STEPS = "environment steps (all learners)"
 
 
 def draw(rows: Sequence[Point], out: Path, kind: str = "curves", baseline: str | None = None) -> Path:
-    """The figure of that kind, of what users get of each run: its agent. Refused where runs cannot be compared.
+    """The figure of that kind, of what users get of each run: its agent. UserError where runs cannot be compared.
 
     Without pyplot: what a program has set of matplotlib, such as its backend, stays as it is.
     """
@@ -91,7 +92,7 @@ def improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> No
     (axis,) = panels(figure, 1)
     found = compare.over(baseline, tasks)
     if not found:
-        raise Refused(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
+        raise UserError(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
     bars(axis, list(found.values()), [label(method, tasks) for method in found])
     axis.axvline(0.5, color="black", linewidth=1)
     axis.set(title=titled(tasks), xlim=(0, 1), xlabel=f"P(better than\n{label(baseline, tasks)})")

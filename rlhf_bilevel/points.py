@@ -14,19 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.files import (
-    CONFIG,
-    CSV_LIMIT,
-    EVALUATIONS,
-    SUMS,
-    Damaged,
-    Refused,
-    examine,
-    read,
-    read_yaml,
-    sealed,
-    write,
-)
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import CSV_LIMIT, read, write
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder
 
 
 class Point(NamedTuple):
@@ -46,18 +36,14 @@ class Point(NamedTuple):
 def points(folder: Path) -> list[Point]:
     """Every evaluation in a run's folder, in order; a row that a fault cut short is none.
 
-    Damaged where a file is not what was written: of a run that has ended, not one byte of the evaluations differs.
+    CorruptFileError where a file is not what was written: of a run that has ended, not one byte of them differs.
     """
-    examine(folder)
-    told, file = read_yaml(folder / CONFIG), folder / EVALUATIONS
-    over = (folder / SUMS).is_file()
-    data = sealed(folder, EVALUATIONS, CSV_LIMIT, needed=False) if over else read(file, CSV_LIMIT)
-    found = []
+    run = RunFolder(folder).examine()
+    told, found = run.read_config(), []
     try:
         own = str(told["method"]), str(told["env"]), int(told["settings"]["seed"])
-        rows = csv.DictReader(io.StringIO(data[: data.rfind(b"\n") + 1].decode()))
         for (step, labels, learner, is_agent), group in groupby(
-            rows, key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+            run.read_evaluations(), key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
         ):
             returns, known = list[float](), list[float]()
             for row in group:
@@ -69,9 +55,11 @@ def points(folder: Path) -> list[Point]:
                     float(np.mean(known)) if known else None, len(returns), str(told.get("commit") or ""),
                 )
             )  # fmt: skip
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError, csv.Error) as error:
-        told_of = " ".join(str(error).split())[:100]
-        raise Damaged(f"{file} is damaged, or {CONFIG} is: {type(error).__name__}: {told_of}") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {why}") from None
     return found
 
 
@@ -91,13 +79,13 @@ def to_csv(rows: Iterable[Point]) -> bytes:
 
 
 def read_table(file: Path) -> list[Point]:
-    """What ``write_table`` wrote; more columns do no harm. Refused where it is no table of points."""
+    """What ``write_table`` wrote; more columns do no harm. UserError where it is no table of points."""
     if not file.exists():
-        raise Refused(f"{file}: no such file")
+        raise UserError(f"{file}: no such file")
     try:
         rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode()))
         if missing := [name for name in Point._fields if name not in (rows.fieldnames or ())]:
-            raise Refused(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
+            raise UserError(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
         return [
             Point(
                 row["method"], row["env"], int(row["seed"]), int(row["step"]), int(row["labels"]), int(row["learner"]),
@@ -106,9 +94,9 @@ def read_table(file: Path) -> list[Point]:
             )
             for row in rows
         ]  # fmt: skip
-    except Refused:
+    except UserError:
         raise
     except TypeError:  # None for a number
-        raise Damaged(f"{file} is no table of evaluations: one of its rows is too short") from None
+        raise CorruptFileError(f"{file} is no table of evaluations: one of its rows is too short") from None
     except (ValueError, csv.Error) as error:
-        raise Damaged(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None
+        raise CorruptFileError(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -82,9 +82,8 @@ class PreferenceStore:
     Before the first session there is no reward to speak of, and the loss is that of even odds, ln 2.
     """
 
-    COLUMNS = ("first_obs", "first_act", "first_truth", "second_obs", "second_act", "second_truth", "label")
-
     def __init__(self) -> None:
+        self.sessions: list[int] = []  # answers of each
         self.fresh_loss = torch.zeros(0)
         self._columns: list[Tensor] = []
 
@@ -95,18 +94,20 @@ class PreferenceStore:
         new = [*answers.first, *answers.second, answers.label]
         self._columns = [torch.cat(pair) for pair in zip(self._columns, new, strict=True)] if self._columns else new
         self.fresh_loss = torch.cat([self.fresh_loss, fresh_loss])
+        self.sessions.append(len(answers.label))
 
     def __getitem__(self, rows: Tensor | slice) -> Preferences:
         column = [values[rows] for values in self._columns]
         return Preferences(Segments(*column[:3]), Segments(*column[3:6]), column[6])
 
-    def columns(self) -> dict[str, Tensor]:
-        """Everything, an answer a row; no column before the first answer."""
-        return dict(zip(self.COLUMNS, self._columns, strict=False)) | {"fresh_loss": self.fresh_loss}
-
-    def load(self, columns: Mapping[str, Tensor]) -> None:
-        self.fresh_loss = columns.get("fresh_loss", torch.zeros(0))
-        self._columns = [columns[name] for name in self.COLUMNS] if "label" in columns else []
+    def load(self, sessions: Sequence[Preferences | None], fresh_loss: Tensor) -> None:
+        """The answers of these sessions, None for one without any, and their losses, in place of what there was."""
+        parts = [[*answers.first, *answers.second, answers.label] for answers in sessions if answers is not None]
+        self._columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        self.sessions = [0 if answers is None else len(answers.label) for answers in sessions]
+        self.fresh_loss = fresh_loss
+        if sum(self.sessions) != len(fresh_loss):
+            raise ValueError(f"{sum(self.sessions)} answers have {len(fresh_loss)} losses")
 
     def steps(self) -> tuple[Tensor, Tensor]:
         """obs (N, T, o) and act (N, T, a) of all segments."""

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 
 _trains = threading.Lock()
 
 
 @contextmanager
 def training() -> Iterator[None]:
-    """While this process trains. Refused where it does already, in another thread or around this call.
+    """While this process trains. UserError where it does already, in another thread or around this call.
 
     Random numbers are drawn from generators that a process has once (Python's, NumPy's, PyTorch's).
     """
     if not _trains.acquire(blocking=False):
-        raise Refused("this process trains already: train one run after another, or each in a process of its own")
+        raise UserError("this process trains already: train one run after another, or each in a process of its own")
     try:
         with ordinary_torch():
             yield

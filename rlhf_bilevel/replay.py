@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.tree import Tree, random_state
 from rlhf_bilevel.types import RewardFn, Segments, Signal, Visits
 
@@ -75,12 +76,12 @@ class Store:
     ) -> Segments:
         """``count`` runs of ``length`` steps, uniform over all that lie within one of ``episodes``.
 
-        Raises ValueError where no episode is that long.
+        Raises UserError where no episode is that long.
         """
         starts = np.concatenate([np.arange(start, end - length + 1) for start, end in episodes] or [np.zeros(0, int)])
         if not len(starts):
             longest = max((end - start for start, end in self.episodes()), default=0)
-            raise ValueError(f"segment_length={length} is longer than every episode so far (longest: {longest} steps)")
+            raise UserError(f"segment_length={length} is longer than every episode so far (longest: {longest} steps)")
         rows = torch.from_numpy(rng.choice(starts, count)[:, None] + np.arange(length))  # (B, T)
         return Segments(self.obs[rows], self.act[rows], self.truth[rows])
 

@@ -15,10 +15,11 @@ import pyarrow
 from pyarrow import parquet
 
 from rlhf_bilevel.compare import LAST, ended_with, ending, measured, spread
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import lock, write
 from rlhf_bilevel.points import Point, points, to_csv
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.statistics import iqm
-from rlhf_bilevel.worker import ended
 
 CSV, PARQUET = "results.csv", "results.parquet"
 SCHEMA = pyarrow.schema(
@@ -45,10 +46,12 @@ def collect(folder: Path) -> list[Point]:
     """
     with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
         rows: list[Point] = []
-        for out in filter(ended, sorted(folder.iterdir())):
+        for out in sorted(folder.iterdir()):
+            if not RunFolder(out).ended:
+                continue
             try:
                 rows += points(out)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()

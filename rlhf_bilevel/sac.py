@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.replay import Store, View
 from rlhf_bilevel.stack import Stack, stackable
 from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
@@ -247,7 +248,7 @@ class SB3Learner:
     def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
         actor = self.model.actor
         if not isinstance(self.model, SAC):
-            raise ValueError(
+            raise UserError(
                 f"{type(self.model).__name__} has no action probabilities, which this method needs: SAC has"
             )
 

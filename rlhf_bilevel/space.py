@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import read_yaml
 
 
@@ -32,7 +33,7 @@ Space = dict[str, Range | Choice]
 
 
 def read_space(file: Path | None, pairs: Sequence[str]) -> dict[str, str]:
-    """What is told of each setting, as text. ValueError where it is told twice or nothing is."""
+    """What is told of each setting, as text. UserError where it is told twice or nothing is."""
     told: dict[str, str] = {}
     if file:
         for key, value in read_yaml(file).items():
@@ -40,41 +41,41 @@ def read_space(file: Path | None, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--tune takes key=low..high or key=value|value, not {pair!r}")
+            raise UserError(f"--tune takes key=low..high or key=value|value, not {pair!r}")
         if key in told:
-            raise ValueError(f"{key} is to be tuned twice")
+            raise UserError(f"{key} is to be tuned twice")
         told[key] = value
     if not told:
-        raise ValueError("nothing to tune: give --tune key=low..high or --space FILE.yaml")
+        raise UserError("nothing to tune: give --tune key=low..high or --space FILE.yaml")
     return told
 
 
 def parse(key: str, told: str, settle: Callable[[str, str], Any]) -> Range | Choice:
-    """``settle(key, value)`` is the setting as a run with ``--set key=value`` would have it, or raises ValueError."""
+    """``settle(key, value)`` is the setting as a run with ``--set key=value`` would have it, or raises UserError."""
     if ".." not in told:
         values = tuple(told.split("|"))
         if len(set(values)) < 2:
-            raise ValueError(f"{key}={told}: give a range, low..high, or at least two values, value|value")
+            raise UserError(f"{key}={told}: give a range, low..high, or at least two values, value|value")
         for value in values:
             settle(key, value)
         return Choice(values)
     ends, comma, scale = told.partition(",")
     if comma and scale != "log":
-        raise ValueError(f"{key}={told}: {scale!r} is no scale; did you mean 'log'?")
+        raise UserError(f"{key}={told}: {scale!r} is no scale; did you mean 'log'?")
     settled = []
     for end in ends.split("..", 1):
         try:
             float(end)
         except ValueError:
-            raise ValueError(f"{key}={told}: {end!r} is not a number") from None
+            raise UserError(f"{key}={told}: {end!r} is not a number") from None
         settled.append(settle(key, end))
     if not all(type(value) in (int, float) for value in settled):
-        raise ValueError(f"{key} is no number: give its values, {key}=value|value")
+        raise UserError(f"{key} is no number: give its values, {key}=value|value")
     low, high = settled
     if low >= high:
-        raise ValueError(f"{key}={told}: the first number must be the smaller one")
+        raise UserError(f"{key}={told}: the first number must be the smaller one")
     if scale and low <= 0:
-        raise ValueError(f"{key}={told}: a range on a logarithmic scale begins above 0")
+        raise UserError(f"{key}={told}: a range on a logarithmic scale begins above 0")
     return Range(low, high, bool(scale), type(low) is int)
 
 

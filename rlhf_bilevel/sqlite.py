@@ -16,7 +16,8 @@ from io import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rlhf_bilevel.files import Damaged, Refused, Unwritable, plain, reading, written
+from rlhf_bilevel.errors import CorruptFileError, UserError, WriteError
+from rlhf_bilevel.files import plain, reading, written
 
 DISK = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
@@ -31,17 +32,17 @@ TRIES = 20
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """SQLite's errors as Damaged, or as Unwritable where the disk is at fault, in one line with the file's name."""
+    """SQLite's errors as CorruptFileError, or as WriteError where the disk is at fault; they name the file."""
     try:
         yield
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK:
-            raise Unwritable(f"{path} cannot be used: {error}") from error
-        raise Damaged(f"{path} is damaged: {error}") from None
+            raise WriteError(f"{path} cannot be used: {error}") from error
+        raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 def safe(path: Path) -> None:
-    """Refused where SQLite would follow a link, wait for a pipe, or remove another file."""
+    """UserError where SQLite would follow a link, wait for a pipe, or remove another file."""
     for file in (path, *(path.with_name(path.name + end) for end in BESIDE)):
         plain(file)
     journal = path.with_name(path.name + "-journal")
@@ -49,7 +50,7 @@ def safe(path: Path) -> None:
         with reading(journal, math.inf) as data:
             data.seek(max(0, data.seek(0, SEEK_END) - len(NAMES_ANOTHER)))
             if data.read() == NAMES_ANOTHER:
-                raise Refused(f"{journal} names a journal of another database: it is neither read nor written")
+                raise UserError(f"{journal} names a journal of another database: it is neither read nor written")
 
 
 def tables(connection: sqlite3.Connection) -> dict[str, str]:
@@ -67,16 +68,18 @@ def tables(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def check(connection: sqlite3.Connection, path: Path, known: Mapping[str, Collection[str]]) -> None:
-    """Damaged unless the file is sound and holds nothing but ``known`` tables and indexes, as ``tables`` tells them."""
+    """CorruptFileError unless the file is sound and holds only ``known`` tables and indexes (see ``tables``)."""
     size = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
     longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # a value that is longer goes round
     with named(path):
         for name, made in tables(connection).items():
             if made not in known.get(name, ()):
-                raise Damaged(f"{path} is damaged: {name[:50]!r} in it is none of its tables, or of another form")
+                raise CorruptFileError(
+                    f"{path} is damaged: {name[:50]!r} in it is none of its tables, or of another form"
+                )
         fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if fault != "ok":
-        raise Damaged(f"{path} is damaged: {fault}")
+        raise CorruptFileError(f"{path} is damaged: {fault}")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
 
 
@@ -97,7 +100,7 @@ def copied(path: Path) -> Iterator[Path]:
             if _state(path) == before:
                 yield copy
                 return
-        raise Refused(f"{path} is being written to all the time: try again later")
+        raise UserError(f"{path} is being written to all the time: try again later")
 
 
 def _state(path: Path) -> list[tuple[int, int, int] | None]:

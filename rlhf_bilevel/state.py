@@ -1,4 +1,4 @@
-"""Everything that moves in a run: after ``restore(run, *capture(other))`` run goes on as other would, bit for bit.
+"""Everything that moves in a run: after ``restore(run, *capture(other), answers)`` run goes on as other would.
 
 Not part of it, because they follow from the rest: what learners see, and the environments, whose episode k is a
 function of the seed and of k. A state is therefore taken between two episodes.
@@ -7,23 +7,28 @@ function of the seed and of k. A state is therefore taken between two episodes.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from rlhf_bilevel.algorithm import Run, show
 from rlhf_bilevel.tree import Table, Tree, load_optimizer, optimizer_state, random_state
+from rlhf_bilevel.types import Preferences
 
 
 def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
-    """A tree of what changes, and the tables of what only grows: transitions and labels. Tensors are not copied."""
+    """A tree of what changes, and the table of transitions, which only grows. Tensors are not copied.
+
+    The answers are not in it: they are in the log of labels (see ``labels``).
+    """
     tree = {
         "step": run.step,
         "episode": run.episode,
         "tracked": run.tracked,
         "memory": run.memory,
         "asked": run.asked.state(),
+        "fresh_loss": run.prefs.fresh_loss,
         "envs": [env.episode for env in run.envs],
         "store": run.store.index(),
         "reward": run.reward.state_dict(),
@@ -38,18 +43,18 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
             "torch": torch.get_rng_state(),
         },
     }
-    return tree, {"rows": run.store.columns(), "labels": run.prefs.columns()}
+    return tree, {"rows": run.store.columns()}
 
 
-def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
-    """Into a run that was built from the same settings."""
+def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequence[Preferences | None]) -> None:
+    """Into a run that was built from the same settings; ``sessions`` are the answers that it had."""
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
     run.memory = dict(tree["memory"])
-    run.asked.load(tree.get("asked", run.asked.state()))  # checkpoints of older versions have none
+    run.asked.load(tree["asked"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
     run.store.load(tables["rows"], tree["store"])
-    run.prefs.load(tables["labels"])
+    run.prefs.load(sessions, tree["fresh_loss"])
     run.reward.load_state_dict(tree["reward"])
     load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
     run.health.load(tree["health"])

@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_bilevel.errors import UserError
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Scores (..., tasks, runs) to (...)."""
 AT_ONCE = 2**22  # numbers that a batch of resamples may hold
@@ -96,7 +98,7 @@ def interval(
     """``statistic`` of scores (..., tasks, runs) with its stratified bootstrap interval, each (...).
 
     ``corrected=False`` is the percentile bootstrap (rliable's), without c. Bounds stay ``within`` what the statistic
-    can be. The same scores always give the same interval; equal ones give one of width zero. ValueError for one run.
+    can be. The same scores always give the same interval; equal ones give one of width zero. UserError for one run.
     """
     (picks,) = drawn(resamples, scores)
     low, high = quantiles(statistic(scores), resampled(statistic, scores, picks), [picks], level, corrected)
@@ -125,7 +127,7 @@ def improvement_interval(
 def drawn(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
     """Of each of the scores (..., tasks, runs), which runs a resample holds of each task: (resamples, tasks, runs)."""
     if any(x.shape[-1] < 2 for x in scores):
-        raise ValueError("one seed, no interval: what other seeds would give is not known from one")
+        raise UserError("one seed, no interval: what other seeds would give is not known from one")
     rng = np.random.default_rng(0)
     return [rng.integers(x.shape[-1], size=(resamples, *x.shape[-2:])) for x in scores]
 

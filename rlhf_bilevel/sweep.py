@@ -22,7 +22,8 @@ from filelock import Timeout
 
 from rlhf_bilevel import worker
 from rlhf_bilevel.files import opened
-from rlhf_bilevel.worker import ELSEWHERE, begun, claim, ended, log_of
+from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.worker import ELSEWHERE
 
 State = Literal["queued", "running", "ended", "failed"]
 TICK = 0.2  # seconds between two looks at what is running
@@ -39,6 +40,10 @@ class Planned(NamedTuple):
     steps: int
     settings: tuple[str, ...] = ()  # more words of ``rlhf-bilevel train``
     every: str = "1m"  # between checkpoints
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.out)
 
     @property
     def words(self) -> list[str]:
@@ -96,7 +101,7 @@ class Local:
         self.room = room
 
     def start(self, run: Planned) -> Process:
-        return Process([sys.executable, "-m", "rlhf_bilevel.worker", str(run.out), *run.words], log_of(run.out))
+        return Process([sys.executable, "-m", "rlhf_bilevel.worker", str(run.out), *run.words], run.folder.output)
 
 
 def complete(
@@ -109,7 +114,7 @@ def complete(
 
     Whatever happens here, no run that was started goes on when this is left.
     """
-    states: dict[Planned, State] = {run: "ended" if ended(run.out) else "queued" for run in runs}
+    states: dict[Planned, State] = {run: "ended" if run.folder.ended else "queued" for run in runs}
     queue = {run: 0.0 for run in runs if states[run] == "queued"}  # when it may be started
     elsewhere: set[Planned] = set()
     going: dict[Planned, Started] = {}
@@ -120,11 +125,11 @@ def complete(
             for run in due[: engine.room - len(going)]:
                 del queue[run]
                 if run not in elsewhere:
-                    tell(f"{'going on with' if begun(run.out) else 'starting'} {run.out}: {shlex.join(run.words)}")
+                    tell(f"{'going on with' if run.folder.begun else 'starting'} {run.out}: {shlex.join(run.words)}")
                 going[run] = engine.start(run)
             for run, started in list(going.items()):
                 code = started.poll()
-                states[run] = "running" if begun(run.out) else "queued"  # it may wait for its turn on a cluster
+                states[run] = "running" if run.folder.begun else "queued"  # it may wait for its turn on a cluster
                 if code is None:
                     continue
                 del going[run]
@@ -135,7 +140,8 @@ def complete(
                     queue[run] = now + PATIENCE
                 elif code:
                     states[run] = "failed"
-                    tell(f"{run.out} failed: {last_line(log_of(run.out))} (all of it: {log_of(run.out)})")
+                    log = run.folder.output
+                    tell(f"{run.out} failed: {last_line(log)} (all of it: {log})")
                 else:
                     states[run] = "ended"
                     tell(f"{run.out} ended")
@@ -167,8 +173,8 @@ def begin_together(runs: Sequence[Planned]) -> None:
             agents = []
             for run in group:
                 with suppress(Timeout):
-                    claims.enter_context(claim(run.out))
-                    if begun(run.out):
+                    claims.enter_context(run.folder.claim())
+                    if run.folder.begun:
                         continue
                     args = parser().parse_args(["train", *run.words])
                     torch.set_num_threads(args.threads)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.interface import shown
 from rlhf_bilevel.preference import PreferenceStore, take
 from rlhf_bilevel.replay import Store
@@ -84,16 +84,18 @@ class Replayed:
     """Labels that were given before, in place of a teacher: whatever is asked, the next ones are the answer.
 
     ``sessions`` are answers in their order (such as ``labels.sessions`` reads them, None for no answer); as many are
-    given as pairs are asked, and none once they are used up. Refused where there are none.
+    given as pairs are asked, and none once they are used up. UserError where there are none.
     """
 
     def __init__(self, sessions: Iterable[Preferences | None]) -> None:
         parts = [plain(answers) for answers in sessions if answers is not None]
         if not sum(len(answers.label) for answers in parts):
-            raise Refused("there are no labels to replay")
+            raise UserError("there are no labels to replay")
         shapes = {tuple(tuple(column.shape[1:]) for column in side) for answers in parts for side in answers[:2]}
         if len(shapes) > 1:
-            raise Refused(f"labels to replay must be of segments of one shape (obs, act, truth), not {sorted(shapes)}")
+            raise UserError(
+                f"labels to replay must be of segments of one shape (obs, act, truth), not {sorted(shapes)}"
+            )
         first, second = (
             Segments(*map(torch.cat, zip(*(answers[side] for answers in parts), strict=True))) for side in (0, 1)
         )
@@ -141,13 +143,13 @@ def rational(margin: Tensor) -> Tensor:
 
 
 def answered(teacher: Teacher, queries: Queries) -> Preferences:
-    """What ``teacher`` answers, checked. It gets segments of its own: Refused where it changes them."""
+    """What ``teacher`` answers, checked. It gets segments of its own: UserError where it changes them."""
     own = Queries(*(Segments(*(column.clone() for column in segments)) for segments in queries))
     answers = checked(teacher(own), queries)
     for given, asked in zip(own, queries, strict=True):
         for name, column, before in zip(asked._fields, given, asked, strict=True):
             if column.shape != before.shape or not torch.allclose(column, before, rtol=0, atol=0, equal_nan=True):
-                raise Refused(
+                raise UserError(
                     f"a teacher must not change the segments that it is asked about, and changed their {name}"
                 )
     return answers
@@ -156,7 +158,7 @@ def answered(teacher: Teacher, queries: Queries) -> Preferences:
 def checked(answers: Preferences, queries: Queries) -> Preferences:
     """The answers that can be learnt from, float32 and in memory of their own; each other one is named in a warning.
 
-    Refused where they are no ``Preferences`` of so many numbers as the segments of ``queries`` have.
+    UserError where they are no ``Preferences`` of so many numbers as the segments of ``queries`` have.
     """
     answers = plain(answers)
     count = len(answers.label)
@@ -164,7 +166,7 @@ def checked(answers: Preferences, queries: Queries) -> Preferences:
         for name, column, asked in zip(segments._fields, segments, queries.first, strict=True):
             if column.shape != (count, *asked.shape[1:]):
                 told = f"{(count, *asked.shape[1:])} for {count} label{'s' * (count != 1)}, not {tuple(column.shape)}"
-                raise Refused(f"a teacher's {side}.{name} must have the shape {told}")
+                raise UserError(f"a teacher's {side}.{name} must have the shape {told}")
     finite = [column.flatten(1).isfinite().all(1) for segments in answers[:2] for column in segments]
     usable = torch.stack([*finite, (answers.label >= 0) & (answers.label <= 1)]).all(0)
     if faulty := answers.label[~usable].tolist():
@@ -176,19 +178,19 @@ def checked(answers: Preferences, queries: Queries) -> Preferences:
 
 
 def plain(answers: Any) -> Preferences:
-    """Answers as float32 tensors that are nobody else's. Refused where they are no ``Preferences`` of numbers."""
+    """Answers as float32 tensors that are nobody else's. UserError where they are no ``Preferences`` of numbers."""
     if not isinstance(answers, Preferences):
-        raise Refused(f"a teacher must return Preferences, not {shown(answers)}")
+        raise UserError(f"a teacher must return Preferences, not {shown(answers)}")
     for side, segments in zip(answers._fields, answers[:2], strict=False):
         if not isinstance(segments, Segments):
-            raise Refused(f"a teacher's {side} must be Segments, not {shown(segments)}")
+            raise UserError(f"a teacher's {side} must be Segments, not {shown(segments)}")
     first, second = (
         Segments(*(_float32(f"{side}.{name}", column) for name, column in segments._asdict().items()))
         for side, segments in zip(answers._fields, answers[:2], strict=False)
     )
     label = _float32("label", answers.label)
     if label.dim() != 1:
-        raise Refused(f"a teacher's labels must have one axis, not the shape {tuple(label.shape)}")
+        raise UserError(f"a teacher's labels must have one axis, not the shape {tuple(label.shape)}")
     return Preferences(first, second, label)
 
 
@@ -199,4 +201,4 @@ def _float32(name: str, column: Any) -> Tensor:
             return found.to("cpu", torch.float32, copy=True)
     except Exception:  # whatever it is, it is no tensor
         pass
-    raise Refused(f"a teacher's {name} must be numbers, not {shown(column)}")
+    raise UserError(f"a teacher's {name} must be numbers, not {shown(column)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.errors import UserError
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {
@@ -36,11 +37,11 @@ def traits(told: str) -> dict[str, Any]:
     for word in told.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise ValueError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
-            raise ValueError(f"teacher {word!r}: {name} takes no value")
+            raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
-            raise ValueError(f"teacher {told!r}: {name} does not go together with the rest")
+            raise UserError(f"teacher {told!r}: {name} does not go together with the rest")
         if name != ORACLE:
             key, published = NAMES[name]
             found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
@@ -52,13 +53,13 @@ def _value(name: str, value: str) -> Any:
     if name in (REPLAY, RERUN):
         path = Path(value).absolute()
         if value and path.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"teacher {name}={value}: is a folder; a run's labels are in {Path(value) / 'labels.sqlite'}"
             )
         if not path.is_file():
-            raise ValueError(f"teacher {name}={value}: no such file")
+            raise UserError(f"teacher {name}={value}: no such file")
         return str(path)
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"teacher {name}={value}: {value!r} is no number") from None
+        raise UserError(f"teacher {name}={value}: {value!r} is no number") from None

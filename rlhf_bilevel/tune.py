@@ -14,9 +14,6 @@ al., "Google Vizier" (2017), and Li et al., "Hyperband" (2018).
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +26,12 @@ from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.compare import ending
-from rlhf_bilevel.files import PROGRESS, STEP, Refused, one_line, read
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import one_line
+from rlhf_bilevel.runs.folder import STEP, RunFolder
 from rlhf_bilevel.space import Choice, Range, Space, pasted
 from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
-from rlhf_bilevel.worker import ELSEWHERE, log_of
+from rlhf_bilevel.worker import ELSEWHERE
 
 TRUE_RETURN = "eval/true_return"  # column of progress.csv
 
@@ -92,24 +91,23 @@ class Training:
             self._started.stop()
 
     def why(self) -> str:
-        log = log_of(self._runs[self._at].out)
+        log = self._runs[self._at].folder.output
         return f"{last_line(log)} (all of it: {log})"
 
 
 def evaluations(folder: Path) -> dict[int, float]:
     """A run's true return by step, as far as it is."""
     try:
-        whole, newline, _ = read(folder / PROGRESS, math.inf).decode().rpartition("\n")
-    except Refused:  # it is not there yet
+        rows = RunFolder(folder).read_progress()
+    except UserError:  # it is not there yet
         return {}
-    rows = csv.DictReader(io.StringIO(whole + newline))
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}
 
 
 def open_study(file: Path, pruner: str, steps: int) -> optuna.Study:
     """The study in an SQLite file, which is made where it is missing. A trial takes ``steps`` steps in all.
 
-    Refused where the file cannot be opened, or is none of Optuna's.
+    UserError where the file cannot be opened, or is none of Optuna's.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {
@@ -127,7 +125,7 @@ def open_study(file: Path, pruner: str, steps: int) -> optuna.Study:
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         why = getattr(error, "orig", None) or error.__cause__ or error
-        raise Refused(f"{file} cannot be used as --storage: {one_line(why)}") from None
+        raise UserError(f"{file} cannot be used as --storage: {one_line(why)}") from None
 
 
 def search(
@@ -141,7 +139,7 @@ def search(
 ) -> int:
     """Goes on until ``trials`` of the study were completed or pruned, ``jobs`` at the same time; how many failed.
 
-    ``begin(number, settings)`` starts a trial, or goes on with it; a ValueError of it fails the trial. Trials that a
+    ``begin(number, settings)`` starts a trial, or goes on with it; a UserError of it fails the trial. Trials that a
     killed process has left are taken up first. A trial that fails takes up its place until the next call.
     """
     left = [Trial(study, trial._trial_id) for trial in study.get_trials(states=(TrialState.RUNNING,))]
@@ -166,7 +164,7 @@ def search(
                 tell(f"trial {trial.number}: {pasted(settings)}")
                 try:
                     going[trial.number] = trial, begin(trial.number, settings)
-                except ValueError as error:
+                except UserError as error:
                     fail(trial, str(error))
             for trial, candidate in list(going.values()):
                 code = candidate.poll()
@@ -226,7 +224,7 @@ def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> int | Non
 
 
 def best(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    """Refused where no trial has come to its end."""
+    """UserError where no trial has come to its end."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise Refused("no trial has come to its end: the same command tries others")
+        raise UserError("no trial has come to its end: the same command tries others")
     return study.best_trial

@@ -15,70 +15,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from rlhf_bilevel.config import recorded
-from rlhf_bilevel.files import CONFIG, SUMS, Elsewhere, Refused, lock, read_yaml, taken
+from rlhf_bilevel.errors import LockedError, UserError
 from rlhf_bilevel.options import fail
+from rlhf_bilevel.runs.folder import RunFolder
 
 ELSEWHERE = 75  # exit code: another process has the run; EX_TEMPFAIL of sysexits.h
 
 
-def ended(out: Path) -> bool:
-    return (out / SUMS).is_file()
-
-
-def begun(out: Path) -> bool:
-    return (out / CONFIG).is_file()
-
-
-def log_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.log")
-
-
-def claim(out: Path) -> FileLock:
-    """The sweep's lock on a run. Timeout when it is entered while another process has it."""
-    return lock(out.with_name(f".{out.name}.lock"))
-
-
 def agree(out: Path, method: str, env: str, settings: Mapping[str, Any]) -> None:
-    """Refused where the folder holds a run of another kind, which would be taken for the one that is asked for."""
-    if not begun(out):
+    """UserError where the folder holds a run of another kind, which would be taken for the one that is asked for."""
+    run = RunFolder(out)
+    if not run.begun:
         return
-    told = read_yaml(out / CONFIG)
-    recorded(out / CONFIG, told, whole=False)
+    told = run.read_config()
     there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
     for key, asked in {"method": method, "env": env, **settings}.items():
         if key in there and there[key] != asked:
-            raise Refused(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
+            raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 
 
 def work(out: Path, words: Sequence[str]) -> int:
     """Exit code: 0 when the run has ended, ELSEWHERE, or that of the command line; told on stderr."""
     from rlhf_bilevel.__main__ import main
 
+    run = RunFolder(out)
     try:
-        with claim(out):
-            if ended(out):
+        with run.claim():
+            if run.ended:
                 return 0
-            if not begun(out):
-                out.joinpath(f"{CONFIG}.tmp").unlink(missing_ok=True)  # of a process that was killed as it began
+            if not run.begun:
                 main(["train", *words, "--out", str(out)])
                 return 0
-            taken(out).release()
+            run.lock().release()
             args = asked(words)
             try:
                 agree(out, args.method, args.env, args.settings)
-            except Refused as error:
+            except UserError as error:
                 fail(str(error))
             main(["resume", str(out), "--checkpoint-every", args.checkpoint_every, "--trust"])
             return 0
-    except (Timeout, Elsewhere):
+    except (Timeout, LockedError):
         return ELSEWHERE
     except SystemExit as stop:
-        if stop.code and held(out):  # another process has come between
+        if stop.code and held(run):  # another process has come between
             return ELSEWHERE
-        return 0 if ended(out) else int(stop.code or 0)
+        return 0 if run.ended else int(stop.code or 0)
     except Exception:
         traceback.print_exc()
         return 1
@@ -98,12 +81,12 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
     return argparse.Namespace(**vars(args), settings=settings)
 
 
-def held(out: Path) -> bool:
+def held(run: RunFolder) -> bool:
     """Whether another process trains the run."""
     try:
-        if begun(out):
-            taken(out).release()
-    except Elsewhere:
+        if run.begun:
+            run.lock().release()
+    except LockedError:
         return True
     return False
 

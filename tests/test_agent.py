@@ -17,11 +17,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlhf_bilevel import Agent, envs
-from rlhf_bilevel import folder as run_folder
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.utils import versions
 from tests.conftest import SMALL
 
 
@@ -178,11 +178,11 @@ def test_an_agent_is_saved_into_no_folder_but_its_own(folder: Path, tmp_path: Pa
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for taken in (folder, tmp_path / "mine"):
-        with pytest.raises(Refused, match="is not overwritten"):
+        with pytest.raises(UserError, match="is not overwritten"):
             agent.save(taken)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         agent.save(tmp_path / "file")
     agent.save(tmp_path / "new")
     agent.save(tmp_path / "new")  # its own
@@ -202,7 +202,7 @@ def test_a_run_that_is_cut_off_is_not_sealed_by_another_like_it(tmp_path: Path) 
     settings: Any = {"checkpoint_every": "50", **SMALL}
     with pytest.raises(ZeroDivisionError):
         Agent("pebble", "Steer-v0", out=tmp_path / "run", **settings).learn(120, Stops())
-    with pytest.raises(Refused, match="is not overwritten"):
+    with pytest.raises(UserError, match="is not overwritten"):
         Agent("pebble", "Steer-v0", **settings).learn(120).save(tmp_path / "run")
     Agent.resume(tmp_path / "run")
 
@@ -214,7 +214,7 @@ def test_a_callback_cannot_end_the_folder_of_the_run_that_goes_on(tmp_path: Path
         agent.save(tmp_path / "run")
         return True
 
-    with pytest.raises(Refused, match="is being trained"):
+    with pytest.raises(UserError, match="is being trained"):
         agent.learn(120, callback=save)
     assert not (tmp_path / "run" / "SHA256SUMS").exists()
 
@@ -224,10 +224,10 @@ def test_a_device_is_one_that_is_there_and_the_one_that_was_used_is_recorded(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:1", torch.device("cuda")):
-        with pytest.raises(Refused, match="finds no NVIDIA GPU"):
+        with pytest.raises(UserError, match="finds no NVIDIA GPU"):
             Agent("pebble", "Steer-v0", device=device, **SMALL)
     for device in ("gpu", "cuda:x", "mps"):
-        with pytest.raises(Refused, match="cpu, cuda"):
+        with pytest.raises(UserError, match="cpu, cuda"):
             Agent("pebble", "Steer-v0", device=device, **SMALL)
     for number, device in enumerate(("auto", torch.device("cpu"))):
         out = tmp_path / str(number)
@@ -235,7 +235,7 @@ def test_a_device_is_one_that_is_there_and_the_one_that_was_used_is_recorded(
         assert yaml.safe_load((out / "config.yaml").read_text())["device"] == "cpu"
     told = (tmp_path / "0" / "config.yaml").read_text()
     (tmp_path / "0" / "config.yaml").write_text(told.replace("device: cpu", "device: cuda"))
-    with pytest.raises(Refused, match="finds no NVIDIA GPU"):
+    with pytest.raises(UserError, match="finds no NVIDIA GPU"):
         Agent.resume(tmp_path / "0")
 
 
@@ -248,21 +248,21 @@ def test_the_commit_is_that_of_the_checkout_that_holds_this_package_or_none(
 
     installed = tmp_path / ".venv" / "rlhf_bilevel"
     installed.mkdir(parents=True)
-    (installed / "folder.py").write_text("")
+    (installed / "versions.py").write_text("")
     (tmp_path / "thesis.tex").write_text("")
     git("init")
     git("add", "thesis.tex")
     git("commit", "-m", "mine")
-    monkeypatch.setattr(run_folder, "__file__", str(installed / "folder.py"))
-    assert run_folder.commit() is None
-    git("add", ".venv/rlhf_bilevel/folder.py")
+    monkeypatch.setattr(versions, "__file__", str(installed / "versions.py"))
+    assert versions.commit() is None
+    git("add", ".venv/rlhf_bilevel/versions.py")
     git("commit", "-m", "a checkout of it")
     expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout[:12]
-    assert run_folder.commit() == expected
-    (installed / "folder.py").write_text("changed")
-    assert run_folder.commit() == f"{expected}+"
+    assert versions.commit() == expected
+    (installed / "versions.py").write_text("changed")
+    assert versions.commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
-    assert run_folder.commit() is None
+    assert versions.commit() is None
     Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL).start(100)
     assert "commit: null" in (tmp_path / "run" / "config.yaml").read_text()
 
@@ -328,6 +328,6 @@ def test_steps_are_given_once() -> None:
 def test_what_needs_an_agent_that_has_learnt_says_so(tmp_path: Path) -> None:
     agent = Agent("pebble", "Steer-v0", **SMALL)
     for use in (lambda: agent.predict(np.zeros(1)), lambda: agent.evaluate(1), lambda: agent.save(tmp_path / "run")):
-        with pytest.raises(Refused, match="has learnt nothing yet"):
+        with pytest.raises(UserError, match="has learnt nothing yet"):
             use()
     assert not list(tmp_path.iterdir())

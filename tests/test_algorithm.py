@@ -15,12 +15,14 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import evaluate
-from rlhf_bilevel.files import CONFIG, SUMS, Refused, read_yaml
+from rlhf_bilevel.files import read_yaml
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
 from rlhf_bilevel.preference import cross_entropy, logits, take
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import SMALL, Steer, build
 
@@ -199,17 +201,17 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     with pytest.warns(UserWarning, match=told):
         agent = Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "run", **settings).learn(300)
     assert agent.run is not None and len(agent.run.prefs) == 40
-    assert read_yaml(tmp_path / "run" / CONFIG)["settings"]["segment_length"] == 8
+    assert read_yaml(tmp_path / "run" / "config.yaml")["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
     assert whole("pebble", "Limited-v0", "quick", settings | {"steps": 300}, 30)["segment_length"] == 8
-    with pytest.raises(Refused, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
+    with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
         whole(method, "Limited-v0", "quick", {"steps": 300, "segment_length": 31, "labels": labels}, 30)
     config = Config(steps=300, segment_length=30)
     assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
-    with pytest.raises(Refused, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
+    with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
         fitting(Config(steps=30, segment_length=30), None, own=True)
 
 
@@ -226,10 +228,10 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     assert stop.value.code == 2
     line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
     assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
-    assert [point.labels for point in points(out)][-1] == 0 and not (out / SUMS).exists()
+    assert [point.labels for point in points(out)][-1] == 0 and not RunFolder(out).ended
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Refused, match="no answer that can be used to any of 76 queries"):
+        with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
             Agent("pebble", "Steer-v0", teacher=unusable, **SMALL).learn(200)
         Agent("pebble", "Steer-v0", **SMALL | {"labels": 0}).learn(60)
         Agent("random", "Short-v0", **SMALL).learn(60)

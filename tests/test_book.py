@@ -20,20 +20,20 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event, text
 
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human import database, tables
 from rlhf_bilevel.human.book import Book, run_id
 from rlhf_bilevel.human.facts import (
     Answered,
-    Conflict,
-    Consumed,
+    ConflictError,
+    ConsumedError,
     Labeller,
+    NotFoundError,
     Offer,
     Outcome,
     Pending,
     Question,
     Status,
-    Unknown,
 )
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 from tests import postgres
@@ -135,10 +135,10 @@ def test_a_choice_is_stored_once_however_often_it_is_sent(book: Book) -> None:
     assert book.choose(ann, first.query_id, LEFT, "key") == Outcome.ACCEPTED
     assert [book.choose(ann, first.query_id, LEFT, "key") for _ in range(3)] == [Outcome.REPEATED] * 3
     for query, choice, key, error, told in (
-        (first.query_id, RIGHT, "key", Conflict, "belongs to another answer"),
-        (second.query_id, LEFT, "key", Conflict, "belongs to another answer"),
-        (first.query_id, LEFT, "other", Conflict, "answered already"),
-        ("f" * 32, LEFT, "other", Unknown, "no such pair"),
+        (first.query_id, RIGHT, "key", ConflictError, "belongs to another answer"),
+        (second.query_id, LEFT, "key", ConflictError, "belongs to another answer"),
+        (first.query_id, LEFT, "other", ConflictError, "answered already"),
+        ("f" * 32, LEFT, "other", NotFoundError, "no such pair"),
     ):
         with pytest.raises(error, match=told):
             book.choose(ann, query, choice, key)
@@ -146,7 +146,7 @@ def test_a_choice_is_stored_once_however_often_it_is_sent(book: Book) -> None:
         with pytest.raises(ValueError, match=told):
             book.choose(ann, second.query_id, choice, key)
     assert [(c.query_id, c.choice) for c in book.all_chosen()] == [(first.query_id, LEFT)]
-    with pytest.raises(Unknown):  # it was put before Ann alone
+    with pytest.raises(NotFoundError):  # it was put before Ann alone
         book.choose(somebody(book, "Bob"), second.query_id, LEFT, "key")
 
 
@@ -167,7 +167,7 @@ def test_undo_brings_the_pair_back_as_it_was_until_training_has_taken_it(opened:
     assert book.offer(ann, 3, 10, 0)[:2] == [one, two]
     book.choose(ann, one.query_id, EQUAL, "again")
     assert [answer.label for answer in book.collect(0, 99)] == [0.5]
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         book.choose(ann, one.query_id, LEFT, "once more")
     assert book.undo(ann) is None
     label(book, ann, 1, SKIP)
@@ -188,7 +188,7 @@ def test_a_query_wants_its_answers_and_no_more(opened: Open) -> None:
     book.choose(bob, before_bob.query_id, honest(book, before_bob), "bob")
     assert book.collect(0, 99) == [] and book.pending() == Pending(1, 1)
     book.choose(ann, before_ann.query_id, EQUAL, "ann")  # late, but as yet it is wanted
-    with pytest.raises(Conflict, match="all the answers"):
+    with pytest.raises(ConflictError, match="all the answers"):
         book.choose(eve, before_eve.query_id, LEFT, "eve")
     assert book.pending() == Pending(1, 0)
     assert [answer.label for answer in book.collect(0, 99)] == [0.75]
@@ -310,7 +310,7 @@ def test_who_is_late_learns_that_training_has_used_the_answer(opened: Open) -> N
     clock.now += 61
     label(book, bob)
     book.collect(0, 9)
-    with pytest.raises(Consumed, match="has used"):
+    with pytest.raises(ConsumedError, match="has used"):
         book.choose(ann, offer.query_id, LEFT, "key")
 
 
@@ -352,7 +352,7 @@ def test_a_token_is_of_one_run_and_not_in_the_book(opened: Open) -> None:
     assert book.clip(offer.left_clip) and other.clip(offer.left_clip) is None
     book.add_scene("0", {"geoms": []})
     assert book.scene("0") and other.scene("0") is None
-    with pytest.raises(Unknown):
+    with pytest.raises(NotFoundError):
         other.choose(somebody(other), offer.query_id, LEFT, "key")
     assert set(book.runs()) >= {book.run, other.run}
     with book._read() as c:
@@ -484,7 +484,7 @@ def test_of_two_who_answer_at_once_where_one_is_wanted_one_is_told(opened: Open)
         lambda: book.choose(ann, offer.query_id, EQUAL, "ann"),
         lambda: other.choose(bob, offer.query_id, EQUAL, "bob"),
     )
-    assert first == Outcome.ACCEPTED and isinstance(second, Conflict)
+    assert first == Outcome.ACCEPTED and isinstance(second, ConflictError)
     assert [c.labeller for c in book.all_chosen()] == [ann]
 
 
@@ -562,7 +562,7 @@ def test_a_book_of_a_later_version_is_refused_and_stays_as_it_is(where: Path | s
         before = c.scalar(text("SELECT version_num FROM alembic_version"))
         c.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     try:
-        with pytest.raises(Refused, match="later version, with tables of revision 9999"):
+        with pytest.raises(UserError, match="later version, with tables of revision 9999"):
             opened()
     finally:
         with book._write() as c:
@@ -574,9 +574,9 @@ def test_a_damaged_file_is_an_error_in_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     (tmp_path / "none.sqlite").write_text("labels, many labels " * 100)
-    with pytest.raises(Damaged, match=r"none\.sqlite is damaged"):
+    with pytest.raises(CorruptFileError, match=r"none\.sqlite is damaged"):
         Book.open(tmp_path / "none.sqlite", "r" * 32)
-    with pytest.raises(Refused, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be opened"):
         Book.open(tmp_path / "nowhere" / "book.sqlite", "r" * 32)
     with Book.open(tmp_path / "sound.sqlite", "r" * 32) as book:
         asked(book)
@@ -586,7 +586,7 @@ def test_a_damaged_file_is_an_error_in_one_line(tmp_path: Path) -> None:
         path.write_bytes(corrupted(data, rng))
         try:
             Book.open(path, "r" * 32).close()
-        except Refused as error:
+        except UserError as error:
             refused += 1
             assert "\n" not in str(error)
     assert refused > 10
@@ -601,7 +601,7 @@ def test_a_database_is_named_without_a_password(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=told) as error:
             Book.open(url, "r" * 32)
         assert "secret" not in str(error.value)
-    with pytest.raises(Refused, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be opened"):
         Book.open(f"postgresql://ann@/db?host={tmp_path}", "r" * 32)
 
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_bilevel import Agent, envs
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL
 from tests.faults import tables
 
@@ -308,11 +308,11 @@ def test_functions_among_callbacks_are_called_too() -> None:
 
 @pytest.mark.parametrize("wrong", [7, "evaluate", sb3.CheckpointCallback, [Each(), 7]])
 def test_what_is_no_callback_is_refused(wrong: Any) -> None:
-    with pytest.raises(Refused, match="is no callback"):
+    with pytest.raises(UserError, match="is no callback"):
         learnt(wrong)
 
 
 def test_a_callback_that_returns_nothing_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="returned None: True goes on"):
+    with pytest.raises(UserError, match="returned None: True goes on"):
         learnt(lambda locals_, globals_: None, out=tmp_path / "run")
     assert not (tmp_path / "run" / "SHA256SUMS").exists()

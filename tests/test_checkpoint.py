@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, whatever happens while it is written and after."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.checkpoint import Checkpoints
-from rlhf_bilevel.files import Damaged
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.tree import Table, Tree, digest, pack, unpack
 from tests.faults import at_call, child, corrupted, full_disk, kill
 
@@ -134,7 +135,7 @@ def test_of_200_corrupted_files_not_one_is_believed(tmp_path: Path) -> None:
         newest_needs_it = "step-000000001" not in file.parts
         try:
             assert found(folder) == (1 if newest_needs_it else 2)
-        except Damaged as error:
+        except CorruptFileError as error:
             assert "rows-0-4" in file.name and "nothing was changed" in str(error)  # both checkpoints need these rows
         refused += newest_needs_it
         shutil.rmtree(folder)
@@ -153,6 +154,17 @@ def test_it_says_which_checkpoint_is_damaged_and_falls_back(tmp_path: Path) -> N
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    with pytest.warns(UserWarning, match=r"config\.yaml"), pytest.raises(Damaged, match="none of the 1"):
+    with pytest.warns(UserWarning, match=r"config\.yaml"), pytest.raises(CorruptFileError, match="none of the 1"):
         Checkpoints(tmp_path, "other").load()
     assert found(tmp_path) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_an_earlier_format_is_named_with_the_way_back(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, "").save(7, *state(7)) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with (
+        pytest.warns(UserWarning, match="it has format 1, and this version reads 2"),
+        pytest.raises(CorruptFileError, match="resume begins anew"),
+    ):
+        Checkpoints(tmp_path, "").load()

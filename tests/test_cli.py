@@ -20,7 +20,8 @@ from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import Damaged, Refused, one_line, read_yaml, to_json, write
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import one_line, read_yaml, to_json, write
 from rlhf_bilevel.given import assigned
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.points import Point, read_table, write_table
@@ -454,9 +455,9 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "open", denied)
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
     for read in (read_yaml, Dataset.read):
-        with pytest.raises(Refused, match=r"^.*/file cannot be read: Permission denied$") as error:
+        with pytest.raises(UserError, match=r"^.*/file cannot be read: Permission denied$") as error:
             read(file)
-        assert not isinstance(error.value, Damaged)
+        assert not isinstance(error.value, CorruptFileError)
 
 
 def test_a_write_that_fails_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,6 +520,21 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
         monkeypatch.setattr("rlhf_bilevel.doctor.report", fault(ours))
         with pytest.raises(type(ours)):
             main(["doctor"])
+
+
+def test_a_fault_of_our_own_in_a_check_shows_its_traceback_and_no_usage_error(tmp_path: Path) -> None:
+    code = f"""
+from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.envs import Episodes
+def fault(*_):
+    raise ValueError("shapes differ")
+Episodes.__init__ = fault
+main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
+"""
+    told = python(code=code)
+    assert told.returncode == 1 and told.stderr.startswith("Traceback")
+    assert told.stderr.endswith("ValueError: shapes differ\n") and "in fault" in told.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_copy_without_symbolic_links_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

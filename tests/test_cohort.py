@@ -10,7 +10,7 @@ from rlhf_bilevel import cohort
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.cohort import learn_together
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import points
 from tests.conftest import SMALL, build
 from tests.test_stack import Plain, assert_alike
@@ -26,7 +26,7 @@ def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
         measured = list(train(run))
         assert [row[number].keys() for row in rows] == [row.keys() for row in measured]
         assert torch.allclose(runs[number].store.table, run.store.table, rtol=1e-3, atol=1e-3)
-        assert torch.equal(runs[number].prefs.columns()["label"], run.prefs.columns()["label"])
+        assert torch.equal(runs[number].prefs[:].label, run.prefs[:].label)
         for one, other in zip(runs[number].learners, run.learners, strict=True):
             assert_alike(one, other, 1e-3)  # type: ignore[arg-type]
     assert not torch.allclose(runs[0].store.table, runs[1].store.table, atol=0.1)
@@ -55,7 +55,7 @@ def _none(queries: Any) -> Any:
 
 
 def test_a_cohort_needs_learners_that_can_be_stacked() -> None:
-    with pytest.raises(Refused, match="plain SAC"):
+    with pytest.raises(UserError, match="plain SAC"):
         next(cohort.train([build("pebble", own={"algorithm": Plain})]))
 
 

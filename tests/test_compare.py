@@ -15,7 +15,7 @@ from rlhf_bilevel import results
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.commands import tell
 from rlhf_bilevel.compare import bounds, budgets, compared, efficiency, ending, grouped, overall, scores, table
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import Point, write_table
 from rlhf_bilevel.statistics import improvement, iqm
 
@@ -102,7 +102,7 @@ def test_scores_are_success_or_shares_of_sac_or_of_what_can_be_had() -> None:
     ],
 )
 def test_what_cannot_be_compared_is_refused(rows: list[Point], told: str) -> None:
-    with pytest.raises(Refused, match=told) as error:
+    with pytest.raises(UserError, match=told) as error:
         scores(grouped(rows, together=True))
     assert "\n" not in str(error.value)
 
@@ -113,7 +113,7 @@ def test_efficiency_is_of_the_steps_that_all_environments_share() -> None:
     assert steps.tolist() == [200, 400]
     np.testing.assert_allclose(values["pebble"], [[[0.2, 0.201, 0.202], [0.2] * 3], [[0.4, 0.401, 0.402], [0.4] * 3]])
     rows = runs("pebble") + runs("pebble", DOOR, steps=(77,), success=True)
-    with pytest.raises(Refused, match="no step"):
+    with pytest.raises(UserError, match="no step"):
         efficiency(grouped(rows, together=True))
 
 

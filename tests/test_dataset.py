@@ -17,8 +17,8 @@ from torch import Tensor
 from rlhf_bilevel import Agent, dataset
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.asked import of_run
-from rlhf_bilevel.dataset import KEY, PREFERENCES, SCHEMA, Dataset
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.dataset import KEY, SCHEMA, Dataset
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.labels import LabelLog, Recorded, pairs
 from rlhf_bilevel.preference import take
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -100,11 +100,11 @@ def test_answers_are_the_queries_with_a_label() -> None:
 
 def test_what_breaks_the_rules_is_not_written() -> None:
     for wrong, told in ((torch.full((6,), 2.0), "outside"), (torch.full((6,), -0.1), "outside")):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             small(wrong)
-    with pytest.raises(Refused, match="is called 'forgotten'"):
+    with pytest.raises(UserError, match="is called 'forgotten'"):
         small(unlabelled="forgotten")
-    with pytest.raises(Refused, match="letters"):
+    with pytest.raises(UserError, match="letters"):
         small(env_id="x" * 2000)
 
 
@@ -116,15 +116,15 @@ def test_a_damaged_file_is_an_error_in_one_line_or_what_was_written(tmp_path: Pa
         path.write_bytes(corrupted(sound, rng))
         try:
             equal(Dataset.read(path), data)
-        except Refused as error:
+        except UserError as error:
             assert "\n" not in str(error) and str(path) in str(error)
             refused += 1
     assert refused > 300  # the others hit statistics and other bytes that say nothing
     for junk in (b"", b"PAR1", pickle.dumps(data.label), b"PAR1" * 100):
         path.write_bytes(junk)
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptFileError):
             Dataset.read(path)
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         Dataset.read(tmp_path / "none")
 
 
@@ -157,11 +157,11 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
         "more: Extra": (table, facts | {"more": 1}),
     }.items():
         rewritten(path, *arguments)
-        with pytest.raises(Refused, match=told) as error:
+        with pytest.raises(UserError, match=told) as error:
             Dataset.read(path)
         assert "\n" not in str(error.value)
     rewritten(path, table, facts, store_schema=True)
-    with pytest.raises(Refused, match=r"metadata of others: b'ARROW:schema' .*store_schema=False"):
+    with pytest.raises(UserError, match=r"metadata of others: b'ARROW:schema' .*store_schema=False"):
         Dataset.read(path)
     assert SCHEMA.names == table.schema.names
 
@@ -181,7 +181,7 @@ def test_absurd_sizes_are_refused_before_they_unfold(tmp_path: Path, monkeypatch
     pa.set_memory_pool(pool)
     try:
         monkeypatch.setattr("os.sysconf", lambda name: 2**12)  # a machine of 16 MB
-        with pytest.raises(Refused, match=r"needs 0\.\d+ GiB of memory, and the machine has 0\.0156"):
+        with pytest.raises(UserError, match=r"needs 0\.\d+ GiB of memory, and the machine has 0\.0156"):
             Dataset.read(path)
         assert pool.max_memory() < 1e6
     finally:
@@ -195,7 +195,7 @@ def test_absurd_sizes_are_refused_before_they_unfold(tmp_path: Path, monkeypatch
     table = table.set_column(1, pa.field("env_id", words.type, nullable=False), words)
     rewritten(path, table, facts, compression="zstd")  # one name that its dictionary repeats: 3 GB of letters
     tracemalloc.start()
-    with pytest.raises(Damaged, match="more than 1000 letters"):
+    with pytest.raises(CorruptFileError, match="more than 1000 letters"):
         Dataset.read(path)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
@@ -251,17 +251,17 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
     assert data is not None and data.t_shown[3:].tolist() == [5.0] * 4 and data.label_kind[6] == "skipped"
     with sqlite3.connect(path) as connection:
         connection.execute("DELETE FROM skipped")
-    with pytest.raises(Damaged, match="session 1 are not as they were written"):
+    with pytest.raises(CorruptFileError, match="session 1 are not as they were written"):
         of_run(tmp_path)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 3")
-    with pytest.raises(Refused, match="form 3"):
+    with pytest.raises(UserError, match="form 3"):
         LabelLog(path)
 
 
 def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path) -> None:
     whole = started("pebble", tmp_path / "whole")
-    read = Dataset.read(tmp_path / "whole" / PREFERENCES)
+    read = Dataset.read(tmp_path / "whole" / "preferences.parquet")
     assert whole.run is not None and torch.equal(read.preferences().label, whole.run.prefs[:].label)
     assert torch.equal(read.preferences().first.obs, whole.run.prefs[:].first.obs)
     killed(150, lambda: started("pebble", tmp_path / "run"))
@@ -269,10 +269,10 @@ def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path)
     part = Dataset.read(tmp_path / "part.parquet")
     assert 0 < len(part) < len(read) and torch.equal(part.label, read.label[: len(part)])
     Agent.resume(tmp_path / "run", trust=True)
-    again = Dataset.read(tmp_path / "run" / PREFERENCES)
+    again = Dataset.read(tmp_path / "run" / "preferences.parquet")
     assert pairs(again.preferences()) == pairs(read.preferences()) and torch.equal(again.label, read.label)
     assert torch.equal(again.t_shown[: len(part)], part.t_shown)  # nobody was asked twice
     main(["export", str(tmp_path / "run"), "--preferences", str(tmp_path / "same.parquet")])
-    assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / PREFERENCES).read_bytes()
+    assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / "preferences.parquet").read_bytes()
     LabelLog(folder(tmp_path) / "labels.sqlite")
     assert of_run(tmp_path) is None  # no query, no dataset

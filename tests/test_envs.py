@@ -17,8 +17,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.envs import Episodes, make, names, resolve
-from rlhf_bilevel.files import Refused
-from rlhf_bilevel.interface import ABSORBED, NotFinite, unlearnable
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.interface import ABSORBED, NotFiniteError, unlearnable
 
 FAMILIES = [
     "Pendulum-v1",
@@ -284,7 +284,7 @@ def test_rewards_that_are_too_large_together_are_refused() -> None:
     for env in (once, twice):
         env.reset()
     assert once.step(np.zeros(2, np.float32))[1] == 8e29
-    with pytest.raises(NotFinite, match=r"the reward is 1.6e\+30"):
+    with pytest.raises(NotFiniteError, match=r"the reward is 1.6e\+30"):
         twice.step(np.zeros(2, np.float32))
 
 
@@ -327,7 +327,7 @@ def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
 ) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Lacks-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Lacks-v0", spec)
-    with pytest.raises(Refused, match=r"^Lacks-v0 cannot be made: box2d is missing: pip install it$"):
+    with pytest.raises(UserError, match=r"^Lacks-v0 cannot be made: box2d is missing: pip install it$"):
         make("Lacks-v0", 0)
 
 
@@ -345,7 +345,7 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 ) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Wrong-v0", entry_point=entry)
     monkeypatch.setitem(gymnasium.registry, "Wrong-v0", spec)
-    with pytest.raises(Refused, match=f"^Wrong-v0 cannot be made: .*{told}") as caught:
+    with pytest.raises(UserError, match=f"^Wrong-v0 cannot be made: .*{told}") as caught:
         make("Wrong-v0", 0)
     assert "\n" not in str(caught.value)
 
@@ -354,7 +354,7 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
-    with pytest.raises(Refused, match=rf"{error.__name__}: .*test_envs.py, line \d+") as caught:
+    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_envs.py, line \d+") as caught:
         make("Buggy-v0", 0)
     assert isinstance(caught.value.__cause__, error)
 

@@ -8,8 +8,8 @@ import torch
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.explain import weights_of
-from rlhf_bilevel.files import Refused
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.reward import Form, RewardEnsemble
 from rlhf_bilevel.types import Preferences, Segments
@@ -47,7 +47,7 @@ def test_the_features_that_made_the_labels_come_first_with_their_signs(form: For
 
 def test_a_network_cannot_be_read() -> None:
     reward = RewardEnsemble(3, 1, 2, (8,), torch.Generator())
-    with pytest.raises(Refused, match="reward_form=linear"):
+    with pytest.raises(UserError, match="reward_form=linear"):
         weights_of(reward, list("abcd"), torch.zeros(2, 3), torch.zeros(2, 1))
 
 

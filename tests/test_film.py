@@ -20,7 +20,7 @@ from PIL import Image
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import train
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.human import film as films
 from rlhf_bilevel.human.film import Film, Filmed
@@ -160,7 +160,7 @@ def test_an_env_in_a_process_of_its_own_is_filmed_as_well(tmp_path: Path) -> Non
 
 
 def files(folder: Path) -> tuple[bytes, ...]:
-    return tuple((folder / films.CLIPS / name).read_bytes() for name in (films.POSES, films.RECORDS))
+    return tuple((folder / "clips" / name).read_bytes() for name in (films.POSES, films.RECORDS))
 
 
 def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(t
             tree, tables = copy.deepcopy(capture(cut))
         if cut.step == 180:
             break
-    with open(tmp_path / "cut" / films.CLIPS / films.RECORDS, "ab") as torn:
+    with open(tmp_path / "cut" / "clips" / films.RECORDS, "ab") as torn:
         torn.write(b"half a rec")
     again, film_again = run_of(tmp_path / "cut")
-    restore(again, tree, tables | {"labels": {}})
+    restore(again, tree, tables, [])
     assert again.step == 150
     list(train(again))
     film_again.close()
@@ -195,9 +195,9 @@ def test_a_film_that_has_lost_rows_or_is_of_another_env_is_refused(tmp_path: Pat
     film = Film(tmp_path)
     film.write(0, b"scene", np.zeros(3, np.float32))
     film.close()
-    with pytest.raises(Damaged, match="holds 1 rows and 5 have been stored"):
+    with pytest.raises(CorruptFileError, match="holds 1 rows and 5 have been stored"):
         Film(tmp_path).write(5, b"scene", np.zeros(3, np.float32))
-    with pytest.raises(Damaged, match="another environment"):
+    with pytest.raises(CorruptFileError, match="another environment"):
         Film(tmp_path).write(1, b"scene", np.zeros(4, np.float32))
 
 
@@ -227,9 +227,9 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
 
 
 def test_who_cannot_be_shown_is_refused_in_one_line() -> None:
-    with pytest.raises(Refused, match=r"^Steer-v0 cannot be shown to a person: .*render_mode rgb_array$"):
+    with pytest.raises(UserError, match=r"^Steer-v0 cannot be shown to a person: .*render_mode rgb_array$"):
         films.make("Steer-v0", 0)
-    with pytest.raises(Refused, match=r"^Undrawable-v0 draws no pictures here: no display is here$"):
+    with pytest.raises(UserError, match=r"^Undrawable-v0 draws no pictures here: no display is here$"):
         films.make("Undrawable-v0", 0)
 
 
@@ -282,5 +282,5 @@ gymnasium.register("Shapeless-v0", Shapeless)
 
 
 def test_a_wrong_shape_is_not_called_a_missing_picture() -> None:
-    with pytest.raises(Refused, match=r"^Shapeless-v0: an observation must have the shape \(1,\), not \(3,\)$"):
+    with pytest.raises(UserError, match=r"^Shapeless-v0: an observation must have the shape \(1,\), not \(3,\)$"):
         films.make("Shapeless-v0", 0)

@@ -19,7 +19,8 @@ from rlhf_bilevel import Agent, envs, fit
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import Refused, tensors
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import tensors
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.types import Queries, Segments
 from tests.conftest import SMALL
@@ -155,7 +156,7 @@ def test_no_segment_is_in_two_parts_and_no_label_is_dropped_without_need() -> No
     star = Queries(
         *(Segments(*(column[[0] * 9 if side else range(1, 10)] for column in base.segments)) for side in (0, 1))
     )
-    with pytest.raises(Refused, match="9 labelled queries are too few, or share too many"):
+    with pytest.raises(UserError, match="9 labelled queries are too few, or share too many"):
         fit.split(Dataset.of(star, torch.ones(9), env_id="e", labeller="l", sampler="s"), rng)
 
 

@@ -14,9 +14,8 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.checkpoint import Checkpoints, Entry, Manifest
-from rlhf_bilevel.files import Refused, sha256
-from rlhf_bilevel.keeper import CHECKPOINTS
-from rlhf_bilevel.labels import LABELS
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.files import sha256
 from tests.conftest import FEW, SMALL
 from tests.faults import at_call, full_disk
 from tests.test_cli import fails
@@ -43,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    return Checkpoints(folder / CHECKPOINTS, "").steps()
+    return Checkpoints(folder / "checkpoints", "").steps()
 
 
 def test_the_last_checkpoint_stays_and_those_that_are_to_be_kept(whole: tuple[Path, str]) -> None:
@@ -158,19 +157,19 @@ def test_what_cannot_be_forked_is_told_in_one_line(
 
 def test_a_run_without_a_checkpoint_cannot_be_forked(tmp_path: Path) -> None:
     Agent("pebble", "tests.conftest:Steer-v0", out=tmp_path / "run", checkpoint_every="0", **SMALL).learn(100)
-    with pytest.raises(Refused, match="has no checkpoint: it has none"):
+    with pytest.raises(UserError, match="has no checkpoint: it has none"):
         Agent.fork(tmp_path / "run").learn(10)
 
 
 def test_the_settings_hash_is_the_forks_own(tmp_path: Path, whole: tuple[Path, str]) -> None:
     Agent.fork(whole[0], at=200, out=tmp_path / "fork", gamma=0.9).learn(50)
     told = sha256((tmp_path / "fork" / "config.yaml").read_bytes())
-    assert Checkpoints(tmp_path / "fork" / CHECKPOINTS, told).load() is not None
+    assert Checkpoints(tmp_path / "fork" / "checkpoints", told).load() is not None
 
 
 def retold(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Every checkpoint's state.json, changed and sealed again, as a stranger can."""
-    for path in (run / CHECKPOINTS).glob("step-*"):
+    for path in (run / "checkpoints").glob("step-*"):
         manifest, told = Manifest.unseal(path / "manifest.json"), json.loads((path / "state.json").read_bytes())
         change(told)
         data = json.dumps(told).encode()
@@ -201,7 +200,7 @@ def test_a_checkpoint_names_no_file_outside_the_two_folders(tmp_path: Path, whol
         (lambda told: told.pop("marks"), "does not fit config.yaml"),
         (lambda told: told["marks"].update(events=[1]), "does not fit config.yaml"),
         (lambda told: told.update(sessions="x"), "does not fit config.yaml"),
-        (lambda told: told.update(sessions=99), "99 were used"),
+        (lambda told: told.update(sessions=[0] * 99), "99 were used"),
         (lambda told: told["run"].update(learners="x"), "does not fit config.yaml"),
     ],
 )
@@ -228,11 +227,11 @@ def asked(capsys: pytest.CaptureFixture, *command: str) -> str:
 
 
 def without_labels(run: Path) -> None:
-    (run / LABELS).unlink()
+    (run / "labels.sqlite").unlink()
 
 
 def with_a_trigger(run: Path) -> None:
-    with closing(sqlite3.connect(run / LABELS)) as connection:
+    with closing(sqlite3.connect(run / "labels.sqlite")) as connection:
         connection.execute(
             "CREATE TRIGGER runs BEFORE DELETE ON answers BEGIN INSERT INTO skipped SELECT NULL, 0, x'00', x'00' "
             "FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c); END"
@@ -241,7 +240,7 @@ def with_a_trigger(run: Path) -> None:
 
 
 def with_an_answer_changed(run: Path) -> None:
-    with closing(sqlite3.connect(run / LABELS)) as connection:
+    with closing(sqlite3.connect(run / "labels.sqlite")) as connection:
         connection.execute("UPDATE answers SET label = 1 - label")
         connection.commit()
 
@@ -285,9 +284,9 @@ def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
 ) -> None:
     """Among its checkpoints it would be taken for an old one, and removed."""
     (tmp_path / "link").symlink_to(whole[0])
-    for out in (whole[0] / CHECKPOINTS / "step-000000999", tmp_path / "link" / "fork"):
+    for out in (whole[0] / "checkpoints" / "step-000000999", tmp_path / "link" / "fork"):
         assert "and holds no other run" in fails(capsys, "fork", str(whole[0]), "--out", str(out), *FORK)
-        with pytest.raises(Refused, match="which stays as it is"):
+        with pytest.raises(UserError, match="which stays as it is"):
             Agent.load(whole[0], out=out)
         assert not out.exists()
 
@@ -305,7 +304,7 @@ def test_a_program_may_go_to_another_folder_before_a_fork_learns(
 def test_a_fork_of_a_rerun_goes_on_with_the_session_after_those_it_used(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
-    settings: dict[str, Any] = {"teacher_rerun": str(whole[0] / LABELS)}
+    settings: dict[str, Any] = {"teacher_rerun": str(whole[0] / "labels.sqlite")}
     expected = state(run("penalty", tmp_path / "again", **settings))
     assert state(Agent.fork(tmp_path / "again", at=100).learn(200)) == expected
 
@@ -314,7 +313,7 @@ def test_a_run_may_go_on_while_its_checkpoints_are_read(
     tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """The run removes what was listed before it is read, as a newer one has come."""
-    source = shutil.copytree(whole[0] / CHECKPOINTS, tmp_path / "checkpoints")
+    source = shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
     config = sha256((whole[0] / "config.yaml").read_bytes())
     check, kept = Checkpoints._check, list[Path]()
 

@@ -14,8 +14,8 @@ import pytest
 
 from rlhf_bilevel import Agent, envs, guard
 from rlhf_bilevel.algorithm import train
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import evaluate
-from rlhf_bilevel.files import Refused
 from rlhf_bilevel.guard import LIMIT, Guard, Isolated
 from rlhf_bilevel.interface import FAULT
 from tests.conftest import SMALL, Steer, build
@@ -234,7 +234,7 @@ def test_a_wrong_shape_at_the_start_is_refused_at_once(apart: bool) -> None:
     env = Guard(lambda: isolated("Shaped-v0")) if apart else Guard(partial(envs.make, "Shaped-v0", 0))
     with (
         warnings.catch_warnings(),
-        pytest.raises(Refused, match=r"^an observation must have the shape \(1,\), not \(3,\)$"),
+        pytest.raises(UserError, match=r"^an observation must have the shape \(1,\), not \(3,\)$"),
     ):
         warnings.simplefilter("error")
         env.reset()
@@ -245,8 +245,8 @@ def test_numbers_that_are_never_finite_are_refused_in_one_line_in_the_end() -> N
     env = Guard(partial(envs.make, "NeverFinite-v0", 0))
     told = f"^{LIMIT} episodes in a row failed; the first of them: the observation holds nan$"
     with (
-        pytest.warns(UserWarning, match="episode 0 is cut: NotFinite: the observation holds nan"),
-        pytest.raises(Refused, match=told),
+        pytest.warns(UserWarning, match="episode 0 is cut: NotFiniteError: the observation holds nan"),
+        pytest.raises(UserError, match=told),
     ):
         for _ in range(LIMIT):
             env.reset()

@@ -26,12 +26,14 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.asked import of_run
 from rlhf_bilevel.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.dataset import KEY, Dataset
-from rlhf_bilevel.files import Damaged, Elsewhere, Refused, Unwritable, examine, made_new, write, write_sums
+from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError, WriteError
+from rlhf_bilevel.files import examine, made_new, write, write_sums
 from rlhf_bilevel.human.book import Book, run_id
 from rlhf_bilevel.human.facts import Outcome, Question
 from rlhf_bilevel.human.film import Film
 from rlhf_bilevel.labels import LabelLog, Recorded, count, sessions
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sqlite import NAMES_ANOTHER
 from rlhf_bilevel.types import Queries, Segments
 from tests.conftest import SMALL
@@ -277,7 +279,7 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("log", "second", "pipe"):
         for work in (lambda path: files.append(path, b"more"), lambda path: files.truncate(path, 0), files.lock):
-            with pytest.raises(Refused, match=name):
+            with pytest.raises(UserError, match=name):
                 work(tmp_path / name)
     assert (tmp_path / "precious").read_text() == "precious"
 
@@ -285,11 +287,11 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path: Path) -> None:
 def test_a_folder_of_links_to_folders_or_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").symlink_to(tmp_path)
-    with pytest.raises(Refused, match="checkpoints is a link"):
+    with pytest.raises(UserError, match="checkpoints is a link"):
         examine(tmp_path / "run")
     deep = tmp_path / "deep"
     (deep / "/".join("abcdefghijkl")).mkdir(parents=True)
-    with pytest.raises(Refused, match="deeper folders"):
+    with pytest.raises(UserError, match="deeper folders"):
         examine(deep)
     (tmp_path / "own").symlink_to(deep / "a/b/c/d/e")  # a run's folder itself may be reached by a link
     examine(tmp_path / "own")
@@ -300,7 +302,7 @@ def test_sqlite_removes_no_file_that_a_strangers_journal_names(made: dict[str, P
     journal = run / "labels.sqlite-journal"
     journal.write_bytes(bytes(512) + b"/home/somebody/precious" + NAMES_ANOTHER)
     for work in (LabelLog, count, lambda path: list(sessions(path))):
-        with pytest.raises(Refused, match="names a journal of another database"):
+        with pytest.raises(UserError, match="names a journal of another database"):
             work(run / "labels.sqlite")
     assert journal.exists()
 
@@ -323,10 +325,10 @@ def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(
         return built
 
     monkeypatch.setattr(second, "_build", slowly)
-    with pytest.raises(Elsewhere, match="trained by another process"):
+    with pytest.raises(LockedError, match="trained by another process"):
         second.learn(160)
     assert [seen(out)] == left and yaml.safe_load((out / "config.yaml").read_text())["method"] == "pebble"
-    with pytest.raises(Elsewhere):  # until the first comes to its end, or is killed
+    with pytest.raises(LockedError):  # until the first comes to its end, or is killed
         Agent.resume(out)
 
 
@@ -334,15 +336,15 @@ def test_a_run_that_another_process_ends_meanwhile_is_not_done_again(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
-    taken = files.taken
+    lock = RunFolder.lock
 
-    def late(folder: Path) -> Any:
-        shutil.rmtree(folder)
-        shutil.copytree(made["ended"], folder)  # as the other process leaves it
-        return taken(folder)
+    def late(folder: RunFolder) -> Any:
+        shutil.rmtree(folder.path)
+        shutil.copytree(made["ended"], folder.path)  # as the other process leaves it
+        return lock(folder)
 
-    monkeypatch.setattr("rlhf_bilevel.agent.taken", late)
-    with pytest.raises(Refused, match="come to its end"):
+    monkeypatch.setattr(RunFolder, "lock", late)
+    with pytest.raises(UserError, match="come to its end"):
         Agent.resume(run)
     assert {path.name for path in run.iterdir()} - {".lock"} == {path.name for path in made["ended"].iterdir()} - {
         ".lock"
@@ -370,7 +372,7 @@ def test_runs_without_a_folder_of_their_own_are_numbered(
 
 def test_a_new_file_takes_the_place_of_none_that_has_come_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("theirs")
-    with pytest.raises(Refused, match="exists already"), made_new(tmp_path / "theirs"):
+    with pytest.raises(UserError, match="exists already"), made_new(tmp_path / "theirs"):
         write(tmp_path / "theirs", b"ours")
     with contextlib.suppress(ZeroDivisionError), made_new(tmp_path / "ours"):
         raise ZeroDivisionError
@@ -411,7 +413,7 @@ def test_a_view_among_the_labels_is_never_asked(tmp_path: Path, name: str) -> No
     view(path, name, ENDLESS)
     before = seen(tmp_path)
     for work in (count, LabelLog, lambda path: list(sessions(path))):
-        with pytest.raises(Damaged, match=f"labels.sqlite is damaged: '{name}'"):
+        with pytest.raises(CorruptFileError, match=f"labels.sqlite is damaged: '{name}'"):
             work(path)
     assert seen(tmp_path) == before
 
@@ -430,7 +432,7 @@ def test_nor_is_a_table_that_runs_something(tmp_path: Path, change: str) -> None
         changed = connection.execute("SELECT count(*) FROM sqlite_master WHERE sql LIKE '%random%' OR name = 't'")
         if not changed.fetchone()[0]:
             return
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptFileError):
         LabelLog(tmp_path / "labels.sqlite")
 
 
@@ -441,7 +443,7 @@ def test_a_view_in_the_book_is_never_asked(made: dict[str, Path], tmp_path: Path
         connection.execute("PRAGMA foreign_keys=OFF")
     view(run / "book.sqlite", name, ENDLESS)
     for work in (lambda: Book.of(run), lambda: Book.reading(run).__enter__(), lambda: of_run(run)):
-        with pytest.raises(Damaged, match=r"book\.sqlite is damaged"):
+        with pytest.raises(CorruptFileError, match=r"book\.sqlite is damaged"):
             work()
 
 
@@ -480,7 +482,7 @@ def test_a_list_of_tables_without_end_is_given_up(tmp_path: Path) -> None:
 def refused(work: Callable[[], Any]) -> bool:
     try:
         work()
-    except Refused:
+    except UserError:
         return True
     return False
 
@@ -521,7 +523,7 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
                     ["fit-reward", str(run), "--env", "Steer-v0"]):  # fmt: skip
         assert ask(command) == "exit 2"
         assert "trust" in capsys.readouterr().err or not url.startswith("postgresql")
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         Book.of(run, database="postgresql://ann@other.example/labels")
     assert not gone
     if url.startswith("postgresql"):
@@ -530,7 +532,7 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
                 Book.of(run, **own)
         assert gone == [url, url]
     else:
-        with pytest.raises(Damaged, match="is no labels database"):
+        with pytest.raises(CorruptFileError, match="is no labels database"):
             Book.of(run, trust=True)
         assert not gone
 
@@ -547,7 +549,7 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     change(run, **settings)
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
     monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
-    with pytest.raises(Damaged, match=r"does not fit config\.yaml"):
+    with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(run)
 
 
@@ -558,7 +560,7 @@ def test_what_a_config_tells_is_checked(made: dict[str, Path], tmp_path: Path, k
     told = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(told | {key: value}))
     for work in (Agent.resume, Agent.load, of_run):
-        with pytest.raises(Refused, match=rf"config\.yaml: {key}="):
+        with pytest.raises(UserError, match=rf"config\.yaml: {key}="):
             work(run)
 
 
@@ -570,7 +572,7 @@ def test_a_manifest_names_each_piece_once(tmp_path: Path) -> None:
     manifest = Manifest.unseal(file)
     manifest.tables["rows"] *= 4000
     file.write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="in a place that is not its own"), pytest.raises(Damaged):
+    with pytest.warns(UserWarning, match="in a place that is not its own"), pytest.raises(CorruptFileError):
         Checkpoints(folder, "same").load()
 
 
@@ -580,7 +582,7 @@ def test_a_piece_is_no_larger_than_its_manifest_says(tmp_path: Path) -> None:
     saved(folder, 1)
     with (folder / "rows-0-4.safetensors").open("ab") as file:
         file.write(b"more")
-    with pytest.warns(UserWarning, match="bytes, and at most"), pytest.raises(Damaged):
+    with pytest.warns(UserWarning, match="bytes, and at most"), pytest.raises(CorruptFileError):
         Checkpoints(folder, "same").load()
 
 
@@ -597,7 +599,7 @@ def test_a_dataset_that_claims_long_segments_is_refused_before_they_are_made(
         writer.write_table(table.replace_schema_metadata(None))
         writer.add_key_value_metadata({KEY: told})
     code, _ = waited(lambda: refused(lambda: Dataset.read(path)), 10)
-    with pytest.raises(Damaged, match="other than"):
+    with pytest.raises(CorruptFileError, match="other than"):
         Dataset.read(path)
     assert code == 1
 
@@ -610,7 +612,7 @@ def test_a_file_that_is_too_large_for_its_kind_is_not_read(
     run = shutil.copytree(made["ended"], tmp_path / "run")
     with (run / name).open("ab") as file:
         file.write(b"0" * (limit + 1))
-    with pytest.raises(Damaged, match=f"{name} is damaged: it has"):
+    with pytest.raises(CorruptFileError, match=f"{name} is damaged: it has"):
         points(run) if name != "policy.safetensors" else Agent.load(run)
 
 
@@ -620,17 +622,17 @@ def test_a_file_that_is_too_large_for_its_kind_is_not_read(
 def test_a_full_disk_is_no_damage_and_is_told_with_the_files_name(tmp_path: Path) -> None:
     log = LabelLog(tmp_path / "labels.sqlite")
     log._connection.execute("PRAGMA max_page_count = 8")
-    with pytest.raises(Unwritable, match=r"labels\.sqlite cannot be used: database or disk is full"):
+    with pytest.raises(WriteError, match=r"labels\.sqlite cannot be used: database or disk is full"):
         for _ in range(100):
             log.append(3, answers())
     held = len(log)
     log._connection.execute("PRAGMA max_page_count = 1000")
     log.append(3, answers())
     assert len(log) == held + 1
-    with at_call(1, full_disk), pytest.raises(Unwritable, match=r"x\.csv cannot be written: No space left on device"):
+    with at_call(1, full_disk), pytest.raises(WriteError, match=r"x\.csv cannot be written: No space left on device"):
         write(tmp_path / "x.csv", b"")
     (tmp_path / "none").mkdir()
-    with pytest.raises(Refused, match=r"none is a folder"):
+    with pytest.raises(UserError, match=r"none is a folder"):
         LabelLog(tmp_path / "none")
 
 
@@ -682,14 +684,14 @@ def test_a_log_that_was_changed_is_never_believed(
     run = shutil.copytree(made["cut"], tmp_path / "run")
     (run / name).write_bytes(fault((run / name).read_bytes()))
     before = (run / name).read_bytes()
-    with pytest.raises(Damaged, match=f"{name} is damaged"):
+    with pytest.raises(CorruptFileError, match=f"{name} is damaged"):
         Agent.resume(run)
     assert (run / name).read_bytes() == before and (run / "checkpoints").is_dir()
     over = shutil.copytree(made["ended"], tmp_path / "over")
     assert f"  {name}\n" in (over / "SHA256SUMS").read_text()
     (over / name).write_bytes(fault((over / name).read_bytes()))
     if name == "evaluations.csv":
-        with pytest.raises(Damaged, match=f"{name} is damaged"):
+        with pytest.raises(CorruptFileError, match=f"{name} is damaged"):
             points(over)
 
 
@@ -708,7 +710,7 @@ def test_one_damaged_old_piece_is_told_with_the_way_back_bit_for_bit(made: dict[
     piece.write_bytes(piece.read_bytes()[:-1] + b"!")
     with (
         pytest.warns(UserWarning),
-        pytest.raises(Damaged, match=f"if you remove {run}/checkpoints, resume begins anew"),
+        pytest.raises(CorruptFileError, match=f"if you remove {run}/checkpoints, resume begins anew"),
     ):
         Agent.resume(run)
     shutil.rmtree(run / "checkpoints")
@@ -726,7 +728,7 @@ def test_a_checkpoint_of_another_kind_of_run_is_told_in_one_line(made: dict[str,
     manifest.files["state.json"].size = len(data)
     manifest.files["state.json"].sha256 = hashlib.sha256(data).hexdigest()
     (step / "manifest.json").write_bytes(manifest.seal())
-    with pytest.raises(Damaged, match=r"does not fit config\.yaml"):
+    with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.resume(run)
 
 
@@ -734,7 +736,7 @@ def test_the_runs_name_is_one_of_ours(made: dict[str, Path], tmp_path: Path) -> 
     run = shutil.copytree(made["people"], tmp_path / "run")
     assert len(run_id(run)) == 32
     (run / "run_id").write_text("x' OR 1")
-    with pytest.raises(Damaged, match="holds no run's name"):
+    with pytest.raises(CorruptFileError, match="holds no run's name"):
         Book.of(run)
 
 
@@ -750,7 +752,7 @@ def test_a_checkpoint_whose_tensors_are_missing_is_passed_over(tmp_path: Path) -
         update={"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     )
     (step / "manifest.json").write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(Damaged, match="none of the 1"):
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptFileError, match="none of the 1"):
         Checkpoints(folder, "same").load()
 
 
@@ -758,7 +760,7 @@ def test_answers_to_other_queries_are_told(tmp_path: Path) -> None:
     with contextlib.closing(LabelLog(tmp_path / "labels.sqlite")) as log:
         log.append(3, answers())
         asked = Queries(*(Segments(*(column[:, :2] for column in segments)) for segments in queries()))
-        with pytest.raises(Damaged, match="session 0 is of another run"):
+        with pytest.raises(CorruptFileError, match="session 0 is of another run"):
             Recorded(Never(), log)(asked)
 
 
@@ -770,11 +772,11 @@ def test_a_film_holds_no_longer_record_than_its_file(tmp_path: Path) -> None:
     data = bytearray(records.read_bytes())
     data[16:24] = (2**40).to_bytes(8, "little")
     records.write_bytes(data)
-    with pytest.raises(Damaged, match="has no record of 1099511627776 bytes"):
+    with pytest.raises(CorruptFileError, match="has no record of 1099511627776 bytes"):
         Film(tmp_path).write(1, b"record", values)
 
 
 @pytest.mark.parametrize("settings", [{"batch": 10**9}, {"cost_hidden": (65536, 65536, 65536)}])
 def test_every_large_part_of_a_run_counts_as_its_memory(settings: dict[str, Any]) -> None:
-    with pytest.raises(Refused, match="GiB of memory"):
+    with pytest.raises(UserError, match="GiB of memory"):
         Agent("pebble", "Steer-v0", **FEW | settings).learn(160)

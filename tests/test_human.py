@@ -20,12 +20,12 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.cohort import learn_together
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import CONFIG, Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import exchange, teacher
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.facts import Pending, Question
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
-from rlhf_bilevel.labels import LABELS, LabelLog, pairs
+from rlhf_bilevel.labels import LabelLog, pairs
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.types import Queries
 from tests.conftest import small_config
@@ -87,7 +87,7 @@ def person(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Somebody in a process of their own, who takes so long for an answer, and is killed at the end."""
     pid = os.fork()
     if pid == 0:
-        while not (folder / CONFIG).exists():
+        while not (folder / "config.yaml").exists():
             time.sleep(0.01)
         with Book.of(folder) as book:
             me = book.labeller(book.invite("Ann"))
@@ -116,7 +116,7 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     out = tmp_path / "run"
     with person(out):
         run = agent(out).learn(STEPS)
-    assert state(run) == oracle[1] and tables(out / LABELS) == tables(oracle[0] / LABELS)
+    assert state(run) == oracle[1] and tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
     assert run._film.flushed  # before each checkpoint
     with Book.of(out) as book:
         status, facts = book.status(), book.facts()
@@ -152,7 +152,7 @@ def test_a_kill_between_the_book_and_the_log_loses_and_doubles_nothing(
     with person(out):  # the page was started again, too
         assert child(doomed(lambda: Agent.resume(out, checkpoint_every=EVERY), 3)) == 9
         assert state(Agent.resume(out, checkpoint_every=EVERY)) == oracle[1]
-    assert tables(out / LABELS) == tables(oracle[0] / LABELS)
+    assert tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
 
 
 def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: Path) -> None:
@@ -166,13 +166,13 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
     assert 0 < sum(taken) <= 40 and every <= Counter(pairs(load(out).preferences()))  # a pair may be drawn twice
     if sum(taken):
         again = tmp_path / "again"
-        assert state(agent(again, f"rerun={out / LABELS}").learn(STEPS)) == run
-        assert tables(again / LABELS)[1] == tables(out / LABELS)[1]
+        assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
+        assert tables(again / "labels.sqlite")[1] == tables(out / "labels.sqlite")[1]
 
 
 class LabelLogOf(LabelLog):
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / LABELS)
+        super().__init__(folder / "labels.sqlite")
 
     def __enter__(self) -> LabelLog:
         return self
@@ -197,7 +197,7 @@ def entered(begun: Path, share: float = 0.0) -> teacher.HumanTeacher:
             store.begin(0)
             for step in range(5):
                 store.add(obs[step].numpy(), act[step].numpy(), obs[step].numpy(), float(truth[step]), False)
-    LabelLog(begun / LABELS).close()
+    LabelLog(begun / "labels.sqlite").close()
     config = small_config(teacher_human=True, teacher_pending_share=share, segment_length=5)
     return teacher.HumanTeacher(config, store, Film(store), begun)
 
@@ -294,19 +294,19 @@ def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_pat
 def test_a_dataset_is_replayed(tmp_path: Path, oracle: tuple[Path, str]) -> None:
     replayed = agent(tmp_path / "run", f"replay={oracle[0] / 'preferences.parquet'}").learn(STEPS)
     assert replayed.run is not None and len(replayed.run.prefs) == 40
-    assert tables(tmp_path / "run" / LABELS)[1] == tables(oracle[0] / LABELS)[1]
+    assert tables(tmp_path / "run" / "labels.sqlite")[1] == tables(oracle[0] / "labels.sqlite")[1]
 
 
 def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(ValueError, match="give its folder as out="):
         agent(None).start(STEPS)
-    with pytest.raises(Refused, match="no cohort"):
+    with pytest.raises(UserError, match="no cohort"):
         learn_together([agent(tmp_path / "a"), agent(tmp_path / "b", seed=1)], STEPS)
     assert not (tmp_path / "a").exists()
     agent(tmp_path / "c", "oracle").start(STEPS)
     for folder, told in ((tmp_path / "c", "--teacher human"), (tmp_path / "none", "no config.yaml")):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(UserError, match=told):
             Book.of(folder)
 
 

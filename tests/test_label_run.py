@@ -15,11 +15,10 @@ import torch
 from playwright.sync_api import Request, Response, expect, sync_playwright
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.files import CONFIG
-from rlhf_bilevel.human.book import BOOK, Book
+from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import listen
 from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
-from rlhf_bilevel.labels import LABELS, preferences, stacked
+from rlhf_bilevel.labels import preferences, stacked
 from rlhf_bilevel.preference import accuracy, logits
 from rlhf_bilevel.reward import RewardEnsemble
 from tests.test_page import CHROMIUM, KEYS, SHOWN, Visit, start
@@ -38,7 +37,7 @@ def training(folder: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "rlhf_bilevel", *TRAIN.split(), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        while not (folder / CONFIG).exists():
+        while not (folder / "config.yaml").exists():
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
         yield process
@@ -49,7 +48,7 @@ def training(folder: Path) -> Iterator[subprocess.Popen]:
 
 def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
     """The first segment's clip, and both segments."""
-    with closing(sqlite3.connect(folder / BOOK, timeout=30)) as book:
+    with closing(sqlite3.connect(folder / "book.sqlite", timeout=30)) as book:
         return book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
 
 
@@ -114,7 +113,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
         finally:
             server.terminate()
             server.wait()
-    with closing(sqlite3.connect(folder / LABELS)) as log:
+    with closing(sqlite3.connect(folder / "labels.sqlite")) as log:
         used = log.execute("SELECT label, first, second FROM answers").fetchall()
     asked = [tuple(of_query(folder, query)[1:]) for query in acknowledged]
     assert Counter((oracle(*pair), *pair) for pair in asked) == Counter(used) and len(used) == LABELLED

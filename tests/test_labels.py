@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.preference import take
 from rlhf_bilevel.teacher import OracleTeacher, answered, checked
@@ -127,6 +127,20 @@ def test_a_full_disk_is_an_error_and_the_session_can_be_stored_later(tmp_path: P
         assert len(log) == 1
 
 
+def test_the_answers_that_were_used_come_back_from_the_log_and_from_no_other(tmp_path: Path) -> None:
+    log, other = LabelLog(tmp_path / "labels.sqlite"), LabelLog(tmp_path / "other.sqlite")
+    for seed, count in enumerate((3, 0, 3)):
+        log.append(3, answers(count, seed))
+        other.append(3, answers(count, seed + 1))
+    first, none, last = log.used([3, 0, 2], log.sha256(3))  # of the last, one was beyond the budget
+    assert first is not None and none is None and last is not None
+    assert equal(first, answers(3, 0)) and equal(last, take(answers(3, 2), slice(2)))
+    with pytest.raises(CorruptFileError, match="its first 3 sessions are not those that the checkpoint knew"):
+        other.used([3, 0, 2], log.sha256(3))
+    with pytest.raises(CorruptFileError, match="holds 3 sessions and 4 were used"):
+        log.used([3, 0, 2, 1], log.sha256(4))
+
+
 def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "sound.sqlite"
     log = LabelLog(path)
@@ -140,8 +154,8 @@ def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> N
         try:
             again = Recorded(Never(), LabelLog(damaged))
             assert all(equal(again(queries()), answers(3, seed)) for seed in range(4))
-        except (Damaged, AssertionError) as error:  # a session that is missing altogether is asked again
-            assert isinstance(error, Damaged) or "asked again" in str(error)
+        except (CorruptFileError, AssertionError) as error:  # a session that is missing altogether is asked again
+            assert isinstance(error, CorruptFileError) or "asked again" in str(error)
             refused += 1
     assert refused > 100  # the others hit bytes that hold nothing
 
@@ -181,7 +195,7 @@ def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
         ),
         (good._replace(second=good.second._replace(truth=np.array(["a", "b"]))), "second.truth must be numbers"),
     ):
-        with pytest.raises(Refused, match=told) as caught:
+        with pytest.raises(UserError, match=told) as caught:
             checked(wrong, queries(3))
         assert "\n" not in str(caught.value)
 
@@ -215,7 +229,7 @@ def test_numbers_of_any_kind_are_logged_and_learnt_from_as_float32(tmp_path: Pat
 def test_an_answer_that_is_refused_leaves_no_trace_in_the_log(tmp_path: Path) -> None:
     good = answers(3)
     log = LabelLog(tmp_path / "labels.sqlite")
-    with pytest.raises(Refused, match="label must be numbers"):
+    with pytest.raises(UserError, match="label must be numbers"):
         Recorded(Scripted(good._replace(label="nothing")), log)(queries())  # type: ignore[arg-type]
     assert len(log) == 0
     assert equal(Recorded(Scripted(good), log)(queries()), good)  # a mended teacher goes on
@@ -235,7 +249,7 @@ def test_a_teacher_that_changes_the_segments_in_place_is_refused_and_changes_not
         own.second.act.mul_(2)
         return OracleTeacher()(own)
 
-    with pytest.raises(Refused, match=r"must not change the segments .* changed their act"):
+    with pytest.raises(UserError, match=r"must not change the segments .* changed their act"):
         answered(scaling, asked)
     assert all(
         torch.equal(a, b) for one, other in zip(asked, before, strict=True) for a, b in zip(one, other, strict=True)

@@ -19,7 +19,7 @@ from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics, R
 
 from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL
 
 STEPS, LENGTH = 300, 60
@@ -207,8 +207,8 @@ REFUSED: dict[str, tuple[Callable[[], gymnasium.Env], str]] = {
 for name, make in LEARNT.items():
     gymnasium.register(f"Learnt/{name}-v0", make)
 for name, (make, _) in REFUSED.items():
-    gymnasium.register(f"Refused/{name}-v0", make)
-gymnasium.register("Refused/OldLimited-v0", OldStep, max_episode_steps=50)
+    gymnasium.register(f"UserError/{name}-v0", make)
+gymnasium.register("UserError/OldLimited-v0", OldStep, max_episode_steps=50)
 REFUSED["OldLimited"] = (OldStep, r"step\(action\) must return .*not enough values to unpack")
 
 TINY = SMALL | {
@@ -257,27 +257,27 @@ def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore:episode")
 def test_what_cannot_be_learnt_on_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(Refused, match=REFUSED[name][1]) as told:
-        Agent("pebble", f"Refused/{name}-v0", **TINY).learn(STEPS)
+    with pytest.raises(UserError, match=REFUSED[name][1]) as told:
+        Agent("pebble", f"UserError/{name}-v0", **TINY).learn(STEPS)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", sorted(set(REFUSED) - {"FarReward", "LargeReward", "NeverFinite"}))
 def test_it_is_refused_before_a_run_has_begun(name: str) -> None:
-    with pytest.raises(Refused, match=REFUSED[name][1]) as told:
-        envs.check(f"Refused/{name}-v0", {})
-    assert str(told.value).startswith(f"Refused/{name}-v0: ")
+    with pytest.raises(UserError, match=REFUSED[name][1]) as told:
+        envs.check(f"UserError/{name}-v0", {})
+    assert str(told.value).startswith(f"UserError/{name}-v0: ")
 
 
 @pytest.mark.parametrize("name", [*LEARNT, "FarReward", "NeverFinite"])
 def test_what_may_be_learnt_on_begins(name: str) -> None:
-    envs.check(f"{'Learnt' if name in LEARNT else 'Refused'}/{name}-v0", {})
+    envs.check(f"{'Learnt' if name in LEARNT else 'UserError'}/{name}-v0", {})
 
 
 def test_the_command_line_says_so_in_one_line_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["train", "pebble", "--env", "Refused/Old-v0", "--steps", "300", "--out", str(tmp_path / "run")])
+        main(["train", "pebble", "--env", "UserError/Old-v0", "--steps", "300", "--out", str(tmp_path / "run")])
     assert ended.value.code == 2 and not (tmp_path / "run").exists()
-    assert re.fullmatch(r"rlhf-bilevel: Refused/Old-v0: reset.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"rlhf-bilevel: UserError/Old-v0: reset.*\n", capsys.readouterr().err)

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.dataset import Dataset
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.offline import import_minari
 from rlhf_bilevel.preference import take
 from rlhf_bilevel.teacher import OracleTeacher
@@ -96,7 +96,7 @@ def test_the_command_writes_a_dataset_and_names_mistakes(tmp_path: Path, capsys:
     assert "longest: 50 steps" in fails(capsys, *command, "--segment-length", "51")
     assert "GiB of memory" in fails(capsys, *command, "--pairs", "999999999")
     assert "did you mean 'oracle'?" in fails(capsys, *command, "--teacher", "oracel")
-    with pytest.raises(Refused, match="unknown Minari dataset"):
+    with pytest.raises(UserError, match="unknown Minari dataset"):
         import_minari("nothing/like-v0", 1, 1)
 
 
@@ -110,5 +110,5 @@ def test_no_pair_is_of_one_segment_or_comes_twice(episodes) -> None:
         assert len(data) == there == len({frozenset(pair) for pair in zip(*sides, strict=True)})
         assert all(first != second for first, second in zip(*sides, strict=True))
         assert there == 1 or 0.3 < np.mean(np.array(sides[0]) < np.array(sides[1])) < 0.7  # in either order
-    with pytest.raises(Refused, match="leaves a single segment"):
+    with pytest.raises(UserError, match="leaves a single segment"):
         import_minari(NAME, 1, 50)

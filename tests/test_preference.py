@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits
+from rlhf_bilevel.preference import PreferenceStore, accuracy, cross_entropy, logits, take
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
@@ -72,5 +73,19 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
 
 def test_a_store_without_answers_comes_back_without_any() -> None:
     store = PreferenceStore()
-    store.load(PreferenceStore().columns())
-    assert len(store) == 0 and store.columns().keys() == {"fresh_loss"}
+    store.load([None], torch.zeros(0))
+    assert len(store) == 0 and store.sessions == [0]
+
+
+def test_a_store_comes_back_from_its_sessions_and_their_losses() -> None:
+    store, again = PreferenceStore(), PreferenceStore()
+    sessions = [Preferences(*pairs(3), torch.ones(3)), None, Preferences(*pairs(2, 1), torch.zeros(2))]
+    for answers in sessions:
+        store.add(answers or take(sessions[0], slice(0)), torch.rand(0 if answers is None else len(answers.label)))
+    again.load(sessions, store.fresh_loss)
+    assert again.sessions == store.sessions == [3, 0, 2] and torch.equal(again.fresh_loss, store.fresh_loss)
+    for column, known in zip([*again[:].first, *again[:].second], [*store[:].first, *store[:].second], strict=True):
+        assert torch.equal(column, known)
+    assert torch.equal(again[:].label, store[:].label)
+    with pytest.raises(ValueError, match="5 answers have 4 losses"):
+        again.load(sessions, store.fresh_loss[:4])

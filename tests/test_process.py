@@ -22,7 +22,7 @@ import rlhf_bilevel.agent
 from rlhf_bilevel import Agent
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.cohort import learn_together
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.log import Log, Progress
 from rlhf_bilevel.process import Interrupts, held
@@ -204,7 +204,7 @@ def test_a_second_run_in_this_process_is_refused_and_the_first_is_as_alone(tmp_p
     refused = list[str]()
 
     def another(use: Callable[[], Any]) -> None:
-        with pytest.raises(Refused, match="trains already") as caught:
+        with pytest.raises(UserError, match="trains already") as caught:
             use()
         refused.append(str(caught.value))
 
@@ -285,4 +285,4 @@ def test_isolated_environments_in_a_program_without_a_main_guard_are_told_in_one
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
-    assert lines[-1].startswith("rlhf_bilevel.files.Refused: ") and 'if __name__ == "__main__":' in lines[-1]
+    assert lines[-1].startswith("rlhf_bilevel.files.UserError: ") and 'if __name__ == "__main__":' in lines[-1]

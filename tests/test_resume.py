@@ -3,10 +3,12 @@
 import csv
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.agent import train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Checkpoints
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.keeper import Keeper
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.tree import digest
-from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, SMALL, build
 from tests.faults import child, kill, tables
 
@@ -38,7 +40,8 @@ EVERY = "50"  # steps: at the end of each episode
 def state(agent: Agent) -> str:
     assert agent.run is not None
     tree, tables = capture(agent.run)
-    return digest([tree, {name: dict(columns) for name, columns in tables.items()}])
+    answers = agent.run.prefs[:] if len(agent.run.prefs) else None
+    return digest([tree, {name: dict(columns) for name, columns in tables.items()}, answers])
 
 
 def started(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
@@ -128,7 +131,7 @@ def test_so_does_another_algorithm_with_noise_of_its_own(tmp_path: Path) -> None
 
     expected = state(started("pebble", None, **noisy()))
     killed(222, lambda: started("pebble", tmp_path / "run", **noisy()))
-    with pytest.raises(Refused, match="algorithm_settings="):
+    with pytest.raises(UserError, match="algorithm_settings="):
         Agent.resume(tmp_path / "run")
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY, **noisy())) == expected
 
@@ -218,7 +221,7 @@ def test_consumed_labels_are_replayed_and_the_teacher_is_not_asked_again(
     out = tmp_path / "run"
     killed(130, lambda: started("penalty", out, teacher=Counts()))
     answered = len(tables(out / "labels.sqlite")[0])
-    with pytest.raises(Refused, match="give it as teacher="):
+    with pytest.raises(UserError, match="give it as teacher="):
         Agent.resume(out)
     teacher = Counts()
     assert state(Agent.resume(out, teacher=teacher, checkpoint_every=EVERY)) == whole[1]
@@ -253,21 +256,47 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
         assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY)) == whole[1]
 
 
+def test_a_checkpoint_holds_no_answer_and_goes_on_with_those_of_the_log_alone(tmp_path: Path) -> None:
+    """Also where a teacher gives more than may be used: the log has them, and training does not."""
+
+    def eager(queries: Queries) -> Preferences:
+        first, second = (Segments(*(torch.cat([column] * 2) for column in segments)) for segments in queries)
+        return OracleTeacher()(Queries(first, second))
+
+    few: dict[str, Any] = {"steps": 150, "labels": 11, "session_labels": 8, "teacher": eager}
+    expected = state(started("pebble", None, **few))
+    killed(140, lambda: started("pebble", tmp_path / "run", **few))
+    assert len(tables(tmp_path / "run" / "labels.sqlite")[1]) == 16
+    assert {path.name.split("-")[0] for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"rows", "step"}
+    with closing(sqlite3.connect(tmp_path / "run" / "labels.sqlite")) as log:
+        (sha256,) = log.execute("SELECT sha256 FROM sessions").fetchone()
+        log.execute("UPDATE sessions SET sha256 = ?", (bytes(32),))
+        log.commit()
+        with pytest.raises(CorruptFileError, match="are not those that the checkpoint knew"):
+            Agent.resume(tmp_path / "run", teacher=eager, checkpoint_every=EVERY)
+        log.execute("UPDATE sessions SET sha256 = ?", (sha256,))
+        log.commit()
+    assert state(Agent.resume(tmp_path / "run", teacher=eager, checkpoint_every=EVERY)) == expected
+
+
 def test_what_cannot_be_resumed_is_told_in_one_line_and_left_alone(tmp_path: Path, whole: tuple[Path, str]) -> None:
-    with pytest.raises(Refused, match="come to its end"):
+    with pytest.raises(UserError, match="come to its end"):
         Agent.resume(whole[0])
     killed(130, lambda: started("pebble", tmp_path / "run"))
     config = tmp_path / "run" / "config.yaml"
     told = config.read_text()
     config.write_text(told.replace("gamma: 0.99", "gamma: 0.9"))
-    with pytest.warns(UserWarning, match="config.yaml is not the one"), pytest.raises(Damaged, match="nothing was"):
+    with (
+        pytest.warns(UserWarning, match="config.yaml is not the one"),
+        pytest.raises(CorruptFileError, match="nothing was"),
+    ):
         Agent.resume(tmp_path / "run")
     config.write_text(told)
     (tmp_path / "run" / "labels.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(Damaged, match=r"labels\.sqlite is damaged"):
+    with pytest.raises(CorruptFileError, match=r"labels\.sqlite is damaged"):
         Agent.resume(tmp_path / "run")
     (tmp_path / "run" / "labels.sqlite").unlink()
-    with pytest.raises(Damaged, match="holds 0 sessions"):
+    with pytest.raises(CorruptFileError, match="holds 0 sessions"):
         Agent.resume(tmp_path / "run")
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import exposed, listen, names, wait
 from rlhf_bilevel.human.facts import Status
@@ -337,7 +337,7 @@ def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_p
     assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
     assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
     file.write_bytes(b"\xff")
-    with pytest.raises(Refused, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="no text in UTF-8"):
         html(file)
 
 
@@ -464,6 +464,9 @@ def run(folder: Path, human: bool = True) -> Path:
         ("human --port 0", "'0'"),
         ("human --port 99999", "--port 99999"),
         ("human --url labels.example.org", "--url labels.example.org: http or https"),
+        ("human --url http://[::1", "--url http://[::1: http or https"),
+        ("human --url http://", "--url http://: http or https"),
+        (f"human --host {'a' * 64}", f"--host {'a' * 60}: is no name of a host"),
         ("human --import none.parquet", "--import none.parquet: no such file"),
         ("human --guidelines none.md", "--guidelines none.md: No such file"),
         ("human --guidelines other", "--guidelines other: Is a directory"),
@@ -492,13 +495,14 @@ def test_a_mistake_costs_one_line(
 def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty: bool
 ) -> None:
-    """As training makes it: a folder, a file that is not whole, config.yaml, and more."""
+    """As training makes it: a folder, its lock, a file that is not whole, config.yaml, and more."""
     folder = tmp_path / "walker"
     run(tmp_path / "walked")
     if empty:  # training takes one that is empty
         folder.mkdir()
     steps: list[Callable[[], object]] = [
         lambda: folder.mkdir(exist_ok=True),
+        (folder / ".lock").touch,
         (folder / "config.yaml.tmp").touch,
         lambda: (folder / "config.yaml.tmp").rename(folder / "config.yaml"),
         (folder / "progress.csv").touch,
@@ -511,7 +515,7 @@ def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
 
     monkeypatch.setattr(time, "sleep", passes)
     wait(folder)
-    assert seen == [set() if empty else None, set(), {"config.yaml.tmp"}] and len(steps) == 1
+    assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
     told = capsys.readouterr()
     assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
     assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
@@ -525,7 +529,7 @@ def test_what_turns_out_to_be_no_run_is_not_waited_for(tmp_path: Path, monkeypat
         (folder / "notes.txt").touch()
 
     monkeypatch.setattr(time, "sleep", passes)
-    with pytest.raises(Refused, match="walker is not a run's folder"):
+    with pytest.raises(UserError, match="walker is not a run's folder"):
         wait(folder)
 
 

@@ -17,7 +17,8 @@ import pytest
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.checkpoint import Checkpoints, Manifest
-from rlhf_bilevel.files import Damaged, Refused, read_json, read_yaml, sealed, tensors, write_sums
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import read_json, read_yaml, sealed, tensors, write_sums
 from rlhf_bilevel.labels import LabelLog, Recorded
 from rlhf_bilevel.points import points
 from tests.conftest import SMALL
@@ -90,7 +91,7 @@ def test_no_sb3_file_is_ever_read(run: Path, tmp_path: Path, monkeypatch: pytest
 def test_yaml_makes_no_object(tmp_path: Path, canary: Canary) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"method: !!python/object/apply:os.mkdir ['{canary.nest}']\n")
-    with pytest.raises(Damaged, match="could not determine a constructor"):
+    with pytest.raises(CorruptFileError, match="could not determine a constructor"):
         read_yaml(file)
     assert not canary.nest.exists()
 
@@ -108,7 +109,7 @@ def test_a_module_is_imported_only_with_explicit_trust(
     for command in (["evaluate", str(folder)], ["export", str(folder), "--sb3", str(tmp_path / "x.zip")]):
         with pytest.raises(SystemExit):
             main(command)
-    with pytest.raises(Refused, match="would import the module 'stranger'"):
+    with pytest.raises(UserError, match="would import the module 'stranger'"):
         Agent.load(folder)
     assert not canary.nest.exists() and "stranger" not in sys.modules
     Agent.load(folder, trust=True)
@@ -122,7 +123,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, canary: Canary, n
     saved(folder, 1)
     path = folder / name if name.startswith("rows") else folder / "step-000000001" / name
     path.write_bytes(pickle.dumps(canary))
-    with pytest.warns(UserWarning), pytest.raises(Damaged):
+    with pytest.warns(UserWarning), pytest.raises(CorruptFileError):
         Checkpoints(folder, "same").load()
     assert not canary.nest.exists()
 
@@ -136,10 +137,10 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     manifest = Manifest.unseal(file)
     manifest.tables["rows"][0].file = "../secret-0-4.safetensors"
     file.write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(Damaged):
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptFileError):
         Checkpoints(folder, "same").load()
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ../../etc/passwd\n")
-    with pytest.raises(Damaged, match="does not name policy"):
+    with pytest.raises(CorruptFileError, match="does not name policy"):
         sealed(tmp_path, "policy.safetensors", 100)
 
 
@@ -153,7 +154,7 @@ def test_a_pickle_among_the_labels_does_not_run(tmp_path: Path, canary: Canary) 
         second = connection.execute("SELECT second FROM answers").fetchone()[0]
         label = connection.execute("SELECT label FROM answers").fetchone()[0]
         connection.execute("UPDATE sessions SET sha256 = ?", (_sha256([(label, blob, second)], []),))
-    with pytest.raises(Damaged, match="a segment is damaged"):
+    with pytest.raises(CorruptFileError, match="a segment is damaged"):
         Recorded(Never(), LabelLog(tmp_path / "labels.sqlite"))(queries(1))
     assert not canary.nest.exists()
 
@@ -161,7 +162,7 @@ def test_a_pickle_among_the_labels_does_not_run(tmp_path: Path, canary: Canary) 
 def unfolds(work: Callable[[], object]) -> int:
     """Most bytes that Python held while refusing."""
     tracemalloc.start()
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptFileError):
         work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -174,7 +175,7 @@ def test_absurd_files_are_refused_before_they_unfold(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("[" * 10_000)
     (tmp_path / "deep.json").write_text("[" * 100_000)
     assert unfolds(lambda: read_yaml(tmp_path / "laughs.yaml")) < 50e6
-    with pytest.raises(Damaged):  # measured, this one takes half a minute
+    with pytest.raises(CorruptFileError):  # measured, this one takes half a minute
         read_yaml(tmp_path / "deep.yaml")
     assert unfolds(lambda: read_json(tmp_path / "deep.json")) < 50e6
     with (tmp_path / "large.json").open("wb") as file:

@@ -18,13 +18,13 @@ from rich.console import Console
 
 from rlhf_bilevel import sweep
 from rlhf_bilevel.agent import Agent
-from rlhf_bilevel.board import Board, step_of
-from rlhf_bilevel.files import LOCK
+from rlhf_bilevel.board import Board
 from rlhf_bilevel.log import Progress, Rows
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sweep import Planned, Process, agree, complete
-from rlhf_bilevel.worker import ELSEWHERE, claim, ended, log_of, work
+from rlhf_bilevel.worker import ELSEWHERE, work
 from tests.conftest import SMALL
 from tests.faults import child, kill
 
@@ -100,7 +100,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_fails_is_told_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
     runs = [planned(tmp_path / name) for name in "abc"]
-    log_of(runs[1].out).write_text("traceback\nValueError: the reason\r 10 steps \n\n")
+    RunFolder(runs[1].out).output.write_text("traceback\nValueError: the reason\r 10 steps \n\n")
     told: list[str] = []
     engine = Scripted(a=[0], b=[1], c=[0])
     assert complete(runs, engine, lambda _: None, told.append) == [runs[1]]
@@ -145,11 +145,11 @@ def test_a_process_that_is_stopped_has_ended(tmp_path: Path, monkeypatch: pytest
 
 def test_either_lock_leaves_a_run_to_the_process_that_has_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "run")
-    with claim(run.out):
+    with RunFolder(run.out).claim():
         assert work(run.out, run.words) == ELSEWHERE and not run.out.exists()
     run.out.mkdir()
     (run.out / "config.yaml").write_text("method: pebble\n")
-    with FileLock(run.out / LOCK):
+    with FileLock(run.out / ".lock"):
         assert work(run.out, run.words) == ELSEWHERE
 
 
@@ -157,12 +157,12 @@ def test_the_locks_of_a_killed_process_are_free(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
 
     def die() -> None:
-        claim(tmp_path / "run").acquire()
-        FileLock(tmp_path / "run" / LOCK).acquire()
+        RunFolder(tmp_path / "run").claim().acquire()
+        FileLock(tmp_path / "run" / ".lock").acquire()
         kill()
 
     assert child(die) == signal.SIGKILL
-    with claim(tmp_path / "run"), FileLock(tmp_path / "run" / LOCK, timeout=0):
+    with RunFolder(tmp_path / "run").claim(), FileLock(tmp_path / "run" / ".lock", timeout=0):
         pass
 
 
@@ -174,7 +174,7 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
         assert other.poll() is None
         time.sleep(0.02)
     os.kill(other.pid, signal.SIGSTOP)
-    assert not ended(run.out)
+    assert not RunFolder(run.out).ended
 
     def tell(line: str) -> None:
         told.append(line)
@@ -215,7 +215,7 @@ def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: p
 def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, other = planned(tmp_path / "run"), FileLock(tmp_path / "run" / LOCK)
+    run, other = planned(tmp_path / "run"), FileLock(tmp_path / "run" / ".lock")
 
     def late(words: Any) -> None:
         run.out.mkdir(exist_ok=True)
@@ -263,18 +263,18 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
 
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
-    assert step_of(tmp_path) == 0
+    assert RunFolder(tmp_path).last_step() == 0
     progress = Progress(Rows(tmp_path / "progress.csv"))
     progress.write({"rollout/true_return": 1.5}, {}, 40)
-    assert step_of(tmp_path) == 40
+    assert RunFolder(tmp_path).last_step() == 40
     for step in range(41, 5000):
         progress.write({"a": 1.25, "rollout/true_return": 1e-9}, {}, step)
-    assert step_of(tmp_path) == 4999
+    assert RunFolder(tmp_path).last_step() == 4999
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("1,50")
-    assert step_of(tmp_path) == 4999
+    assert RunFolder(tmp_path).last_step() == 4999
     (tmp_path / "progress.csv").write_text("a,b,time/total_timesteps\n1\n")  # it is being written anew
-    assert step_of(tmp_path) == 0
+    assert RunFolder(tmp_path).last_step() == 0
 
 
 def test_the_board_knows_speed_and_time_left(tmp_path: Path) -> None:
@@ -357,7 +357,8 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
         ray.shutdown()
         machines.shutdown()
     assert killed and not failed
-    begins = re.findall(r"(\d+)/1500 \[00:00<\?", log_of(run.out).read_text())  # the steps that its bars begin with
+    # The steps that its bars begin with
+    begins = re.findall(r"(\d+)/1500 \[00:00<\?", run.folder.output.read_text())
     assert begins[0] == "0" and int(begins[-1]) > 0
     assert_equal(run.out, uninterrupted(tmp_path / "apart/whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))

@@ -13,7 +13,7 @@ from scipy.stats import binom
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.labels import LabelLog, sessions
 from rlhf_bilevel.many import told
@@ -215,7 +215,7 @@ def test_replayed_labels_are_given_in_order_and_once() -> None:
         seen += session.tolist()
         prefs.add(Preferences(*random_queries(number), session), torch.zeros(number))
     assert seen == [*given[0].label.tolist(), *given[1].label.tolist()]
-    with pytest.raises(Refused, match="no labels"):
+    with pytest.raises(UserError, match="no labels"):
         Replayed(iter([answers(0)]))
 
 
@@ -226,7 +226,7 @@ def test_sessions_of_a_label_log_are_read_as_they_were_given(tmp_path: Path) -> 
     log.close()
     first, second, third = sessions(tmp_path / "labels.sqlite")
     assert first and third and same(first, given[0]) and second is None and same(third, given[2])
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         list(sessions(tmp_path / "none.sqlite"))
     assert not (tmp_path / "none.sqlite").exists()
 
@@ -309,9 +309,9 @@ def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> No
 def test_labels_to_replay_are_numbers_of_one_shape() -> None:
     longer = Preferences(*random_queries(2), torch.zeros(2))
     longer = longer._replace(first=longer.first._replace(truth=torch.zeros(2, 9)))
-    with pytest.raises(Refused, match=r"segments of one shape .*9"):
+    with pytest.raises(UserError, match=r"segments of one shape .*9"):
         Replayed([answers(2), longer])
-    with pytest.raises(Refused, match=r"not 'first' .str"):
+    with pytest.raises(UserError, match=r"not 'first' .str"):
         Replayed([answers(2)._replace(label="first")])  # type: ignore[arg-type]
     shown = Replayed([answers(2)._replace(label=answers(2).label.double().numpy())])  # type: ignore[arg-type]
     assert same(shown.after(PreferenceStore())(random_queries(2)), answers(2))

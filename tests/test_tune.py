@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 
 from rlhf_bilevel import tune
 from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.given import configure
 from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.space import Choice, Range, Space
 from rlhf_bilevel.sweep import Planned
 from rlhf_bilevel.tune import Training, best, open_study, search
@@ -68,11 +70,11 @@ def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
 
     from rlhf_bilevel.__main__ import main
 
-    def late(out: Path) -> FileLock:
-        (out / "tune.yaml").write_text("method: sac\n")
+    def late(folder: RunFolder) -> FileLock:
+        (folder.path / "tune.yaml").write_text("method: sac\n")
         return FileLock(tmp_path / "lock")
 
-    monkeypatch.setattr("rlhf_bilevel.many.claim", late)
+    monkeypatch.setattr(RunFolder, "claim", late)
     with pytest.raises(SystemExit):
         main(["tune", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--tune", "gamma=0.9..0.99",
               "--out", str(tmp_path / "out")])  # fmt: skip
@@ -152,7 +154,7 @@ def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path
 
     def begin(number: int, chosen: dict[str, Any]) -> Climb:
         if number == 0:
-            raise ValueError("no such setting")
+            raise UserError("no such setting")
         return Climb(height(chosen), code=int(number == 2))
 
     assert search(study, SPACE, 4, begin, jobs=2, tell=told.append) == 2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import assets
 from rlhf_bilevel.human.assets import VIEWER, three_js
 from tests.test_film import DOOR, WALKER, filmed, play, unrolled
@@ -236,5 +236,5 @@ def test_pictures_are_shown_in_their_order(screen: Callable[[bool], Screen]) -> 
 def test_where_three_js_is_missing_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(three_js()).stat().st_size > 500_000
     monkeypatch.setattr(assets, "PACKAGE", "no-such-package")
-    with pytest.raises(Refused, match=r"three.js r130 is missing.*pip install no-such-package==130$"):
+    with pytest.raises(UserError, match=r"three.js r130 is missing.*pip install no-such-package==130$"):
         three_js()

@@ -31,8 +31,8 @@ import numpy as np
 from benchmarks.evidence import HYBRID, SIZE
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.statistics import improvement, improvement_interval
-from rlhf_bilevel.worker import begun, ended
 
 ENV, STEPS, LABELS, KEEP = "dm_control/walker-walk-v0", 125_000, 100, 12_500
 LAST = 3  # evaluations whose mean stands for a moment of a run
@@ -117,9 +117,10 @@ def forked(run: Origin, remedy: str, steps: int) -> Fork:
     at = begins(run, Checkpoints(run.folder / "checkpoints", "").steps(), last_label(run))
     until = min(at + steps, int(run.steps[-1]))
     out = RUNS / "forks" / f"{run.seed}-{at}-{''.join(c if c.isalnum() else '-' for c in remedy)}"
-    if not ended(out):
-        words = ["resume", str(out)] if begun(out) else ["fork", str(run.folder), "--out", str(out), "--at", str(at)]
-        command(words if begun(out) else [*words, "--steps", str(until), *REMEDIES[remedy].split()], out)
+    if not RunFolder(out).ended:
+        begun = RunFolder(out).begun
+        words = ["resume", str(out)] if begun else ["fork", str(run.folder), "--out", str(out), "--at", str(at)]
+        command(words if begun else [*words, "--steps", str(until), *REMEDIES[remedy].split()], out)
     theirs = origin(out)
     shared = np.isin(run.steps, theirs.steps[theirs.steps > at])
     mean = float(run.returns[shared][-LAST:].mean())
@@ -138,9 +139,9 @@ def command(words: Sequence[str], out: Path) -> None:
 
 def baseline(seed: int) -> Path:
     out = RUNS / f"baseline-{seed}"
-    if not ended(out):
+    if not RunFolder(out).ended:
         new = ["train", *BASELINE.split(), "--seed", str(seed), "--out", str(out)]
-        command([*(["resume", str(out)] if begun(out) else new), "--keep-every", str(KEEP)], out)
+        command([*(["resume", str(out)] if RunFolder(out).begun else new), "--keep-every", str(KEEP)], out)
     return out
 
 

@@ -41,7 +41,7 @@ def session(labels: int) -> Work:
 
     def work() -> int:
         store = PreferenceStore()
-        store.load(run.prefs.columns())
+        store.load([run.prefs[:]], run.prefs.fresh_loss)
         store.add(more, fresh[:1].expand(100))
         store[next(store.batches(128, np.random.default_rng(0)))]
         return 1

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 
 VIEWER = Path(__file__).parent / "static" / "viewer.js"
 PACKAGE, VERSION = "jupyter-threejs-sage", 130  # which carries the built three.min.js of that release
 
 
 def three_js() -> Path:
-    """``three.min.js``. Refused where no installed package carries it."""
+    """``three.min.js``. UserError where no installed package carries it."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # found, and not imported
     for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / "static" / f"r{VERSION}" / "three.min.js"
         if path.is_file():
             return path
-    raise Refused(f"three.js r{VERSION} is missing, which draws clips: pip install {PACKAGE}=={VERSION}")
+    raise UserError(f"three.js r{VERSION} is missing, which draws clips: pip install {PACKAGE}=={VERSION}")

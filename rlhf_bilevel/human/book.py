@@ -39,24 +39,25 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rlhf_bilevel.config import check_database, recorded
-from rlhf_bilevel.files import CONFIG, Damaged, Refused, examine, read, read_yaml, trusted
+from rlhf_bilevel.config import check_database
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import read, trusted
 from rlhf_bilevel.human import offering
 from rlhf_bilevel.human.database import connect, file_of, is_sqlite, replaced
 from rlhf_bilevel.human.facts import (
     Answered,
     Asked,
     Chosen,
-    Conflict,
-    Consumed,
+    ConflictError,
+    ConsumedError,
     Labeller,
+    NotFoundError,
     Offer,
     Outcome,
     Pending,
     Progress,
     Question,
     Status,
-    Unknown,
     first_better,
 )
 from rlhf_bilevel.human.tables import (
@@ -85,9 +86,9 @@ from rlhf_bilevel.human.tables import (
     scenes,
     tokens,
 )
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sqlite import copied
 
-BOOK, RUN_ID = "book.sqlite", "run_id"  # in a run's folder
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
 
 
@@ -116,28 +117,28 @@ class Book:
         """Of ``run`` in a SQLite file or at a ``postgresql://`` URL, made or brought up to date where it must be.
 
         ``told`` is what a file is called in messages.
-        Refused where it cannot be reached or is of a later version; Damaged where the file is not what was written.
+        UserError where it cannot be reached or is of a later version; CorruptFileError if it is not what was written.
         """
         return cls(connect(where, told), run, clock, rng)
 
     @classmethod
     def of(cls, folder: Path, trust: bool = False, database: str | None = None) -> Book:
-        """Of the run in ``folder``, as its config.yaml says. Refused where no people are asked by it.
+        """Of the run in ``folder``, as its config.yaml says. UserError where no people are asked by it.
 
         A database elsewhere is gone to with ``trust``, or where the user names the same ``database``.
         """
-        examine(folder, writes=True)
-        where = _where(folder, trust, database)
-        return cls.open(where, run_id(folder))
+        run = RunFolder(folder)
+        run.examine(writes=True)
+        return cls.open(_where(run, trust, database), run_id(folder))
 
     @classmethod
     @contextmanager
     def reading(cls, folder: Path, trust: bool = False) -> Iterator[Book]:
         """The same to be read only: of a copy of the file, so that nothing in the folder changes."""
-        examine(folder)
-        where = _where(folder, trust, None)
-        if not (folder / RUN_ID).is_file() or (isinstance(where, Path) and not where.is_file()):
-            raise Refused(f"{folder} has asked nobody yet")
+        run = RunFolder(folder).examine()
+        where = _where(run, trust, None)
+        if not run.run_id.is_file() or (isinstance(where, Path) and not where.is_file()):
+            raise UserError(f"{folder} has asked nobody yet")
         with ExitStack() as stack:
             told = where if isinstance(where, Path) else None
             where = stack.enter_context(copied(where)) if isinstance(where, Path) else where
@@ -284,10 +285,10 @@ class Book:
     def invite(self, name: str, role: str = LABELLER) -> str:
         """A token of 128 random bits for the labeller of that name, who is made where there is none.
 
-        Those that were given before stay valid, so that a browser outlives the server. ValueError on a wrong name.
+        Those that were given before stay valid, so that a browser outlives the server. UserError on a wrong name.
         """
         if role not in ROLES:
-            raise ValueError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
+            raise UserError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
         token = secrets.token_urlsafe(16)
         with self._write() as c:
             labeller = self._named(c, name)
@@ -298,7 +299,7 @@ class Book:
     def _named(self, c: Connection, name: str) -> int:
         """The labeller of that name, made where there is none."""
         if not (0 < len(name) <= LONGEST and name.isprintable() and name.strip() == name):
-            raise ValueError(f"a labeller's name has 1 to {LONGEST} printable letters: not {name[: LONGEST + 1]!r}")
+            raise UserError(f"a labeller's name has 1 to {LONGEST} printable letters: not {name[: LONGEST + 1]!r}")
         _add(c, labellers, run=self.run, name=name, role=LABELLER)
         return c.scalars(select(labellers.c.id).where(labellers.c.run == self.run, labellers.c.name == name)).one()
 
@@ -363,20 +364,20 @@ class Book:
         """Stores a choice; on the disk when this returns. The same ``key`` with the same payload is stored once.
 
         Times are of the labeller's clock; those before the pair was offered or after now are corrected (``_times``).
-        Raises Conflict where the key came with another payload, where this labeller has answered it, and where it has
-        all the answers that it wanted; Consumed; Unknown; ValueError on what is no choice.
+        Raises ConflictError where the key came with another payload, where this labeller has answered it, and where it
+        has all the answers that it wanted; ConsumedError; NotFoundError; UserError on what is no choice.
         """
         if choice not in CHOICES:
-            raise ValueError(f"unknown choice {choice[:LONGEST]!r}; known are {', '.join(CHOICES)}")
+            raise UserError(f"unknown choice {choice[:LONGEST]!r}; known are {', '.join(CHOICES)}")
         if not 0 < len(key) <= LONGEST:
-            raise ValueError(f"a key has 1 to {LONGEST} letters: not {len(key)}")
+            raise UserError(f"a key has 1 to {LONGEST} letters: not {len(key)}")
         mine, now = choices.c.labeller == labeller.id, self._clock()
         with self._write() as c:
             self._lock(c, labeller)
             before = c.execute(select(*choices.c["query", "choice"]).where(mine, choices.c.key == key)).first()
             if before:
                 if tuple(before) != (query_id, choice):
-                    raise Conflict(f"the key {key!r} belongs to another answer")
+                    raise ConflictError(f"the key {key!r} belongs to another answer")
                 return Outcome.REPEATED
             columns = select(*queries.c["wanted", "complete_at", "consumed_session"])
             query = c.execute(
@@ -386,13 +387,13 @@ class Book:
             offer = c.execute(select(offers).where(*which)).first()
             if query is None or offer is None:
                 if c.scalar(select(choices.c.id).where(mine, choices.c.query == query_id, LIVE).limit(1)):
-                    raise Conflict("this pair is answered already")
-                raise Unknown("no such pair was put before this labeller")
+                    raise ConflictError("this pair is answered already")
+                raise NotFoundError("no such pair was put before this labeller")
             counts = offer.purpose == LABEL
             if counts and query.consumed_session is not None:
-                raise Consumed("training has used the answers to this pair already")
+                raise ConsumedError("training has used the answers to this pair already")
             if counts and choice != SKIP and query.complete_at is not None:
-                raise Conflict("this pair has all the answers that it wanted")
+                raise ConflictError("this pair has all the answers that it wanted")
             c.execute(delete(offers).where(*which))
             shown_at = offer.shown_at if shown_at is None else shown_at
             answered_at = now if answered_at is None else answered_at
@@ -538,10 +539,10 @@ class Book:
 
 
 def run_id(folder: Path) -> str:
-    """The name of a folder's run in its book: 128 random bits, drawn once."""
-    path = folder / RUN_ID
+    """The name of a run in its book: 128 random bits, drawn once."""
+    path = RunFolder(folder).run_id
     if not path.exists():
-        unfinished = folder / f"{RUN_ID}.{secrets.token_hex(8)}"
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         try:
             unfinished.write_text(secrets.token_hex(16))
             with suppress(FileExistsError):  # training and the label page may start at once: the first one counts
@@ -550,30 +551,26 @@ def run_id(folder: Path) -> str:
             unfinished.unlink(missing_ok=True)
     name = read(path, 100).decode("ascii", "replace").strip()
     if not re.fullmatch("[0-9a-f]{32}", name):
-        raise Damaged(f"{path} is damaged: it holds no run's name")
+        raise CorruptFileError(f"{path} is damaged: it holds no run's name")
     return name
 
 
-def _where(folder: Path, trust: bool, database: str | None) -> Path | str:
+def _where(folder: RunFolder, trust: bool, database: str | None) -> Path | str:
     """Where the labels of a run are kept."""
-    if not (folder / CONFIG).is_file():
-        raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}")
-    whole = read_yaml(folder / CONFIG)
-    recorded(folder / CONFIG, whole, whole=False)
-    told = whole.get("settings", {})
+    told = folder.read_config().get("settings", {})
     if not told.get("teacher_human"):
-        raise Refused(f"{folder} is not labelled by people: it was not started with --teacher human")
+        raise UserError(f"{folder} is not labelled by people: it was not started with --teacher human")
     url = told.get("teacher_labels_db") or ""
     if not isinstance(url, str):
-        raise Damaged(f"{folder / CONFIG} is damaged: teacher_labels_db is no text")
+        raise CorruptFileError(f"{folder.config} is damaged: teacher_labels_db is no text")
     if database is not None and database != url:
-        raise Refused(f"--labels-db {database}: {folder} keeps its labels in {url or BOOK}")
+        raise UserError(f"--labels-db {database}: {folder} keeps its labels in {url or folder.book.name}")
     if not url:
-        return folder / BOOK
+        return folder.book
     try:
         check_database(url)
-    except ValueError as error:
-        raise Damaged(f"{folder / CONFIG} is damaged: teacher_labels_db: {error}") from None
+    except UserError as error:
+        raise CorruptFileError(f"{folder.config} is damaged: teacher_labels_db: {error}") from None
     trusted(trust or database is not None, f"{folder} would go to the database {url}")
     return url
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.files import CONFIG, SUMS, Refused, examine
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.runs.folder import CONFIG, RunFolder, runs_in
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,7 +49,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     if args.import_file and is_run(args.dir):  # read before anything is written
         from rlhf_bilevel.dataset import Dataset
 
-        examine(args.dir, writes=True)
+        RunFolder(args.dir).examine(writes=True)
         given = Dataset.read(args.import_file)
     begun = opened() if is_run(args.dir) or args.import_file else None
 
@@ -72,7 +73,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             hosts=hosts,
             origins=origins,
             files=files,
-            ended=(args.dir / SUMS).is_file,
+            ended=lambda: RunFolder(args.dir).ended,
             repeats=args.repeats,
             gold=args.gold,
         )
@@ -113,28 +114,28 @@ def server(app: Gate, **settings: Any) -> uvicorn.Server:
 
 
 def is_run(folder: Path) -> bool:
-    """False where a run can still be made there. Refused where none is and none can be; names runs that are there."""
-    if (folder / CONFIG).is_file():
+    """False where a run can still be made there. UserError where none is and none can be; names runs that are there."""
+    if RunFolder(folder).begun:
         return True
     if not folder.parent.is_dir():
-        raise Refused(f"{folder}: there is no folder {folder.parent}{near(folder)}")
-    if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {f"{CONFIG}.tmp"}):
+        raise UserError(f"{folder}: there is no folder {folder.parent}{near(folder)}")
+    if RunFolder(folder).vacant:
         return False
-    if (folder / CONFIG).is_file():  # it came between the two looks
+    if RunFolder(folder).begun:  # it came between the two looks
         return True
-    raise Refused(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
+    raise UserError(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
 
 
 def near(folder: Path) -> str:
     """For a message: up to three runs' folders around there, those with the most similar names first."""
     around = next(place for place in folder.parents if place.is_dir())
-    found = [str(file.parent) for depth in ("*", "*/*") for file in around.glob(f"{depth}/{CONFIG}")]
+    found = [str(run) for run in runs_in(around, depth=2)]
     runs = difflib.get_close_matches(str(folder), found, cutoff=0)
     return f"; the nearest runs are {', '.join(runs)}" if len(runs) > 1 else f"; a run is {runs[0]}" if runs else ""
 
 
 def wait(folder: Path) -> None:
-    """Until training has begun there. Refused where it becomes something else than a run's folder."""
+    """Until training has begun there. UserError where it becomes something else than a run's folder."""
     print(
         f"waiting for {folder} to be made by: rlhf-bilevel train ... --teacher human --out {folder} (Ctrl-C ends)"
         f"{near(folder)}",
@@ -146,25 +147,35 @@ def wait(folder: Path) -> None:
 
 
 def check(args: argparse.Namespace, people: list[str]) -> None:
-    """ValueError on what cannot be."""
+    """UserError on what cannot be."""
     for option, share in (("--repeats", args.repeats), ("--gold", args.gold)):
         if not 0 <= share <= 0.5:
-            raise ValueError(f"{option} {share:g}: a share from 0 to 0.5")
+            raise UserError(f"{option} {share:g}: a share from 0 to 0.5")
     for name in people:
         if people.count(name) > 1:
-            raise ValueError(f"labeller {name!r} is named twice")
+            raise UserError(f"labeller {name!r} is named twice")
         if not (0 < len(name) <= 100 and name.isprintable() and name.strip() == name):
-            raise ValueError(f"labeller {name[:100]!r}: a name has 1 to 100 printable letters")
+            raise UserError(f"labeller {name[:100]!r}: a name has 1 to 100 printable letters")
     if args.import_file and not args.import_file.is_file():
-        raise ValueError(f"--import {args.import_file}: no such file")
+        raise UserError(f"--import {args.import_file}: no such file")
     if args.port is not None and args.port > 65535:
-        raise ValueError(f"--port {args.port}: at most 65535")
-    if args.url and (urlsplit(args.url).scheme not in ("http", "https") or urlsplit(args.url).path not in ("", "/")):
-        raise ValueError(f"--url {args.url}: http or https, a host, and no path, such as https://labels.example.org")
+        raise UserError(f"--port {args.port}: at most 65535")
+    if args.url and not is_base(args.url):
+        raise UserError(f"--url {args.url}: http or https, a host, and no path, such as https://labels.example.org")
     try:
         socket.getaddrinfo(args.host, None)
     except OSError as error:
-        raise ValueError(f"--host {args.host}: {error.strerror}") from None
+        raise UserError(f"--host {args.host}: {error.strerror}") from None
+    except UnicodeError:
+        raise UserError(f"--host {args.host:.60}: is no name of a host") from None
+
+
+def is_base(url: str) -> bool:
+    """Whether a page can have ``url`` before the names of its own."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+    return False
 
 
 def bring(book: Book, given: Dataset, path: Path) -> None:
@@ -191,7 +202,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         except OSError as error:
             listening.close()
             refused = error
-    raise Refused(f"--host {host} --port {candidate}: {refused.strerror}")
+    raise UserError(f"--host {host} --port {candidate}: {refused.strerror}")
 
 
 def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:

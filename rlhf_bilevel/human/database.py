@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rlhf_bilevel.config import check_database
-from rlhf_bilevel.files import Damaged, Refused
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.files import lock as lock_on
 from rlhf_bilevel.sqlite import check, named, safe, tables
 
@@ -35,7 +35,7 @@ def connect(where: Path | str, name: Path | None = None) -> Engine:
         # Of two that make a new file at once, SQLite would tell one that it is locked, or let both wait in vain
         path = Path(str(url.database))
         if not path.parent.is_dir():
-            raise Refused(f"{told} cannot be opened: there is no folder {path.parent}")
+            raise UserError(f"{told} cannot be opened: there is no folder {path.parent}")
         safe(path)
         alone = lock_on(path.with_name(f".{path.name}.lock"), timeout=-1)
         engine = create_engine(url, connect_args={"timeout": 30})
@@ -53,11 +53,13 @@ def connect(where: Path | str, name: Path | None = None) -> Engine:
         engine.dispose()
         line = " ".join(str(error.orig).split())
         if is_sqlite(engine) and not isinstance(error, OperationalError):
-            raise Damaged(f"{told} is damaged or no book of labels: {line}") from None
-        raise Refused(f"{told} cannot be opened: {line}") from None
-    except (Refused, OSError) as error:
+            raise CorruptFileError(f"{told} is damaged or no book of labels: {line}") from None
+        raise UserError(f"{told} cannot be opened: {line}") from None
+    except (UserError, OSError) as error:
         engine.dispose()
-        raise error if isinstance(error, Refused) else Refused(f"{told} cannot be opened: {error.strerror}") from None
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{told} cannot be opened: {error.strerror}")
+        ) from None
     return engine
 
 
@@ -71,7 +73,7 @@ def _url(where: Path | str, name: Path | None) -> tuple[URL, str]:
 
 
 def _check(path: Path, told: str) -> None:
-    """Damaged where a file holds anything but this version's tables; Refused where it is a later version's."""
+    """CorruptFileError where a file holds anything but this version's tables; UserError where it is of a later one."""
     if not path.exists() or not path.stat().st_size:
         return
     with named(Path(told)), closing(sqlite3.connect(path, timeout=30)) as connection:
@@ -102,11 +104,11 @@ def _scripts() -> Migrations:
 def _not_later(found: Sequence[str] | None, told: str) -> None:
     known = ScriptDirectory.from_config(_scripts())
     if found and found[0] not in {script.revision for script in known.walk_revisions()}:
-        raise Refused(f"{told} was written by a later version, with tables of revision {found[0]}: update this one")
+        raise UserError(f"{told} was written by a later version, with tables of revision {found[0]}: update this one")
 
 
 def _upgrade(c: Connection, told: str) -> None:
-    """Brings the tables up to this version, one process at a time; Refused where they are of a later one."""
+    """Brings the tables up to this version, one process at a time; UserError where they are of a later one."""
     migrations = _scripts()
     migrations.attributes["connection"] = c
     if c.dialect.name == "postgresql":

@@ -19,7 +19,7 @@ import torch
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.dataset import OPEN, Dataset
 from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.facts import Asked, Conflict, Consumed, Outcome, Unknown, first_better
+from rlhf_bilevel.human.facts import Asked, ConflictError, ConsumedError, NotFoundError, Outcome, first_better
 from rlhf_bilevel.human.tables import DECIDED
 from rlhf_bilevel.labels import pairs, stacked
 from rlhf_bilevel.types import Queries
@@ -76,7 +76,7 @@ def import_choices(book: Book, dataset: Dataset) -> Imported:
         times = None if math.isnan(shown) else shown, None if math.isnan(answered) else answered
         try:
             told.append(book.enter(name, query, float(dataset.label[row]), key, *times))
-        except (Conflict, Consumed, Unknown):
+        except (ConflictError, ConsumedError, NotFoundError):
             continue
     added = told.count(Outcome.ACCEPTED)
     return Imported(added, len(told) - added, len(dataset) - len(told))

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from rlhf_bilevel.files import Refused
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.tables import EQUAL, LEFT
 
 
-class Conflict(Refused):
+class ConflictError(UserError):
     """An answer that contradicts one that is stored."""
 
 
-class Unknown(Refused):
+class NotFoundError(UserError):
     """An answer to what was not asked of this labeller."""
 
 
-class Consumed(Refused):
+class ConsumedError(UserError):
     """An answer to what training has used already."""
 
 

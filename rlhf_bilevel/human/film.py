@@ -27,12 +27,14 @@ from PIL import Image
 from torch import Tensor
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.files import Damaged, Refused, plain, written
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.files import plain, written
 from rlhf_bilevel.human import scene
-from rlhf_bilevel.interface import Unfit
+from rlhf_bilevel.interface import InvalidEnvError
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs.folder import RunFolder
 
-CLIPS, POSES, RECORDS = "clips", "poses.bin", "records.bin"  # the first is the folder in a run's folder
+POSES, RECORDS = "poses.bin", "records.bin"
 PIXELS = 256  # a picture's longer side, at most about
 QUALITY = 80  # of its JPEG
 
@@ -134,7 +136,7 @@ def _simulator(env: Any) -> tuple[Any, Any]:
 def make(
     env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
 ) -> Posed:
-    """As ``envs.make``, with poses. Refused where a person could see nothing: neither MuJoCo nor pictures."""
+    """As ``envs.make``, with poses. UserError where a person could see nothing: neither MuJoCo nor pictures."""
     env = envs.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
     told: Any = env.unwrapped.metadata or {}
     fps = told.get("render_fps")
@@ -143,15 +145,17 @@ def make(
         return Posed(env, Bodies(env, fps))
     env.close()
     if "rgb_array" not in told.get("render_modes", ()):
-        raise Refused(f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array")
+        raise UserError(
+            f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array"
+        )
     try:
         drawn = envs.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
         drawn.reset()
         drawn.render()
-    except Unfit as error:
-        raise Refused(f"{env_id}: {error}") from error
+    except InvalidEnvError as error:
+        raise UserError(f"{env_id}: {error}") from error
     except Exception as error:  # a library or a display that is missing
-        raise Refused(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
+        raise UserError(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
     drawn.set_wrapper_attr("episode", 0)
     return Posed(drawn, Pictures(drawn, fps))
 
@@ -189,7 +193,7 @@ class Film:
     """Of the run in ``folder``. Nothing is touched on the disk before the first row is written."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / CLIPS
+        self._folder = RunFolder(folder).clips
         self._set: Set | None = None
         self._stage: scene.Stage | None = None
         self._shown: dict[str, dict[str, Any]] = {}
@@ -258,10 +262,10 @@ class Film:
     def _read(self, offset: int) -> bytes:
         size = os.fstat(self._records).st_size
         if offset + LENGTH.size > size:
-            raise Damaged(f"{self._folder / RECORDS} is damaged: it ends before byte {offset}")
+            raise CorruptFileError(f"{self._folder / RECORDS} is damaged: it ends before byte {offset}")
         (length,) = LENGTH.unpack(os.pread(self._records, LENGTH.size, offset))
         if length > size:
-            raise Damaged(f"{self._folder / RECORDS} is damaged: it has no record of {length} bytes")
+            raise CorruptFileError(f"{self._folder / RECORDS} is damaged: it has no record of {length} bytes")
         return os.pread(self._records, length, offset + LENGTH.size)
 
     def _open(self, row: int, width: int) -> None:
@@ -275,10 +279,10 @@ class Film:
         self._width, self._end = width, HEAD.size
         if row:
             if os.pread(self._records, HEAD.size, 0) != HEAD.pack(KIND, width):
-                raise Damaged(f"{self._folder / RECORDS} is damaged or of another environment")
+                raise CorruptFileError(f"{self._folder / RECORDS} is damaged or of another environment")
             filmed = os.fstat(self._poses).st_size // width
             if filmed < row:
-                raise Damaged(f"{self._folder / POSES} holds {filmed} rows and {row} have been stored")
+                raise CorruptFileError(f"{self._folder / POSES} holds {filmed} rows and {row} have been stored")
             newest = int(np.memmap(self._folder / POSES, self._row(), "r", shape=row)["record"].max())
             self._offset, self._record = newest, self._read(newest)
             self._end = newest + LENGTH.size + len(self._record)

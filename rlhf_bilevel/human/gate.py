@@ -4,7 +4,7 @@ Whoever can make a browser open a page can make it send requests to this machine
 which names it may be called (a name that somebody else points here is refused: DNS rebinding), and a choice is taken
 from the server's own page only. The headers forbid the page everything that it does not need.
 
-Refused with these statuses: a Host that is not this server's 421, a POST of another origin 403, one without JSON 415,
+UserError with these statuses: a Host that is not this server's 421, a POST of another origin 403, one without JSON 415,
 that is not plain JSON 422, above 4 kB 413, slower than ten seconds 408, another method 405. Of too many connections the
 one that has gone longest without an answer is closed, so that who holds many keeps nobody else out.
 """
@@ -33,7 +33,7 @@ HEADERS = {
 }
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A status and a sentence, in place of an answer."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -67,7 +67,7 @@ class Gate:
 
         try:
             receive = await self._admitted(scope, receive)
-        except Refusal as refusal:
+        except RequestError as refusal:
             body = json.dumps({"error": refusal.why}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             headers += [(b"connection", b"close")]  # what is still to come of this request is not read
@@ -76,22 +76,22 @@ class Gate:
         await self.app(scope, receive, with_headers)
 
     async def _admitted(self, scope: Scope, receive: Receive) -> Receive:
-        """``receive`` for the application, once the request is in order. Refusal otherwise."""
+        """``receive`` for the application, once the request is in order. RequestError otherwise."""
         if _header(scope, b"host") not in self.hosts:
-            raise Refusal(421, "this server has another name")
+            raise RequestError(421, "this server has another name")
         if scope["method"] in ("GET", "HEAD"):
             return receive
         if scope["method"] != "POST":
-            raise Refusal(405, "GET and POST only")
+            raise RequestError(405, "GET and POST only")
         if _header(scope, b"origin") not in self.origins:
-            raise Refusal(403, "choices are taken from this server's own page only")
+            raise RequestError(403, "choices are taken from this server's own page only")
         if _header(scope, b"content-type").partition(";")[0].strip().lower() != "application/json":
-            raise Refusal(415, "JSON only")
+            raise RequestError(415, "JSON only")
         try:
             async with asyncio.timeout(self.body_seconds):
                 body = await _body(receive)
         except TimeoutError:
-            raise Refusal(408, f"the request did not come within {self.body_seconds:g} seconds") from None
+            raise RequestError(408, f"the request did not come within {self.body_seconds:g} seconds") from None
         _check_json(body)
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -107,24 +107,24 @@ async def _body(receive: Receive) -> bytes:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > BODY_LIMIT:
-            raise Refusal(413, f"a request has at most {BODY_LIMIT} bytes")
+            raise RequestError(413, f"a request has at most {BODY_LIMIT} bytes")
         if not message.get("more_body"):
             return body
 
 
 def _check_json(body: bytes) -> None:
-    """Refusal of what readers of JSON would take in different ways, or cannot take."""
+    """RequestError of what readers of JSON would take in different ways, or cannot take."""
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(dict(pairs)) != len(pairs):
-            raise Refusal(422, "a name is there twice")
+            raise RequestError(422, "a name is there twice")
         return dict(pairs)
 
     try:
         told = json.loads(body, object_pairs_hook=once)
         json.dumps(told, ensure_ascii=False).encode()  # halves of letters cannot be stored
     except (ValueError, RecursionError):
-        raise Refusal(422, "this is not JSON") from None
+        raise RequestError(422, "this is not JSON") from None
 
 
 def _header(scope: Scope, name: bytes) -> str:

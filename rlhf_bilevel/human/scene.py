@@ -18,7 +18,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from rlhf_bilevel.files import Damaged
+from rlhf_bilevel.errors import CorruptFileError
 
 SHAPES = {0: "plane", 1: "hfield", 2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 PLACED = ("qpos0", "body_pos", "body_quat", "jnt_pos", "jnt_axis", "geom_pos", "geom_quat", "site_pos", "site_quat",
@@ -62,16 +62,16 @@ class Stage:
         self._look = b""
 
     def set(self, look: bytes) -> None:
-        """The model as it was when ``look`` was taken. Damaged where that was another model."""
+        """The model as it was when ``look`` was taken. CorruptFileError where that was another model."""
         if look == self._look:
             return
         try:
             data = zlib.decompress(look)
         except zlib.error as error:
-            raise Damaged(f"a scene of the film is damaged: {error}") from None
+            raise CorruptFileError(f"a scene of the film is damaged: {error}") from None
         fields = [getattr(self._model, name) for name in PLACED + SEEN]
         if len(data) != sum(field.nbytes for field in fields):
-            raise Damaged("a scene of the film is of another environment")
+            raise CorruptFileError("a scene of the film is of another environment")
         start = 0
         for field in fields:
             field[...] = np.frombuffer(data, field.dtype, field.size, start).reshape(field.shape)

@@ -11,7 +11,7 @@ be killed and started again at any moment. It imports neither torch nor a simula
     GET  /static/{name}       a fixed list of files              GET  /api/scenes/{id}  what is drawn in a clip
     GET  /healthz             the server answers
 
-Refused, beside what ``gate`` refuses: without a session, or as somebody else than it is of, 401; a link that was used
+UserError, beside what ``gate`` refuses: without a session, or as somebody else than it is of, 401; a link that was used
 403; unknown things 404; an answer against what was answered 409; one that training has gone on without 410; what is no
 answer 422; and everything while the database is away 503.
 """
@@ -35,7 +35,7 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 
 from rlhf_bilevel.files import sha256
 from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.facts import Conflict, Consumed, Labeller, Unknown
+from rlhf_bilevel.human.facts import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.gate import Gate
 
 LEASE_SECONDS = 600.0  # a pair is nobody else's for so long
@@ -213,8 +213,8 @@ def create_app(
     def answers(me: Me, given: Answer) -> dict[str, str]:
         try:
             outcome = book.choose(me, given.query, given.choice, given.key, given.shown_at, given.answered_at)
-        except (Unknown, Conflict, Consumed) as error:
-            status = {Unknown: 404, Conflict: 409, Consumed: 410}[type(error)]
+        except (NotFoundError, ConflictError, ConsumedError) as error:
+            status = {NotFoundError: 404, ConflictError: 409, ConsumedError: 410}[type(error)]
             raise HTTPException(status, str(error)) from None
         return {"outcome": outcome}
 

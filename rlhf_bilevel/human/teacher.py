@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.files import CONFIG, read_yaml
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.facts import Question, Status
-from rlhf_bilevel.labels import LABELS, count, pairs, preferences
+from rlhf_bilevel.labels import count, pairs, preferences
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.teacher import nothing
 from rlhf_bilevel.types import Preferences, Queries
 
@@ -60,7 +60,7 @@ class HumanTeacher:
     def __enter__(self) -> HumanTeacher:
         """Raises as ``Book.of``."""
         self._book = Book.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
-        told, c = read_yaml(self._folder / CONFIG), self._config
+        told, c = RunFolder(self._folder).read_config(), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
         self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
         return self
@@ -72,7 +72,7 @@ class HumanTeacher:
         self._book.close()
 
     def __call__(self, queries: Queries) -> Preferences:
-        book, number = self._book, count(self._folder / LABELS)
+        book, number = self._book, count(RunFolder(self._folder).labels)
         self._used = self._patiently(lambda: book.used(number))
         left = self._config.labels - self._used
         self._ask(number, queries, left)

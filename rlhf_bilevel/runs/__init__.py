@@ -1,0 +1,1 @@
+"""One run: its folder, and what is kept there."""

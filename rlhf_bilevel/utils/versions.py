@@ -1,0 +1,39 @@
+"""Which versions and which commit a run was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "dm-control", "metaworld")
+"""Those whose versions decide what a run does; they are recorded with every run."""
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this file is tracked in, with a + where files differ from it; else None.
+
+    An installed package may lie in the folder of some other repository; and git may be missing.
+    """
+    file = Path(__file__)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # as in a git hook
+    for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
+        try:
+            call = subprocess.run(["git", *words], cwd=file.parent, env=environment, capture_output=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if call.returncode:
+            return None
+    return call.stdout.decode().strip() or None
