@@ -42,7 +42,7 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import LOCK, Refused, Taken, enough_memory, examine, taken, trusted
+from rlhf_bilevel.files import CONFIG, LOCK, Refused, Taken, enough_memory, examine, taken, trusted
 from rlhf_bilevel.folder import (
     OWN,
     check_sizes,
@@ -57,6 +57,7 @@ from rlhf_bilevel.folder import (
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
 from rlhf_bilevel.labels import LABELS, count, sessions
+from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
@@ -487,9 +488,9 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
-        check_sizes(folder, config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
+        check_sizes(folder, config, agent._arguments(config), *sizes)
         with ordinary_torch(), generators_kept():
             model = agent._learner(config, env, Store(*sizes, capacity=1)).model
             reward = RewardEnsemble.of(config, *sizes, torch.Generator())
@@ -522,6 +523,8 @@ class Agent:
             algorithm_settings=own.get("algorithm_settings", told["algorithm_settings"]),
             out=folder,
         )
+        if "algorithm_settings" not in own:
+            filed_settings.check(folder / CONFIG, agent._algorithm, told["algorithm_settings"])
         agent.config = settle(told["settings"])
         return agent, told
 
@@ -531,7 +534,7 @@ class Agent:
     def _build(self, config: Config, training: list[Any] | None = None) -> Run:
         training = self._training() if training is None else training
         sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        needed = footprint(config, *sizes, len(training))
+        needed = footprint(config, *sizes, len(training), self._arguments(config))
         enough_memory("this run", needed)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
         if config.teacher_human:
@@ -577,9 +580,14 @@ class Agent:
         return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
-        arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
         kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
-        return kind(env, config, store, number, self._algorithm, self._device, **arguments)
+        return kind(env, config, store, number, self._algorithm, self._device, **self._arguments(config))
+
+    def _arguments(self, config: Config) -> dict[str, Any]:
+        """Of the SB3 algorithm, beside those that ``config`` says."""
+        found = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
+        kwargs = found.get("policy_kwargs")
+        return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
 
     def _settled(self, steps: int) -> Config:
         return settled(self.method, self.env_id, self._preset, self._settings | {"steps": steps})

@@ -7,8 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
-from rlhf_bilevel.config import Config, Record, recorded, settle
+from rlhf_bilevel.config import Config, Record, networks, recorded, settle, weights
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.files import (
     CONFIG,
@@ -91,27 +90,20 @@ def ended(folder: Path) -> bool:
     return (folder / SUMS).exists()
 
 
-def check_sizes(folder: Path, config: Config, algorithm_settings: Mapping[str, Any]) -> None:
-    """Damaged where the settings tell of larger networks than the files hold, which no memory may hold either."""
-    given = algorithm_settings.get("policy_kwargs")
-    own = given.get("net_arch", config.hidden) if isinstance(given, dict) else config.hidden
-    network = sum(config.reward_hidden) if config.reward_form == "network" else 1
-    for name, weights in ((POLICY, sum(map(_weights, _layers(own)))), (REWARD, config.members * network)):
+def check_sizes(folder: Path, config: Config, arguments: Mapping[str, Any], obs_size: int, act_size: int) -> None:
+    """Damaged where the settings, and ``arguments`` of the SB3 algorithm, tell of larger networks than the files hold,
+    which no memory may hold either.
+    """
+    policy, critic, critics = networks(config, arguments, critics=1)
+    learnt = weights(obs_size, *policy) + critics * weights(obs_size, *critic)
+    inputs, form = obs_size + act_size, config.reward_form
+    inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
+    rewarded = config.members * weights(inputs, *(config.reward_hidden if form == "network" else ()), 1)
+    for name, least in ((POLICY, learnt), (REWARD, rewarded)):
         file = folder / name
         size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
-        if 4 * weights > size:
-            raise Damaged(f"{folder / name} does not fit {CONFIG}, which tells of at least {weights:,} weights")
-
-
-def _layers(told: Any) -> Iterator[Sequence[int]]:
-    """Of SB3's ``net_arch``: a list, or a dict of them."""
-    for layers in told.values() if isinstance(told, dict) else [told]:
-        yield [units for units in layers if isinstance(units, int)]
-
-
-def _weights(hidden: Sequence[int]) -> int:
-    """At least, whatever goes in and out."""
-    return sum(hidden) + sum(i * j for i, j in pairwise(hidden))
+        if 4 * least > size:
+            raise Damaged(f"{folder / name} does not fit {CONFIG}, which tells of at least {least:,} weights")
 
 
 def read_models(folder: Path, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
