@@ -32,6 +32,7 @@ from rlhf_bilevel.config import (
     fitting,
     footprint,
     gather,
+    kept_interval,
     nearest,
     nearest_setting,
     preset,
@@ -42,7 +43,7 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import CONFIG, LOCK, Refused, Taken, enough_memory, examine, taken, trusted
+from rlhf_bilevel.files import CONFIG, Refused, Taken, enough_memory, examine, taken, trusted, vacant
 from rlhf_bilevel.folder import (
     OWN,
     check_sizes,
@@ -54,6 +55,7 @@ from rlhf_bilevel.folder import (
     write_config,
     write_models,
 )
+from rlhf_bilevel.given import its_own
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
 from rlhf_bilevel.labels import LABELS, count, sessions
@@ -130,13 +132,15 @@ class Agent:
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
-        self._device, self._checkpoint_every, self._keep_every = found(device), checkpoint_every, keep_every
+        self._device, self._checkpoint_every = found(device), checkpoint_every
+        self._keep_every = kept_interval(keep_every)
         known = [*Config.model_fields, "device", "out", "checkpoint_every", "keep_every", "algorithm"]
         known += ["algorithm_settings"]
         for key in settings:
             if "." not in key and key not in known:
                 raise ValueError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
         self._settled(settings.get("steps", ANY_STEPS))
+        its_own(self.method.name, settings)
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
@@ -180,6 +184,8 @@ class Agent:
             raise ValueError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
         if self.out:
             free(self.out)
+            with generators_kept():
+                envs.check(self.env_id, config.model_dump())  # an environment that is refused leaves no folder
         self.config = config
         training = self._training()
         self.config, told = fitted(self.method, config, training[0].limit, {"steps": config.steps} | self._settings)
@@ -192,6 +198,7 @@ class Agent:
                 self._lock = taken(self.out)
                 try:
                     free(self.out)  # what another process has begun and ended meanwhile is left alone
+                    fork.clear(self.out)
                     self._write_config(self.out)
                 except BaseException:
                     self._lock.release()
@@ -218,7 +225,7 @@ class Agent:
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         agent, told = cls._read(Path(folder), trust, own)
-        agent._checkpoint_every, agent._keep_every = checkpoint_every, keep_every
+        agent._checkpoint_every, agent._keep_every = checkpoint_every, kept_interval(keep_every)
         agent._device = found(told["device"])
         assert agent.out is not None and agent.config is not None
         if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
@@ -323,15 +330,18 @@ class Agent:
             self._begins = loaded._replace(tree=loaded.tree | {"run": state})
             return self._build(c)
         free(self.out)
+        training = self._training()
+        self._weigh(c, training)
         with held():
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = taken(self.out)
         try:
             free(self.out)
+            fork.clear(self.out)
             try:
                 with held():
                     fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
-                return self._build(c)
+                return self._build(c, training)
             except BaseException:
                 fork.undo(self.out)
                 raise
@@ -533,9 +543,7 @@ class Agent:
 
     def _build(self, config: Config, training: list[Any] | None = None) -> Run:
         training = self._training() if training is None else training
-        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        needed = footprint(config, *sizes, len(training), self._arguments(config))
-        enough_memory("this run", needed)
+        sizes = self._weigh(config, training)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
         if config.teacher_human:
             training = self._filmed(training, store)
@@ -545,6 +553,12 @@ class Agent:
         reward = RewardEnsemble.of(config, *sizes, rng)
         cost = LearnedCost(*sizes, config, rng)
         return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
+
+    def _weigh(self, config: Config, training: list[Any]) -> tuple[int, int]:
+        """The sizes of an observation and of an action. Refused where the run needs more memory than there is."""
+        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+        enough_memory("this run", footprint(config, *sizes, len(training), self._arguments(config)))
+        return sizes
 
     def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
         if self.teacher is None:
@@ -718,8 +732,8 @@ def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]
 
 
 def free(out: Path) -> None:
-    """Taken, a FileExistsError, where the folder of a new run holds something; only the lock on it may be there."""
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+    """Taken, a FileExistsError, unless a run may begin there (see ``files.vacant``)."""
+    if not vacant(out):
         raise Taken(f"{out} exists already and is not overwritten")
 
 

@@ -22,7 +22,6 @@ from rlhf_bilevel import envs
 from rlhf_bilevel.config import checkpoint_interval, nearest, settle
 from rlhf_bilevel.files import (
     EVALUATIONS,
-    LOCK,
     SUMS,
     Elsewhere,
     Refused,
@@ -33,6 +32,7 @@ from rlhf_bilevel.files import (
     outside_runs,
     read_yaml,
     to_json,
+    vacant,
     writable,
     write,
 )
@@ -392,10 +392,8 @@ def table_of(reference: Path | None) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """ValueError where something is there, but for a folder that is empty or has the lock of a run that never began."""
-    if writable(path).is_symlink() or (
-        path.exists() and not (path.is_dir() and all(x.name == LOCK for x in path.iterdir()))
-    ):
+    """ValueError where something is there: see ``files.vacant``."""
+    if writable(path).is_symlink() or not vacant(path):
         raise ValueError(f"{path} exists already and is not overwritten: choose another path")
     return outside_runs(path)
 

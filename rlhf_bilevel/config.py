@@ -441,6 +441,14 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
     return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
 
 
+def kept_interval(told: object) -> int:
+    """Environment steps between two checkpoints that stay; 0 for none."""
+    with suppress(ValueError):
+        if 0 <= whole(told) <= 10**9:
+            return whole(told)
+    raise Refused(f"keep_every={told!r:.60}: must be a whole number of steps, or 0 for no checkpoint that stays")
+
+
 class Networks(NamedTuple):
     """Units of a learner's hidden layers: those of its policy, and of each of its ``critics``."""
 

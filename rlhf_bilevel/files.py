@@ -32,6 +32,12 @@ OURS = re.compile(
     r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
 )
 """Names of files, which no folder has."""
+FORKING = "fork.unfinished"
+BEGINNING = re.compile(
+    rf"\.lock|{re.escape(FORKING)}(\.tmp)?|config\.yaml(\.tmp)?|(progress|evaluations)\.csv|labels\.sqlite(-\w+)?|"
+    r"events\.out\.tfevents\..*|checkpoints"
+)
+"""Names of what a fork begins with. ``FORKING`` is there before any of them until the folder is a run's."""
 HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap
 
 
@@ -82,6 +88,22 @@ def writable(path: Path) -> Path:
         if len(os.fsencode(name)) > longest - ROOM:
             raise ValueError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
     return path
+
+
+def vacant(folder: Path) -> bool:
+    """Whether a run may begin there: there is nothing, or only a lock and what a process left that was killed while it
+    began a run.
+    """
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    names = {path.name for path in folder.iterdir()}
+    return names <= {LOCK, f"{CONFIG}.tmp"} or unfinished_fork(names)
+
+
+def unfinished_fork(names: Collection[str]) -> bool:
+    """Whether files so named are what a fork left that was killed while it began, and no other."""
+    marked = FORKING in names or f"{FORKING}.tmp" in names
+    return marked and CONFIG not in names and all(map(BEGINNING.fullmatch, names))
 
 
 def outside_runs(path: Path) -> Path:

@@ -20,8 +20,10 @@ import torch
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.files import (
+    BEGINNING,
     CONFIG,
     EVALUATIONS,
+    FORKING,
     LOCK,
     PROGRESS,
     YAML_LIMIT,
@@ -30,6 +32,8 @@ from rlhf_bilevel.files import (
     read,
     reading,
     sha256,
+    sync,
+    unfinished_fork,
     write,
     written,
 )
@@ -123,10 +127,11 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
     """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
-    config.yaml is the last to be written: a folder without it is no run. Damaged where the other run's answers or logs
-    are not those that the checkpoint knew.
+    config.yaml is the last to be written: a folder without it is no run, and a file ``FORKING`` says until then what
+    the folder is. Damaged where the other run's answers or logs are not those that the checkpoint knew.
     """
     told = Told(**loaded.tree)
+    write(target / FORKING, f"A fork of {source} begins here. If it was killed, the same command clears it.\n".encode())
     for name in (PROGRESS, EVALUATIONS):
         Rows(source / name, told.marks.get(name))
     with LabelLog.copy(source / LABELS) as labels:
@@ -143,12 +148,20 @@ def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
     Checkpoints(target / CHECKPOINTS, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
     write(target / CONFIG, config)
+    with written(target):
+        (target / FORKING).unlink()
+        sync(target)
+
+
+def clear(target: Path) -> None:
+    """What a ``begin`` has left that was killed is removed. To be called under the lock on the folder."""
+    if unfinished_fork({path.name for path in target.iterdir()}):
+        undo(target)
 
 
 def undo(target: Path) -> None:
     """What ``begin`` has made, or a part of it, is removed; the lock on the folder stays."""
     for path in target.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+        if BEGINNING.fullmatch(path.name) and path.name not in (LOCK, FORKING):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (target / FORKING).unlink(missing_ok=True)  # last, as it says what the others are

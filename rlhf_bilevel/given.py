@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_bilevel.config import preset, reaching, recorded, settle
-from rlhf_bilevel.files import from_yaml, read_yaml
+from rlhf_bilevel.files import Refused, from_yaml, read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
 
@@ -48,6 +48,8 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
         from rlhf_bilevel.agent import check_options
 
         check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
+    if isinstance(args.method, str):  # a file may hold several methods' settings
+        chosen = {key: value for key, value in chosen.items() if key.rpartition(".")[0] in ("", args.method)}
     return chosen
 
 
@@ -79,4 +81,4 @@ def its_own(method: str, keys: Iterable[str]) -> None:
     for key in keys:
         owner, dot, _ = key.partition(".")
         if dot and owner != method:
-            raise ValueError(f"{key}: {owner} alone has it, and this is {method}")
+            raise Refused(f"{key}: {owner} alone has it, and this is {method}")

@@ -62,7 +62,6 @@ def work(out: Path, words: Sequence[str]) -> int:
             if ended(out):
                 return 0
             if not begun(out):
-                out.joinpath(f"{CONFIG}.tmp").unlink(missing_ok=True)  # of a process that was killed as it began
                 main(["train", *words, "--out", str(out)])
                 return 0
             taken(out).release()

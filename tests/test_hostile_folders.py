@@ -679,6 +679,15 @@ def test_a_manifest_names_each_piece_once(tmp_path: Path) -> None:
         Checkpoints(folder, "same").load()
 
 
+def test_a_checkpoint_is_of_the_step_that_its_folder_says(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    saved(folder, 1)
+    (folder / "step-000000001").rename(folder / "step-000000900")
+    with pytest.warns(UserWarning, match="it holds step 1"), pytest.raises(Damaged):
+        Checkpoints(folder, "same").load()
+
+
 def test_a_piece_is_no_larger_than_its_manifest_says(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
