@@ -184,7 +184,7 @@ class Agent:
             raise ValueError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
         if self.out:
             free(self.out)
-            with generators_kept():
+            with generators_kept(), Interrupts():
                 envs.check(self.env_id, config.model_dump())  # an environment that is refused leaves no folder
         self.config = config
         training = self._training()
