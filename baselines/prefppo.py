@@ -15,8 +15,8 @@ from rlhf_bilevel.preference import cross_entropy
 class PrefPPOOptions(Options):
     """By the names that Stable-Baselines3's PPO has for them."""
 
-    n_steps: Annotated[int, Field(ge=1, le=10**6)] = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
-    batch_size: Size = 64
+    n_steps: Annotated[int, Field(ge=2, le=10**6)] = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
+    batch_size: Annotated[Size, Field(ge=2)] = 64  # advantages are normalised within each
     n_epochs: Often = 20
     learning_rate: Rate = 5e-5
     clip_range: Positive = 0.4

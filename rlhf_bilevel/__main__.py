@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-try:
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Ctrl-C ends the process at once: nothing has begun, and a library that it cuts may tell of another error."""
+    in_main = threading.current_thread() is threading.main_thread()
+    usual = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with loading():
     from rlhf_bilevel.commands import (
         Work,
         compare,
@@ -38,6 +56,7 @@ try:
         Parser,
         fail,
         integer,
+        natural,
         one_of,
         positive,
         up_to,
@@ -45,8 +64,6 @@ try:
     from rlhf_bilevel.plot import KINDS
     from rlhf_bilevel.runs.folder import RunFolder
     from rlhf_bilevel.utils.versions import versions
-except KeyboardInterrupt:  # libraries take their time to load
-    raise SystemExit(130) from None
 
 BASELINES = Path(__file__).parent / "baselines"
 METHODS = tuple(sorted(path.stem for path in BASELINES.glob("[!_]*.py")))
@@ -300,7 +317,11 @@ def checkpointing(sub: argparse.ArgumentParser) -> None:
 def while_training(sub: argparse.ArgumentParser) -> None:
     checkpointing(sub)
     sub.add_argument(
-        "--keep-every", type=positive, default=0, metavar="STEPS", help="a checkpoint that stays, for fork (none)"
+        "--keep-every",
+        type=natural,
+        default=0,
+        metavar="STEPS",
+        help="a checkpoint that stays, for fork (default: 0)",
     )
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")

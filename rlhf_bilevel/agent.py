@@ -32,6 +32,7 @@ from rlhf_bilevel.config import (
     fitting,
     footprint,
     gather,
+    kept_interval,
     nearest,
     nearest_setting,
     preset,
@@ -42,9 +43,11 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.evaluate import Evaluation, evaluate
 from rlhf_bilevel.files import enough_memory, trusted
+from rlhf_bilevel.given import its_own
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import Keeper, compatible
 from rlhf_bilevel.labels import count, sessions
+from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.log import Log
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
@@ -119,13 +122,15 @@ class Agent:
         self._preset, self._settings = preset, settings
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
-        self._device, self._checkpoint_every, self._keep_every = found(device), checkpoint_every, keep_every
+        self._device, self._checkpoint_every = found(device), checkpoint_every
+        self._keep_every = kept_interval(keep_every)
         known = [*Config.model_fields, "device", "out", "checkpoint_every", "keep_every", "algorithm"]
         known += ["algorithm_settings"]
         for key in settings:
             if "." not in key and key not in known:
                 raise UserError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
         self._settled(settings.get("steps", ANY_STEPS))
+        its_own(self.method.name, settings)
         self.model: Any = None  # the SB3 algorithm whose policy a user gets
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
@@ -169,6 +174,8 @@ class Agent:
             raise UserError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
         if self.out:
             free(self.out)
+            with generators_kept(), Interrupts():
+                envs.check(self.env_id, config.model_dump())  # an environment that is refused leaves no folder
         self.config = config
         training = self._training()
         self.config, told = fitted(self.method, config, training[0].limit, {"steps": config.steps} | self._settings)
@@ -181,6 +188,7 @@ class Agent:
                 self._lock = RunFolder(self.out).lock()
                 try:
                     free(self.out)  # what another process has begun and ended meanwhile is left alone
+                    fork.clear(self.out)
                     self._write_config(self.out)
                 except BaseException:
                     self._lock.release()
@@ -207,7 +215,7 @@ class Agent:
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         agent, told = cls._read(Path(folder), trust, own)
-        agent._checkpoint_every, agent._keep_every = checkpoint_every, keep_every
+        agent._checkpoint_every, agent._keep_every = checkpoint_every, kept_interval(keep_every)
         agent._device = found(told["device"])
         assert agent.out is not None and agent.config is not None
         if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
@@ -312,15 +320,18 @@ class Agent:
             self._begins = loaded._replace(tree=loaded.tree | {"run": state})
             return self._build(c)
         free(self.out)
+        training = self._training()
+        self._weigh(c, training)
         with held():
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = RunFolder(self.out).lock()
         try:
             free(self.out)
+            fork.clear(self.out)
             try:
                 with held():
                     fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
-                return self._build(c)
+                return self._build(c, training)
             except BaseException:
                 fork.undo(self.out)
                 raise
@@ -481,9 +492,9 @@ class Agent:
         agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
         config = agent.config
         assert config is not None
-        RunFolder(folder).check_sizes(config, agent._algorithm_settings)
         env = agent.make_env()
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
+        RunFolder(folder).check_sizes(config, agent._arguments(config), *sizes)
         with ordinary_torch(), generators_kept():
             model = agent._learner(config, env, Store(*sizes, capacity=1)).model
             reward = RewardEnsemble.of(config, *sizes, torch.Generator())
@@ -516,6 +527,8 @@ class Agent:
             algorithm_settings=own.get("algorithm_settings", told["algorithm_settings"]),
             out=folder,
         )
+        if "algorithm_settings" not in own:
+            filed_settings.check(RunFolder(folder).config, agent._algorithm, told["algorithm_settings"])
         agent.config = settle(told["settings"])
         return agent, told
 
@@ -524,9 +537,7 @@ class Agent:
 
     def _build(self, config: Config, training: list[Any] | None = None) -> Run:
         training = self._training() if training is None else training
-        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        needed = footprint(config, *sizes, len(training))
-        enough_memory("this run", needed)
+        sizes = self._weigh(config, training)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
         if config.teacher_human:
             training = self._filmed(training, store)
@@ -536,6 +547,12 @@ class Agent:
         reward = RewardEnsemble.of(config, *sizes, rng)
         cost = LearnedCost(*sizes, config, rng)
         return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
+
+    def _weigh(self, config: Config, training: list[Any]) -> tuple[int, int]:
+        """The sizes of an observation and of an action. UserError where the run needs more memory than there is."""
+        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+        enough_memory("this run", footprint(config, *sizes, len(training), self._arguments(config)))
+        return sizes
 
     def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
         if self.teacher is None:
@@ -571,9 +588,14 @@ class Agent:
         return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
-        arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
         kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
-        return kind(env, config, store, number, self._algorithm, self._device, **arguments)
+        return kind(env, config, store, number, self._algorithm, self._device, **self._arguments(config))
+
+    def _arguments(self, config: Config) -> dict[str, Any]:
+        """Of the SB3 algorithm, beside those that ``config`` says."""
+        found = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
+        kwargs = found.get("policy_kwargs")
+        return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
 
     def _settled(self, steps: int) -> Config:
         return settled(self.method, self.env_id, self._preset, self._settings | {"steps": steps})

@@ -183,6 +183,8 @@ class Checkpoints:
     def _check(self, path: Path) -> Manifest:
         """The manifest, if all that it names is as it was written. Pieces that are known were checked before."""
         manifest = Manifest.unseal(path / MANIFEST)
+        if path.name.removesuffix(KEPT_NAME) != f"step-{manifest.step:09d}":
+            raise CorruptFileError(f"it holds step {manifest.step}")
         if manifest.settings != self._settings:
             raise OtherSettingsError("config.yaml is not the one that it was made with")
         known = [piece for pieces in self._tables.values() for piece in pieces]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -445,21 +445,65 @@ def checkpoint_interval(told: str) -> tuple[float, float]:
     return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
 
 
-def footprint(config: Config, obs_size: int, act_size: int, learners: int) -> int:
+def kept_interval(told: object) -> int:
+    """Environment steps between two checkpoints that stay; 0 for none."""
+    with suppress(ValueError):
+        if 0 <= whole(told) <= 10**9:
+            return whole(told)
+    raise UserError(f"keep_every={told!r:.60}: must be a whole number of steps, or 0 for no checkpoint that stays")
+
+
+class Networks(NamedTuple):
+    """Units of a learner's hidden layers: those of its policy, and of each of its ``critics``."""
+
+    policy: tuple[int, ...]
+    critic: tuple[int, ...]
+    critics: int
+
+
+def networks(config: Config, arguments: Mapping[str, Any], critics: int) -> Networks:
+    """Of an SB3 algorithm that is made with ``arguments``, as ``policy_kwargs`` or else ``config`` says; ``critics`` is
+    their number where nothing tells it.
+
+    A policy class of a user's own may be made in another way: what is not as SB3 has it is left out, as are SB3's own
+    defaults, which are small.
+    """
+    given = arguments.get("policy_kwargs", {"net_arch": config.hidden})
+    chosen: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    arch, number = chosen.get("net_arch"), chosen.get("n_critics")
+    parts = (arch.get("pi"), arch.get("qf", arch.get("vf"))) if isinstance(arch, Mapping) else (arch, arch)
+    policy, critic = (
+        tuple(units for units in part if isinstance(units, int)) if isinstance(part, list | tuple) else ()
+        for part in parts
+    )
+    return Networks(policy, critic, number if isinstance(number, int) else critics)
+
+
+def weights(*units: int) -> int:
+    """Between layers of so many units each."""
+    return sum(i * j for i, j in pairwise(units))
+
+
+def footprint(
+    config: Config, obs_size: int, act_size: int, learners: int, arguments: Mapping[str, Any] | None = None
+) -> int:
     """About how many bytes a run holds at most: its store and labels, weights with their gradients, Adam's moments and
-    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates."""
-    c = config
+    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates.
 
-    def weights(hidden: tuple[int, ...]) -> int:
-        return sum(i * j for i, j in pairwise((obs_size + act_size, *hidden, 1)))
-
-    step = obs_size + act_size + 1  # floats of a segment's step
+    ``arguments`` are those of the learners' SB3 algorithm that go before ``config``.
+    """
+    c, arguments = config, arguments or {}
+    policy, critic, critics = networks(c, arguments, critics=2)
+    size = obs_size + act_size
+    step = size + 1  # floats of a segment's step
     pair, asked = 2 * c.segment_length, min(c.session_labels, c.labels)  # steps of a pair; pairs of a session
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
-    networks = 14 * learners * weights(c.hidden) + 7 * c.members * weights(c.reward_hidden)
-    networks += 7 * weights(c.cost_hidden)
+    nets = learners * (4 * weights(size, *policy, 1) + 5 * critics * weights(size, *critic, 1))
+    nets += 7 * c.members * weights(size, *c.reward_hidden, 1) + 7 * weights(size, *c.cost_hidden, 1)
     candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
-    batch = learners * c.batch * (row + 6 * sum(c.hidden)) + c.entropy_states * (obs_size + 2 + c.batch)
+    batch = learners * c.batch * (row + 2 * (sum(policy) + critics * sum(critic)))
+    batch += c.entropy_states * (obs_size + 2 + c.batch)
     reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)
     cost = min(c.cost_pairs, c.cost_labels) * pair * 2 * sum(c.cost_hidden)
-    return 4 * (c.steps * row + 2 * c.labels * pair * step + networks + candidates + batch + reward + cost)
+    rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # of PPO
+    return 4 * (c.steps * row + 2 * c.labels * pair * step + nets + candidates + batch + reward + cost + rollout)

@@ -20,11 +20,11 @@ import torch
 from rlhf_bilevel.checkpoint import Checkpoints, Loaded
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import reading, sha256, write, written
+from rlhf_bilevel.files import reading, sha256, sync, write, written
 from rlhf_bilevel.keeper import Told, compatible
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.log import Rows
-from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.runs.folder import BEGINNING, RunFolder
 from rlhf_bilevel.tree import Tree, random_state
 from rlhf_bilevel.types import Preferences
 
@@ -120,10 +120,12 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
 def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
     """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
 
-    config.yaml is the last to be written: a folder without it is no run. CorruptFileError where the other run's answers
-    or logs are not those that the checkpoint knew.
+    config.yaml is the last to be written: a folder without it is no run, and a file ``RunFolder.forking`` says until
+    then what the folder is. CorruptFileError where the other run's answers or logs are not those that the checkpoint
+    knew.
     """
     told, old, run = Told(**loaded.tree), RunFolder(source), RunFolder(target)
+    write(run.forking, f"A fork of {source} begins here. If it was killed, the same command clears it.\n".encode())
     for log in (old.progress, old.evaluations):
         Rows(log, told.marks.get(log.name))
     with LabelLog.copy(old.labels) as labels:
@@ -138,12 +140,21 @@ def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
     Checkpoints(run.checkpoints, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
     write(run.config, config)
+    with written(target):
+        run.forking.unlink()
+        sync(target)
+
+
+def clear(target: Path) -> None:
+    """What a ``begin`` has left that was killed is removed. To be called under the lock on the folder."""
+    if RunFolder(target).unfinished_fork:
+        undo(target)
 
 
 def undo(target: Path) -> None:
     """What ``begin`` has made, or a part of it, is removed; the lock on the folder stays."""
+    run = RunFolder(target)
     for path in target.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path != RunFolder(target).lock_file:
-            path.unlink()
+        if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.forking):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    run.forking.unlink(missing_ok=True)  # last, as it says what the others are

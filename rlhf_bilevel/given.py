@@ -47,6 +47,8 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
         from rlhf_bilevel.agent import check_options
 
         check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
+    if isinstance(args.method, str):  # a file may hold several methods' settings
+        chosen = {key: value for key, value in chosen.items() if key.rpartition(".")[0] in ("", args.method)}
     return chosen
 
 

@@ -72,11 +72,11 @@ def integer(value: str) -> int:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
 
 
-def up_to(most: int) -> Callable[[str], int]:
+def up_to(most: int, least: int = 1) -> Callable[[str], int]:
     def parse(value: str) -> int:
         found = integer(value)
-        if found < 1:
-            raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number of at least 1")
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number of at least {least}")
         if found > most:
             raise argparse.ArgumentTypeError(f"{value!r:.60} is too large: at most {most:,}")
         return found
@@ -84,4 +84,4 @@ def up_to(most: int) -> Callable[[str], int]:
     return parse
 
 
-positive = up_to(10**9)
+positive, natural = up_to(10**9), up_to(10**9, least=0)

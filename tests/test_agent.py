@@ -22,7 +22,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.tree import digest
 from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils import versions
-from tests.conftest import SMALL
+from tests.conftest import SMALL, Steer
 
 
 @pytest.fixture(scope="module")
@@ -330,4 +330,25 @@ def test_what_needs_an_agent_that_has_learnt_says_so(tmp_path: Path) -> None:
     for use in (lambda: agent.predict(np.zeros(1)), lambda: agent.evaluate(1), lambda: agent.save(tmp_path / "run")):
         with pytest.raises(UserError, match="has learnt nothing yet"):
             use()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("settings", [{"surf.threshold": 0.9}, {"keep_every": -1}, {"keep_every": "often"}])
+def test_what_would_change_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"surf alone has it|must be a whole number"):
+        Agent("pebble", "Steer-v0", **settings)
+    Agent("surf", "Steer-v0", keep_every=0, **{"surf.threshold": 0.9})
+
+
+class Misshapen(Steer):
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict]:
+        return np.zeros(3, np.float32), {}
+
+
+gymnasium.register("Misshapen-v0", Misshapen)
+
+
+def test_an_environment_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Misshapen-v0: an observation must have the shape"):
+        Agent("pebble", "Misshapen-v0", out=tmp_path / "runs" / "run", **SMALL).learn(60)
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.files import one_line, read_yaml, to_json, write
-from rlhf_bilevel.given import assigned
+from rlhf_bilevel.given import assigned, configure
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.points import Point, read_table, write_table
 from rlhf_bilevel.types import Preferences, Segments
@@ -488,11 +488,14 @@ def test_the_keyboard_may_stop_what_is_no_training_and_what_has_not_begun(
 
 def test_the_keyboard_may_stop_the_loading_of_libraries() -> None:
     code = """
-import sys
+import os, signal, sys
 class Interrupts:
     def find_spec(self, name, *_):
         if name == "rlhf_bilevel.config":
-            raise KeyboardInterrupt
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("as numpy says it") from None
 sys.meta_path.insert(0, Interrupts())
 import rlhf_bilevel.__main__
 """
@@ -751,3 +754,12 @@ def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytes
     assert stop.value.code == 2 and "1 of 1 runs" in captured.err
     assert f"{broken} failed: rlhf-bilevel: {broken} exists already" in captured.out
     assert f"(all of it: {broken}.log)" in captured.out and Path(f"{broken}.log").is_file()
+
+
+def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp_path: Path) -> None:
+    (tmp_path / "both.yaml").write_text("steps: 300\nsurf.threshold: 0.9\nrime.warm_updates: 3\n")
+    words = ["train", "surf", "--env", "Pendulum-v1", "--config", str(tmp_path / "both.yaml"), "--keep-every", "0"]
+    args = parser().parse_args(words)
+    assert args.keep_every == 0
+    given = configure(args)
+    assert given["surf.threshold"] == 0.9 and "rime.warm_updates" not in given

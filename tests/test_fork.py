@@ -14,10 +14,10 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.checkpoint import Checkpoints, Entry, Manifest
-from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.files import sha256
 from tests.conftest import FEW, SMALL
-from tests.faults import at_call, full_disk
+from tests.faults import at_call, child, full_disk, kill
 from tests.test_cli import fails
 from tests.test_resume import QUICK, equal, state
 
@@ -279,6 +279,65 @@ def test_a_full_disk_leaves_the_place_of_a_fork_free(tmp_path: Path, whole: tupl
     Agent.fork(whole[0], out=tmp_path / "fork").learn(10)
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_a_fork_that_is_killed_as_it_begins_leaves_a_run_or_a_place_that_is_cleared(
+    tmp_path: Path, whole: tuple[Path, str], every: int
+) -> None:
+    """Killed before every so many-th call that changes a file."""
+    out = tmp_path / "fork"
+    with at_call(10**6, kill) as calls:
+        Agent.fork(whole[0], out=tmp_path / "other")._go_on(10)
+    assert len(calls) > 20
+    for number in range(3, len(calls) + 1, every):
+
+        def begin(number: int = number) -> None:
+            with at_call(number, kill):
+                Agent.fork(whole[0], out=out)._go_on(10)
+
+        assert child(begin) == 9
+        if (out / "config.yaml").is_file():
+            Agent.resume(out, trust=True)
+            shutil.rmtree(out)
+            continue
+        with pytest.raises(SystemExit):
+            main(["resume", str(out)])
+        if number % 3:
+            Agent.fork(whole[0], out=out).learn(10)
+        else:
+            Agent("pebble", "tests.conftest:Steer-v0", out=out, **SMALL).learn(60)
+            assert {path.name for path in out.iterdir()}.isdisjoint({"fork.unfinished"})
+        assert (out / "SHA256SUMS").is_file() and not (out / "fork.unfinished").exists()
+        shutil.rmtree(out)
+
+
+def test_nothing_else_than_an_unfinished_fork_is_cleared(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    for name in ("notes.txt", "config.yaml"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "fork.unfinished").touch()
+        (out / "labels.sqlite").write_bytes(b"mine")
+        (out / name).write_bytes(b"mine")
+        before = snapshot(out)
+        with pytest.raises(AlreadyExistsError):
+            Agent.fork(whole[0], out=out).learn(10)
+        with pytest.raises(AlreadyExistsError):
+            Agent("pebble", "tests.conftest:Steer-v0", out=out, **SMALL).learn(60)
+        assert snapshot(out) == before
+    out = tmp_path / "links"
+    out.mkdir()
+    (out / "fork.unfinished").touch()
+    (out / "checkpoints").symlink_to(whole[0] / "checkpoints")
+    before = snapshot(whole[0])
+    Agent.fork(whole[0], out=out).learn(10)
+    assert snapshot(whole[0]) == before and not (out / "checkpoints").is_symlink()
+
+
+def test_a_fork_that_no_memory_holds_makes_no_folder(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    with pytest.raises(UserError, match="GiB of memory"):
+        Agent.fork(whole[0], out=tmp_path / "fork", batch=10**9).learn(10)
+    assert not (tmp_path / "fork").exists()
+
+
 def test_a_fork_does_not_go_into_the_run_that_it_comes_from(
     capsys: pytest.CaptureFixture, tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
@@ -318,6 +377,7 @@ def test_a_run_may_go_on_while_its_checkpoints_are_read(
     check, kept = Checkpoints._check, list[Path]()
 
     (newest, *_) = sorted(source.glob("step-*"), reverse=True)
+    anew = newest.name.removesuffix("-kept") if newest.name.endswith("-kept") else f"{newest.name}-kept"
     shutil.copytree(newest, tmp_path / "newer")
 
     def removed(self: Checkpoints, path: Path) -> Any:
@@ -325,7 +385,7 @@ def test_a_run_may_go_on_while_its_checkpoints_are_read(
             kept.extend(source.glob("step-*"))
             for old in kept:
                 shutil.rmtree(old)
-            (tmp_path / "newer").rename(source / "step-000000301")
+            (tmp_path / "newer").rename(source / anew)
         return check(self, path)
 
     monkeypatch.setattr(Checkpoints, "_check", removed)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent, files
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.agent import ALGORITHMS
 from rlhf_bilevel.asked import of_run
 from rlhf_bilevel.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.dataset import KEY, Dataset
@@ -547,10 +548,114 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
 ) -> None:
     run = shutil.copytree(made["ended"], tmp_path / "run")
     change(run, **settings)
+    with (run / "reward.safetensors").open("ab") as file:
+        file.write(os.urandom(2**22))  # more than the units, far less than the weights between them
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
     monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(run)
+
+
+def tell(run: Path, algorithm: str, given: Any) -> None:
+    """Settings of the run's SB3 algorithm, as a stranger would."""
+    told = yaml.safe_load((run / "config.yaml").read_text())
+    method = {"PPO": "prefppo"}.get(algorithm, "pebble")
+    told |= {"method": method, "algorithm": algorithm, "algorithm_settings": given}
+    (run / "config.yaml").write_text(yaml.safe_dump(told))
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # which were made with another config.yaml
+    if (run / "SHA256SUMS").exists():
+        write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
+
+
+WRONG = {"SAC": [
+    {"policy_kwargs": {"n_critics": 10**9}}, {"policy_kwargs": {"net_arch": {"pi": [10**9], "qf": [16]}}},
+    {"policy_kwargs": {"net_arch": {"qf": [16]}}}, {"policy_kwargs": {"net_arch": [16] * 10**4}},
+    {"policy_kwargs": {"net_arch": [[16]]}}, {"policy_kwargs": {"net_arch": "16"}},
+    {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 10**9}}}, {"policy_kwargs": [1]},
+    {"policy_kwargs": {"optimizer_kwargs": {"lr": "x"}}}, {"policy_kwargs": {"optimizer_kwargs": {"betas": [2, 0.9]}}},
+    {"policy_kwargs": {"activation_fn": "os.mkdir"}}, {"policy_kwargs": {"log_std_init": 1e9}}, {"buffer_size": 10**12},
+    {"tensorboard_log": "elsewhere"}, {"monitor_wrapper": True}, {"replay_buffer_kwargs": {"n": 10**9}},
+    {"batch_size": 0}, {"learning_rate": float("nan")}, {"tau": float("inf")}, {"gradient_steps": 10**9},
+    {"ent_coef": "auto_nan"}, {"ent_coef": "auto_0_5"}, {"ent_coef": -1}, {"target_entropy": "x"}, {"seed": 2**40},
+    {"use_sde_at_warmup": "yes"}, {"n_steps": 10**9}, {"device": "cuda:9"}, {"env": "CartPole-v1"}, {"verbose": True},
+    {"stats_window_size": 10**12}, {"_init_setup_model": False}, {"policy": "CnnPolicy"}, {"policy_delay": 2},
+], "TD3": [{"policy_delay": 0}, {"use_sde": True}, {"target_policy_noise": -1}, {"policy_kwargs": {"clip_mean": 2.0}}],
+"DDPG": [{"policy_kwargs": {"n_critics": 0}}, {"policy_delay": 2}],
+"PPO": [
+    {"n_steps": 10**9}, {"n_steps": 1}, {"n_epochs": 10**9}, {"batch_size": 1}, {"clip_range": "x"},
+    {"rollout_buffer_kwargs": {}}, {"policy_kwargs": {"squash_output": True}}, {"policy_kwargs": {"n_critics": 2}},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("algorithm", "given"), [(name, told) for name in WRONG for told in WRONG[name]])
+def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    algorithm: str, given: dict[str, Any],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    for kind in ("ended", "cut"):
+        tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
+    before = seen(tmp_path)
+    commands = ["evaluate ended", "resume cut"]
+    if given is WRONG[algorithm][0]:  # the others read the file at the same place
+        commands += ["explain ended", "export ended --sb3 a.zip", "fork cut --out new"]
+    for command in commands:
+        assert ask(command.split()) == "exit 2"
+        told = capsys.readouterr().err
+        assert f"config.yaml: algorithm_settings: {next(iter(given))}" in told and told.count("\n") == 1
+    assert seen(tmp_path) == before
+
+
+SOUND: dict[str, dict[str, Any]] = {
+    "SAC": {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [8, 8]}, "n_critics": 3, "clip_mean": 1.5}, "gamma": 0.9,
+            "ent_coef": "auto_0.2", "target_entropy": -2.0, "use_sde": True, "buffer_size": 1000, "tau": 1},
+    "TD3": {"policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"weight_decay": 1e-3, "betas": [0.8, 0.99]}},
+            "policy_delay": 3, "target_noise_clip": 0.4},
+    "DDPG": {"policy_kwargs": None, "learning_rate": 1e-3},
+    "PPO": {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "clip_range_vf": None, "target_kl": 0.5,
+            "policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": False}},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("algorithm", SOUND)
+def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path, algorithm: str) -> None:
+    agent = Agent(
+        "prefppo" if algorithm == "PPO" else "pebble",
+        "Steer-v0",
+        algorithm=ALGORITHMS[algorithm],
+        algorithm_settings=SOUND[algorithm],
+        out=tmp_path / "run",
+        **FEW,
+    ).learn(100)
+    told = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert told["algorithm_settings"] == SOUND[algorithm]
+    obs = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    assert np.array_equal(Agent.load(tmp_path / "run").predict(obs)[0], agent.predict(obs)[0])
+    Agent.fork(tmp_path / "run").learn(20)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given"),
+    [
+        ("SAC", {"policy_kwargs": {"net_arch": {"pi": [65536] * 3, "qf": [16]}}}),
+        ("SAC", {"policy_kwargs": {"net_arch": {"pi": [16], "qf": [65536] * 2}, "n_critics": 100}}),
+        ("PPO", {"policy_kwargs": {"net_arch": {"pi": [16], "vf": [65536] * 16}}}),
+    ],
+)
+def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_memory(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, given: dict[str, Any]
+) -> None:
+    for kind in ("ended", "cut"):
+        tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
+    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
+        Agent.load(tmp_path / "ended")
+    with pytest.raises(UserError, match="GiB of memory"):
+        Agent.resume(tmp_path / "cut")
+    with pytest.raises(UserError, match="GiB of memory"):
+        Agent("prefppo" if algorithm == "PPO" else "pebble", "Steer-v0", algorithm_settings=given).learn(300)
 
 
 @pytest.mark.parametrize(("key", "value"), [("threads", 10**6), ("method", ["pebble"]), ("settings", 3),
@@ -573,6 +678,15 @@ def test_a_manifest_names_each_piece_once(tmp_path: Path) -> None:
     manifest.tables["rows"] *= 4000
     file.write_bytes(manifest.seal())
     with pytest.warns(UserWarning, match="in a place that is not its own"), pytest.raises(CorruptFileError):
+        Checkpoints(folder, "same").load()
+
+
+def test_a_checkpoint_is_of_the_step_that_its_folder_says(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    saved(folder, 1)
+    (folder / "step-000000001").rename(folder / "step-000000900")
+    with pytest.warns(UserWarning, match="it holds step 1"), pytest.raises(CorruptFileError):
         Checkpoints(folder, "same").load()
 
 

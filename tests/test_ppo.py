@@ -7,6 +7,7 @@ from stable_baselines3 import PPO
 
 from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.algorithm import train
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from tests.conftest import build, small_config
@@ -103,3 +104,9 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
         Agent("random", "Steer-v0", algorithm=TD3)
     with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
         Agent("parl", "Steer-v0", algorithm=TD3)
+
+
+@pytest.mark.parametrize("name", ["n_steps", "batch_size"])
+def test_advantages_of_one_step_have_no_spread_to_be_normalised_with(name: str) -> None:
+    with pytest.raises(UserError, match=f"prefppo.{name}=1: Input should be greater than or equal to 2"):
+        Agent("prefppo", "Steer-v0", options={name: 1})

@@ -72,7 +72,8 @@ def before(owner: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def in_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python drops what is raised there."""
+    """Python drops what is raised there. The first steps are those that an environment is looked at with."""
+    calls = list[None]()
 
     class Strikes:
         def __del__(self) -> None:
@@ -81,9 +82,10 @@ def in_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Steer.step
 
     def renewed(self: Steer, action: np.ndarray) -> Any:
-        monkeypatch.setattr(Steer, "step", step)
-        Strikes()
-        gc.collect()
+        calls.append(None)
+        if len(calls) == 5:
+            Strikes()
+            gc.collect()
         return step(self, action)
 
     monkeypatch.setattr(Steer, "step", renewed)
@@ -116,6 +118,22 @@ def test_one_ctrl_c_stops_a_run_wherever_it_strikes_and_it_goes_on_bit_for_bit(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     Agent.resume(tmp_path / "run")
     same(tmp_path / "run", whole)
+
+
+def test_a_ctrl_c_that_is_dropped_while_an_environment_is_looked_at_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset = Steer.reset
+
+    def careless(self: Steer, **given: Any) -> Any:
+        with suppress(BaseException):
+            ctrl_c()
+        return reset(self, **given)
+
+    monkeypatch.setattr(Steer, "reset", careless)
+    with pytest.raises(KeyboardInterrupt):
+        agent(tmp_path / "run").learn(STEPS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_within_a_row_of_tensorboards_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

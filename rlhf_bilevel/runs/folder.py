@@ -9,16 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf_bilevel.config import Config, Record, nearest, recorded, settle
+from rlhf_bilevel.config import Config, Record, nearest, networks, recorded, settle, weights
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
 from rlhf_bilevel.files import (
     CSV_LIMIT,
@@ -47,6 +48,12 @@ CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
 OWN = "own"  # in place of algorithm settings that no file can hold
 HEADER = 2**20  # bytes of a safetensors file that are no weights, at most
+FORKING = "fork.unfinished"
+BEGINNING = re.compile(
+    rf"\.lock|{re.escape(FORKING)}(\.tmp)?|config\.yaml(\.tmp)?|(progress|evaluations)\.csv|labels\.sqlite(-\w+)?|"
+    r"events\.out\.tfevents\..*|checkpoints"
+)
+"""Names of what a fork begins with. ``FORKING`` is there before any of them until the folder is a run's."""
 TAIL = 2**16  # bytes at the end of PROGRESS that hold its last row
 
 
@@ -70,6 +77,7 @@ class RunFolder:
         self.run_id = path / "run_id"  # the run's name in the book
         self.clips = path / "clips"  # a folder: what people see
         self.lock_file = path / ".lock"
+        self.forking = path / FORKING  # while a fork begins
 
     def __str__(self) -> str:
         return str(self.path)
@@ -85,9 +93,20 @@ class RunFolder:
 
     @property
     def vacant(self) -> bool:
-        """Whether a run may begin there: nothing is there, or what a run leaves that never began."""
+        """Whether a run may begin there: there is nothing, or only a lock and what a process left that was killed while
+        it began a run.
+        """
+        if not self.path.is_dir():
+            return not os.path.lexists(self.path)
         left = {self.lock_file.name, f"{CONFIG}.tmp"}
-        return not self.path.exists() or (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= left)
+        return {path.name for path in self.path.iterdir()} <= left or self.unfinished_fork
+
+    @property
+    def unfinished_fork(self) -> bool:
+        """Whether the folder holds what a fork left that was killed while it began, and nothing else."""
+        names = {path.name for path in self.path.iterdir()}
+        marked = FORKING in names or f"{FORKING}.tmp" in names
+        return marked and CONFIG not in names and all(map(BEGINNING.fullmatch, names))
 
     @property
     def begun(self) -> bool:
@@ -111,7 +130,7 @@ class RunFolder:
         return self
 
     def lock(self) -> FileLock:
-        """Taken: whoever trains the run has it. LockedError where another process does."""
+        """Acquired: whoever trains the run has it. LockedError where another process does."""
         own = lock(self.lock_file)
         with written(self.path):
             try:
@@ -201,18 +220,19 @@ class RunFolder:
             except RuntimeError as error:
                 raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
-    def check_sizes(self, config: Config, algorithm_settings: Mapping[str, Any]) -> None:
-        """CorruptFileError where the settings tell of larger networks than the files hold: no memory may hold them."""
-        given = algorithm_settings.get("policy_kwargs")
-        own = given.get("net_arch", config.hidden) if isinstance(given, dict) else config.hidden
-        network = sum(config.reward_hidden) if config.reward_form == "network" else 1
-        for file, weights in (
-            (self.policy, sum(map(_weights, _layers(own)))),
-            (self.reward, config.members * network),
-        ):
+    def check_sizes(self, config: Config, arguments: Mapping[str, Any], obs_size: int, act_size: int) -> None:
+        """CorruptFileError where the settings, and ``arguments`` of the SB3 algorithm, tell of larger networks than the
+        files hold, which no memory may hold either.
+        """
+        policy, critic, critics = networks(config, arguments, critics=1)
+        learnt = weights(obs_size, *policy) + critics * weights(obs_size, *critic)
+        inputs, form = obs_size + act_size, config.reward_form
+        inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
+        rewarded = config.members * weights(inputs, *(config.reward_hidden if form == "network" else ()), 1)
+        for file, least in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
-            if 4 * weights > size:
-                raise CorruptFileError(f"{file} does not fit {CONFIG}, which tells of at least {weights:,} weights")
+            if 4 * least > size:
+                raise CorruptFileError(f"{file} does not fit {CONFIG}, which tells of at least {least:,} weights")
 
 
 def runs_in(path: Path, depth: int = 1) -> list[RunFolder]:
@@ -240,17 +260,6 @@ def config_bytes(told: Mapping[str, Any]) -> bytes:
     told = {"version": Record.model_fields["version"].default, **_plainly(told)}
     told |= {"versions": versions(), "commit": commit()}
     return yaml.dump(told, Dumper=_WithoutAliases, sort_keys=False).encode()
-
-
-def _layers(told: Any) -> Iterator[Sequence[int]]:
-    """Of SB3's ``net_arch``: a list, or a dict of them."""
-    for layers in told.values() if isinstance(told, dict) else [told]:
-        yield [units for units in layers if isinstance(units, int)]
-
-
-def _weights(hidden: Sequence[int]) -> int:
-    """At least, whatever goes in and out."""
-    return sum(hidden) + sum(i * j for i, j in pairwise(hidden))
 
 
 class _WithoutAliases(yaml.SafeDumper):

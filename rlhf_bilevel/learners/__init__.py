@@ -1,0 +1,1 @@
+"""The learners below: algorithms of Stable-Baselines3, and what may be told of them."""
