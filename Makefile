@@ -33,6 +33,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && npx tsc; \
+	else echo "npm is missing: the page's JavaScript is not checked" >&2; fi
+node_modules/.package-lock.json: package-lock.json
+	npm ci --silent
+	@touch $@
 
 exactness: install
 	$(BIN)/python -m benchmarks.exactness --mdps 20 --seed 0 --json
@@ -77,4 +82,5 @@ figures: install
 	$(BIN)/python -m benchmarks.figures
 
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
+	    rlhf_bilevel/human/three
