@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: install train test test-slow lint exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
 install: .venv/installed
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: setup.cfg constraints.txt package-lock.json
 	$(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv (once; a few minutes) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
