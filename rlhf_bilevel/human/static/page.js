@@ -30,6 +30,7 @@ const pairs = []; // to be judged, in order; the first is in front, or comes the
 const answered = []; // newest last; at: milliseconds of this page
 /** @type {Status | null} */
 let status = null;
+let changes = 0; // of what the status counts, made here: a status that was asked for before one is out of date
 let shownAt = 0; // seconds since 1970
 let undoing = false;
 let turn = 0; // of those who wait for a stage only the latest may change what is shown
@@ -121,6 +122,7 @@ function answer(choice) {
   answered.push({ pair, choice, at: performance.now() });
   answered.splice(0, answered.length - HISTORY);
   hide();
+  changes++;
   if (status) status.can_undo = true;
   if (choice !== "skip") count(1);
   notice(`${SAID[choice]}.`);
@@ -139,7 +141,7 @@ const SAID = {
 };
 
 const NO_UNDO = "There is no answer to take back: training has used it, or there is none.";
-const canUndo = () => outbox.waiting().length > 0 || Boolean(status?.can_undo);
+const canUndo = () => outbox.waiting().length > 0 || (status?.can_undo ?? true); // the server knows, before its status does
 
 /** Takes the last answer back: here, where it was not sent yet, else on the server. */
 async function undo() {
@@ -165,6 +167,7 @@ async function undo() {
 async function bringBack(query) {
   const place = answered.findLastIndex((past) => past.pair.query === query);
   const [past] = place < 0 ? [] : answered.splice(place, 1);
+  changes++;
   if (past?.choice !== "skip") count(-1);
   if (status) status.can_undo = answered.length > 0; // until the server says so
   notice("Your last answer is taken back.");
@@ -274,8 +277,9 @@ async function poll() {
   for (;;) {
     pollAgain = false;
     try {
+      const unsent = outbox.waiting().length, before = changes;
       const told = await getStatus();
-      if (!outbox.waiting().length) tell((status = told)); // else it is of before the answers that are on their way
+      if (!unsent && before === changes) tell((status = told)); // else it may be of before the last answers
       outbox.send();
       if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
       if (!pairs.length || !player.isShown) await refill();
