@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: install train test test-slow lint exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
 install: .venv/installed
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: setup.cfg constraints.txt package-lock.json
 	$(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv (once; a few minutes) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
@@ -33,6 +33,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && npx tsc; \
+	else echo "npm is missing: the page's JavaScript is not checked" >&2; fi
+node_modules/.package-lock.json: package-lock.json
+	npm ci --silent
+	@touch $@
 
 exactness: install
 	$(BIN)/python -m benchmarks.exactness --mdps 20 --seed 0 --json
@@ -77,4 +82,5 @@ figures: install
 	$(BIN)/python -m benchmarks.figures
 
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
+	    rlhf_bilevel/human/three

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_bilevel.human.assets import static_files
 from rlhf_bilevel.human.book import Book
 from rlhf_bilevel.human.command import listen, names, server
 from rlhf_bilevel.human.facts import Question
 from rlhf_bilevel.human.gate import Gate
-from rlhf_bilevel.human.server import Invitations, create_app, static_files
+from rlhf_bilevel.human.server import Invitations, create_app
 
 FRAMES, FPS = 10, 20
 

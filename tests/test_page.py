@@ -177,6 +177,33 @@ def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> No
     expect(page.locator("#notice")).to_contain_text("no answer to take back")
 
 
+def test_undo_works_before_the_server_has_told_its_status_and_with_one_of_before_the_answer(
+    server: Served, visit: Visit
+) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    first = page.evaluate(SHOWN)
+    held: list[tuple[Route, Any]] = []
+    page.route("**/api/status", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/api/status"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(200)
+    visit.press("ArrowLeft")
+    visit.sent()
+    route, answer = held.pop()
+    route.fulfill(response=answer)
+    page.wait_for_timeout(200)
+    expect(page.locator("#mine")).to_have_text("1")
+    visit.press("u")
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    visit.press("ArrowLeft")
+    visit.sent()
+    page.reload()  # and its status is held, too
+    page.wait_for_selector("body[data-state=pair]")
+    visit.press("u")
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+
+
 def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.wait_for_selector(READY, state="attached")

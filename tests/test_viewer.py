@@ -16,7 +16,7 @@ from PIL import Image
 
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import assets
-from rlhf_bilevel.human.assets import VIEWER, three_js
+from rlhf_bilevel.human.assets import static_files
 from tests.test_film import DOOR, WALKER, filmed, play, unrolled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,10 +31,19 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 SIZE = 160
-SCRIPT = """
+WATCH = """
 window.faults = [];
 addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
 addEventListener("error", (event) => faults.push(event.message));
+"""
+NO_WEBGL = """
+const { getContext } = HTMLCanvasElement.prototype;
+HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+  return kind === "2d" ? getContext.call(this, kind, ...more) : null;
+};
+"""
+SCRIPT = """
+import { ClipViewer } from "./viewer.js";
 window.viewer = new ClipViewer(document.getElementById("clip"), async (id) => (await fetch("/scenes/" + id)).json());
 """
 Shot = Callable[[float], np.ndarray]
@@ -44,16 +53,14 @@ class Screen:
     """A page that holds one viewer, as a server would give it out, and the files that the server has."""
 
     def __init__(self, page: Page, webgl: bool) -> None:
-        scripts = ["three.js"] * webgl + ["viewer.js", "page.js"]
-        self.files = {
+        self.files = {name: path.read_text() for name, path in static_files().items()} | {
             "": "<!doctype html><link rel=stylesheet href=/page.css><div id=clip></div>"
-            + "".join(f"<script src=/{name}></script>" for name in scripts),
+            "<script type=module src=/page.js></script>",
             "page.css": f"div {{ width: {SIZE}px; height: {SIZE}px }}",
-            "viewer.js": VIEWER.read_text(),
             "page.js": SCRIPT,
-            "three.js": three_js().read_text(),
         }
         self.page = page
+        page.add_init_script(WATCH + NO_WEBGL * (not webgl))
         page.route("http://clips.test/**", self._answer)
         page.goto("http://clips.test/")
 
@@ -199,7 +206,7 @@ def test_dragging_turns_the_view_the_wheel_zooms_and_a_double_click_goes_back(
     turned = opened.picture()
     assert (brown(turned) != brown(before)).mean() > 0.02
     mouse.wheel(0, -300)
-    opened.page.wait_for_function("viewer.view.zoom > 1.2")
+    opened.page.wait_for_function("viewer.camera.zoom > 1.2")
     assert brown(opened.picture()).sum() > 1.3 * brown(turned).sum()
     mouse.dblclick(middle, middle)
     assert (opened.picture() == before).all()
@@ -233,8 +240,7 @@ def test_pictures_are_shown_in_their_order(screen: Callable[[bool], Screen]) -> 
     assert not shot(0)[0].any()  # the picture keeps its shape: above it there is nothing
 
 
-def test_where_three_js_is_missing_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Path(three_js()).stat().st_size > 500_000
-    monkeypatch.setattr(assets, "PACKAGE", "no-such-package")
-    with pytest.raises(UserError, match=r"three.js r130 is missing.*pip install no-such-package==130$"):
-        three_js()
+def test_where_three_js_is_missing_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(assets, "THREE", tmp_path)
+    with pytest.raises(UserError, match=r"^three.js is missing.*install rlhf-bilevel again.*npm registry.*$"):
+        static_files()

@@ -1,21 +1,20 @@
-"""The scripts that a page needs to play clips, as files of the installation: nothing is fetched from elsewhere."""
+"""The files that a page loads, all of the installation: nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from rlhf_bilevel.errors import UserError
 
-VIEWER = Path(__file__).parent / "static" / "viewer.js"
-PACKAGE, VERSION = "jupyter-threejs-sage", 130  # which carries the built three.min.js of that release
+HERE = Path(__file__).parent
+THREE = HERE / "three"  # three.js, which build_backend.py puts there
 
 
-def three_js() -> Path:
-    """``three.min.js``. UserError where no installed package carries it."""
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # found, and not imported
-    for folder in spec.submodule_search_locations or () if spec else ():
-        path = Path(folder) / "static" / f"r{VERSION}" / "three.min.js"
-        if path.is_file():
-            return path
-    raise UserError(f"three.js r{VERSION} is missing, which draws clips: pip install {PACKAGE}=={VERSION}")
+def static_files() -> dict[str, Path]:
+    """Scripts and styles, by name. UserError where three.js is missing."""
+    three = {name: THREE / name for name in ("three.module.js", "three.core.js")}
+    if not all(path.is_file() for path in three.values()):
+        raise UserError(
+            "three.js is missing, which draws clips: install rlhf-bilevel again where the npm registry can be reached"
+        )
+    return {path.name: path for path in (HERE / "static").iterdir() if path.suffix in (".js", ".css")} | three

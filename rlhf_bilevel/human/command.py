@@ -37,8 +37,9 @@ INTERVAL = 1.0  # seconds between two looks for a run that is not there yet
 def label(args: argparse.Namespace) -> Callable[[], None]:
     """Checks what can be got wrong, waits for the run, and serves until Ctrl-C. Prints a link for each labeller."""
     from rlhf_bilevel.human import guidelines
+    from rlhf_bilevel.human.assets import static_files
     from rlhf_bilevel.human.book import Book
-    from rlhf_bilevel.human.server import Invitations, create_app, static_files
+    from rlhf_bilevel.human.server import Invitations, create_app
 
     people = [(name, "labeller") for name in args.labeller] + [(name, "expert") for name in args.expert]
     people = people or [(NAME, "labeller")]

@@ -43,15 +43,6 @@ SESSION_DAYS = 30
 LATE_SECONDS = 15.0  # a training that has told nothing for so long is not running
 LATEST = 4102444800.0  # the year 2100: no browser's clock says a later time
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
-HERE = Path(__file__).parent
-
-
-def static_files() -> dict[str, Path]:
-    """All that ``/static/`` serves, by name."""
-    from rlhf_bilevel.human.assets import three_js
-
-    names = ("page.js", "page.css", "join.js", "viewer.js")
-    return {name: HERE / "static" / name for name in names} | {"three.js": three_js()}
 
 
 def packed(path: Path) -> tuple[bytes, str, str]:

@@ -1,0 +1,78 @@
+/** What is said of training, and of why no pair is left: sentences from the server's status. */
+
+/**
+ * @typedef {import("./api.js").Status} Status
+ * @typedef {import("./api.js").Training} Training
+ * @typedef {{state: "loading" | "away" | "empty", heading: string, text: string}} Rest
+ */
+
+const numbers = new Intl.NumberFormat("en");
+
+/** @param {number} [value] */
+export const number = (value = 0) => numbers.format(value);
+
+/** @param {number} count @param {string} one */
+export const some = (count, one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
+
+/** @param {Training} training */
+const hasAll = ({ labels = 0, wanted = 0 }) => wanted > 0 && labels >= wanted;
+
+/**
+ * What training does: a sentence, what it does just now, for which a narrow screen has no room, and what comes next.
+ *
+ * @param {Status} status
+ */
+export function sentence({ training, needed, open }) {
+  const { state, steps, step, doing = "" } = training;
+  const at = steps ? `step ${number(step)} of ${number(steps)}` : "";
+  switch (state) {
+    case "ended":
+      return [`Training has ended${at && `, ${at}`}.`, "", open ? " More answers are kept, but it does not use them." : ""];
+    case "away":
+      return [at ? "Training is not running. Answers are kept for it." : "Training has not begun yet.", "", ""];
+    case "waiting":
+      if (needed) return [`Training waits for ${some(needed, "more answer")} (${at}).`, "", ""];
+      return [`Training has the answers that it waited for, and goes on (${at}).`, "", ""];
+    case "on": {
+      const update = hasAll(training) ? " It has all its labels." : needed ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
+      return [`Training goes on, ${at}`, `: ${doing.replace(/\.$/, "")}`, `.${update}`];
+    }
+  }
+}
+
+/** Where every pair that was asked is answered. */
+const NOTHING = {
+  on: "All pairs that were asked are answered. Training goes on, and asks again later.",
+  waiting: "All pairs that were asked are answered. Training goes on in a moment.",
+  away: "All pairs that were asked are answered. Training is not running: the next pair comes up here by itself once it runs again.",
+  unheard: "Training has not begun to ask. The first pair comes up here by itself once it does.",
+};
+
+/**
+ * Why there is no pair, and what comes.
+ *
+ * @param {Status | null} status @param {boolean} connected @param {number} unsent answers
+ * @returns {Rest}
+ */
+export function rest(status, connected, unsent) {
+  if (!connected) return { state: "away", heading: "No connection", text: "The next pair comes up here by itself once it is back. Your answers are kept until then." };
+  if (!status) return { state: "loading", heading: "Loading the first pair …", text: "" };
+  if (unsent) return { state: "loading", heading: "Sending your answer …", text: "" };
+  const { training, open, skipped, judged, taken } = status;
+  if (training.state === "ended") return { state: "empty", heading: "All done", text: "This run has ended. Thank you." };
+  if (hasAll(training)) return { state: "empty", heading: "All done", text: "Training has all the labels that it asked for. Thank you." };
+  if (open > skipped + judged + taken) return { state: "loading", heading: "Loading the next pair …", text: "" };
+  const later = " The next pair comes up here by itself; you can leave this page open.";
+  if (open) return { state: "empty", heading: "No pair is left for you now", text: notForYou(status) + later };
+  const text = training.state !== "away" ? NOTHING[training.state] + later : training.steps ? NOTHING.away : NOTHING.unheard;
+  return { state: "empty", heading: "Nothing to label now", text };
+}
+
+/** Why none of the open pairs comes to this labeller. @param {Status} status */
+function notForYou({ skipped, judged, taken }) {
+  const why = [];
+  if (taken) why.push(`Somebody else is looking at ${some(taken, "pair")}; what is not answered within ten minutes comes to you.`);
+  if (judged) why.push(`${some(judged, "pair")} that you answered ${judged === 1 ? "waits" : "wait"} for another person’s answer, too.`);
+  if (skipped) why.push(`You skipped ${some(skipped, "pair")}: another person can judge ${skipped === 1 ? "it" : "them"}, or you look again.`);
+  return why.join(" ");
+}
