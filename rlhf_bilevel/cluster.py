@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from rlhf_bilevel.files import plain
-from rlhf_bilevel.sweep import GRACE, Planned
-from rlhf_bilevel.worker import log_of, work
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.sweep import GRACE
+from rlhf_bilevel.worker import log_of, main
 
 RETRIES = 100  # times that a run's worker may die; machines that are lent may go often, and each run goes on
 
@@ -35,9 +36,9 @@ class Cluster:
         # A process of its own for each run: nothing of another run is left in it
         self._run = ray.remote(num_cpus=cpus, max_retries=RETRIES, max_calls=1)(run)
 
-    def start(self, run: Planned) -> Task:
-        out = run.out.resolve()
-        return Task(self._run.remote(out, run.words), log_of(out))
+    def start(self, run: RunSpec) -> Task:
+        out = run.folder.resolve()
+        return Task(self._run.remote(out, replace(run, out=out).to_json()), log_of(out))
 
 
 class Task:
@@ -60,10 +61,11 @@ class Task:
         ray.wait([self._reference], timeout=GRACE)
 
 
-def run(out: Path, words: Sequence[str]) -> int:
-    """The task. What it says goes to OUT.log, as on one machine; its process is not used again."""
+def run(out: Path, spec: str) -> int:
+    """The task: a worker on the ``spec`` in JSON, and its exit code. What it says goes to OUT.log; its process is not
+    used again."""
     plain(log_of(out))
     sys.stdout = sys.stderr = stream = log_of(out).open("a", buffering=1)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
-    return work(out, words)
+    return main([spec])

@@ -30,8 +30,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.compare import ending
 from rlhf_bilevel.files import PROGRESS, STEP, Refused, one_line, read
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.space import Choice, Range, Space, pasted
-from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
+from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Started, last_line
 from rlhf_bilevel.worker import ELSEWHERE, log_of
 
 TRUE_RETURN = "eval/true_return"  # column of progress.csv
@@ -55,7 +56,7 @@ class Candidate(Protocol):
 class Training:
     """A trial's runs, one for each seed."""
 
-    def __init__(self, runs: Sequence[Planned], engine: Engine) -> None:
+    def __init__(self, runs: Sequence[RunSpec], engine: Engine) -> None:
         self._runs, self._engine = runs, engine
         self._started: Started | None = None
         self._at, self._not_before = 0, 0.0
@@ -81,7 +82,7 @@ class Training:
     def reports(self) -> dict[int, float]:
         found, seen = {}, []
         for number, run in enumerate(self._runs):
-            seen.append(evaluations(run.out))
+            seen.append(evaluations(run.folder))
             for step in seen[-1]:
                 until = [[value for at, value in own.items() if at <= step] for own in seen]
                 found[number * run.steps + step] = fmean(float(ending(values)) for values in until if values)
@@ -92,7 +93,7 @@ class Training:
             self._started.stop()
 
     def why(self) -> str:
-        log = log_of(self._runs[self._at].out)
+        log = log_of(self._runs[self._at].folder)
         return f"{last_line(log)} (all of it: {log})"
 
 

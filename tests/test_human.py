@@ -27,6 +27,7 @@ from rlhf_bilevel.human.facts import Pending, Question
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
 from rlhf_bilevel.labels import LABELS, LabelLog, pairs
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs import build
 from rlhf_bilevel.types import Queries
 from tests.conftest import small_config
 from tests.faults import child, kill, tables
@@ -56,11 +57,7 @@ class Film:
 
 @pytest.fixture(autouse=True)
 def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def _filmed(self: Agent, training: list[Any], store: Store) -> list[Any]:
-        self._film = Film(store)
-        return training
-
-    monkeypatch.setattr(Agent, "_filmed", _filmed)
+    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, Film(store)))
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -19,12 +20,13 @@ from rich.console import Console
 from rlhf_bilevel import sweep
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.board import Board, step_of
-from rlhf_bilevel.files import LOCK
+from rlhf_bilevel.files import LOCK, Refused
 from rlhf_bilevel.log import Progress, Rows
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
-from rlhf_bilevel.sweep import Planned, Process, agree, complete
-from rlhf_bilevel.worker import ELSEWHERE, claim, ended, log_of, work
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.sweep import Process, complete
+from rlhf_bilevel.worker import ELSEWHERE, agree, claim, ended, log_of, work
 from tests.conftest import SMALL
 from tests.faults import child, kill
 
@@ -32,13 +34,8 @@ ENV = "tests.conftest:Steer-v0"
 SETTINGS: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4, "labels": 20}
 
 
-def text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def planned(out: Path, steps: int = 300) -> Planned:
-    pairs = [f"--set={key}={text(value)}" for key, value in SETTINGS.items() if key != "labels"]
-    return Planned(out, "pebble", ENV, 0, steps, ("--labels=20", *pairs), every="50")
+def planned(out: Path, steps: int = 300) -> RunSpec:
+    return RunSpec.of("pebble", ENV, SETTINGS | {"steps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50")
 
 
 def uninterrupted(out: Path, steps: int = 300) -> Path:
@@ -61,8 +58,8 @@ class Scripted:
         self.started: list[str] = []
         self.stopped = 0
 
-    def start(self, run: Planned) -> "Scripted":
-        self.started.append(run.out.name)
+    def start(self, run: RunSpec) -> "Scripted":
+        self.started.append(run.folder.name)
         return self
 
     def poll(self) -> int | None:
@@ -77,10 +74,10 @@ class Forked:
 
     room = 1
 
-    def start(self, run: Planned) -> "Forked":
+    def start(self, run: RunSpec) -> "Forked":
         self.pid = os.fork()
         if not self.pid:
-            os._exit(work(run.out, run.words))
+            os._exit(work(run))
         return self
 
     def poll(self) -> int | None:
@@ -100,7 +97,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_fails_is_told_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
     runs = [planned(tmp_path / name) for name in "abc"]
-    log_of(runs[1].out).write_text("traceback\nValueError: the reason\r 10 steps \n\n")
+    log_of(runs[1].folder).write_text("traceback\nValueError: the reason\r 10 steps \n\n")
     told: list[str] = []
     engine = Scripted(a=[0], b=[1], c=[0])
     assert complete(runs, engine, lambda _: None, told.append) == [runs[1]]
@@ -145,12 +142,12 @@ def test_a_process_that_is_stopped_has_ended(tmp_path: Path, monkeypatch: pytest
 
 def test_either_lock_leaves_a_run_to_the_process_that_has_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "run")
-    with claim(run.out):
-        assert work(run.out, run.words) == ELSEWHERE and not run.out.exists()
-    run.out.mkdir()
-    (run.out / "config.yaml").write_text("method: pebble\n")
-    with FileLock(run.out / LOCK):
-        assert work(run.out, run.words) == ELSEWHERE
+    with claim(run.folder):
+        assert work(run) == ELSEWHERE and not run.folder.exists()
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text("method: pebble\n")
+    with FileLock(run.folder / LOCK):
+        assert work(run) == ELSEWHERE
 
 
 def test_the_locks_of_a_killed_process_are_free(tmp_path: Path) -> None:
@@ -170,11 +167,11 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
     """Another sweep's worker has a run, is halted, then killed: the run is taken over where its checkpoint is."""
     run, told = planned(tmp_path / "run"), []
     other = Forked().start(run)
-    while not list((run.out / "checkpoints").glob("step-*")):
+    while not list((run.folder / "checkpoints").glob("step-*")):
         assert other.poll() is None
         time.sleep(0.02)
     os.kill(other.pid, signal.SIGSTOP)
-    assert not ended(run.out)
+    assert not ended(run.folder)
 
     def tell(line: str) -> None:
         told.append(line)
@@ -182,12 +179,12 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
             other.stop()
 
     assert complete([run], Forked(), lambda _: None, tell) == []
-    assert [line.split(":")[0].replace(str(run.out), "run") for line in told] == [
+    assert [line.split(":")[0].replace(str(run.folder), "run") for line in told] == [
         "going on with run",
         "run is being trained by another process, and is looked at again later",
         "run ended",
     ]
-    assert_equal(run.out, uninterrupted(tmp_path / "whole"))
+    assert_equal(run.folder, uninterrupted(tmp_path / "whole"))
 
 
 def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
@@ -198,18 +195,18 @@ def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"with sigma=2.0, not 3.0: choose another --out"):
         agree(run, {"steps": 300, "sigma": 3.0})
     with pytest.raises(ValueError, match="method=pebble, not sac"):
-        agree(run._replace(method="sac"), {})
+        agree(replace(run, method="sac"), {})
 
 
 def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Another process may have begun a run there since the sweep looked."""
     run = planned(tmp_path / "run")
-    run.out.mkdir()
-    (run.out / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
-    before = (run.out / "config.yaml").read_text()
-    assert work(run.out, run.words) == 2
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
+    before = (run.folder / "config.yaml").read_text()
+    assert work(run) == 2
     assert "is a run with gamma=0.5, not 0.99: choose another --out" in capsys.readouterr().err
-    assert (run.out / "config.yaml").read_text() == before
+    assert (run.folder / "config.yaml").read_text() == before
 
 
 def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
@@ -217,23 +214,23 @@ def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
 ) -> None:
     run, other = planned(tmp_path / "run"), FileLock(tmp_path / "run" / LOCK)
 
-    def late(words: Any) -> None:
-        run.out.mkdir(exist_ok=True)
-        (run.out / "config.yaml").touch()
+    def late(*_: Any, **__: Any) -> None:
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / "config.yaml").touch()
         other.acquire()
-        raise SystemExit(2)
+        raise Refused("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.__main__.main", late)
-    assert work(run.out, run.words) == ELSEWHERE
-    (run.out / "config.yaml").unlink()
+    monkeypatch.setattr("rlhf_bilevel.runs.session.train", late)
+    assert work(run) == ELSEWHERE
+    (run.folder / "config.yaml").unlink()
 
-    def ends(words: Any) -> None:
+    def ends(*_: Any, **__: Any) -> None:
         other.release()
-        (run.out / "SHA256SUMS").touch()
-        raise SystemExit(2)
+        (run.folder / "SHA256SUMS").touch()
+        raise Refused("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.__main__.main", ends)
-    assert work(run.out, run.words) == 0
+    monkeypatch.setattr("rlhf_bilevel.runs.session.train", ends)
+    assert work(run) == 0
 
 
 def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None:
@@ -287,8 +284,8 @@ def test_the_board_knows_speed_and_time_left(tmp_path: Path) -> None:
     with board:
         for now[0] in (5.0, 10.0):
             for run, speed in zip(runs, (10, 30), strict=False):
-                run.out.mkdir(exist_ok=True)
-                (run.out / "progress.csv").write_text(f"time/total_timesteps\n{int(now[0]) * speed}\n")
+                run.folder.mkdir(exist_ok=True)
+                (run.folder / "progress.csv").write_text(f"time/total_timesteps\n{int(now[0]) * speed}\n")
             board.see(states)
         board.see(dict.fromkeys(runs, "ended"))  # too soon for another table, but the last
     assert "3 ended" in screen.file.getvalue()
@@ -344,8 +341,8 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     polled = Task.poll
 
     def poll(task: Task) -> int | None:
-        if not killed and list((run.out / "checkpoints").glob("step-*")):
-            killed.extend(path.name for path in (run.out / "checkpoints").glob("step-*"))
+        if not killed and list((run.folder / "checkpoints").glob("step-*")):
+            killed.extend(path.name for path in (run.folder / "checkpoints").glob("step-*"))
             machines.remove_node(first, allow_graceful=False)
             machines.add_node(num_cpus=1)
         return polled(task)
@@ -357,7 +354,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
         ray.shutdown()
         machines.shutdown()
     assert killed and not failed
-    begins = re.findall(r"(\d+)/1500 \[00:00<\?", log_of(run.out).read_text())  # the steps that its bars begin with
+    begins = re.findall(r"(\d+)/1500 \[00:00<\?", log_of(run.folder).read_text())  # the steps that its bars begin with
     assert begins[0] == "0" and int(begins[-1]) > 0
-    assert_equal(run.out, uninterrupted(tmp_path / "apart/whole", steps))
+    assert_equal(run.folder, uninterrupted(tmp_path / "apart/whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))
