@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Mapping
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,8 @@ def claim(out: Path) -> FileLock:
 
 def whole(spec: RunSpec, limit: int | None = None) -> dict[str, Any]:
     """All settings of a run, as its folder will hold them; ``limit`` is the environment's, where it is known."""
-    return spec.resolve(limit=inf if limit is None else limit).model_dump(mode="json")
+    config, _ = spec.fit(spec.resolve(), limit)
+    return config.model_dump(mode="json")
 
 
 def agree(spec: RunSpec, settings: Mapping[str, Any]) -> None:

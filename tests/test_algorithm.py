@@ -22,6 +22,7 @@ from rlhf_bilevel.points import points
 from rlhf_bilevel.preference import cross_entropy, logits, take
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.worker import whole
 from tests.conftest import SMALL, Steer, build
 
 
@@ -198,14 +199,13 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert read_yaml(tmp_path / "run" / CONFIG)["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
     run = RunSpec.of("pebble", "Limited-v0", settings | {"steps": 300}, preset="quick")
-    with pytest.warns(UserWarning, match=told):
-        assert run.resolve(limit=30).segment_length == 8
+    assert whole(run, 30)["segment_length"] == 8
     with pytest.raises(Refused, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
         few = {"steps": 300, "segment_length": 31, "labels": labels}
-        RunSpec.of(method, "Limited-v0", few, preset="quick").resolve(limit=30)
+        whole(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
     config = Config(steps=300, segment_length=30)
     assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
     with pytest.raises(Refused, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):

@@ -1,1 +1,1 @@
-"""One run: what it is asked to be (``spec``), how it is built (``build``), and all that goes on around it (``session``)."""
+"""One run: what it is asked to be (``spec``), how it is built (``build``), what goes on around it (``session``)."""

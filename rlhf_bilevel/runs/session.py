@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,9 +188,10 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     if spec.out:
         free(spec.out)
     environments = training_envs(spec, config, parts.method)
-    limit = environments[0].limit
-    config = spec.resolve(parts.method, limit=inf if limit is None else limit)
+    config, told = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
+    if told:
+        warnings.warn(told, stacklevel=3)
     if spec.out:
         with held(), claimed(spec.out) as lock:
             write_config(spec.out, config_record(spec, parts, config))
@@ -299,7 +299,8 @@ def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Pa
 def save(folder: Path, told: Mapping[str, Any], model: BaseAlgorithm, reward: RewardEnsemble) -> None:
     """Writes what ``build.learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one.
 
-    ``told`` is the agent's ``config_record``. Refused where ``folder`` holds anything else than this agent, or one like it.
+    ``told`` is the agent's ``config_record``. Refused where ``folder`` holds anything else than this
+    agent, or one like it.
     """
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is a file, and no folder for a run")

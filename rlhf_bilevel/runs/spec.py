@@ -1,7 +1,7 @@
 """What a run is asked to be, and the one place where that is completed to all settings of a run.
 
-The command line, a YAML file, ``Agent`` in Python, a worker, a Ray task, a cohort, a search and the benchmarks all make a
-``RunSpec``. ``RunSpec.resolve`` completes it; each of these goes before the one on its left:
+The command line, a YAML file, ``Agent`` in Python, a worker, a Ray task, a cohort, a search and the benchmarks all make
+a ``RunSpec``. ``RunSpec.resolve`` completes it; each of these goes before the one on its left:
 
     defaults of ``Config``  <  preset  <  the method's own settings  <  settings that were given
 
@@ -11,8 +11,6 @@ Torch is imported only when a spec is resolved, so that a wrong name or value is
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -101,26 +99,27 @@ class RunSpec:
         """The same with these settings in place of those of the same names, checked as in ``of``."""
         return replace(self, settings={**self.settings, **_sound(settings)})
 
-    def resolve(self, method: Method | None = None, limit: float | None = None) -> Config:
-        """All settings of the run.
+    def resolve(self, method: Method | None = None) -> Config:
+        """All settings of the run; ``method`` is the object where it is the user's own, which no table has.
 
-        ``method`` is the object where it is the user's own, which no table has. With ``limit``, the simulator steps of
-        the longest episode (infinite where nobody knows), segments fit into episodes: a default length that does not is
-        shortened with a warning. Raises Refused, in one line, where settings do not go together.
+        Raises Refused, in one line, where settings do not go together.
         """
         method = method or method_named(self.method)
         check_options(self.settings, method)
         given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
         config = settle(gather(given, method.name))
         options = complete(method.options, config.options, f"{method.name}.")
-        config = reaching(config).model_copy(update={"options": options.model_dump()})
-        if limit is None or method.upper is None or not config.labels:  # no segment is asked about
-            return config
-        longest = None if math.isinf(limit) else int(limit)
-        config, told = fitting(config, longest, "segment_length" in self.settings)
-        if told:
-            warnings.warn(told, stacklevel=2)
-        return config
+        return reaching(config).model_copy(update={"options": options.model_dump()})
+
+    def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
+        """What ``resolve`` has given, with segments that fit into episodes of at most ``limit`` simulator steps.
+
+        None where nobody knows how long they are. A default length that does not fit is shortened, and what is to be
+        said of it comes with the settings; one that was given is refused.
+        """
+        method = method or method_named(self.method)
+        asks = method.upper is not None and config.labels > 0
+        return fitting(config, limit, "segment_length" in self.settings) if asks else (config, "")
 
     def to_json(self) -> str:
         """One line that ``from_json`` makes an equal spec of."""
