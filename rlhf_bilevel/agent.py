@@ -71,14 +71,14 @@ class Agent:
     ) -> None:
         if not isinstance(env_id, str):
             told = "an environment is made anew for each purpose, so it is named by its id"
-            raise ValueError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
+            raise Refused(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         if isinstance(teacher, str):
             settings, teacher = traits(teacher) | settings, None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
-            raise ValueError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+            raise Refused(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
         for key in settings:
             if "." not in key and key not in Config.model_fields:
-                raise ValueError(f"unknown setting {key!r}; {nearest_setting(key, [*Config.model_fields, *ARGUMENTS])}")
+                raise Refused(f"unknown setting {key!r}; {nearest_setting(key, [*Config.model_fields, *ARGUMENTS])}")
         parts = Parts.of(method, algorithm, algorithm_settings, teacher)
         others: dict[str, Any] = {"preset": preset, "device": str(device), "out": None if out is None else Path(out)}
         others |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
@@ -152,7 +152,7 @@ class Agent:
         if self._origin:
             return self._follow(session.go_on(self._spec, self._parts, self._origin, steps))
         if steps != (given := self._spec.settings.get("steps", steps)):
-            raise ValueError(f"steps={given} was given to the agent, and learn({steps}) now")
+            raise Refused(f"steps={given} was given to the agent, and learn({steps}) now")
         return self._follow(session.begin(self._spec.having(steps=steps), self._parts))
 
     def _follow(self, found: Session) -> Run:

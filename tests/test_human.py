@@ -114,7 +114,7 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     with person(out):
         run = agent(out).learn(STEPS)
     assert state(run) == oracle[1] and tables(out / LABELS) == tables(oracle[0] / LABELS)
-    assert run._film.flushed  # before each checkpoint
+    assert run._session and run._session._people.film.flushed  # before each checkpoint
     with Book.of(out) as book:
         status, facts = book.status(), book.facts()
         assert book.scene("0") and status is not None

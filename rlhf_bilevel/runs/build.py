@@ -52,12 +52,12 @@ class Parts(NamedTuple):
         algorithm_settings: Mapping[str, Any] | None = None,
         teacher: Teacher | Replayed | None = None,
     ) -> Parts:
-        """``method`` may be a name; without an ``algorithm`` it is the method's. ValueError where one does not do."""
+        """``method`` may be a name; without an ``algorithm`` it is the method's. Refused where one does not do."""
         if not isinstance(method, str | Method):
-            raise ValueError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
+            raise Refused(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         method = method_named(method) if isinstance(method, str) else method
         if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
-            raise ValueError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
+            raise Refused(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
 
 
@@ -66,13 +66,13 @@ def _algorithm_of(method: Method, algorithm: type[BaseAlgorithm] | None) -> type
     if algorithm is None or algorithm is own:
         return own
     if not isinstance(algorithm, type):
-        raise ValueError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
+        raise Refused(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
     if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
         takes = "any off-policy algorithm" if own is SAC else own.__name__
-        raise ValueError(f"algorithm={algorithm.__name__}: the method {method.name} takes {takes}")
+        raise Refused(f"algorithm={algorithm.__name__}: the method {method.name} takes {takes}")
     if method.densities and not issubclass(algorithm, SAC):
         told = f"the method {method.name} needs probabilities of actions, which only SAC has"
-        raise ValueError(f"algorithm={algorithm.__name__}: {told}")
+        raise Refused(f"algorithm={algorithm.__name__}: {told}")
     return algorithm
 
 
@@ -110,7 +110,7 @@ def build(
     store, prefs, film = Store(*sizes, config.steps), PreferenceStore(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
-            raise ValueError("teacher 'human': people are asked through files of the run, give its folder as out=")
+            raise Refused("teacher 'human': people are asked through files of the run, give its folder as out=")
         training, film = filmed(spec, config, training, store)
     teacher = _teacher(spec, parts, config, store, prefs, film, used_sessions)
     learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]

@@ -62,7 +62,7 @@ class RunSpec:
 
         ``others`` are the fields after ``settings``. The environment's id becomes the canonical one, a device ``auto``
         what it is here, and a number what it is however it is written. A setting of None is one that was not given.
-        Raises ValueError, in one line, on the first that is wrong.
+        Refused, in one line, on the first that is wrong.
         """
         spec = cls(method, envs.resolve(env), _sound(settings), **others)
         preset(spec.preset, spec.env)
@@ -102,7 +102,7 @@ class RunSpec:
     def resolve(self, method: Method | None = None) -> Config:
         """All settings of the run; ``method`` is the object where it is the user's own, which no table has.
 
-        Raises Refused, in one line, where settings do not go together.
+        Refused, in one line, where settings do not go together.
         """
         method = method or method_named(self.method)
         check_options(self.settings, method)
@@ -157,23 +157,23 @@ def _words(value: Any) -> str:
 
 
 def method_named(name: str) -> Method:
-    """The method of that name; ValueError, with the nearest, where there is none."""
+    """The method of that name; Refused, with the nearest, where there is none."""
     from rlhf_bilevel.baselines import METHODS  # imports torch
 
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {nearest(name, METHODS)}")
+        raise Refused(f"unknown method {name!r}; {nearest(name, METHODS)}")
     return METHODS[name]
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
-    """ValueError where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
+    """Refused where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
     from rlhf_bilevel.baselines import METHODS
 
     known = METHODS | {method.name: method}
     for key, value in settings.items():
         owner, dot, name = key.partition(".")
         if dot and owner not in known:
-            raise ValueError(f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, known)}")
+            raise Refused(f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, known)}")
         if dot:
             complete(known[owner].options, {name: value}, f"{owner}.")
     complete(method.options, settings.get("options", {}), f"{method.name}.")
