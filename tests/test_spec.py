@@ -22,6 +22,7 @@ from rlhf_bilevel.worker import main, whole, work
 from tests.conftest import SMALL
 
 ENV = "tests.conftest:Steer-v0"
+FEW: dict[str, Any] = SMALL | {"steps": 90, "labels": 4, "eval_every": 90, "eval_episodes": 1, "reset_updates": 1}
 
 
 def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_a_setting_that_python_is_given_goes_before_the_teachers_words_as_on_the
 
 
 def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: Path) -> None:
-    spec = RunSpec.of("pebble", ENV, SMALL | {"steps": 120, "labels": 8}, threads=1)
+    spec = RunSpec.of("pebble", ENV, FEW, threads=1)
     session.train(replace(spec, out=tmp_path / "spec"))
-    Agent("pebble", ENV, out=tmp_path / "agent", **SMALL | {"labels": 8}).learn(120)
+    Agent("pebble", ENV, out=tmp_path / "agent", **FEW).learn(90)
     assert work(replace(spec, out=tmp_path / "worker")) == 0
     for other in ("agent", "worker"):
         for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
