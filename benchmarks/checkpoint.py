@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.theory.laboratory import write
-from rlhf_bilevel.agent import Agent
+from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import settle
 from rlhf_bilevel.keeper import THRIFT
+from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.state import capture, restore
 
 ENV, NEW, REPEATS = "dm_control/walker-walk-v0", 1000, 7
@@ -46,9 +48,7 @@ class Cost(NamedTuple):
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
     config = settle({"steps": rows + (REPEATS + 1) * NEW})
-    agent = Agent("penalty", ENV)
-    agent.config = config
-    run = agent._build(config)
+    run = build(RunSpec("penalty", envs.resolve(ENV), {}), Parts.of("penalty"), config)
     grow(run, rows)
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence [--group quick|search-walk|search-size|...] [--workers 2] [--cohort] [--collect]
 
-A run is one command line, printed as it starts. When all of a group have ended, its evaluations are gathered in
+A run is a ``RunSpec``, printed as it starts. When all of a group have ended, its evaluations are gathered in
 ``benchmarks/results/GROUP.csv``, under the name that the run has in its group: the method's, or a variant's. A run that
 was cut off goes on. ``--collect`` gathers what has ended.
 """
@@ -11,37 +11,42 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.board import Board
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.given import configure
-from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import Point, points, read_table, write_table
-from rlhf_bilevel.sweep import Local, Planned, agree, begin_together, complete
+from rlhf_bilevel.runs.spec import RunSpec, device_here
+from rlhf_bilevel.sweep import Local, begin_together, complete
+from rlhf_bilevel.worker import agree, whole
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 
 
 class Named(NamedTuple):
     name: str  # in tables and figures
-    run: Planned
+    run: RunSpec
 
 
 Group = Sequence[Named]
 
 
-def named(group: str, name: str, method: str, env: str, seed: int, steps: int, words: str) -> Named:
+Settings = dict[str, Any]
+"""Of a run, and its preset where that is another than ``cpu``."""
+
+
+def named(group: str, name: str, method: str, env: str, seed: int, steps: int, settings: Settings) -> Named:
     out = RUNS / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
-    return Named(name, Planned(out, method, env, seed, steps, tuple(words.split())))
+    own = {"steps": steps, "seed": seed} | {key: value for key, value in settings.items() if key != "preset"}
+    return Named(name, RunSpec.of(method, env, own, preset=settings.get("preset", "cpu"), threads=1, out=out))
 
 
-QUICK = "--preset quick --labels 200 --set session_every=1000 --set eval_every=1000"
+QUICK: Settings = {"preset": "quick", "labels": 200, "session_every": 1000, "eval_every": 1000}
 GROUPS: dict[str, Group] = {
     "quick": [
         named("quick", method, method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK)
@@ -50,53 +55,49 @@ GROUPS: dict[str, Group] = {
     ],
 }
 
-ALIGNED = "--set query=policy_aligned"
-HYBRID = f"{ALIGNED} --set newest_share=0.5"
-EVENLY = f"{HYBRID} --set other_every=2"
-FORWARD = "--set sides=forward --set cost=information --set sigma=30"
-PAPER = "--set sides=one --set cost=labels --set sigma=10"
-WALK = "--preset quick --set eval_every=3000 --set eval_episodes=5 --labels 100"
-ONE_LEARNER = {"pebble": ("pebble", ""), "pebble, aligned, newest half": ("pebble", HYBRID)}
+ALIGNED: Settings = {"query": "policy_aligned"}
+HYBRID = ALIGNED | {"newest_share": 0.5}
+EVENLY = HYBRID | {"other_every": 2}
+FORWARD: Settings = {"sides": "forward", "cost": "information", "sigma": 30}
+PAPER: Settings = {"sides": "one", "cost": "labels", "sigma": 10}
+WALK: Settings = {"preset": "quick", "eval_every": 3000, "eval_episodes": 5, "labels": 100}
+ONE_LEARNER: dict[str, tuple[str, Settings]] = {
+    "pebble": ("pebble", {}),
+    "pebble, aligned, newest half": ("pebble", HYBRID),
+}
 VARIANTS = ONE_LEARNER | {
     "twin, aligned, newest half": ("twin", EVENLY),
-    "penalty, forward, aligned, newest half": ("penalty", f"{FORWARD} {EVENLY}"),
+    "penalty, forward, aligned, newest half": ("penalty", FORWARD | EVENLY),
 }
-ONE_SIDED = {"penalty, aligned, newest half": ("penalty", f"{PAPER} {EVENLY}")}
-WILD = "--set reward_damping=0.01"  # the default until this search
-SEARCHED = (
-    VARIANTS
-    | ONE_SIDED
-    | {f"{name}, hardly damped": (way, f"{words} {WILD}") for name, (way, words) in VARIANTS.items()}
-)
-SHARED = f"{HYBRID} --set other_every=4"
-SIZE = (
-    "--preset cpu --set batch=128 --set action_repeat=2 --set segment_length=25 --set eval_every=5000"
-    " --set eval_episodes=5"
-)
+ONE_SIDED = {"penalty, aligned, newest half": ("penalty", PAPER | EVENLY)}
+WILD = {"reward_damping": 0.01}  # the default until this search
+SEARCHED = VARIANTS | ONE_SIDED | {f"{name}, hardly damped": (way, own | WILD) for name, (way, own) in VARIANTS.items()}
+SHARED = HYBRID | {"other_every": 4}
+SIZE: Settings = {"batch": 128, "action_repeat": 2, "segment_length": 25, "eval_every": 5000, "eval_episodes": 5}
 """Figure 1's at SCALE=cpu: half of the preset's batch, and steps of two simulator steps. Segments last as long as
 B-Pref's."""
 SIZED = ONE_LEARNER | {
     "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
-    "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", f"{FORWARD} {SHARED}"),
+    "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", FORWARD | SHARED),
 }
-LONG = ONE_LEARNER | {"penalty": ("penalty", "")}
+LONG = ONE_LEARNER | {"penalty": ("penalty", {})}
 GROUPS["walker-long"] = [
-    named("walker-long", name, method, "dm_control/walker-walk-v0", seed, 250_000, f"{SIZE} --labels 100 {words}")
+    named("walker-long", name, method, "dm_control/walker-walk-v0", seed, 250_000, SIZE | {"labels": 100} | own)
     for seed in range(3)
-    for name, (method, words) in LONG.items()
+    for name, (method, own) in LONG.items()
 ]
 """As many simulator steps as published figures have: Figure 1's at SCALE=cpu has 75,000 of these."""
-CLIPPED = "--set reward_clip=true"
-LATE = "--set session_every=7500 --set session_labels=50"  # of 200,000 steps: 1000 labels until 152,500
-OPENED = {
-    "pebble, aligned, newest half, clipped": ("pebble", f"{HYBRID} {CLIPPED}"),
+CLIPPED = {"reward_clip": True}
+LATE = {"session_every": 7500, "session_labels": 50}  # of 200,000 steps: 1000 labels until 152,500
+OPENED: dict[str, tuple[str, Settings]] = {
+    "pebble, aligned, newest half, clipped": ("pebble", HYBRID | CLIPPED),
     "pebble, aligned, newest half, clipped, labels early": (
         "pebble",
-        f"{HYBRID} {CLIPPED} --set session_every=2500 --set session_labels=100",
+        HYBRID | CLIPPED | {"session_every": 2500, "session_labels": 100},
     ),
     "penalty, clipped": ("penalty", CLIPPED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
-    "penalty, clipped, labels late": ("penalty", f"{CLIPPED} {LATE}"),
+    "penalty, clipped, labels late": ("penalty", CLIPPED | LATE),
 }
 TRIED = (
     ("pebble, aligned, newest half, clipped", 100, 200_000),
@@ -107,81 +108,80 @@ TRIED = (
     ("pebble, aligned, newest half", 100, 200_000),
     ("penalty, clipped, labels late", 101, 200_000),
 )
-EVEN = "--set other_every=2 --set visit_episodes=1"
+EVEN: Settings = {"other_every": 2, "visit_episodes": 1}
 LINEAR, QUADRATIC = (
-    f"--set reward_form={form} --set reward_learning_rate=0.01 --set refresh_every=500"
-    for form in ("linear", "quadratic")
+    {"reward_form": form, "reward_learning_rate": 0.01, "refresh_every": 500} for form in ("linear", "quadratic")
 )
-WIN_RATE = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10"
-WINS = f"{WIN_RATE} --set sigma_spread=3"
+WIN_RATE: Settings = {"sides": "one", "cost": "labels", "objective": "win_rate", "win_weight": 10}
+WINS = WIN_RATE | {"sigma_spread": 3}
 STRONG = {
     "twin": ("twin", EVEN),
-    "penalty, spread .3": ("penalty", f"{EVEN} --set sigma_spread=0.3"),
-    "penalty, spread 1": ("penalty", f"{EVEN} --set sigma_spread=1"),
-    "penalty, spread 1, without gap": ("penalty", f"{EVEN} --set sigma_spread=1 --set use_gap=false"),
+    "penalty, spread .3": ("penalty", EVEN | {"sigma_spread": 0.3}),
+    "penalty, spread 1": ("penalty", EVEN | {"sigma_spread": 1}),
+    "penalty, spread 1, without gap": ("penalty", EVEN | {"sigma_spread": 1, "use_gap": False}),
 }
 LINEARLY = {
-    "pebble, aligned, newest half, linear": ("pebble", f"{HYBRID} {LINEAR}"),
-    "twin, linear": ("twin", f"{EVEN} {LINEAR}"),
-    "penalty, win rate, linear": ("penalty", f"{EVEN} {LINEAR} {WINS}"),
-    "penalty, win rate, linear, without gap": ("penalty", f"{EVEN} {LINEAR} {WINS} --set use_gap=false"),
+    "pebble, aligned, newest half, linear": ("pebble", HYBRID | LINEAR),
+    "twin, linear": ("twin", EVEN | LINEAR),
+    "penalty, win rate, linear": ("penalty", EVEN | LINEAR | WINS),
+    "penalty, win rate, linear, without gap": ("penalty", EVEN | LINEAR | WINS | {"use_gap": False}),
 }
-OFTEN = {
-    "penalty": ("penalty", ""),
-    "penalty, two updates a step": ("penalty", "--set updates=2"),
-    "penalty, reward moved twice as often": ("penalty", "--set refresh_every=300"),
-    "penalty, reward moved half as often": ("penalty", "--set refresh_every=1200"),
+OFTEN: dict[str, tuple[str, Settings]] = {
+    "penalty": ("penalty", {}),
+    "penalty, two updates a step": ("penalty", {"updates": 2}),
+    "penalty, reward moved twice as often": ("penalty", {"refresh_every": 300}),
+    "penalty, reward moved half as often": ("penalty", {"refresh_every": 1200}),
 }
 SOURCES = {
-    "twin, pairs of the other": ("twin", f"{EVEN} --set query_source=second"),
-    "twin, pairs across": ("twin", f"{EVEN} --set query_source=cross"),
+    "twin, pairs of the other": ("twin", EVEN | {"query_source": "second"}),
+    "twin, pairs across": ("twin", EVEN | {"query_source": "cross"}),
 }
 LABELLED = ONE_LEARNER | {
-    "penalty": ("penalty", ""),
+    "penalty": ("penalty", {}),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
-    "twin": ("twin", ""),
+    "penalty, one-sided, without gap": ("penalty", PAPER | {"use_gap": False}),
+    "twin": ("twin", {}),
 }
 TO_THE_END = {
-    f"{name}, labels to the end": (method, f"{words} --set session_every=7000")  # of 75,000: until 70,500
-    for name, (method, words) in LABELLED.items()
+    f"{name}, labels to the end": (method, own | {"session_every": 7000})  # of 75,000: until 70,500
+    for name, (method, own) in LABELLED.items()
 }
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
-    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", f"{HYBRID} --set anchor_share=0.5"),
+    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", HYBRID | {"anchor_share": 0.5}),
 }
-DOOR_LIKE = f"--labels 500 {CLIPPED} --set session_every=3750"
-OTHER_TASKS = {
-    "dm_control/cartpole-swingup-v0": (30_000, "--labels 100"),
-    "dm_control/reacher-easy-v0": (30_000, "--labels 100"),
-    "dm_control/walker-stand-v0": (40_000, "--labels 100"),
+DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"session_every": 3750}
+OTHER_TASKS: dict[str, tuple[int, Settings]] = {
+    "dm_control/cartpole-swingup-v0": (30_000, {"labels": 100}),
+    "dm_control/reacher-easy-v0": (30_000, {"labels": 100}),
+    "dm_control/walker-stand-v0": (40_000, {"labels": 100}),
     "Meta-World/drawer-open-v3": (50_000, DOOR_LIKE),
     "Meta-World/button-press-v3": (50_000, DOOR_LIKE),
 }
-DEFAULTS = ONE_LEARNER | {"twin": ("twin", ""), "penalty": ("penalty", "")}
+DEFAULTS = ONE_LEARNER | {"twin": ("twin", {}), "penalty": ("penalty", {})}
 
 
-def at_size(group: str, variants: Mapping[str, tuple[str, str]]) -> Group:
+def at_size(group: str, variants: Mapping[str, tuple[str, Settings]]) -> Group:
     """Figure 1's walker-walk, on other seeds."""
     return [
-        named(group, name, method, "dm_control/walker-walk-v0", seed, 75_000, f"{SIZE} --labels 100 {words}")
+        named(group, name, method, "dm_control/walker-walk-v0", seed, 75_000, SIZE | {"labels": 100} | own)
         for seed in range(100, 103)
-        for name, (method, words) in variants.items()
+        for name, (method, own) in variants.items()
     ]
 
 
 SEARCH: dict[str, Group] = {
     "search-walk": [
-        named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 104)
-        for name, (method, words) in SEARCHED.items()
+        for name, (method, own) in SEARCHED.items()
     ],
     "search-size": at_size("search-size", SIZED),
     "search-tasks": [
-        named(f"search-tasks/{env.split('/')[-1]}", name, method, env, seed, steps, f"{SIZE} {own} {words}")
+        named(f"search-tasks/{env.split('/')[-1]}", name, method, env, seed, steps, SIZE | of_task | own)
         for seed in range(100, 102)
-        for env, (steps, own) in OTHER_TASKS.items()
-        for name, (method, words) in DEFAULTS.items()
+        for env, (steps, of_task) in OTHER_TASKS.items()
+        for name, (method, own) in DEFAULTS.items()
     ],
     "search-late": at_size("search-late", TO_THE_END),
     "search-late-long": [
@@ -192,36 +192,34 @@ SEARCH: dict[str, Group] = {
             "dm_control/walker-walk-v0",
             1,
             250_000,
-            f"{SIZE} --labels 100 {HYBRID} --set session_every=24000",
+            SIZE | {"labels": 100} | HYBRID | {"session_every": 24_000},
         )
     ],  # the seed that fell in walker-long; until 226,000
     "search-anchors": [
-        named(
-            "search-anchors", name, method, "dm_control/walker-walk-v0", seed, 125_000, f"{SIZE} --labels 100 {words}"
-        )
+        named("search-anchors", name, method, "dm_control/walker-walk-v0", seed, 125_000, SIZE | {"labels": 100} | own)
         for seed in range(200, 208)
-        for name, (method, words) in ANCHORED.items()
+        for name, (method, own) in ANCHORED.items()
     ],
     "search-spread": [
-        named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 106)
-        for name, (method, words) in (STRONG | LINEARLY).items()
+        for name, (method, own) in (STRONG | LINEARLY).items()
         if seed < 104 or name in ("twin", "penalty, spread .3")
     ],
     "search-often": [
-        named("search-often", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        named("search-often", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 103)
-        for name, (method, words) in OFTEN.items()
+        for name, (method, own) in OFTEN.items()
     ],
     "search-source": [
-        named("search-source", name, method, "dm_control/walker-walk-v0", seed, 30_000, f"{WALK} {words}")
+        named("search-source", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 104)
-        for name, (method, words) in SOURCES.items()
+        for name, (method, own) in SOURCES.items()
     ],
     "search-door": [
-        named("search-door", name, method, "Meta-World/door-open-v3", seed, steps, f"{SIZE} --labels 1000 {words}")
+        named("search-door", name, method, "Meta-World/door-open-v3", seed, steps, SIZE | {"labels": 1000} | own)
         for name, seed, steps in TRIED
-        for method, words in [OPENED[name]]
+        for method, own in [OPENED[name]]
     ],
 }
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
@@ -236,19 +234,13 @@ def in_results(table: Path, one: Named) -> bool:
     return table.is_file() and any(key == (p.method, p.env, p.seed, p.step) for p in read_table(table))
 
 
-def settings(run: Planned) -> dict[str, Any]:
-    """All of them, as the run's file holds them."""
-    args = parser().parse_args(["train", *run.words, "--out", str(run.out)])
-    return whole(run.method, run.env, args.preset, configure(args))
-
-
 def collect(table: Path, members: Group) -> None:
     """Adds what has ended to what the table holds already, in the order of the group."""
     known = read_table(table) if table.is_file() else []
     rows: list[Point] = []
     for name, run in members:
         if run.folder.ended:
-            rows += [point._replace(method=name) for point in points(run.out)]
+            rows += [point._replace(method=name) for point in points(run.folder.path)]
         else:
             rows += [p for p in known if (p.method, p.env, p.seed) == (name, run.env, run.seed)]
     if rows:
@@ -267,13 +259,13 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, c
     missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
     for run in missing:
         try:
-            agree(run, settings(run))
+            agree(run, whole(run))
         except UserError as other:
             raise SystemExit(str(other)) from None
     failed = []
     if workers:
         if cohort:
-            begin_together([run._replace(settings=(*run.settings, "--device=auto")) for run in missing])
+            begin_together([replace(run, device=device_here("auto")) for run in missing])
         with Board(missing) as board:
             failed = complete(missing, Local(workers), board.see)
     for table, members in tables.items():

@@ -19,19 +19,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import evidence
-from benchmarks.evidence import ALIGNED, CLIPPED, HYBRID, LATE, LINEAR, PAPER, QUADRATIC, SIZE, WIN_RATE, Group, named
+from benchmarks.evidence import (
+    ALIGNED,
+    CLIPPED,
+    HYBRID,
+    LATE,
+    LINEAR,
+    PAPER,
+    QUADRATIC,
+    SIZE,
+    WIN_RATE,
+    Group,
+    Settings,
+    named,
+)
 from rlhf_bilevel import compare
 from rlhf_bilevel.plot import STEPS, label, line, save
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.statistics import iqm
 
-VARIANTS = {
-    "pebble": ("pebble", ""),
-    "penalty": ("penalty", ""),
-    "twin": ("twin", ""),
-    "penalty without gap": ("penalty", "--set use_gap=false"),
+VARIANTS: dict[str, tuple[str, Settings]] = {
+    "pebble": ("pebble", {}),
+    "penalty": ("penalty", {}),
+    "twin": ("twin", {}),
+    "penalty without gap": ("penalty", {"use_gap": False}),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
+    "penalty, one-sided, without gap": ("penalty", PAPER | {"use_gap": False}),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
@@ -42,8 +55,8 @@ batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
-WINS = f"{WIN_RATE} --set sigma=100"
-NARROW = {"penalty": WINS, "penalty without gap": f"{WINS} --set use_gap=false"}
+WINS = WIN_RATE | {"sigma": 100}
+NARROW = {"penalty": WINS, "penalty without gap": WINS | {"use_gap": False}}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
 ONE_LEARNER = "pebble, aligned, newest half"
@@ -56,8 +69,8 @@ class Panel(NamedTuple):
     steps: int
     labels: int
     seeds: Mapping[str, int]  # of each variant, how many
-    words: str  # more settings, of all
-    own: Mapping[str, str] = {}  # settings of a variant here, in place of its usual ones
+    settings: Settings  # more of them, of all
+    own: Mapping[str, Settings] = {}  # settings of a variant here, in place of its usual ones
     first: int = 0  # seed
 
 
@@ -71,7 +84,7 @@ THREE = seeds(3) | {ONE_LEARNER: 3}
 QUADRATIC_SEEDS = THREE | {"penalty without gap": 3}  # decided on after the three with it had fallen
 DOOR_SEEDS = THREE | {"pebble": 5, "penalty": 5}  # three against three cannot leave it out
 
-SMALL = "--preset quick --set hidden=32 --set batch=32 --set eval_episodes=1 --set session_every=500"
+SMALL = {"preset": "quick", "hidden": [32], "batch": 32, "eval_episodes": 1, "session_every": 500}
 SCALES = {
     "smoke": {
         "walker-100": Panel("walker-walk, 20 labels", WALKER, 2000, 20, seeds(2, 1), SMALL),
@@ -81,19 +94,19 @@ SCALES = {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, EIGHT, SIZE),
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
         "walker-linear": Panel(
-            "walker-walk, linear reward", WALKER, 75_000, 100, NARROW_SEEDS, f"{SIZE} {LINEAR}", NARROW
+            "walker-walk, linear reward", WALKER, 75_000, 100, NARROW_SEEDS, SIZE | LINEAR, NARROW
         ),
         "walker-quadratic": Panel(
-            "walker-walk, quadratic reward", WALKER, 75_000, 100, QUADRATIC_SEEDS, f"{SIZE} {QUADRATIC}", NARROW
+            "walker-walk, quadratic reward", WALKER, 75_000, 100, QUADRATIC_SEEDS, SIZE | QUADRATIC, NARROW
         ),
         "door-1000": Panel(
-            "door-open, 1000 labels", DOOR, 200_000, 1000, DOOR_SEEDS, f"{SIZE} {CLIPPED} {LATE}", first=10
+            "door-open, 1000 labels", DOOR, 200_000, 1000, DOOR_SEEDS, SIZE | CLIPPED | LATE, first=10
         ),
     },
     "paper": {
-        "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), "--preset paper"),
-        "walker-500": Panel("walker-walk, 500 labels", WALKER, 500_000, 500, seeds(10), "--preset paper"),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 1_000_000, 1000, seeds(10), f"--preset paper {CLIPPED}"),
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 500_000, 100, seeds(10, 5), {"preset": "paper"}),
+        "walker-500": Panel("walker-walk, 500 labels", WALKER, 500_000, 500, seeds(10), {"preset": "paper"}),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 1_000_000, 1000, seeds(10), {"preset": "paper"} | CLIPPED),
     },
 }  # fmt: skip
 
@@ -102,9 +115,9 @@ def group(scale: str, name: str, panel: Panel) -> Group:
     """Seed by seed, so that what is cut off has compared what it has."""
     return [
         named(table(scale, name), variant, method, panel.env, panel.first + seed, panel.steps,
-              f"{panel.words} --labels {panel.labels} {panel.own.get(variant, words)}")
+              {**panel.settings, "labels": panel.labels, **panel.own.get(variant, own)})
         for seed in range(max(panel.seeds.values()))
-        for variant, (method, words) in VARIANTS.items()
+        for variant, (method, own) in VARIANTS.items()
         if seed < panel.seeds.get(variant, 0)
     ]  # fmt: skip
 

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import settle
@@ -33,6 +32,8 @@ from rlhf_bilevel.guard import Guard
 from rlhf_bilevel.human import film as films
 from rlhf_bilevel.human.film import Film, Filmed
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.spec import RunSpec
 
 SEGMENT = 50
 ALONE = 2000  # steps of the environment alone
@@ -89,8 +90,7 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
 
 
 def run_of(env_id: str, args: argparse.Namespace, film: Film | None) -> Run:
-    agent = Agent(args.method, env_id)
-    agent.config = settle(
+    config = settle(
         {
             "steps": 10 * args.block + args.rounds * args.block,
             "hidden": (args.hidden, args.hidden),
@@ -104,9 +104,9 @@ def run_of(env_id: str, args: argparse.Namespace, film: Film | None) -> Run:
             "reset_updates": 0,
         }
     )
-    run = agent._build(agent.config)
+    run = build(RunSpec(args.method, env_id, {}), Parts.of(args.method), config)
     if film:
-        guards = (Guard(partial(films.make, env_id, agent.config.seed)) for _ in run.envs)
+        guards = (Guard(partial(films.make, env_id, config.seed)) for _ in run.envs)
         run.envs = [Filmed(guard, run.store, film) for guard in guards]
     return run
 

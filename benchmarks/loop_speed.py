@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import settle
+from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.spec import RunSpec
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    quarter, agent = args.steps // 4, Agent(args.method, envs.resolve(args.env))
-    agent.config = settle(
+    quarter, env_id = args.steps // 4, envs.resolve(args.env)
+    config = settle(
         {
             "steps": args.steps,
             "hidden": (args.hidden, args.hidden),
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "refresh_every": args.refresh_every,
         }
     )
-    run = agent._build(agent.config)
+    run = build(RunSpec(args.method, env_id, {}), Parts.of(args.method), config)
     rows, start, learning = train(run), time.perf_counter(), 0.0
     for _ in rows:
         if run.step == quarter:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     end = time.perf_counter()
     told = {
         "method": args.method,
-        "env": agent.env_id,
+        "env": env_id,
         "steps": args.steps,
         "steps_per_second": args.steps / (end - start),
         "learning_steps_per_second": (args.steps - quarter) / (end - learning),

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +42,6 @@ with loading():
         train,
     )
     from rlhf_bilevel.config import PRESETS
-    from rlhf_bilevel.errors import UserError
-    from rlhf_bilevel.files import one_line
     from rlhf_bilevel.human.command import label
     from rlhf_bilevel.many import sweep, tune
     from rlhf_bilevel.options import (
@@ -63,6 +60,7 @@ with loading():
     )
     from rlhf_bilevel.plot import KINDS
     from rlhf_bilevel.runs.folder import RunFolder
+    from rlhf_bilevel.runs.report import mistake, prepare
     from rlhf_bilevel.utils.versions import versions
 
 BASELINES = Path(__file__).parent / "baselines"
@@ -79,8 +77,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A ``UserError`` or an error of the system is one line on stderr and exit code 2; our own keep their traceback."""
-    streams()
-    warnings.showwarning = lambda message, *_: warned(message)
+    prepare()
     args = argparse.Namespace(function=None)
     try:
         try:
@@ -97,12 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
-    except (UserError, OSError, FloatingPointError) as error:  # the last: a learner diverged
-        fail(one_line(error))
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        line = mistake(error)
+        if line is None:
             raise
-        fail(f"there is not enough memory: {one_line(error)}")
+        fail(line)
 
 
 def asked(words: Sequence[str]) -> argparse.Namespace:
@@ -115,27 +111,6 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
         parser().print_help(sys.stderr)
         raise SystemExit(2)
     return parser().parse_args(words)
-
-
-def streams() -> None:
-    """Output that is closed goes nowhere; a letter that a terminal does not know is shown by its number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def warned(message: object) -> None:
-    """A line of its own, also where a progress bar is on the last one."""
-    bars = sys.modules.get("tqdm")
-    (bars.tqdm.write if bars else print)(f"warning: {message}", file=sys.stderr)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Also as torch says it."""
-    return isinstance(error, MemoryError) or "you tried to allocate" in str(error) or "out of memory" in str(error)
 
 
 def parser() -> Parser:

@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from gymnasium.spaces.utils import flatdim
-from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from tqdm import tqdm
 
-from rlhf_bilevel import asked, envs, fork
-from rlhf_bilevel.algorithm import Method, Run, fruitless, train
+from rlhf_bilevel import fork
+from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.callbacks import Hooks, Told, checked
-from rlhf_bilevel.checkpoint import Loaded
-from rlhf_bilevel.config import (
-    Config,
-    Options,
-    checkpoint_interval,
-    complete,
-    fitting,
-    footprint,
-    gather,
-    kept_interval,
-    nearest,
-    nearest_setting,
-    preset,
-    reaching,
-    settle,
-)
-from rlhf_bilevel.cost import LearnedCost
-from rlhf_bilevel.errors import AlreadyExistsError, UserError
+from rlhf_bilevel.callbacks import Told
+from rlhf_bilevel.config import Config, nearest_setting, settle
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.files import enough_memory, trusted
 from rlhf_bilevel.given import its_own
-from rlhf_bilevel.guard import Guard, Isolated
-from rlhf_bilevel.keeper import Keeper, compatible
-from rlhf_bilevel.labels import count, sessions
-from rlhf_bilevel.learners import filed_settings
-from rlhf_bilevel.log import Log
-from rlhf_bilevel.ppo import PPOLearner
-from rlhf_bilevel.preference import PreferenceStore
-from rlhf_bilevel.process import Interrupts, generators_kept, held, ordinary_torch, training
-from rlhf_bilevel.replay import Store
+from rlhf_bilevel.guard import Guard
+from rlhf_bilevel.process import training
 from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.runs.folder import OWN, RunFolder, config_bytes
-from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
-from rlhf_bilevel.state import restore
-from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
-from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
-from rlhf_bilevel.types import Preferences, Row, Teacher
-from rlhf_bilevel.utils.versions import versions
+from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs.build import TEST, Parts, learnt, make_env
+from rlhf_bilevel.runs.session import Origin, Session
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.teacher import Replayed
+from rlhf_bilevel.traits import traits
+from rlhf_bilevel.types import Row, Teacher
 
-TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ANY_STEPS = 10**9  # of settings that are looked at before their number is known
-LINE_EVERY = 60  # seconds between two lines of a progress bar that goes into a file
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
+ARGUMENTS = ("device", "out", "checkpoint_every", "keep_every", "algorithm", "algorithm_settings")
 
 
 class Agent:
@@ -84,6 +50,9 @@ class Agent:
     ``keep_every`` one about every so many steps, for ``fork``. ``settings`` are fields of ``Config``, which go
     before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
     Raises UserError on a wrong value.
+
+    ``model`` is the SB3 algorithm whose policy a user gets, ``reward`` the reward model, ``config`` all settings and
+    ``run`` what moved in training: None until there is one.
     """
 
     def __init__(
@@ -101,51 +70,61 @@ class Agent:
         keep_every: int = 0,
         **settings: Any,
     ) -> None:
-        if isinstance(method, str) and method not in METHODS:
-            raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-        if not isinstance(method, (str, Method)):
-            raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
-        self.method = METHODS[method] if isinstance(method, str) else method
         if not isinstance(env_id, str):
             told = "an environment is made anew for each purpose, so it is named by its id"
             raise UserError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
-        self.env_id = envs.resolve(env_id)
         if isinstance(teacher, str):
-            settings |= traits(teacher)
-            teacher = None
+            settings, teacher = traits(teacher) | settings, None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
             raise UserError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
-        if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
-            raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
-        self.teacher = teacher  # None: as the settings say
-        self.out = Path(out).absolute() if out is not None else None  # whatever folder the program goes to meanwhile
-        self._preset, self._settings = preset, settings
-        self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
-        checkpoint_interval(checkpoint_every)
-        self._device, self._checkpoint_every = found(device), checkpoint_every
-        self._keep_every = kept_interval(keep_every)
-        known = [*Config.model_fields, "device", "out", "checkpoint_every", "keep_every", "algorithm"]
-        known += ["algorithm_settings"]
         for key in settings:
-            if "." not in key and key not in known:
-                raise UserError(f"unknown setting {key!r}; {nearest_setting(key, known)}")
-        self._settled(settings.get("steps", ANY_STEPS))
-        its_own(self.method.name, settings)
-        self.model: Any = None  # the SB3 algorithm whose policy a user gets
+            if "." not in key and key not in Config.model_fields:
+                raise UserError(f"unknown setting {key!r}; {nearest_setting(key, [*Config.model_fields, *ARGUMENTS])}")
+        parts = Parts.of(method, algorithm, algorithm_settings, teacher)
+        others: dict[str, Any] = {"preset": preset, "device": str(device), "out": None if out is None else Path(out)}
+        others |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
+        spec = RunSpec.of(parts.method.name, env_id, settings, **others)
+        spec.resolve(parts.method)  # what does not go together is told now
+        its_own(spec.method, settings)
+        self._be(spec, parts)
+
+    @classmethod
+    def of(cls, spec: RunSpec, parts: Parts | None = None) -> Agent:
+        """An agent of this spec, before it learns; ``parts`` are needed where one is your own."""
+        agent = cls.__new__(cls)
+        agent._be(spec, parts or Parts.of(spec.method))
+        return agent
+
+    def _be(self, spec: RunSpec, parts: Parts) -> None:
+        self._spec = replace(spec, out=spec.out and spec.out.absolute())  # whatever folder the program goes to
+        self._parts = parts
+        self.model: Any = None
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
-        self._origin: Path | None = None  # the run that training goes on from
-        self._loaded: Loaded | None = None  # its checkpoint
-        self._begins: Loaded | None = None  # what a fork begins with, where no folder of its own holds it
-        self._recording = False
-        self._lock: FileLock | None = None  # on the run's folder, from before anything is written there
-        self._film: Any = None  # of training, where people see it
-        self._people: Any = None  # human.teacher.HumanTeacher, where people answer
+        self._origin: Origin | None = None  # of an agent that was loaded or forked
+        self._session: Session | None = None
+
+    @property
+    def method(self) -> Method:
+        return self._parts.method
+
+    @property
+    def env_id(self) -> str:
+        return self._spec.env
+
+    @property
+    def teacher(self) -> Teacher | Replayed | None:
+        """The one that was given as an object; None where settings say who it is."""
+        return self._parts.teacher
+
+    @property
+    def out(self) -> Path | None:
+        return self._spec.out
 
     @property
     def asks_people(self) -> bool:
-        return self.teacher is None and bool(self._settings.get("teacher_human"))
+        return self.teacher is None and bool(self._spec.settings.get("teacher_human"))
 
     def learn(
         self,
@@ -162,38 +141,35 @@ class Agent:
         no label at all was given until the last step: the folder then has the evaluations, and no model.
         """
         with training():
-            run = self._go_on(total_timesteps) if self._origin else self.start(total_timesteps)
-            return self._follow(run, callback, progress_bar, screen)
+            self.start(total_timesteps)
+            assert self._session is not None
+            self._session.follow(callback, progress_bar, screen)
+        return self
 
     def start(self, total_timesteps: int) -> Run:
         """A run at its first step, with its folder, which no other process can take until ``recording`` ends."""
-        if self.model is not None:
-            raise RuntimeError("this agent has learnt already: make a new one")
-        config = self._settled(total_timesteps)
-        if config.steps != self._settings.get("steps", config.steps):
-            raise UserError(f"steps={self._settings['steps']} was given to the agent, and learn({config.steps}) now")
-        if self.out:
-            free(self.out)
-            with generators_kept(), Interrupts():
-                envs.check(self.env_id, config.model_dump())  # an environment that is refused leaves no folder
-        self.config = config
-        training = self._training()
-        self.config, told = fitted(self.method, config, training[0].limit, {"steps": config.steps} | self._settings)
-        run = self._build(self.config, training)
-        if told:
-            warnings.warn(told, stacklevel=3)
-        if self.out:
-            with held():
-                self.out.mkdir(parents=True, exist_ok=True)
-                self._lock = RunFolder(self.out).lock()
-                try:
-                    free(self.out)  # what another process has begun and ended meanwhile is left alone
-                    fork.clear(self.out)
-                    self._write_config(self.out)
-                except BaseException:
-                    self._lock.release()
-                    raise
-        return run
+        if self.run is not None:
+            raise RuntimeError("this agent has learnt already: make a new one, or fork its folder")
+        steps = settle({"steps": total_timesteps}).steps
+        if self._origin:
+            return self._follow(session.go_on(self._spec, self._parts, self._origin, steps))
+        if steps != (given := self._spec.settings.get("steps", steps)):
+            raise UserError(f"steps={given} was given to the agent, and learn({steps}) now")
+        return self._follow(session.begin(self._spec.having(steps=steps), self._parts))
+
+    def _follow(self, found: Session) -> Run:
+        self._session, self.run, self.config = found, found.run, found.run.config
+        self.model, self.reward = found.model, found.run.reward
+        return found.run
+
+    @contextmanager
+    def recording(
+        self, run: Run, callback: Told = None, progress_bar: bool = False, screen: bool = False
+    ) -> Iterator[Callable[[Row], bool]]:
+        """All that goes on around the run of ``start``: see ``Session.recording``."""
+        assert self._session is not None and self._session.run is run
+        with self._session.recording(callback, progress_bar, screen) as record:
+            yield record
 
     @classmethod
     def resume(
@@ -214,27 +190,11 @@ class Agent:
         Callbacks begin anew. Sets torch's number of threads to what it was. UserError where there is nothing to resume,
         where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
-        agent, told = cls._read(Path(folder), trust, own)
-        agent._checkpoint_every, agent._keep_every = checkpoint_every, kept_interval(keep_every)
-        agent._device = found(told["device"])
-        assert agent.out is not None and agent.config is not None
-        if agent.config.teacher_human and (database := agent.config.teacher_labels_db):
-            trusted(trust, f"{folder} would go to the database {database}")
-        RunFolder(agent.out).examine(writes=True)
-        with training():
-            agent._lock = RunFolder(agent.out).lock()
-            try:
-                if RunFolder(agent.out).ended:  # asked under the lock, as another process may have been about to end it
-                    raise UserError(f"{folder} has come to its end: there is nothing to resume")
-                for name, version in versions().items():
-                    if (then := told["versions"].get(name)) != version:
-                        warnings.warn(
-                            f"{name} was {then} and is {version}: the run may go on differently", stacklevel=2
-                        )
-                torch.set_num_threads(told["threads"])
-                return agent._follow(agent._build(agent.config), callback, progress_bar, screen)
-            finally:
-                agent._lock.release()
+        others: dict[str, Any] = {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
+        ended = session.resume(Path(folder), callback, progress_bar, screen, trust=trust, own=own, **others)
+        agent = cls.of(ended.spec, ended.parts)
+        agent._follow(ended)
+        return agent
 
     @classmethod
     def fork(
@@ -258,21 +218,21 @@ class Agent:
         differs, it goes on as the run did, bit for bit. UserError where there is no checkpoint, or a setting is changed
         on which the shape of what was learnt depends.
         """
-        origin, told = cls._read(Path(folder), trust, own)
-        assert origin.config is not None
-        before = origin.config.model_dump(mode="json")
-        if origin.teacher is not None:
+        source = Path(folder).absolute()
+        spec, parts, _ = session.read(Path(folder), trust, own)
+        before = dict(spec.settings)
+        if parts.teacher is not None:
             before = {key: value for key, value in before.items() if not key.startswith("teacher_")}
         if method is not None:  # what makes the new method goes before what made the old one
             new = METHODS.get(method) if isinstance(method, str) else method
             before |= {"options": {}} | dict(new.settings if new else {})
         agent = cls(
-            origin.method if method is None else method,
-            told["env"],
-            teacher=origin.teacher,
-            algorithm=origin._algorithm if method is None else None,
-            algorithm_settings=origin._algorithm_settings,
-            device=told["device"],
+            parts.method if method is None else method,
+            spec.env,
+            teacher=parts.teacher,
+            algorithm=parts.algorithm if method is None else None,
+            algorithm_settings=dict(parts.algorithm_settings),
+            device=spec.device,
             out=out,
             checkpoint_every=checkpoint_every,
             keep_every=keep_every,
@@ -280,147 +240,22 @@ class Agent:
         )
         if agent.asks_people:
             raise UserError("teacher human: a fork is not labelled by people; its labels go on with another teacher")
-        if agent._algorithm is not origin._algorithm:
+        if agent._parts.algorithm is not parts.algorithm:
             raise UserError(
-                f"{agent.method.name} learns with {agent._algorithm.__name__}, and {folder} has learnt with "
-                f"{origin._algorithm.__name__}: a fork keeps the algorithm"
+                f"{agent.method.name} learns with {agent._parts.algorithm.__name__}, and {folder} has learnt with "
+                f"{parts.algorithm.__name__}: a fork keeps the algorithm"
             )
-        agent._origin, agent._loaded = Path(folder).absolute(), fork.load(Path(folder), at)
-        apart(agent.out, agent._origin)
-        steps = max(agent._settings["steps"], 0 if "steps" in settings else agent._loaded.step + 1)
-        agent._settings["steps"] = steps
-        fork.check(agent._loaded, origin.config, settled(agent.method, agent.env_id, agent._preset, agent._settings))
+        loaded = fork.load(Path(folder), at)
+        session.apart(agent.out, source)
+        least = 0 if "steps" in settings else loaded.step + 1
+        agent._origin, agent._spec = Origin(source, loaded), agent._spec.having(steps=max(agent._spec.steps, least))
+        fork.check(loaded, settle(spec.settings), agent._spec.resolve(agent.method))
         return agent
 
     @property
     def forked_at(self) -> int:
         """The step of the checkpoint that a fork goes on from; 0 of any other agent."""
-        return self._loaded.step if self._loaded else 0
-
-    def _go_on(self, more: int) -> Run:
-        """The run of a fork, its folder begun."""
-        assert self._origin is not None
-        if self.run is not None:
-            raise RuntimeError("this agent has learnt already: fork its folder")
-        source = self._origin
-        told = RunFolder(source).trusted_config(trust=True)  # what it names was imported before
-        old = settle(told["settings"])
-        if told["teacher"] not in OURS and self.teacher is None:
-            raise UserError(f"{source} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
-        loaded = self._loaded or fork.load(source, None)
-        c = settled(self.method, self.env_id, self._preset, self._settings | {"steps": loaded.step + more})
-        fork.check(loaded, old, c)
-        self.config = c
-        was = METHODS.get(told["method"], self.method)
-        learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
-        with compatible(RunFolder(source).checkpoints, loaded.step):
-            state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
-            state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
-        if self.out is None:
-            self._begins = loaded._replace(tree=loaded.tree | {"run": state})
-            return self._build(c)
-        free(self.out)
-        training = self._training()
-        self._weigh(c, training)
-        with held():
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = RunFolder(self.out).lock()
-        try:
-            free(self.out)
-            fork.clear(self.out)
-            try:
-                with held():
-                    fork.begin(source, self.out, loaded, state, config_bytes(self._told()))
-                return self._build(c, training)
-            except BaseException:
-                fork.undo(self.out)
-                raise
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _follow(self, run: Run, callback: Any, progress_bar: bool, screen: bool) -> Agent:
-        try:
-            with self.recording(run, callback, progress_bar, screen) as record:
-                for row in train(run):
-                    if not record(row):
-                        break
-        finally:
-            if self._lock:
-                self._lock.release()
-        if fault := fruitless(run):
-            raise UserError(fault)
-        return self
-
-    @contextmanager
-    def recording(
-        self, run: Run, callback: Any = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Row], bool]]:
-        """All that goes on around a run: what it yields after each step goes in, and whether to go on comes out.
-
-        Evaluations, log, checkpoints, callbacks; if there is a checkpoint, the run goes to it first. What was learnt is
-        written at the end, unless that is an error or no label was given (see ``algorithm.fruitless``).
-        """
-        callback = None if callback is None else checked(callback)
-        config, agent = run.config, int(run.method.agent(run.config))
-        self.run, self.reward = run, run.reward
-        self.model = run.learners[agent].model  # type: ignore[attr-defined]
-        test_env = self.make_env(EVALUATION)
-        with ExitStack() as stack:
-            interrupts = stack.enter_context(Interrupts())
-            keeper = None
-            if self.out:
-                keeper = stack.enter_context(Keeper(self.out, self._checkpoint_every, self._lock, self._keep_every))
-            events = keeper.restore(run) if keeper else {}
-            if self._begins:
-                assert self._origin is not None
-                answers = fork.answers(self._origin, self._begins)
-                with compatible(RunFolder(self._origin).checkpoints, self._begins.step):
-                    restore(run, self._begins.tree["run"], self._begins.tables, answers)
-                self._begins = None
-            self._recording = True
-            stack.callback(setattr, self, "_recording", False)
-            if self._people:
-                stack.enter_context(closing(self._film))
-                stack.enter_context(self._people)
-            log = stack.enter_context(closing(Log(self.out, screen, run.step, events)))
-            bar = stack.enter_context(closing(progress(run, progress_bar)))
-            hooks = None if callback is None else Hooks(run, agent, callback, log.logger)
-
-            def record(row: Row) -> bool:
-                interrupts.check()
-                bar.update()
-                if run.step % config.eval_every == 0 or run.step == config.steps:
-                    row |= self._evaluate(run, test_env, agent, log)
-                    told = f"{row['eval/true_return']:.0f}"
-                    bar.set_postfix(true_return=told, labels=len(run.prefs), refresh=False)
-                log.record(row, run.step)
-                if self._people:
-                    self._people.beat(run)
-                self.model.num_timesteps = run.step
-                go_on = hooks is None or hooks.step(row)
-                log.write(row)
-                if go_on and keeper and "rollout/true_return" in row:  # between two episodes
-                    with held():
-                        keeper.offer(run, marks)
-                return go_on
-
-            def marks() -> dict[str, Any]:
-                if self._film:
-                    self._film.flush()
-                return log.marks()
-
-            yield record
-            interrupts.check()
-            if hooks:
-                hooks.end()
-                log.flush()
-            if keeper and self.out and not fruitless(run):
-                with held():
-                    if questions := asked.of_run(self.out, trust=True):
-                        questions.write(RunFolder(self.out).preferences)
-                    keeper.finish(run, marks)
-                    self._write(self.out)
+        return self._origin.loaded.step if self._origin and self._origin.loaded else 0
 
     def predict(
         self, obs: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -446,13 +281,7 @@ class Agent:
 
     def make_env(self, stream: int = TEST, render_mode: str | None = None) -> Guard:
         """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
-        c = self.config or self._settled(self._settings.get("steps", ANY_STEPS))
-        absorbs = c.termination == "absorb"
-        make = partial(envs.make, self.env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
-        return self._guarded(make, c.env_timeout if render_mode is None else 0.0)
-
-    def _guarded(self, make: Callable[[], Any], timeout: float) -> Guard:
-        return Guard(partial(Isolated, make, self.env_id, timeout) if timeout else make)
+        return make_env(self.env_id, self.config or self._spec.resolve(self.method), stream, render_mode)
 
     def save(self, folder: Path | str) -> None:
         """Writes what ``load`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one.
@@ -461,22 +290,10 @@ class Agent:
         """
         self._learnt()
         folder = Path(folder).absolute()
-        if self._recording and self.out and folder.resolve() == self.out.resolve():
+        if self._session and self._session.going and self.out and folder.resolve() == self.out.resolve():
             raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
-        with held():
-            if new(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._write_config(folder)
-            elif not (RunFolder(folder).ended and RunFolder(folder).has_config(self._told())):
-                raise UserError(
-                    f"{folder} holds something else than this agent, and is not overwritten: choose another"
-                )
-            self._write(folder)
-
-    def _write(self, folder: Path) -> None:
-        assert self.reward is not None
-        with on_its_own(self.model):
-            RunFolder(folder).write_models(self.model, self.reward)
+        assert self.config is not None and self.reward is not None
+        session.save(folder, session.config_record(self._spec, self._parts, self.config), self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
@@ -489,253 +306,11 @@ class Agent:
         written.
         """
         folder = Path(folder)
-        agent, _ = cls._read(folder, trust, {"teacher": None} | own)  # it will not be asked
-        config = agent.config
-        assert config is not None
-        env = agent.make_env()
-        sizes = flatdim(env.observation_space), flatdim(env.action_space)
-        RunFolder(folder).check_sizes(config, agent._arguments(config), *sizes)
-        with ordinary_torch(), generators_kept():
-            model = agent._learner(config, env, Store(*sizes, capacity=1)).model
-            reward = RewardEnsemble.of(config, *sizes, torch.Generator())
-            reward.pessimism = config.pessimism
-            RunFolder(folder).read_models(model, reward)
-        model.num_timesteps = config.steps
-        agent.model, agent.reward = model, reward
-        agent._origin, agent._settings = folder.absolute(), config.model_dump(mode="json")
-        agent.out = None if out is None else Path(out).absolute()
-        apart(agent.out, agent._origin)
+        spec, parts, _ = session.read(folder, trust, {"teacher": None} | own)  # it will not be asked
+        spec = replace(spec, device="cpu", out=None if out is None else Path(out))
+        agent = cls.of(spec, parts)
+        agent.config = settle(spec.settings)
+        agent.model, agent.reward = learnt(folder, spec, parts, agent.config)
+        agent._origin = Origin(folder.absolute())
+        session.apart(agent.out, agent._origin.folder)
         return agent
-
-    @classmethod
-    def _read(cls, folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[Agent, dict[str, Any]]:
-        """An agent with the settings that ``folder`` tells, before it learns; and all that is told there."""
-        told = RunFolder(folder).trusted_config(trust)
-
-        def part(name: str, known: Mapping[str, Any]) -> Any:
-            if name not in own and told[name] not in known:
-                raise UserError(f"{folder} was trained with a {name} of your own, {told[name]}: give it as {name}=")
-            return own[name] if name in own else known[told[name]]
-
-        if told["algorithm_settings"] == OWN and "algorithm_settings" not in own:
-            raise UserError(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
-        agent = cls(
-            part("method", METHODS),
-            told["env"],
-            teacher=part("teacher", dict.fromkeys(OURS)),
-            algorithm=part("algorithm", ALGORITHMS),
-            algorithm_settings=own.get("algorithm_settings", told["algorithm_settings"]),
-            out=folder,
-        )
-        if "algorithm_settings" not in own:
-            filed_settings.check(RunFolder(folder).config, agent._algorithm, told["algorithm_settings"])
-        agent.config = settle(told["settings"])
-        return agent, told
-
-    def _training(self) -> list[Any]:
-        return [self.make_env(TRAINING) for _ in range(self.method.learners)]
-
-    def _build(self, config: Config, training: list[Any] | None = None) -> Run:
-        training = self._training() if training is None else training
-        sizes = self._weigh(config, training)
-        store, prefs = Store(*sizes, config.steps), PreferenceStore()
-        if config.teacher_human:
-            training = self._filmed(training, store)
-        teacher = self._teacher_of(config, store, prefs)
-        learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
-        rng = torch.Generator().manual_seed(config.seed)
-        reward = RewardEnsemble.of(config, *sizes, rng)
-        cost = LearnedCost(*sizes, config, rng)
-        return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
-
-    def _weigh(self, config: Config, training: list[Any]) -> tuple[int, int]:
-        """The sizes of an observation and of an action. UserError where the run needs more memory than there is."""
-        sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        enough_memory("this run", footprint(config, *sizes, len(training), self._arguments(config)))
-        return sizes
-
-    def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
-        if self.teacher is None:
-            if config.teacher_human:
-                from rlhf_bilevel.human.teacher import HumanTeacher
-
-                assert self.out is not None
-                self._people = HumanTeacher(config, store, self._film, self.out)
-                return self._people
-            if config.teacher_rerun:
-                given = _given(Path(config.teacher_rerun), config, store)
-                used = len(self._begins.tree["sessions"]) if self._begins else 0
-                return Rerun(given, count(RunFolder(self.out).labels) if self.out else used)
-            if config.teacher_replay:
-                given = _given(Path(config.teacher_replay), config, store)
-                if not any(len(answers.label) for answers in given if answers is not None):
-                    raise UserError(f"teacher replay={config.teacher_replay}: there are no labels in it")
-                return Replayed(given).after(prefs)
-            return SimulatedTeacher(config, store)
-        return self.teacher.after(prefs) if isinstance(self.teacher, Replayed) else self.teacher
-
-    def _filmed(self, training: list[Any], store: Store) -> list[Any]:
-        """The same environments, filmed as people will see them."""
-        if self.out is None:
-            raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        from rlhf_bilevel.human import film
-
-        assert self.config is not None
-        c, self._film = self.config, film.Film(self.out)
-        for env in training:
-            env.close()
-        make = partial(film.make, self.env_id, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-        return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
-
-    def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
-        kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
-        return kind(env, config, store, number, self._algorithm, self._device, **self._arguments(config))
-
-    def _arguments(self, config: Config) -> dict[str, Any]:
-        """Of the SB3 algorithm, beside those that ``config`` says."""
-        found = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
-        kwargs = found.get("policy_kwargs")
-        return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
-
-    def _settled(self, steps: int) -> Config:
-        return settled(self.method, self.env_id, self._preset, self._settings | {"steps": steps})
-
-    def _options(self, config: Config) -> Options:
-        return complete(self.method.options, config.options, f"{self.method.name}.")
-
-    def _chosen(self, algorithm: type[BaseAlgorithm] | None) -> type[Any]:
-        """The learners' algorithm; UserError where the method cannot do with it."""
-        own = ALGORITHMS[self.method.algorithm]
-        if algorithm is None or algorithm is own:
-            return own
-        if not isinstance(algorithm, type):
-            raise UserError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
-        if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
-            takes = "any off-policy algorithm" if own is SAC else own.__name__
-            raise UserError(f"algorithm={algorithm.__name__}: the method {self.method.name} takes {takes}")
-        if self.method.densities and not issubclass(algorithm, SAC):
-            told = f"the method {self.method.name} needs probabilities of actions, which only SAC has"
-            raise UserError(f"algorithm={algorithm.__name__}: {told}")
-        return algorithm
-
-    def _evaluate(self, run: Run, env: Any, agent: int, log: Log) -> Row:
-        row = Row()
-        for number, learner in enumerate(run.learners):
-            env.episode = 0  # the same episodes each time: curves differ by the policy alone
-            result = evaluate(partial(acts, learner), env, run.config.eval_episodes)
-            log.evaluation(result, run.step, len(run.prefs), number, number == agent)
-            prefix = "eval" if number == agent else "eval_other"
-            row[f"{prefix}/true_return"] = float(result.returns.mean())
-            if result.successes is not None:
-                row[f"{prefix}/success"] = float(result.successes.mean())
-        return row
-
-    def _write_config(self, folder: Path) -> None:
-        RunFolder(folder).write_config(self._told())
-
-    def _told(self) -> dict[str, Any]:
-        """All that config.yaml tells of a run, but for versions."""
-        assert self.config is not None
-        return {
-            "method": self.method.name,
-            "env": self.env_id,
-            "teacher": BY_SETTINGS if self.teacher is None else type(self.teacher).__name__,
-            "algorithm": self._algorithm.__name__,
-            "algorithm_settings": self._algorithm_settings,
-            "device": self._device,
-            "threads": torch.get_num_threads(),
-            "settings": self.config.model_dump(mode="json"),
-        }
-
-
-def new(folder: Path) -> bool:
-    """Whether a run may begin there. UserError where it is no folder."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and no folder for a run")
-    return not folder.exists() or not any(folder.iterdir())
-
-
-def found(device: str | torch.device) -> str:
-    """What ``auto`` is here; else as it was given. UserError where there is no such device."""
-    name, gpus = str(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if gpus else "cpu"
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (number and not number.isdecimal())):
-        raise UserError(f"device={name!r}: cpu, cuda (or cuda:0, ...) and auto are known")
-    if kind == "cuda" and gpus <= int(number or 0):
-        raise UserError(f"device={name!r}: PyTorch finds {gpus or 'no'} NVIDIA GPU here; choose cpu or auto")
-    return name
-
-
-def progress(run: Run, shown: bool) -> Any:
-    """A bar on standard error: on a terminal each second, else as in a log file, a line a minute."""
-    stream = sys.stderr  # None where it has been closed
-    on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
-    every = 1 if on_screen else LINE_EVERY
-    return tqdm(
-        total=run.config.steps,
-        initial=run.step,
-        unit="step",
-        mininterval=every,
-        maxinterval=10 * every,
-        file=stream,
-        disable=not shown or stream is None,
-    )
-
-
-def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, Any]) -> Config:
-    """A run's settings: those ``given`` go before the method's own, and these before the preset's."""
-    check_options(given, [method])
-    config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
-    options = complete(method.options, config.options, f"{method.name}.")
-    return reaching(config).model_copy(update={"options": options.model_dump()})
-
-
-def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str, Any]) -> tuple[Config, str]:
-    """The same with segments that fit into the episodes, if any is asked about: see ``config.fitting``."""
-    asks = method.upper is not None and config.labels > 0
-    return fitting(config, limit, "segment_length" in given) if asks else (config, "")
-
-
-def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:
-    """Those called ``method.name``, of any method, and the ``options`` of ``methods``; UserError on a wrong one."""
-    own = [METHODS[method] if isinstance(method, str) else method for method in methods]
-    known = METHODS | {method.name: method for method in own}
-    for key, value in given.items():
-        method, dot, name = key.partition(".")
-        if dot and method not in known:
-            raise UserError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
-        if dot:
-            complete(known[method].options, {name: value}, f"{method}.")
-    for each in own:
-        complete(each.options, given.get("options", {}), f"{each.name}.")
-
-
-def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:
-    """The answers in a file, session by session. UserError where their segments are not as this run's."""
-    given: list[Preferences | None] = []
-    given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
-    must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
-    for first in (answers.first for answers in given if answers is not None):
-        has = *first.obs.shape[1:], first.act.shape[-1]
-        if has != must:
-            said = "segments of {} steps, observations of {} and actions of {} numbers"
-            raise UserError(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
-    return given
-
-
-def free(out: Path) -> None:
-    """AlreadyExistsError where the folder of a new run holds something."""
-    if not RunFolder(out).vacant:
-        raise AlreadyExistsError(f"{out} exists already and is not overwritten")
-
-
-def apart(out: Path | None, source: Path) -> None:
-    """UserError where a run's folder lay inside that of another, which may remove it with its checkpoints."""
-    if out and source.resolve() in out.resolve().parents:
-        raise UserError(f"{out} is inside {source}, which stays as it is: choose a folder outside")
-
-
-def acts(learner: Any, obs: np.ndarray) -> np.ndarray:
-    return learner.model.predict(obs, deterministic=True)[0]

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rlhf_bilevel.sweep import Planned, State
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.sweep import State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
 ROOM = 8  # lines of a terminal that are not the table's rows
@@ -48,7 +49,7 @@ class Pace:
 class Line:
     """Some runs together: how many are in which state, their steps, steps a second and seconds left, if known."""
 
-    def __init__(self, runs: Sequence[Planned], states: Mapping[Planned, State], paces: Mapping[Planned, Pace]) -> None:
+    def __init__(self, runs: Sequence[RunSpec], states: Mapping[RunSpec, State], paces: Mapping[RunSpec, Pace]) -> None:
         counts = Counter(states[run] for run in runs)
         self.states = ", ".join(f"{counts[s]} {s}" for s in ("running", "queued", "ended", "failed") if counts[s])
         self.steps = sum(run.steps for run in runs)
@@ -69,12 +70,12 @@ class Board:
     """``with Board(runs) as board``, and ``board.see(states)`` as often as one likes."""
 
     def __init__(
-        self, runs: Sequence[Planned], console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self, runs: Sequence[RunSpec], console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._runs, self._console, self._clock = runs, console or Console(), clock
         self._paces = {run: Pace() for run in runs}
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._states: Mapping[Planned, State] = dict.fromkeys(runs, "queued")
+        self._states: Mapping[RunSpec, State] = dict.fromkeys(runs, "queued")
         self._next, self._next_line = clock() + EVERY, clock() + LINE_EVERY
 
     def __enter__(self) -> Board:
@@ -87,7 +88,7 @@ class Board:
             self._live.update(self.table(self._states))  # as it is at the end
             self._live.stop()
 
-    def see(self, states: Mapping[Planned, State]) -> None:
+    def see(self, states: Mapping[RunSpec, State]) -> None:
         now, self._states = self._clock(), states
         if now < self._next:
             return
@@ -102,12 +103,12 @@ class Board:
             counts, steps, speed, left = Line(self._runs, states, self._paces).cells
             self._console.print(f"{counts}; {steps} steps; {speed or '?'} steps/s; {left} left", soft_wrap=True)
 
-    def table(self, states: Mapping[Planned, State]) -> Table:
+    def table(self, states: Mapping[RunSpec, State]) -> Table:
         """A row a run, or a row a method and environment where the runs are more than the lines of the terminal."""
-        groups: dict[str, list[Planned]] = {}
+        groups: dict[str, list[RunSpec]] = {}
         many = len(self._runs) > self._console.height - ROOM
         for run in self._runs:
-            groups.setdefault(f"{run.method} {run.env}" if many else run.out.name, []).append(run)
+            groups.setdefault(f"{run.method} {run.env}" if many else run.folder.path.name, []).append(run)
         table = Table("runs" if many else "run", "state", "steps", "steps/s", "time left", show_footer=True)
         for column, cell in zip(table.columns, ("all", *Line(self._runs, states, self._paces).cells), strict=True):
             column.footer = cell

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 
 from rlhf_bilevel.files import plain
 from rlhf_bilevel.runs.folder import RunFolder
-from rlhf_bilevel.sweep import GRACE, Planned
-from rlhf_bilevel.worker import work
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.sweep import GRACE
+from rlhf_bilevel.worker import main
 
 RETRIES = 100  # times that a run's worker may die; machines that are lent may go often, and each run goes on
 
@@ -36,9 +37,9 @@ class Cluster:
         # A process of its own for each run: nothing of another run is left in it
         self._run = ray.remote(num_cpus=cpus, max_retries=RETRIES, max_calls=1)(run)
 
-    def start(self, run: Planned) -> Task:
-        out = run.out.resolve()
-        return Task(self._run.remote(out, run.words), RunFolder(out).output)
+    def start(self, run: RunSpec) -> Task:
+        out = run.folder.path.resolve()
+        return Task(self._run.remote(out, replace(run, out=out).to_json()), RunFolder(out).output)
 
 
 class Task:
@@ -61,11 +62,12 @@ class Task:
         ray.wait([self._reference], timeout=GRACE)
 
 
-def run(out: Path, words: Sequence[str]) -> int:
-    """The task. What it says goes to OUT.log, as on one machine; its process is not used again."""
+def run(out: Path, spec: str) -> int:
+    """The task: a worker on the ``spec`` in JSON, and its exit code. What it says goes to OUT.log; its process is not
+    used again."""
     log = RunFolder(out).output
     plain(log)
     sys.stdout = sys.stderr = stream = log.open("a", buffering=1)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
-    return work(out, words)
+    return main([spec])

@@ -9,14 +9,15 @@ import argparse
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel import envs
+from rlhf_bilevel import envs, given
 from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
 from rlhf_bilevel.files import (
@@ -25,47 +26,34 @@ from rlhf_bilevel.files import (
     writable,
     write,
 )
-from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.given import assigned, its_own
 from rlhf_bilevel.runs.folder import RunFolder, outside_runs
+from rlhf_bilevel.runs.report import tell
 from rlhf_bilevel.traits import traits
 
 Work = Callable[[], None]
 
 
 def train(args: argparse.Namespace) -> Work:
-    args.env = envs.resolve(args.env)
     people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
-    settings = configure(args, people)
-    its_own(args.method, assigned(args.set))
-    labelled_by_people(args, settings)
-    checkpoint_interval(args.checkpoint_every)
-    args.dir = default = Path("runs") / f"{args.method}-{args.env.split('/')[-1]}-{settings['seed']}"
+    spec = given.spec(args, args.method, args.env, people, keep_every=args.keep_every)
+    labelled_by_people(args, spec.settings)
+    args.dir = default = Path("runs") / f"{spec.method}-{spec.env.split('/')[-1]}-{spec.seed}"
     writable(default)
     if args.out:
         args.dir = new_folder(args.out)
     table_of(args.reference)
-    envs.check(args.env, settings)
+    config = spec.resolve()
+    its_own(args.method, assigned(args.set))
+    envs.check(spec.env, dict(config))
 
     def work() -> None:
-        import torch
+        from rlhf_bilevel.runs.session import train
 
-        from rlhf_bilevel.agent import Agent
-
-        torch.set_num_threads(args.threads)
         for out in [args.out] if args.out else numbered(default):
             args.dir = out  # told where training is interrupted
-            agent = Agent(
-                args.method,
-                args.env,
-                preset=args.preset,
-                device=args.device,
-                out=out,
-                checkpoint_every=args.checkpoint_every,
-                keep_every=args.keep_every,
-                **settings,
-            )
             try:
-                agent.learn(settings["steps"], progress_bar=not args.verbose, screen=args.verbose)
+                train(replace(spec, out=out), progress_bar=not args.verbose, screen=args.verbose)
                 break
             except (AlreadyExistsError, LockedError):  # by another process, just now
                 if args.out:
@@ -83,9 +71,9 @@ def resume(args: argparse.Namespace) -> Work:
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
-        from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.runs.session import resume
 
-        Agent.resume(
+        resume(
             args.dir,
             progress_bar=not args.verbose,
             screen=args.verbose,
@@ -102,8 +90,8 @@ def fork(args: argparse.Namespace) -> Work:
     from rlhf_bilevel.agent import Agent  # what can be forked is known when the checkpoint has been read
 
     run_folder(args.dir)
-    given = {"steps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
-    changes = {key: value for key, value in given.items() if value is not None}
+    asked = {"steps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
+    changes = {key: value for key, value in asked.items() if value is not None}
     changes |= traits(args.teacher) if args.teacher is not None else {}
     checkpoint_interval(args.checkpoint_every)
     table_of(args.reference)
@@ -134,7 +122,7 @@ def fork(args: argparse.Namespace) -> Work:
     return work
 
 
-def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def labelled_by_people(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """UserError where people cannot be asked as the options say; their database is brought up to date."""
     if not settings.get("teacher_human"):
         for option, given in (("--max-pending-share", args.max_pending_share), ("--labels-db", args.labels_db)):
@@ -144,40 +132,6 @@ def labelled_by_people(args: argparse.Namespace, settings: dict[str, Any]) -> No
         from rlhf_bilevel.human.database import connect
 
         connect(settings["teacher_labels_db"]).dispose()
-
-
-def tell(out: Path, reference: Path | None) -> None:
-    """What was learnt, against what the true reward allows; and the learning curve."""
-    from rlhf_bilevel.compare import LAST, ended_with, ending
-    from rlhf_bilevel.plot import draw
-    from rlhf_bilevel.points import points, read_table
-
-    found = points(out) if RunFolder(out).evaluated else []
-    agent = [point for point in found if point.is_agent]
-    if not agent:
-        print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
-        return
-    last, ends = agent[-1], agent[-LAST:]
-    told = f"{last.method} reached a true return of {ending([point.true_return for point in ends]):.0f}"
-    successes = [point.success for point in ends if point.success is not None]
-    told += f" and a success of {ending(successes):.2f}" if len(successes) == len(ends) else ""
-    episodes = sum(point.episodes for point in ends)
-    told += f" ({ended_with(len(agent), (episodes, episodes))}) on {last.env} after {last.step:,} steps"
-    told += f" with {last.labels} labels"
-    if reference:
-        steps = [point.step for point in ends]
-        seeds: dict[int, dict[int, float]] = {}
-        for point in read_table(reference):
-            if point.is_agent and (point.method, point.env) == ("sac", last.env):
-                seeds.setdefault(point.seed, {})[point.step] = point.true_return
-        same = [float(ending([run[step] for step in steps])) for run in seeds.values() if run.keys() >= set(steps)]
-        shown = ", ".join(f"{step:,}" for step in steps)
-        if same:
-            told += f"; SAC on the true reward reaches {sum(same) / len(same):.0f} at the same steps"
-            told += f" (mean of {len(same)} seeds)" if len(same) > 1 else " (one seed)"
-        else:
-            told += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({shown})"
-    print(f"{told}.\nLearning curve: {draw(found, RunFolder(out).learning_curve)}\nRun: {out}")
 
 
 def evaluate(args: argparse.Namespace) -> Work:

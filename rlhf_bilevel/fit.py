@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.agent import TEST, Agent
+from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.asked import load
 from rlhf_bilevel.config import Config, settle
 from rlhf_bilevel.dataset import Dataset
@@ -37,6 +37,7 @@ from rlhf_bilevel.evaluate import stated
 from rlhf_bilevel.files import made_new, to_json, write
 from rlhf_bilevel.preference import PreferenceStore, bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.build import TEST
 from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.types import Preferences
 

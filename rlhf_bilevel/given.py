@@ -1,55 +1,45 @@
-"""The settings that a command's options give, checked; methods' files, which import torch, are read only if need be."""
+"""What options ask for, as a ``RunSpec``: the only place that turns the command line and --config into one."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import preset, reaching, recorded, settle
+from rlhf_bilevel.config import recorded
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import from_yaml, read_yaml
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
 
-def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """The settings that the user gave, in the order --config, options, --set; checked as they are, on the preset.
+def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any] = {}, **others: Any) -> RunSpec:
+    """The run that options of ``train`` ask for; settings in the order --config, options, --set.
 
-    ``more`` are those of options that only one command has.
+    ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
+    Raises ValueError, in one line, on the first mistake.
     """
-    if args.device == "cuda":  # a slow import, but PyTorch alone can tell
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no NVIDIA GPU here; choose cpu or auto")
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
-    given |= traits(args.teacher) if args.teacher is not None else {}
-    given |= {key: value for key, value in more.items() if value is not None}
-    given |= assigned(args.set)
-    told = read_yaml(args.config) if args.config else {}
-    filed = told
-    if "settings" in told:  # a run's config.yaml has more
-        recorded(args.config, told, whole=False)
-        filed = told["settings"]
-        if args.teacher is None and told.get("teacher", BY_SETTINGS) not in OURS:
-            raise UserError(f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    chosen = {"seed": 0} | {key: value for key, value in [*filed.items(), *given.items()] if value is not None}
-    if "steps" not in chosen:
-        raise UserError("--steps is missing, and no --config gives it")
-    plain = {key: value for key, value in chosen.items() if "." not in key}
-    config = reaching(settle(preset(args.preset, args.env) | plain))
-    read = config.model_dump(mode="json")
-    chosen |= {key: read[key] for key in ("steps", "seed")}
-    for key, value in chosen.items():
-        if isinstance(value, str) and not isinstance(read.get(key, value), str):
-            chosen[key] = read[key]  # a number as people write it
-    if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
-        from rlhf_bilevel.agent import check_options
+    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    given = {key: value for key, value in given.items() if value is not None} | assigned(args.set)
+    filed = from_file(args.config, args.teacher is not None) if args.config else {}
+    settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
+    if "steps" not in settings:
+        raise ValueError("--steps is missing, and no --config gives it")
+    options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
+    return RunSpec.of(method, env, settings, **options | others)
 
-        check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
-    if isinstance(args.method, str):  # a file may hold several methods' settings
-        chosen = {key: value for key, value in chosen.items() if key.rpartition(".")[0] in ("", args.method)}
-    return chosen
+
+def from_file(file: Path, taught: bool) -> dict[str, Any]:
+    """The settings in a YAML file or a run's config.yaml; ``taught`` says that another teacher is given."""
+    told = read_yaml(file)
+    if "settings" not in told:
+        return told
+    recorded(file, told, whole=False)
+    if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
+        raise ValueError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
+    return told["settings"]
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:

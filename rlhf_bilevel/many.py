@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -12,34 +13,36 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from rlhf_bilevel import envs
-from rlhf_bilevel.config import checkpoint_interval
+from rlhf_bilevel import envs, given
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import plain, read_yaml, writable, write
-from rlhf_bilevel.given import assigned, configure, its_own
+from rlhf_bilevel.given import assigned, its_own
 from rlhf_bilevel.runs.folder import RunFolder, outside_runs
-from rlhf_bilevel.space import parse, pasted, read_space, words
-from rlhf_bilevel.sweep import Engine, Local, Planned, agree, begin_together, complete
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.space import parse, pasted, read_space
+from rlhf_bilevel.sweep import Engine, Local, begin_together, complete
+from rlhf_bilevel.worker import agree, whole
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
 
 def sweep(args: argparse.Namespace) -> Callable[[], None]:
     on_cluster(args)
-    checkpoint_interval(args.checkpoint_every)
     writable_folder("--out", args.out)
-    runs: dict[Path, Planned] = {}
+    runs: dict[Path, RunSpec] = {}
     first = args.seed or 0
-    for env in map(envs.resolve, args.env):
-        own = one_teacher(configure(changed(args, env=env)))
-        limit = envs.check(env, own)
-        for method, seed in product(args.method, range(first, first + args.seeds)):
-            out = args.out / f"{method}-{env.split('/')[-1]}-{seed}"
+    for env in args.env:
+        kind = one_teacher(given.spec(args, args.method[0], env))
+        limit = None
+        for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
+            out = args.out / f"{method}-{kind.env.split('/')[-1]}-{seed}"
             if out in runs:
-                raise UserError(f"two runs of this sweep would share the folder {out}")
-            runs[writable(out)] = run = Planned(out, method, env, seed, own["steps"], told(args), args.checkpoint_every)
+                raise ValueError(f"two runs of this sweep would share the folder {out}")
+            runs[writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
+            if not number:
+                limit = envs.check(run.env, dict(run.resolve()))
             if seed == first or run.folder.begun:
-                agree(run, whole(method, env, args.preset, own | {"seed": seed}, limit))
+                agree(run, whole(run, limit))
 
     planned = list(runs.values())
 
@@ -63,20 +66,20 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
     return work
 
 
-def one_teacher(settings: dict[str, Any]) -> dict[str, Any]:
-    """UserError where people would have to answer many runs at once."""
-    if settings.get("teacher_human"):
-        raise UserError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
-    return settings
+def one_teacher(spec: RunSpec) -> RunSpec:
+    """ValueError where people would have to answer many runs at once."""
+    if spec.settings.get("teacher_human"):
+        raise ValueError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
+    return spec
 
 
 def on_cluster(args: argparse.Namespace) -> None:
     """UserError where the options ask of a cluster what it does not do."""
     if args.engine == "local":
         return
-    for option, given in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
-        if given:
-            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
+    for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
+        if used:
+            raise ValueError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
     if not find_spec("ray"):
         raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
 
@@ -91,47 +94,41 @@ def engine_of(args: argparse.Namespace) -> Engine:
 
 def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
-        raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
-    checkpoint_interval(args.checkpoint_every)
-    env = envs.resolve(args.env)
-
-    def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
-        pairs = [f"{key}={value}" for key, value in chosen.items()]
-        return one_teacher(configure(changed(args, env=env, set=[*args.set, *pairs])))
-
-    plain = settings({})
-    steps, limit = plain["steps"], envs.check(env, plain)
+        raise ValueError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
+    kind = one_teacher(given.spec(args, args.method, args.env))
+    config = kind.resolve()
     tuned = read_space(args.space, args.tune)
     its_own(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
-            raise UserError(f"{key} is both set and to be tuned")
+            raise ValueError(f"{key} is both set and to be tuned")
+    limit = envs.check(kind.env, dict(config))
+
+    def trial(chosen: Mapping[str, Any]) -> RunSpec:
+        return kind.having(**assigned([f"{key}={value}" for key, value in chosen.items()]))
 
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
-        found = whole(args.method, env, args.preset, settings({key: value}), limit)
+        found = whole(trial({key: value}), limit)
         return found["options"][key.partition(".")[2]] if "." in key else found[key]
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    out = args.out or Path("runs") / f"tune-{args.method}-{env.split('/')[-1]}"
+    out = args.out or Path("runs") / f"tune-{kind.method}-{kind.env.split('/')[-1]}"
     storage = args.storage or out / "tune.db"
     writable_folder("--out", out)
     writable(storage)
     writable(storage.parent)  # SQLite keeps its journal beside the file
-    asked = {"method": args.method, "env": env, "steps": steps, "seeds": seeds, "pruner": args.pruner}
-    asked |= {"settings": [*told(args)], "space": tuned}
+    asked = {"method": kind.method, "env": kind.env, "steps": kind.steps, "seeds": seeds, "pruner": args.pruner}
+    asked |= {"preset": kind.preset, "settings": dict(kind.having(seed=0).settings), "space": tuned}
     same_search(out, storage, asked)
 
-    def runs(number: int, chosen: Mapping[str, Any]) -> list[Planned]:
-        own = told(args) + tuple(words(chosen))
-        folders = {seed: out / f"trial-{number:04}-seed-{seed}" for seed in seeds}
+    def runs(number: int, chosen: Mapping[str, Any]) -> list[RunSpec]:
         planned = [
-            Planned(folder, args.method, env, seed, steps, own, args.checkpoint_every)
-            for seed, folder in folders.items()
+            replace(trial(chosen), out=out / f"trial-{number:04}-seed-{seed}").having(seed=seed) for seed in seeds
         ]
         for run in planned:
-            agree(run, whole(args.method, env, args.preset, settings(chosen) | {"seed": run.seed}, limit))
+            agree(run, whole(run, limit))
         return planned
 
     def work() -> None:
@@ -143,14 +140,14 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             with RunFolder(out).claim():
                 same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
-                study, engine = open_study(storage, args.pruner, steps * len(seeds)), Local(args.jobs)
+                study, engine = open_study(storage, args.pruner, kind.steps * len(seeds)), Local(args.jobs)
 
                 def begin(number: int, chosen: Mapping[str, Any]) -> Training:
                     return Training(runs(number, chosen), engine)
 
                 failed = search(study, space, args.trials, begin, args.jobs, args.seed)
                 found = best(study)
-                chosen = {key: value for key, value in settings(found.params).items() if key != "seed"}
+                chosen = {key: value for key, value in trial(found.params).settings.items() if key != "seed"}
                 write(out / BEST, yaml.safe_dump(chosen, sort_keys=False).encode())
         except Timeout:
             raise UserError(f"{out} is being searched by another process") from None
@@ -159,7 +156,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
         )
         print(f"  {pasted(found.params)}")
-        print(f"  rlhf-bilevel train {args.method} --env {env} --preset {args.preset} --config {out / BEST}")
+        print(f"  rlhf-bilevel train {kind.method} --env {kind.env} --preset {args.preset} --config {out / BEST}")
         if failed:
             raise UserError(f"{failed} trials failed: the same command tries others in their place")
 
@@ -195,28 +192,3 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
 def beginning(file: Path) -> bytes:
     with file.open("rb") as stream:
         return stream.read(16)
-
-
-def whole(method: str, env: str, preset: str, given: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """All settings of a run, as its file holds them; ``limit`` is the environment's, where it is known."""
-    from rlhf_bilevel.agent import fitted, settled
-    from rlhf_bilevel.baselines import METHODS
-
-    own = METHODS[method]
-    config, _ = fitted(own, settled(own, env, preset, given), limit, given)
-    return config.model_dump(mode="json")
-
-
-def changed(args: argparse.Namespace, **others: Any) -> argparse.Namespace:
-    return argparse.Namespace(**vars(args) | others)
-
-
-def told(args: argparse.Namespace) -> tuple[str, ...]:
-    """The settings of many runs, but for the steps, as ``train`` takes them."""
-    words = [
-        f"--{name}={getattr(args, name)}"
-        for name in ("labels", "teacher", "preset", "device", "threads")
-        if getattr(args, name) is not None
-    ]
-    words += [f"--config={args.config.resolve()}"] if args.config else []
-    return (*words, *(f"--set={pair}" for pair in args.set))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from rlhf_bilevel.config import Config, nearest, whole
+from rlhf_bilevel.runs.report import say
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
 
 
 def fail(message: str) -> NoReturn:
-    print(f"rlhf-bilevel: {' '.join(message.split())}", file=sys.stderr)
+    say(message)
     raise SystemExit(2)
 
 

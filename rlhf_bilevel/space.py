@@ -79,12 +79,8 @@ def parse(key: str, told: str, settle: Callable[[str, str], Any]) -> Range | Cho
     return Range(low, high, bool(scale), type(low) is int)
 
 
-def words(chosen: Mapping[str, Any]) -> list[str]:
-    """As options of ``rlhf-bilevel train``."""
-    return [f"--set={key}={value}" for key, value in chosen.items()]
-
-
 def pasted(chosen: Mapping[str, Any]) -> str:
+    """As options of ``rlhf-bilevel train``."""
     return shlex.join(word for key, value in chosen.items() for word in ("--set", f"{key}={value}"))
 
 

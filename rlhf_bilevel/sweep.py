@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from filelock import Timeout
 
-from rlhf_bilevel import worker
 from rlhf_bilevel.files import opened
-from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.worker import ELSEWHERE
 
 State = Literal["queued", "running", "ended", "failed"]
@@ -30,26 +29,6 @@ TICK = 0.2  # seconds between two looks at what is running
 PATIENCE = 5.0  # seconds before a run that another process has is tried again
 TAIL = 2**16  # bytes of a log in which its last line is looked for
 GRACE = 10.0  # seconds that a process has to end when it is told to
-
-
-class Planned(NamedTuple):
-    out: Path
-    method: str
-    env: str
-    seed: int
-    steps: int
-    settings: tuple[str, ...] = ()  # more words of ``rlhf-bilevel train``
-    every: str = "1m"  # between checkpoints
-
-    @property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.out)
-
-    @property
-    def words(self) -> list[str]:
-        """After ``rlhf-bilevel train``, but for ``--out``."""
-        own = {"--env": self.env, "--seed": self.seed, "--steps": self.steps, "--checkpoint-every": self.every}
-        return [self.method, *(str(word) for pair in own.items() for word in pair), *self.settings]
 
 
 class Started(Protocol):
@@ -65,7 +44,7 @@ class Started(Protocol):
 class Engine(Protocol):
     room: int  # runs at the same time
 
-    def start(self, run: Planned) -> Started: ...
+    def start(self, run: RunSpec) -> Started: ...
 
 
 class Process:
@@ -100,24 +79,24 @@ class Local:
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def start(self, run: Planned) -> Process:
-        return Process([sys.executable, "-m", "rlhf_bilevel.worker", str(run.out), *run.words], run.folder.output)
+    def start(self, run: RunSpec) -> Process:
+        return Process([sys.executable, "-m", "rlhf_bilevel.worker", run.to_json()], run.folder.output)
 
 
 def complete(
-    runs: Sequence[Planned],
+    runs: Sequence[RunSpec],
     engine: Engine,
-    see: Callable[[Mapping[Planned, State]], None],
+    see: Callable[[Mapping[RunSpec, State]], None],
     tell: Callable[[str], None] = print,
-) -> list[Planned]:
+) -> list[RunSpec]:
     """Brings the runs to their ends, all that can be; those that failed. ``see`` is called again and again meanwhile.
 
     Whatever happens here, no run that was started goes on when this is left.
     """
-    states: dict[Planned, State] = {run: "ended" if run.folder.ended else "queued" for run in runs}
+    states: dict[RunSpec, State] = {run: "ended" if run.folder.ended else "queued" for run in runs}
     queue = {run: 0.0 for run in runs if states[run] == "queued"}  # when it may be started
-    elsewhere: set[Planned] = set()
-    going: dict[Planned, Started] = {}
+    elsewhere: set[RunSpec] = set()
+    going: dict[RunSpec, Started] = {}
     try:
         while queue or going:
             now = time.monotonic()
@@ -125,7 +104,7 @@ def complete(
             for run in due[: engine.room - len(going)]:
                 del queue[run]
                 if run not in elsewhere:
-                    tell(f"{'going on with' if run.folder.begun else 'starting'} {run.out}: {shlex.join(run.words)}")
+                    tell(f"{'going on with' if run.folder.begun else 'starting'} {run.folder}: {run}")
                 going[run] = engine.start(run)
             for run, started in list(going.items()):
                 code = started.poll()
@@ -135,16 +114,16 @@ def complete(
                 del going[run]
                 if code == ELSEWHERE:
                     if run not in elsewhere:
-                        tell(f"{run.out} is being trained by another process, and is looked at again later")
+                        tell(f"{run.folder} is being trained by another process, and is looked at again later")
                     elsewhere.add(run)
                     queue[run] = now + PATIENCE
                 elif code:
                     states[run] = "failed"
                     log = run.folder.output
-                    tell(f"{run.out} failed: {last_line(log)} (all of it: {log})")
+                    tell(f"{run.folder} failed: {last_line(log)} (all of it: {log})")
                 else:
                     states[run] = "ended"
-                    tell(f"{run.out} ended")
+                    tell(f"{run.folder} ended")
             see(states)
             time.sleep(TICK)
     finally:
@@ -153,40 +132,30 @@ def complete(
     return [run for run, state in states.items() if state == "failed"]
 
 
-def begin_together(runs: Sequence[Planned]) -> None:
+def begin_together(runs: Sequence[RunSpec]) -> None:
     """Trains the runs that have not begun in this process, those alike but for the seed in one update.
 
     Runs that another process has are left to it.
     """
     import torch
 
-    from rlhf_bilevel.__main__ import parser
     from rlhf_bilevel.agent import Agent
     from rlhf_bilevel.cohort import learn_together
-    from rlhf_bilevel.given import configure
 
-    alike: defaultdict[Planned, list[Planned]] = defaultdict(list)
+    alike: defaultdict[RunSpec, list[RunSpec]] = defaultdict(list)
     for run in runs:
-        alike[run._replace(out=Path(), seed=0)].append(run)
+        alike[replace(run, out=None).having(seed=0)].append(run)
     for kind, group in alike.items():
         with ExitStack() as claims:
             agents = []
             for run in group:
                 with suppress(Timeout):
                     claims.enter_context(run.folder.claim())
-                    if run.folder.begun:
-                        continue
-                    args = parser().parse_args(["train", *run.words])
-                    torch.set_num_threads(args.threads)
-                    own: dict[str, Any] = {"out": run.out, "checkpoint_every": run.every, **configure(args)}
-                    agents.append(Agent(run.method, run.env, preset=args.preset, device=args.device, **own))
+                    if not run.folder.begun:
+                        agents.append(Agent.of(run))
             if agents:
+                torch.set_num_threads(kind.threads or torch.get_num_threads())
                 learn_together(agents, kind.steps, progress_bar=True)
-
-
-def agree(run: Planned, settings: Mapping[str, Any]) -> None:
-    """As ``worker.agree``, before anything is started; the worker asks again under the run's locks."""
-    worker.agree(run.out, run.method, run.env, settings)
 
 
 def last_line(log: Path) -> str:

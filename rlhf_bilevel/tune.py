@@ -29,8 +29,9 @@ from rlhf_bilevel.compare import ending
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import one_line
 from rlhf_bilevel.runs.folder import STEP, RunFolder
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.space import Choice, Range, Space, pasted
-from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Planned, Started, last_line
+from rlhf_bilevel.sweep import PATIENCE, TICK, Engine, Started, last_line
 from rlhf_bilevel.worker import ELSEWHERE
 
 TRUE_RETURN = "eval/true_return"  # column of progress.csv
@@ -54,7 +55,7 @@ class Candidate(Protocol):
 class Training:
     """A trial's runs, one for each seed."""
 
-    def __init__(self, runs: Sequence[Planned], engine: Engine) -> None:
+    def __init__(self, runs: Sequence[RunSpec], engine: Engine) -> None:
         self._runs, self._engine = runs, engine
         self._started: Started | None = None
         self._at, self._not_before = 0, 0.0
@@ -80,7 +81,7 @@ class Training:
     def reports(self) -> dict[int, float]:
         found, seen = {}, []
         for number, run in enumerate(self._runs):
-            seen.append(evaluations(run.out))
+            seen.append(evaluations(run.folder))
             for step in seen[-1]:
                 until = [[value for at, value in own.items() if at <= step] for own in seen]
                 found[number * run.steps + step] = fmean(float(ending(values)) for values in until if values)
@@ -95,10 +96,10 @@ class Training:
         return f"{last_line(log)} (all of it: {log})"
 
 
-def evaluations(folder: Path) -> dict[int, float]:
+def evaluations(run: RunFolder) -> dict[int, float]:
     """A run's true return by step, as far as it is."""
     try:
-        rows = RunFolder(folder).read_progress()
+        rows = run.read_progress()
     except UserError:  # it is not there yet
         return {}
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}

@@ -62,8 +62,17 @@ class Teacher(Protocol):
 class Learner(Protocol):
     """A learner on the shared store. What values and densities it has to offer depends on its algorithm."""
 
+    model: Any
+    """Its algorithm of SB3: whoever gets the policy gets this."""
+
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The exploring action for the environment, and the same scaled to [-1, 1]."""
+
+    def improve(self, updates: int, step: int) -> Row:
+        """So many gradient steps, each on a batch of the store, at environment step ``step``; their metrics.
+
+        Raises FloatingPointError where the learner has diverged.
+        """
 
     def see(self, signal: Signal, keep: bool = True) -> None:
         """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
@@ -98,9 +107,11 @@ class Learner(Protocol):
     def temperature(self) -> float:
         """SAC's alpha: reward that a nat of the policy's entropy is worth."""
 
-    def state(self) -> Any: ...
+    def state(self) -> Any:
+        """All that moves in it, as a tree of plain values and tensors, which are not copied (see ``tree``)."""
 
-    def load(self, state: Any) -> None: ...  # go on from there
+    def load(self, state: Any) -> None:
+        """Go on from the ``state`` of a learner of the same kind; what it sees stays as it is."""
 
 
 Improve = Callable[[int, int], Sequence[Row]]

@@ -1,6 +1,6 @@
 """One run of many, in this process: it is begun, gone on with, or left to the process that has it.
 
-    python -m rlhf_bilevel.worker OUT METHOD --env ID ...       after OUT, the words of ``rlhf-bilevel train``
+    python -m rlhf_bilevel.worker SPEC       a ``RunSpec`` as JSON, whose ``out`` is the run's folder
 
 Two locks in the shared folder hold that a run is trained once: the sweep's, beside the run's folder, from before the
 folder is there; and the run's own, which whoever trains it has. The system releases both when their process dies.
@@ -8,77 +8,74 @@ folder is there; and the run's own, which whoever trains it has. The system rele
 
 from __future__ import annotations
 
-import argparse
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from filelock import Timeout
 
+from rlhf_bilevel import envs
 from rlhf_bilevel.errors import LockedError, UserError
-from rlhf_bilevel.options import fail
+from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.runs.spec import RunSpec
 
 ELSEWHERE = 75  # exit code: another process has the run; EX_TEMPFAIL of sysexits.h
 
 
-def agree(out: Path, method: str, env: str, settings: Mapping[str, Any]) -> None:
-    """UserError where the folder holds a run of another kind, which would be taken for the one that is asked for."""
-    run = RunFolder(out)
-    if not run.begun:
+def whole(spec: RunSpec, limit: int | None = None) -> dict[str, Any]:
+    """All settings of a run, as its folder will hold them; ``limit`` is the environment's, where it is known."""
+    config, _ = spec.fit(spec.resolve(), limit)
+    return config.model_dump(mode="json")
+
+
+def agree(spec: RunSpec, settings: Mapping[str, Any]) -> None:
+    """UserError where the folder holds a run of another kind, which would be taken for the one that is asked for.
+
+    ``settings`` are all of the spec's: see ``whole``.
+    """
+    out = spec.folder
+    if not out.begun:
         return
-    told = run.read_config()
+    told = out.read_config()
     there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
-    for key, asked in {"method": method, "env": env, **settings}.items():
+    for key, asked in {"method": spec.method, "env": spec.env, **settings}.items():
         if key in there and there[key] != asked:
             raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 
 
-def work(out: Path, words: Sequence[str]) -> int:
-    """Exit code: 0 when the run has ended, ELSEWHERE, or that of the command line; told on stderr."""
-    from rlhf_bilevel.__main__ import main
+def work(spec: RunSpec) -> int:
+    """Exit code: 0 when the run has ended, ELSEWHERE, 2 for what is told on stderr in one line, 1 for our own fault."""
+    from rlhf_bilevel.runs.session import resume, train
 
-    run = RunFolder(out)
+    out = spec.folder
     try:
-        with run.claim():
-            if run.ended:
+        with out.claim():
+            if out.ended:
                 return 0
-            if not run.begun:
-                main(["train", *words, "--out", str(out)])
-                return 0
-            run.lock().release()
-            args = asked(words)
-            try:
-                agree(out, args.method, args.env, args.settings)
-            except UserError as error:
-                fail(str(error))
-            main(["resume", str(out), "--checkpoint-every", args.checkpoint_every, "--trust"])
+            if out.begun:
+                out.lock().release()
+                agree(spec, whole(spec, envs.check(spec.env, dict(spec.resolve()))))
+                resume(out.path, progress_bar=True, trust=True, checkpoint_every=spec.checkpoint_every)
+            else:
+                train(spec, progress_bar=True)
+            report.tell(out.path, None)
             return 0
     except (Timeout, LockedError):
         return ELSEWHERE
-    except SystemExit as stop:
-        if stop.code and held(run):  # another process has come between
+    except KeyboardInterrupt:
+        report.say("interrupted")
+        return 130
+    except Exception as error:
+        line = report.mistake(error)
+        if line is None:
+            traceback.print_exc()
+            return 1
+        report.say(line)
+        if held(out):  # another process has come between
             return ELSEWHERE
-        return 0 if run.ended else int(stop.code or 0)
-    except Exception:
-        traceback.print_exc()
-        return 1
-
-
-def asked(words: Sequence[str]) -> argparse.Namespace:
-    """What the words of ``train`` ask for: all ``settings`` of the run too, as its file would hold them."""
-    from rlhf_bilevel import envs
-    from rlhf_bilevel.__main__ import parser
-    from rlhf_bilevel.given import configure
-    from rlhf_bilevel.many import whole
-
-    args = parser().parse_args(["train", *words])
-    args.env = envs.resolve(args.env)
-    given = configure(args)
-    settings = whole(args.method, args.env, args.preset, given, envs.check(args.env, given))
-    return argparse.Namespace(**vars(args), settings=settings)
+        return 0 if out.ended else 2
 
 
 def held(run: RunFolder) -> bool:
@@ -91,8 +88,19 @@ def held(run: RunFolder) -> bool:
     return False
 
 
+def main(words: list[str]) -> int:
+    """Exit code, as of ``work``."""
+    if len(words) != 1:
+        print("usage: python -m rlhf_bilevel.worker SPEC, a run in JSON (sweep and tune start it)", file=sys.stderr)
+        return 2
+    report.prepare()
+    try:
+        spec = RunSpec.from_json(words[0])
+    except ValueError as error:
+        report.say(str(error))
+        return 2
+    return work(spec)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        print("usage: python -m rlhf_bilevel.worker OUT METHOD --env ID ... (sweep and tune start it)", file=sys.stderr)
-        raise SystemExit(2)
-    raise SystemExit(work(Path(sys.argv[1]), sys.argv[2:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -11,7 +11,6 @@ import torch
 from gymnasium.spaces import Box
 
 from rlhf_bilevel import envs
-from rlhf_bilevel.agent import ALGORITHMS
 from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import Config, complete
@@ -19,6 +18,7 @@ from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.runs.build import ALGORITHMS
 from rlhf_bilevel.sac import SB3Learner, together
 from rlhf_bilevel.teacher import SimulatedTeacher
 

@@ -1,6 +1,7 @@
 """The schedule: every phase comes, in order, within its budget; and learning on a probe whose answer is known."""
 
 import warnings
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,18 @@ import torch
 
 from benchmarks import ending, evidence, figure1
 from rlhf_bilevel import Agent
-from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.algorithm import Run, train
 from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import evaluate
 from rlhf_bilevel.files import read_yaml
-from rlhf_bilevel.given import configure
-from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
 from rlhf_bilevel.preference import cross_entropy, logits, take
 from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.types import Preferences, Queries
+from rlhf_bilevel.worker import whole
 from tests.conftest import SMALL, Steer, build
 
 
@@ -175,14 +176,10 @@ def test_all_runs_of_the_repository_reach_their_labels() -> None:
         figure1.group(scale, name, panel) for scale, panels in figure1.SCALES.items() for name, panel in panels.items()
     )
     groups = chain(evidence.GROUPS.values(), evidence.SEARCH.values(), figures)
-    words = {(run.method, run.env, run.steps, *run.settings) for group in groups for _, run in group}
-    for method, env, steps, *settings in words:
-        args = parser().parse_args(
-            ["train", str(method), "--env", str(env), "--steps", str(steps), *map(str, settings)]
-        )
-        config = Config(**PRESETS["cpu"] | configure(args))
-        assert config.sessions * config.session_labels >= config.labels
-    assert len(words) > 100
+    kinds = {replace(run, out=None).having(seed=0) for group in groups for _, run in group}
+    for run in kinds:
+        run.resolve()
+    assert len(kinds) > 100
 
 
 def test_what_had_no_segment_is_asked_later_in_equal_parts() -> None:
@@ -203,12 +200,14 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert agent.run is not None and len(agent.run.prefs) == 40
     assert read_yaml(tmp_path / "run" / "config.yaml")["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
-    assert whole("pebble", "Limited-v0", "quick", settings | {"steps": 300}, 30)["segment_length"] == 8
+    run = RunSpec.of("pebble", "Limited-v0", settings | {"steps": 300}, preset="quick")
+    assert whole(run, 30)["segment_length"] == 8
     with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
-        whole(method, "Limited-v0", "quick", {"steps": 300, "segment_length": 31, "labels": labels}, 30)
+        few = {"steps": 300, "segment_length": 31, "labels": labels}
+        whole(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
     config = Config(steps=300, segment_length=30)
     assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
     with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):

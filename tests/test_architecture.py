@@ -1,6 +1,8 @@
 """The rooms stay apart: who may import whom, held by reading the imports."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,9 +52,26 @@ def test_the_algorithm_knows_no_library_of_learners_no_environment_and_no_logger
     assert not {name.split(".")[0] for name in imported(file)} & {"stable_baselines3", "gymnasium"}
 
 
+def test_only_the_command_line_knows_argparse() -> None:
+    line = {"__main__", "commands", "given", "many", "options", "human/command"}
+    for file in (ROOT / "rlhf_bilevel").rglob("*.py"):
+        if str(file.relative_to(ROOT / "rlhf_bilevel").with_suffix("")) not in line:
+            assert "argparse" not in imported(file) and not ours(file) & line, file
+
+
+def test_a_spec_is_made_without_torch_and_a_run_is_built_without_its_surroundings() -> None:
+    runs = ROOT / "rlhf_bilevel/runs"
+    assert ours(runs / "spec.py") <= {"algorithm", "baselines", "config", "envs", "files"}  # the first two when needed
+    code = "import sys, rlhf_bilevel.runs.spec as s; s.RunSpec.of('pebble', 'Pendulum-v1', {'steps': 9})"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "rlhf_bilevel.runs.session" not in imported(runs / "build.py") | imported(runs / "spec.py")
+    assert "agent" not in ours(runs / "session.py")
+
+
 def test_only_the_learners_name_sb3s_sac() -> None:
-    users = {file.name for file in (ROOT / "rlhf_bilevel").glob("*.py") if "stable_baselines3.SAC" in imported(file)}
-    assert users <= {"sac.py", "stack.py", "agent.py"}
+    users = {file.name for file in (ROOT / "rlhf_bilevel").rglob("*.py") if "stable_baselines3.SAC" in imported(file)}
+    assert users <= {"sac.py", "stack.py", "build.py"}
 
 
 def test_the_book_and_what_is_said_of_people_know_of_no_tensor_and_no_training() -> None:

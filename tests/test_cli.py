@@ -25,6 +25,7 @@ from rlhf_bilevel.files import one_line, read_yaml, to_json, write
 from rlhf_bilevel.given import assigned, configure
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.points import Point, read_table, write_table
+from rlhf_bilevel.runs import session
 from rlhf_bilevel.types import Preferences, Segments
 from tests.faults import child, kill
 
@@ -385,10 +386,10 @@ def python(*words: str, code: str = "", **more: Any) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, **more)
 
 
-def test_a_worker_without_words_says_how_it_is_called() -> None:
+def test_a_worker_without_a_run_says_how_it_is_called() -> None:
     command = [sys.executable, "-m", "rlhf_bilevel.worker"]
     told = subprocess.run(command, capture_output=True, text=True)
-    assert told.returncode == 2 and told.stderr.startswith("usage: python -m rlhf_bilevel.worker OUT METHOD")
+    assert told.returncode == 2 and told.stderr.startswith("usage: python -m rlhf_bilevel.worker SPEC")
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -658,13 +659,13 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
     told = capsys.readouterr().out
 
     def interrupted() -> None:
-        def stop(agent: Agent, run: Any, *rest: Any) -> Any:
+        def stop(run: Any, *rest: Any) -> Any:
             if run.step > 450:
                 kill()
-            return evaluated(agent, run, *rest)
+            return evaluated(run, *rest)
 
-        evaluated = Agent._evaluate
-        Agent._evaluate = stop  # type: ignore[method-assign]
+        evaluated = session.evaluated
+        session.evaluated = stop
         main([*arguments, "--out", str(tmp_path / "run")])
 
     assert child(interrupted) == 9
@@ -680,7 +681,7 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Agent, "_evaluate", interrupt)
+    monkeypatch.setattr(session, "evaluated", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
     assert stop.value.code == 130

@@ -13,10 +13,10 @@ import yaml
 
 from rlhf_bilevel import results
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.commands import tell
 from rlhf_bilevel.compare import bounds, budgets, compared, efficiency, ending, grouped, overall, scores, table
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import Point, write_table
+from rlhf_bilevel.runs.report import tell
 from rlhf_bilevel.statistics import improvement, iqm
 
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"

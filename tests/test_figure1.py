@@ -9,11 +9,10 @@ import yaml
 
 from benchmarks import evidence, figure1, overrated
 from rlhf_bilevel import cohort
-from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.cohort import learn_together
-from rlhf_bilevel.given import configure
 from rlhf_bilevel.points import Point, read_table, write_table
+from rlhf_bilevel.worker import whole
 
 
 @pytest.mark.parametrize("scale", figure1.SCALES)
@@ -23,8 +22,7 @@ def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
         assert len({one.run.out for one in members}) == len(members) == sum(panel.seeds.values())
         settings = {}
         for variant, run in members:
-            args = parser().parse_args(["train", *run.words, "--out", "x"])
-            settings[variant] = (run.method, configure(args, {}))
+            settings[variant] = run.method, run.settings
         assert {(told["steps"], told["labels"]) for _, told in settings.values()} == {(panel.steps, panel.labels)}
         without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
         assert all(without_seed.count(one) == 1 for one in without_seed)
@@ -35,7 +33,7 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (one,) = figure1.group("smoke", "walker-100", figure1.SCALES["smoke"]["walker-100"])[:1]
-    told = evidence.settings(one.run)
+    told = whole(one.run)
     one.run.out.mkdir(parents=True)
     (one.run.out / "config.yaml").write_text(
         yaml.safe_dump({"method": one.run.method, "env": one.run.env, "settings": told | {"batch": 33}})
@@ -54,11 +52,11 @@ def test_a_cohort_has_the_seeds_of_a_variant(tmp_path: Path, monkeypatch: pytest
         learn_together(agents, *rest, **own)
 
     monkeypatch.setattr(cohort, "learn_together", seen)
-    words = "--preset quick --labels 20 --set eval_every=200 --set eval_episodes=1"
+    few = {"preset": "quick", "labels": 20, "eval_every": 200, "eval_episodes": 1}
     members = [
-        evidence.named("some", name, "pebble", "Pendulum-v1", seed, 400, f"{words} {own}")
+        evidence.named("some", name, "pebble", "Pendulum-v1", seed, 400, few | own)
         for seed in (0, 1)
-        for name, own in {"plain": "", "small": "--set batch=32"}.items()
+        for name, own in {"plain": {}, "small": {"batch": 32}}.items()
     ]
     evidence.gather({"some": members}, workers=2, results=tmp_path, cohort=True)
     assert begun == [["plain-0", "plain-1"], ["small-0", "small-1"]]

@@ -34,6 +34,7 @@ from rlhf_bilevel.human.facts import Outcome, Question
 from rlhf_bilevel.human.film import Film
 from rlhf_bilevel.labels import LabelLog, Recorded, count, sessions
 from rlhf_bilevel.points import points
+from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.folder import RunFolder
 from rlhf_bilevel.sqlite import NAMES_ANOTHER
 from rlhf_bilevel.types import Queries, Segments
@@ -317,15 +318,16 @@ def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(
     """The first begins while the second is at work on its networks, which takes longest."""
     out = tmp_path / "run"
     first, second = (Agent(method, "Steer-v0", out=out, **FEW) for method in ("pebble", "sac"))
-    build, left = second._build, list[dict]()
+    build, left = session.build, list[dict]()
 
-    def slowly(config: Any, training: Any) -> Any:
-        built = build(config, training)
+    def slowly(*parts: Any) -> Any:
+        built = build(*parts)
+        monkeypatch.setattr(session, "build", build)
         first.start(160)
         left.append(seen(out))
         return built
 
-    monkeypatch.setattr(second, "_build", slowly)
+    monkeypatch.setattr(session, "build", slowly)
     with pytest.raises(LockedError, match="trained by another process"):
         second.learn(160)
     assert [seen(out)] == left and yaml.safe_load((out / "config.yaml").read_text())["method"] == "pebble"
@@ -551,7 +553,7 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     with (run / "reward.safetensors").open("ab") as file:
         file.write(os.urandom(2**22))  # more than the units, far less than the weights between them
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(run)
 

@@ -27,6 +27,7 @@ from rlhf_bilevel.human.facts import Pending, Question
 from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
 from rlhf_bilevel.labels import LabelLog, pairs
 from rlhf_bilevel.replay import Store
+from rlhf_bilevel.runs import build
 from rlhf_bilevel.types import Queries
 from tests.conftest import small_config
 from tests.faults import child, kill, tables
@@ -56,11 +57,7 @@ class Film:
 
 @pytest.fixture(autouse=True)
 def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def _filmed(self: Agent, training: list[Any], store: Store) -> list[Any]:
-        self._film = Film(store)
-        return training
-
-    monkeypatch.setattr(Agent, "_filmed", _filmed)
+    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, Film(store)))
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 
@@ -117,7 +114,7 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     with person(out):
         run = agent(out).learn(STEPS)
     assert state(run) == oracle[1] and tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
-    assert run._film.flushed  # before each checkpoint
+    assert run._session and run._session._people.film.flushed  # before each checkpoint
     with Book.of(out) as book:
         status, facts = book.status(), book.facts()
         assert book.scene("0") and status is not None

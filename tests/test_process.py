@@ -18,7 +18,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
-import rlhf_bilevel.agent
 from rlhf_bilevel import Agent
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.cohort import learn_together
@@ -26,6 +25,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.log import Log, Progress
 from rlhf_bilevel.process import Interrupts, held
+from rlhf_bilevel.teacher import SimulatedTeacher
 from tests.conftest import SMALL, Steer
 from tests.faults import child, tables
 
@@ -92,14 +92,14 @@ def in_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def where_all_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = rlhf_bilevel.agent.SimulatedTeacher.__call__
+    ask = SimulatedTeacher.__call__
 
     def careless(self: Any, queries: Any) -> Any:
         with suppress(BaseException):
             ctrl_c()
         return ask(self, queries)
 
-    monkeypatch.setattr(rlhf_bilevel.agent.SimulatedTeacher, "__call__", careless)
+    monkeypatch.setattr(SimulatedTeacher, "__call__", careless)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -19,8 +19,8 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlhf_bilevel import Agent
-from rlhf_bilevel.agent import train
+from rlhf_bilevel import Agent, algorithm
+from rlhf_bilevel.algorithm import train
 from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.errors import CorruptFileError, UserError
@@ -58,9 +58,7 @@ def killed(step: int, work: Callable[[], Any]) -> None:
             yield row
 
     def stop() -> None:
-        import rlhf_bilevel.agent
-
-        rlhf_bilevel.agent.train = doomed  # type: ignore[assignment]
+        algorithm.train = doomed
         work()
 
     assert child(stop) == 9

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -19,12 +20,14 @@ from rich.console import Console
 from rlhf_bilevel import sweep
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.board import Board
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.log import Progress, Rows
 from rlhf_bilevel.points import Point, read_table
 from rlhf_bilevel.results import collect, table
 from rlhf_bilevel.runs.folder import RunFolder
-from rlhf_bilevel.sweep import Planned, Process, agree, complete
-from rlhf_bilevel.worker import ELSEWHERE, work
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.sweep import Process, complete
+from rlhf_bilevel.worker import ELSEWHERE, agree, work
 from tests.conftest import SMALL
 from tests.faults import child, kill
 
@@ -32,13 +35,8 @@ ENV = "tests.conftest:Steer-v0"
 SETTINGS: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4, "labels": 20}
 
 
-def text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def planned(out: Path, steps: int = 300) -> Planned:
-    pairs = [f"--set={key}={text(value)}" for key, value in SETTINGS.items() if key != "labels"]
-    return Planned(out, "pebble", ENV, 0, steps, ("--labels=20", *pairs), every="50")
+def planned(out: Path, steps: int = 300) -> RunSpec:
+    return RunSpec.of("pebble", ENV, SETTINGS | {"steps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50")
 
 
 def uninterrupted(out: Path, steps: int = 300) -> Path:
@@ -61,8 +59,8 @@ class Scripted:
         self.started: list[str] = []
         self.stopped = 0
 
-    def start(self, run: Planned) -> "Scripted":
-        self.started.append(run.out.name)
+    def start(self, run: RunSpec) -> "Scripted":
+        self.started.append(run.folder.path.name)
         return self
 
     def poll(self) -> int | None:
@@ -77,10 +75,10 @@ class Forked:
 
     room = 1
 
-    def start(self, run: Planned) -> "Forked":
+    def start(self, run: RunSpec) -> "Forked":
         self.pid = os.fork()
         if not self.pid:
-            os._exit(work(run.out, run.words))
+            os._exit(work(run))
         return self
 
     def poll(self) -> int | None:
@@ -100,7 +98,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_fails_is_told_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
     runs = [planned(tmp_path / name) for name in "abc"]
-    RunFolder(runs[1].out).output.write_text("traceback\nValueError: the reason\r 10 steps \n\n")
+    runs[1].folder.output.write_text("traceback\nValueError: the reason\r 10 steps \n\n")
     told: list[str] = []
     engine = Scripted(a=[0], b=[1], c=[0])
     assert complete(runs, engine, lambda _: None, told.append) == [runs[1]]
@@ -145,12 +143,12 @@ def test_a_process_that_is_stopped_has_ended(tmp_path: Path, monkeypatch: pytest
 
 def test_either_lock_leaves_a_run_to_the_process_that_has_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "run")
-    with RunFolder(run.out).claim():
-        assert work(run.out, run.words) == ELSEWHERE and not run.out.exists()
+    with run.folder.claim():
+        assert work(run) == ELSEWHERE and not run.out.exists()
     run.out.mkdir()
     (run.out / "config.yaml").write_text("method: pebble\n")
     with FileLock(run.out / ".lock"):
-        assert work(run.out, run.words) == ELSEWHERE
+        assert work(run) == ELSEWHERE
 
 
 def test_the_locks_of_a_killed_process_are_free(tmp_path: Path) -> None:
@@ -174,7 +172,7 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
         assert other.poll() is None
         time.sleep(0.02)
     os.kill(other.pid, signal.SIGSTOP)
-    assert not RunFolder(run.out).ended
+    assert not run.folder.ended
 
     def tell(line: str) -> None:
         told.append(line)
@@ -198,7 +196,7 @@ def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"with sigma=2.0, not 3.0: choose another --out"):
         agree(run, {"steps": 300, "sigma": 3.0})
     with pytest.raises(ValueError, match="method=pebble, not sac"):
-        agree(run._replace(method="sac"), {})
+        agree(replace(run, method="sac"), {})
 
 
 def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -207,7 +205,7 @@ def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: p
     run.out.mkdir()
     (run.out / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
     before = (run.out / "config.yaml").read_text()
-    assert work(run.out, run.words) == 2
+    assert work(run) == 2
     assert "is a run with gamma=0.5, not 0.99: choose another --out" in capsys.readouterr().err
     assert (run.out / "config.yaml").read_text() == before
 
@@ -217,23 +215,23 @@ def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
 ) -> None:
     run, other = planned(tmp_path / "run"), FileLock(tmp_path / "run" / ".lock")
 
-    def late(words: Any) -> None:
+    def late(*_: Any, **__: Any) -> None:
         run.out.mkdir(exist_ok=True)
         (run.out / "config.yaml").touch()
         other.acquire()
-        raise SystemExit(2)
+        raise UserError("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.__main__.main", late)
-    assert work(run.out, run.words) == ELSEWHERE
+    monkeypatch.setattr("rlhf_bilevel.runs.session.train", late)
+    assert work(run) == ELSEWHERE
     (run.out / "config.yaml").unlink()
 
-    def ends(words: Any) -> None:
+    def ends(*_: Any, **__: Any) -> None:
         other.release()
         (run.out / "SHA256SUMS").touch()
-        raise SystemExit(2)
+        raise UserError("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.__main__.main", ends)
-    assert work(run.out, run.words) == 0
+    monkeypatch.setattr("rlhf_bilevel.runs.session.train", ends)
+    assert work(run) == 0
 
 
 def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None:

@@ -10,13 +10,11 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from rlhf_bilevel import Agent
+from rlhf_bilevel import Agent, given
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.given import configure
 from rlhf_bilevel.labels import LabelLog, sessions
-from rlhf_bilevel.many import told
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.teacher import OracleTeacher, Replayed, SimulatedTeacher
@@ -278,24 +276,18 @@ def test_a_runs_config_repeats_its_teacher_unless_another_is_told(tmp_path: Path
 
     def settings(*words: str) -> dict[str, Any]:
         args = parser().parse_args(["train", "pebble", "--env", "Pendulum-v1", "--config", config, *words])
-        return {key: value for key, value in configure(args).items() if key.startswith("teacher_")}
+        settings = given.spec(args, "pebble", args.env).settings
+        return {key: value for key, value in settings.items() if key.startswith("teacher_")}
 
     assert settings() == traits(NOISY["teacher"])
     assert settings("--teacher", "oracle") == traits("oracle")
     assert settings("--teacher", "mistake", "--set", "teacher_mistake=0.3") == traits("mistake=0.3")
-    args = parser().parse_args(["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "90", "--teacher", "skip=0.2"])
-    again = parser().parse_args(["train", "pebble", "--env", "Pendulum-v1", "--steps", "90", *told(args)])
-    assert configure(again)["teacher_skip"] == configure(argparse_of(args))["teacher_skip"] == 0.2
     own = tmp_path / "own.yaml"
     own.write_text(Path(config).read_text().replace("teacher: settings", "teacher: LikesTheRight"))
     config = str(own)
     with pytest.raises(ValueError, match=r"LikesTheRight: choose another with --teacher"):
         settings()
     assert settings("--teacher", "mistake") == traits("mistake")
-
-
-def argparse_of(args: Any) -> Any:
-    return type(args)(**vars(args) | {"env": args.env[0]})
 
 
 def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> None:

@@ -10,17 +10,15 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from rlhf_bilevel import tune
+from rlhf_bilevel import given, tune
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.given import configure
-from rlhf_bilevel.many import whole
 from rlhf_bilevel.points import points
 from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.space import Choice, Range, Space
-from rlhf_bilevel.sweep import Planned
 from rlhf_bilevel.tune import Training, best, open_study, search
-from rlhf_bilevel.worker import ELSEWHERE
+from rlhf_bilevel.worker import ELSEWHERE, whole
 from tests.faults import child, kill
 from tests.test_cli import QUICK, fails
 
@@ -163,6 +161,10 @@ def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path
     assert search(study, SPACE, 4, begin, tell=told.append) == 0 and len(study.trials) == 6
 
 
+def planned(out: Path, seed: int, steps: int) -> RunSpec:
+    return RunSpec("pebble", "Steer-v0", {"steps": steps, "seed": seed}, out=out / str(seed))
+
+
 class Recorded:
     """An engine that writes what a run would: its evaluations, ``returns[seed]`` at 10, 20, ..., one a look."""
 
@@ -172,7 +174,7 @@ class Recorded:
         self.returns, self.started, self.stopped, self.elsewhere = returns, [], [], True
         self.started: list[int]
 
-    def start(self, run: Planned) -> "Recorded":
+    def start(self, run: RunSpec) -> "Recorded":
         self.run, self.seen = run, 0
         self.started.append(run.seed)
         return self
@@ -194,7 +196,7 @@ class Recorded:
 def test_a_trials_value_is_that_of_its_last_three_evaluations(tmp_path: Path) -> None:
     engine = Recorded({7: [100.0, 1.0, 2.0, 6.0]})
     engine.elsewhere = False
-    training = Training([Planned(tmp_path / "7", "pebble", "Steer-v0", 7, 40)], engine)
+    training = Training([planned(tmp_path, 7, 40)], engine)
     while training.poll() is None:
         pass
     assert training.reports()[40] == 3.0
@@ -214,7 +216,7 @@ def test_a_trial_without_an_evaluation_fails(tmp_path: Path) -> None:
 def test_reports_are_the_mean_over_the_seeds_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "PATIENCE", 0.0)
     engine = Recorded({7: [1.0, 4.0], 8: [3.0, 8.0]})
-    runs = [Planned(tmp_path / str(seed), "pebble", "Steer-v0", seed, 20) for seed in (7, 8)]
+    runs = [planned(tmp_path, seed, 20) for seed in (7, 8)]
     training = Training(runs, engine)
     assert training.poll() is None and training.reports() == {}  # another process has it: it is tried again
     assert training.poll() is None and training.reports() == {10: 1.0}
@@ -289,7 +291,7 @@ def test_a_tiny_study_by_the_command_line(
     train = ["train", "pebble", "--env", "Pendulum-v1", "--preset", "quick", "--seed", "1000"]
 
     def settings(*words: str) -> dict[str, Any]:
-        return whole("pebble", "Pendulum-v1", "quick", configure(parser().parse_args([*train, *words])))
+        return whole(given.spec(parser().parse_args([*train, *words]), "pebble", "Pendulum-v1"))
 
     by_file = settings("--config", "out/best.yaml")
     words = next(line for line in told.splitlines() if line.startswith("  --set")).split()

@@ -32,12 +32,13 @@ from benchmarks.evidence import HYBRID, SIZE
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.points import points
 from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.space import pasted
 from rlhf_bilevel.statistics import improvement, improvement_interval
 
 ENV, STEPS, LABELS, KEEP = "dm_control/walker-walk-v0", 125_000, 100, 12_500
 LAST = 3  # evaluations whose mean stands for a moment of a run
 RUNS, TABLE = Path("runs/collapse"), Path("benchmarks/results/collapse.csv")
-BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {SIZE} {HYBRID}"
+BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {pasted(SIZE | HYBRID)}"
 REMEDIES = {
     "anchored by the best labelled": "--set anchor_share=0.5",
     "anchored by the past": "--set anchor_share=0.5 --set anchor=past",

@@ -14,12 +14,13 @@ from stable_baselines3 import SAC
 
 from benchmarks.speed.sized import ACT, OBS
 from benchmarks.speed.worker import Work, serve
-from rlhf_bilevel import query
-from rlhf_bilevel.agent import Agent
+from rlhf_bilevel import envs, query
 from rlhf_bilevel.algorithm import Run, train, update_reward
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.config import settle
 from rlhf_bilevel.doctor import versions
+from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
@@ -32,9 +33,9 @@ class Plain(SAC):
 
 def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
     """A run of walker's sizes with random transitions in its store."""
-    agent = Agent(method, "benchmarks.speed.sized:Sized-v0", algorithm=algorithm, device=device)
-    agent.config = settle({"steps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
-    run, rng = agent._build(agent.config), np.random.default_rng(0)
+    spec = RunSpec(method, envs.resolve("benchmarks.speed.sized:Sized-v0"), {}, device=device)
+    config = settle({"steps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
     for start in range(0, rows, 1000):
         run.store.begin(start // 1000 % len(run.learners))
         run.store.size = min(rows, start + 1000)

@@ -53,7 +53,8 @@ class HumanTeacher:
     """People who answer through the book of the run in ``folder``. It is open while the teacher is entered."""
 
     def __init__(self, config: Config, store: Store, film: Shown, folder: Path) -> None:
-        self._config, self._store, self._film, self._folder = config, store, film, folder
+        self.film = film
+        self._config, self._store, self._folder = config, store, folder
         self._scenes, self._told = set[str](), False
         self._next, self._beaten, self._used = 0.0, (time.monotonic(), 0), 0
 
@@ -109,10 +110,10 @@ class HumanTeacher:
             tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{more}")
 
     def _clip(self, first: int) -> dict[str, Any]:
-        clip = self._film.clip(torch.arange(first, first + self._config.segment_length))
+        clip = self.film.clip(torch.arange(first, first + self._config.segment_length))
         name = clip.get("scene")
         if name is not None and name not in self._scenes:
-            self._patiently(lambda: self._book.add_scene(str(name), self._film.scene(name)))
+            self._patiently(lambda: self._book.add_scene(str(name), self.film.scene(name)))
             self._scenes.add(name)
         return clip
 
