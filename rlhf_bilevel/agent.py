@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from rlhf_bilevel import asked, envs, fork
 from rlhf_bilevel.algorithm import Method, Run, fruitless, train
-from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.callbacks import Hooks, Told, checked
 from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import (
@@ -36,9 +35,9 @@ from rlhf_bilevel.config import (
     nearest_setting,
     preset,
     reaching,
+    renamed,
     settle,
 )
-from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.dataset import PREFERENCES
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.evaluate import Evaluation, evaluate
@@ -58,13 +57,14 @@ from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.keeper import CHECKPOINTS, Keeper, compatible
 from rlhf_bilevel.labels import LABELS, count, sessions
 from rlhf_bilevel.log import Log
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.process import Interrupts, generators_kept, held, ordinary_torch, training
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.sac import SB3Learner, Uniform, on_its_own, together
-from rlhf_bilevel.state import restore
+from rlhf_bilevel.state import current, restore
 from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 from rlhf_bilevel.types import Preferences, Row, Teacher
@@ -81,7 +81,7 @@ class Agent:
         agent = Agent("penalty", "dm_control/cartpole-balance-v0", labels=100).learn(10_000, progress_bar=True)
         action, _ = agent.predict(obs)
 
-    ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
+    ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
     ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
     asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
@@ -126,7 +126,7 @@ class Agent:
             raise ValueError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         self.teacher = teacher  # None: as the settings say
         self.out = Path(out).absolute() if out is not None else None  # whatever folder the program goes to meanwhile
-        self._preset, self._settings = preset, settings
+        self._preset, self._settings = preset, (settings := renamed(settings))
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
         self._device, self._checkpoint_every, self._keep_every = found(device), checkpoint_every, keep_every
@@ -314,9 +314,14 @@ class Agent:
         fork.check(loaded, old, c)
         self.config = c
         was = METHODS.get(told["method"], self.method)
-        learners = [(each.learners, int(each.agent(config))) for each, config in ((was, old), (self.method, c))]
+        learners = [
+            (each.learners, int(each.agent(options_of(each, config))))
+            for each, config in ((was, old), (self.method, c))
+        ]
         with compatible(source / CHECKPOINTS, loaded.step):
-            state = fork.adapted(loaded.tree["run"], learners[0], learners[1])
+            state = fork.adapted(current(loaded.tree["run"]), learners[0], learners[1])
+            if told["method"] != self.method.name:
+                state = state | {"method": None}
             state = fork.reseeded(state, c.seed, everything=c.seed != old.seed)
         if self.out is None:
             self._begins = loaded._replace(tree=loaded.tree | {"run": state})
@@ -361,7 +366,7 @@ class Agent:
         written at the end, unless that is an error or no label was given (see ``algorithm.fruitless``).
         """
         callback = None if callback is None else checked(callback)
-        config, agent = run.config, int(run.method.agent(run.config))
+        config, agent = run.config, int(run.method.agent(run.options))
         self.run, self.reward = run, run.reward
         self.model = run.learners[agent].model  # type: ignore[attr-defined]
         test_env = self.make_env(EVALUATION)
@@ -531,7 +536,7 @@ class Agent:
     def _build(self, config: Config, training: list[Any] | None = None) -> Run:
         training = self._training() if training is None else training
         sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-        needed = footprint(config, *sizes, len(training))
+        needed = footprint(config, options_of(self.method, config), *sizes, len(training))
         enough_memory("this run", needed)
         store, prefs = Store(*sizes, config.steps), PreferenceStore()
         if config.teacher_human:
@@ -540,8 +545,7 @@ class Agent:
         learners = [self._learner(config, env, store, number) for number, env in enumerate(training)]
         rng = torch.Generator().manual_seed(config.seed)
         reward = RewardEnsemble.of(config, *sizes, rng)
-        cost = LearnedCost(*sizes, config, rng)
-        return Run(self.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
+        return Run(self.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
 
     def _teacher_of(self, config: Config, store: Store, prefs: PreferenceStore) -> Teacher:
         if self.teacher is None:
@@ -577,15 +581,12 @@ class Agent:
         return [film.Filmed(self._guarded(make, c.env_timeout), store, self._film) for _ in training]
 
     def _learner(self, config: Config, env: Any, store: Store, number: int = 0) -> Any:
-        arguments = {**self.method.arguments(self._options(config)), **self._algorithm_settings}
+        arguments = {**self.method.arguments(options_of(self.method, config)), **self._algorithm_settings}
         kind: Any = PPOLearner if issubclass(self._algorithm, PPO) else SB3Learner
         return kind(env, config, store, number, self._algorithm, self._device, **arguments)
 
     def _settled(self, steps: int) -> Config:
         return settled(self.method, self.env_id, self._preset, self._settings | {"steps": steps})
-
-    def _options(self, config: Config) -> Options:
-        return complete(self.method.options, config.options, f"{self.method.name}.")
 
     def _chosen(self, algorithm: type[BaseAlgorithm] | None) -> type[Any]:
         """The learners' algorithm; ValueError where the method cannot do with it."""
@@ -672,8 +673,11 @@ def settled(method: Method, env_id: str, preset_name: str, given: Mapping[str, A
     """A run's settings: those ``given`` go before the method's own, and these before the preset's."""
     check_options(given, [method])
     config = settle(gather(preset(preset_name, env_id) | dict(method.settings) | dict(given), method.name))
-    options = complete(method.options, config.options, f"{method.name}.")
-    return reaching(config).model_copy(update={"options": options.model_dump()})
+    return reaching(config).model_copy(update={"options": options_of(method, config).model_dump(mode="json")})
+
+
+def options_of(method: Method, config: Config) -> Options:
+    return complete(method.options, config.options, f"{method.name}.")
 
 
 def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str, Any]) -> tuple[Config, str]:
@@ -684,16 +688,16 @@ def fitted(method: Method, config: Config, limit: int | None, given: Mapping[str
 
 def check_options(given: Mapping[str, Any], methods: Sequence[str | Method]) -> None:
     """Those called ``method.name``, of any method, and the ``options`` of ``methods``; ValueError on a wrong one."""
-    own = [METHODS[method] if isinstance(method, str) else method for method in methods]
-    known = METHODS | {method.name: method for method in own}
-    for key, value in given.items():
-        method, dot, name = key.partition(".")
+    own = {(found := METHODS[method] if isinstance(method, str) else method).name: found for method in methods}
+    known, plain = METHODS | own, {"options": given.get("options", {})}
+    for key in given:
+        method, dot, _ = key.partition(".")
         if dot and method not in known:
             raise ValueError(f"unknown setting {key!r}: no method is called {method!r}; {nearest(method, known)}")
-        if dot:
-            complete(known[method].options, {name: value}, f"{method}.")
-    for each in own:
-        complete(each.options, given.get("options", {}), f"{each.name}.")
+    for name in dict.fromkeys([*own, *(key.partition(".")[0] for key in given if "." in key)]):
+        dotted = {key: value for key, value in given.items() if "." in key}
+        told = gather(dotted | (plain if name in own else {}), name)
+        complete(known[name].options, told.get("options", {}), f"{name}.")
 
 
 def _given(path: Path, config: Config, store: Store) -> list[Preferences | None]:

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
-from rlhf_bilevel.config import Config, Record, recorded, settle
+from rlhf_bilevel.config import Config, Record, gather, recorded, settle, spread
 from rlhf_bilevel.doctor import versions
 from rlhf_bilevel.files import (
     CONFIG,
@@ -66,6 +66,7 @@ def read_config(folder: Path, trust: bool) -> dict[str, Any]:
     examine(folder)
     told = read_yaml(folder / CONFIG)
     recorded(folder / CONFIG, told)
+    told["settings"] = gather(spread(told["settings"], told["method"]), told["method"])
     try:
         settle(told["settings"])
     except ValueError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, nearest, spread
 from rlhf_bilevel.files import CONFIG, EVALUATIONS, Refused, read_yaml
 from rlhf_bilevel.points import Point, points, read_table
 from rlhf_bilevel.worker import ended
@@ -100,9 +100,8 @@ def evaluated(out: Path) -> bool:
 def read(out: Path) -> Given:
     rows, told = points(out), read_yaml(out / CONFIG)
     settings = told.get("settings")
-    own = {key: value for key, value in (settings if isinstance(settings, dict) else {}).items() if key != "seed"}
-    options = own.pop("options", None)
-    own |= {f"{told.get('method')}.{key}": value for key, value in (options or {}).items()}
+    own = spread(settings if isinstance(settings, dict) else {}, str(told.get("method")))
+    own.pop("seed", None)
     return Given(out, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlhf_bilevel.config import preset, reaching, recorded, settle
+from rlhf_bilevel.config import FORMER, preset, reaching, recorded, renamed, settle, spread
 from rlhf_bilevel.files import from_yaml, read_yaml
 from rlhf_bilevel.traits import BY_SETTINGS, OURS, traits
 
@@ -24,16 +24,17 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
     given |= {key: value for key, value in more.items() if value is not None}
-    given |= assigned(args.set)
+    given |= renamed(assigned(args.set))
     told = read_yaml(args.config) if args.config else {}
-    filed = told
     if "settings" in told:  # a run's config.yaml has more
         recorded(args.config, told, whole=False)
-        filed = told["settings"]
+        filed = spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"])
         if args.teacher is None and told.get("teacher", BY_SETTINGS) not in OURS:
             raise ValueError(
                 f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher"
             )
+    else:
+        filed = renamed(told)
     chosen = {"seed": 0} | {key: value for key, value in [*filed.items(), *given.items()] if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
@@ -78,5 +79,7 @@ def its_own(method: str, keys: Iterable[str]) -> None:
     """ValueError where one of the settings is another method's own: it would change nothing."""
     for key in keys:
         owner, dot, _ = key.partition(".")
-        if dot and owner != method:
-            raise ValueError(f"{key}: {owner} alone has it, and this is {method}")
+        owners = [owner] if dot else FORMER.get(key, [method])
+        if method not in owners:
+            which = f"{owner} alone has" if dot else f"{', '.join(owners)} {'have' if owners[1:] else 'alone has'}"
+            raise ValueError(f"{key}: {which} it, and this is {method}")

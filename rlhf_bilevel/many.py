@@ -109,7 +109,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
         found = whole(args.method, env, args.preset, settings({key: value}), limit)
-        return found["options"][key.partition(".")[2]] if "." in key else found[key]
+        return (found | found["options"])[key.partition(".")[2] or key]
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
     seeds = list(range(args.seed, args.seed + args.seeds))
@@ -199,7 +199,7 @@ def beginning(file: Path) -> bytes:
 def whole(method: str, env: str, preset: str, given: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
     """All settings of a run, as its file holds them; ``limit`` is the environment's, where it is known."""
     from rlhf_bilevel.agent import fitted, settled
-    from rlhf_bilevel.baselines import METHODS
+    from rlhf_bilevel.methods.registry import METHODS
 
     own = METHODS[method]
     config, _ = fitted(own, settled(own, env, preset, given), limit, given)

@@ -22,14 +22,14 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "step": run.step,
         "episode": run.episode,
         "tracked": run.tracked,
-        "memory": run.memory,
+        "method": run.state.state_dict(),
+        "generator": run.generator.get_state(),
         "asked": run.asked.state(),
         "envs": [env.episode for env in run.envs],
         "store": run.store.index(),
         "reward": run.reward.state_dict(),
         "reward_optimizer": optimizer_state(run.reward_optimizer),
         "health": run.health.state(),
-        "cost": run.cost.state(),
         "learners": [learner.state() for learner in run.learners],
         "rng": {purpose: rng.bit_generator.state for purpose, rng in run.rng.items()},
         "global_rng": {
@@ -41,10 +41,17 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
     return tree, {"rows": run.store.columns(), "labels": run.prefs.columns()}
 
 
+def current(tree: Tree) -> Tree:
+    """A state of an older version, in which every run had a cost and a memory, as one of today."""
+    if "method" in tree:
+        return tree
+    return tree | {"method": {"memory": tree["memory"], "cost": tree["cost"]}, "generator": tree["cost"]["rng"]}
+
+
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
     """Into a run that was built from the same settings."""
+    tree = current(tree)
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
-    run.memory = dict(tree["memory"])
     run.asked.load(tree.get("asked", run.asked.state()))  # checkpoints of older versions have none
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
@@ -53,7 +60,9 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
     run.reward.load_state_dict(tree["reward"])
     load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
     run.health.load(tree["health"])
-    run.cost.load(tree["cost"])
+    if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
+        run.state.load_state_dict(tree["method"])
+    run.generator.set_state(tree["generator"])
     show(run)
     for learner, state in zip(run.learners, tree["learners"], strict=True):
         learner.load(state)  # after show: what it remembers of its reward is part of it

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlhf_bilevel.config import recorded
+from rlhf_bilevel.config import recorded, spread
 from rlhf_bilevel.files import CONFIG, SUMS, Elsewhere, Refused, lock, read_yaml, taken
 from rlhf_bilevel.options import fail
 
@@ -47,8 +47,8 @@ def agree(out: Path, method: str, env: str, settings: Mapping[str, Any]) -> None
         return
     told = read_yaml(out / CONFIG)
     recorded(out / CONFIG, told, whole=False)
-    there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
-    for key, asked in {"method": method, "env": env, **settings}.items():
+    there = {"method": told.get("method"), "env": told.get("env"), **spread(told.get("settings", {}), method)}
+    for key, asked in {"method": method, "env": env, **spread(settings, method)}.items():
         if key in there and there[key] != asked:
             raise Refused(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 
