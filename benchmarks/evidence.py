@@ -53,8 +53,8 @@ GROUPS: dict[str, Group] = {
 ALIGNED = "--set query=policy_aligned"
 HYBRID = f"{ALIGNED} --set newest_share=0.5"
 EVENLY = f"{HYBRID} --set other_every=2"
-FORWARD = "--set sides=forward --set cost=information --set sigma=30"
-PAPER = "--set sides=one --set cost=labels --set sigma=10"
+FORWARD = "--set penalty.sides=forward --set penalty.cost=information --set penalty.sigma=30"
+PAPER = "--set penalty.sides=one --set penalty.cost=labels --set penalty.sigma=10"
 WALK = "--preset quick --set eval_every=3000 --set eval_episodes=5 --labels 100"
 ONE_LEARNER = {"pebble": ("pebble", ""), "pebble, aligned, newest half": ("pebble", HYBRID)}
 VARIANTS = ONE_LEARNER | {
@@ -107,24 +107,30 @@ TRIED = (
     ("pebble, aligned, newest half", 100, 200_000),
     ("penalty, clipped, labels late", 101, 200_000),
 )
-EVEN = "--set other_every=2 --set visit_episodes=1"
+EVEN = "--set other_every=2"
+COUPLED = f"{EVEN} --set penalty.visit_episodes=1"
 LINEAR, QUADRATIC = (
     f"--set reward_form={form} --set reward_learning_rate=0.01 --set refresh_every=500"
     for form in ("linear", "quadratic")
 )
-WIN_RATE = "--set sides=one --set cost=labels --set objective=win_rate --set win_weight=10"
-WINS = f"{WIN_RATE} --set sigma_spread=3"
+WIN_RATE = (
+    "--set penalty.sides=one --set penalty.cost=labels --set penalty.objective=win_rate --set penalty.win_weight=10"
+)
+WINS = f"{WIN_RATE} --set penalty.sigma_spread=3"
 STRONG = {
     "twin": ("twin", EVEN),
-    "penalty, spread .3": ("penalty", f"{EVEN} --set sigma_spread=0.3"),
-    "penalty, spread 1": ("penalty", f"{EVEN} --set sigma_spread=1"),
-    "penalty, spread 1, without gap": ("penalty", f"{EVEN} --set sigma_spread=1 --set use_gap=false"),
+    "penalty, spread .3": ("penalty", f"{COUPLED} --set penalty.sigma_spread=0.3"),
+    "penalty, spread 1": ("penalty", f"{COUPLED} --set penalty.sigma_spread=1"),
+    "penalty, spread 1, without gap": (
+        "penalty",
+        f"{COUPLED} --set penalty.sigma_spread=1 --set penalty.use_gap=false",
+    ),
 }
 LINEARLY = {
     "pebble, aligned, newest half, linear": ("pebble", f"{HYBRID} {LINEAR}"),
     "twin, linear": ("twin", f"{EVEN} {LINEAR}"),
-    "penalty, win rate, linear": ("penalty", f"{EVEN} {LINEAR} {WINS}"),
-    "penalty, win rate, linear, without gap": ("penalty", f"{EVEN} {LINEAR} {WINS} --set use_gap=false"),
+    "penalty, win rate, linear": ("penalty", f"{COUPLED} {LINEAR} {WINS}"),
+    "penalty, win rate, linear, without gap": ("penalty", f"{COUPLED} {LINEAR} {WINS} --set penalty.use_gap=false"),
 }
 OFTEN = {
     "penalty": ("penalty", ""),
@@ -139,7 +145,7 @@ SOURCES = {
 LABELLED = ONE_LEARNER | {
     "penalty": ("penalty", ""),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
+    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set penalty.use_gap=false"),
     "twin": ("twin", ""),
 }
 TO_THE_END = {

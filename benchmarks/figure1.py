@@ -29,9 +29,9 @@ VARIANTS = {
     "pebble": ("pebble", ""),
     "penalty": ("penalty", ""),
     "twin": ("twin", ""),
-    "penalty without gap": ("penalty", "--set use_gap=false"),
+    "penalty without gap": ("penalty", "--set penalty.use_gap=false"),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set use_gap=false"),
+    "penalty, one-sided, without gap": ("penalty", f"{PAPER} --set penalty.use_gap=false"),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
@@ -42,8 +42,8 @@ batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
-WINS = f"{WIN_RATE} --set sigma=100"
-NARROW = {"penalty": WINS, "penalty without gap": f"{WINS} --set use_gap=false"}
+WINS = f"{WIN_RATE} --set penalty.sigma=100"
+NARROW = {"penalty": WINS, "penalty without gap": f"{WINS} --set penalty.use_gap=false"}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
 ONE_LEARNER = "pebble, aligned, newest half"

@@ -126,7 +126,7 @@ class Agent:
             raise ValueError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         self.teacher = teacher  # None: as the settings say
         self.out = Path(out).absolute() if out is not None else None  # whatever folder the program goes to meanwhile
-        self._preset, self._settings = preset, (settings := renamed(settings))
+        self._preset, self._settings = preset, (settings := renamed(settings, [self.method.name]))
         self._algorithm, self._algorithm_settings = self._chosen(algorithm), algorithm_settings or {}
         checkpoint_interval(checkpoint_every)
         self._device, self._checkpoint_every, self._keep_every = found(device), checkpoint_every, keep_every

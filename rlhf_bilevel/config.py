@@ -404,14 +404,20 @@ def spread(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
     return plain | {f"{method}.{key}": value for key, value in sorted(own.items())}
 
 
-def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user gave, ``FORMER`` names replaced, with a warning; Refused where a setting is given by two names."""
-    names = {key: [f"{method}.{key}" for method in FORMER[key]] for key in given if key in FORMER}
-    for key, new in names.items():
-        for name in new:
-            if name in given:
-                raise Refused(f"{key} and {name} are the same setting: give it once")
-        warnings.warn(f"{key} is called {' or '.join(new)} now", stacklevel=3)
+def renamed(given: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
+    """What a user gave for ``methods``, with the options that ``FORMER`` names mean in place of them.
+
+    Warns where one of the methods has it; elsewhere it is another method's option. Refused where a setting is given by
+    both names.
+    """
+    names: dict[str, list[str]] = {}
+    for key in given.keys() & FORMER.keys():
+        owners = [method for method in FORMER[key] if method in methods]
+        names[key] = [f"{method}.{key}" for method in owners or FORMER[key]]
+        if both := [name for name in names[key] if name in given]:
+            raise Refused(f"{key} and {both[0]} are the same setting: give it once")
+        if owners:
+            warnings.warn(f"{key} is called {' or '.join(names[key])} now", stacklevel=2)
     return {name: value for key, value in given.items() for name in names.get(key, [key])}
 
 

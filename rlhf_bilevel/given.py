@@ -24,17 +24,19 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= traits(args.teacher) if args.teacher is not None else {}
     given |= {key: value for key, value in more.items() if value is not None}
-    given |= renamed(assigned(args.set))
+    methods = [args.method] if isinstance(args.method, str) else args.method
+    given |= renamed(assigned(args.set), methods)
     told = read_yaml(args.config) if args.config else {}
     if "settings" in told:  # a run's config.yaml has more
         recorded(args.config, told, whole=False)
-        filed = spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"])
+        settings = told["settings"]
+        filed = spread(settings, told["method"]) if "method" in told else renamed(settings, methods)
         if args.teacher is None and told.get("teacher", BY_SETTINGS) not in OURS:
             raise ValueError(
                 f"{args.config} had a teacher of its own, {told['teacher']}: choose another with --teacher"
             )
     else:
-        filed = renamed(told)
+        filed = renamed(told, methods)
     chosen = {"seed": 0} | {key: value for key, value in [*filed.items(), *given.items()] if value is not None}
     if "steps" not in chosen:
         raise ValueError("--steps is missing, and no --config gives it")
@@ -48,7 +50,7 @@ def configure(args: argparse.Namespace, more: Mapping[str, Any] = {}) -> dict[st
     if any("." in key or key == "options" for key in chosen):  # methods' files import torch: not for nothing
         from rlhf_bilevel.agent import check_options
 
-        check_options(chosen, [args.method] if isinstance(args.method, str) else args.method)
+        check_options(chosen, methods)
     return chosen
 
 

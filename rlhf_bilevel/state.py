@@ -42,10 +42,12 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
 
 
 def current(tree: Tree) -> Tree:
-    """A state of an older version, in which every run had a cost and a memory, as one of today."""
+    """A state of an older version, in which every run had a memory and a cost with a generator, as one of today."""
     if "method" in tree:
         return tree
-    return tree | {"method": {"memory": tree["memory"], "cost": tree["cost"]}, "generator": tree["cost"]["rng"]}
+    rest = {key: value for key, value in tree.items() if key not in ("memory", "cost")}
+    cost = {key: value for key, value in tree["cost"].items() if key != "rng"}
+    return rest | {"method": {"memory": tree["memory"], "cost": cost}, "generator": tree["cost"]["rng"]}
 
 
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
@@ -62,7 +64,7 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table]) -> None:
     run.health.load(tree["health"])
     if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
         run.state.load_state_dict(tree["method"])
-    run.generator.set_state(tree["generator"])
+        run.generator.set_state(tree["generator"])
     show(run)
     for learner, state in zip(run.learners, tree["learners"], strict=True):
         learner.load(state)  # after show: what it remembers of its reward is part of it
