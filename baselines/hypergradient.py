@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Options, Share
+from rlhf_bilevel.config import Fraction, Share, Size
+from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences, Row
 
 RIDGE = 1e-3  # on the weights of a value that is linear in standardised features
 
 
-class HypergradientOptions(Options):
+class HypergradientOptions(CostOptions):
+    """Without ``use_cost`` it is PEBBLE."""
+
     gradient_share: Share = 0.5  # of the labels' gradient, the most that the policy's answer may have
+    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
+    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
 
 
 def traces(advantage: Tensor, weight: Tensor, gamma: float) -> Tensor:
@@ -48,24 +53,24 @@ def advantages(obs: Tensor, next_obs: Tensor, terminated: Tensor, cost: Tensor, 
 
 def coefficients(run: Run, episodes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """The rows (N,) of ``episodes`` and what each row's reward is multiplied with (N,)."""
-    c, store = run.config, run.store
+    gamma, store = run.config.gamma, run.store
     rows = torch.cat([torch.arange(*episode) for episode in episodes])
     lengths = [end - start for start, end in episodes]
     with torch.no_grad():
-        cost = run.cost(store.obs[rows], store.act[rows])
-    advantage = advantages(store.obs[rows], store.next_obs[rows], store.terminated[rows], cost, c.gamma)
-    weights = [c.visit_discount ** torch.arange(length, dtype=torch.float64) for length in lengths]
-    unit = (1 - c.gamma) * sum(float(weight.sum()) for weight in weights)
+        cost = run.state.cost(store.obs[rows], store.act[rows])
+    advantage = advantages(store.obs[rows], store.next_obs[rows], store.terminated[rows], cost, gamma)
+    weights = [run.options.visit_discount ** torch.arange(length, dtype=torch.float64) for length in lengths]
+    unit = (1 - gamma) * sum(float(weight.sum()) for weight in weights)
     parts = zip(advantage.split(lengths), weights, strict=True)
-    e = torch.cat([traces(part, weight / unit, c.gamma) for part, weight in parts])
+    e = torch.cat([traces(part, weight / unit, gamma) for part, weight in parts])
     return rows, e / run.learners[0].temperature()
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label).mean()
-    share, c = run.options.gradient_share, run.config
-    episodes = run.store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
-    if not (share and c.use_cost and run.tracked and episodes):
+    o, share = run.options, run.options.gradient_share
+    episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
+    if not (share and o.use_cost and run.tracked and episodes):
         return loss
     rows, e = coefficients(run, episodes)
     answer = (e.float() * run.reward(run.store.obs[rows], run.store.act[rows])).sum()
@@ -74,21 +79,22 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
         torch.cat([g.flatten() for g in torch.autograd.grad(part, weights, retain_graph=True)]).norm().item()
         for part in (loss, answer)
     )
-    run.memory["ratio"] = policy / max(labels, 1e-12)
+    run.state.memory["ratio"] = policy / max(labels, 1e-12)
     return loss + min(1.0, share * labels / max(policy, 1e-12)) * answer
 
 
 def fit_cost(run: Run) -> None:
-    if run.config.use_cost and run.options.gradient_share:
-        run.cost.refit(run.config, run.prefs, run.reward.members, run.sample_pairs)
+    if run.options.use_cost and run.options.gradient_share:
+        run.state.refit(run)
 
 
 def diagnose(run: Run) -> Row:
     """How many times as long as the labels' gradient the answer's was, before it was scaled."""
-    return {"hypergradient/ratio": run.memory["ratio"]} if "ratio" in run.memory else {}
+    memory = run.state.memory
+    return {"hypergradient/ratio": memory["ratio"]} if "ratio" in memory else {}
 
 
 HYPERGRADIENT = Method(
     "hypergradient", 1, lambda run: [run.store.learned(run.reward)], upper, estimate=fit_cost, diagnose=diagnose,
-    settings={"cost": "information"}, options=HypergradientOptions, densities=True,
+    state=CostState.of, options=HypergradientOptions, densities=True,
 )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Options, Positive
+from rlhf_bilevel.config import Config, Fraction, Options, Positive, Size
 from rlhf_bilevel.penalty import bounded, value
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences, Row, Visits
@@ -22,6 +22,12 @@ class IncumbentOptions(Options):
     sigma: Positive = 10.0  # discounted return per nat
     gap_share: Positive = 0.5  # the gap's gradient is so many times the labels' at most, whatever sigma says
     surgery: bool = False  # less the part of it that is against the labels'
+    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
+    visit_batch: Size = 256  # their steps in each reward step
+    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
+
+    def numbers(self, config: Config, inputs: int) -> int:
+        return self.visit_batch * config.members * 2 * sum(config.reward_hidden)
 
 
 def reference(run: Run) -> Visits:
@@ -35,20 +41,20 @@ def reference(run: Run) -> Visits:
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
-    loss, c, o = cross_entropy(logits, batch.label).mean(), run.config, run.options
-    episodes = run.store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
+    loss, o, memory = cross_entropy(logits, batch.label).mean(), run.options, run.state
+    episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
     if not (run.tracked and episodes):  # the policy has to have answered the reward as it is
         return loss
-    visits = run.store.sample_visits(episodes, c.visit_batch, c.visit_discount, c.gamma, run.rng["visits"])
+    visits = run.store.sample_visits(episodes, o.visit_batch, o.visit_discount, run.config.gamma, run.rng["visits"])
     gap = (value(run.reward, visits) - value(run.reward, reference(run))) / o.sigma
-    norms = run.memory.get("labels_gradient", 0.0), run.memory.get("gap_gradient", 0.0)
+    norms = memory.get("labels_gradient", 0.0), memory.get("gap_gradient", 0.0)
     total, norms, scale = bounded(loss, gap, list(run.reward.parameters()), norms, o.gap_share, o.surgery)
-    run.memory |= {"labels_gradient": norms[0], "gap_gradient": norms[1], "gap_scale": scale}
+    memory |= {"labels_gradient": norms[0], "gap_gradient": norms[1], "gap_scale": scale}
     return total
 
 
 def diagnose(run: Run) -> Row:
-    return {f"incumbent/{name}": value for name, value in sorted(run.memory.items())}
+    return {f"incumbent/{name}": value for name, value in sorted(run.state.items())}
 
 
 INCUMBENT = Method(

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.config import Options, Weight
+from rlhf_bilevel.config import Options, Size, Weight
 from rlhf_bilevel.preference import cross_entropy
 from rlhf_bilevel.types import Preferences
 
 
 class ParlOptions(Options):
     weight: Weight = 0.1  # nats per unit of reward
+    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
 
 
 def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[int, int]]) -> Tensor:
@@ -41,7 +42,7 @@ def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[in
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label)
-    episodes = run.store.episodes(0, run.on_policy_since)[-run.config.visit_episodes :]
+    episodes = run.store.episodes(0, run.on_policy_since)[-run.options.visit_episodes :]
     if not (run.options.weight and run.tracked and episodes):
         return loss.mean()
     c = credit(run, batch, loss.detach().mean(0), episodes)

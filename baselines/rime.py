@@ -55,10 +55,10 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     if not run.options.denoise:
         return cross_entropy(logits, batch.label).mean()
     surprise = binary_cross_entropy(logits.detach().sigmoid().mean(0), batch.label, reduction="none")  # (B,)
-    trusted, flipped = surprise < threshold(run.options, run.memory), surprise > -math.log(run.options.tau)
-    run.memory = remember(run.memory, surprise[trusted])
-    run.memory["epochs"] += len(surprise) / len(run.prefs)
-    run.memory |= {"trusted": trusted.float().mean().item(), "flipped": flipped.float().mean().item()}
+    trusted, flipped = surprise < threshold(run.options, run.state), surprise > -math.log(run.options.tau)
+    run.state |= remember(run.state, surprise[trusted])
+    run.state["epochs"] += len(surprise) / len(run.prefs)
+    run.state |= {"trusted": trusted.float().mean().item(), "flipped": flipped.float().mean().item()}
     loss = cross_entropy(logits, torch.where(flipped, 1 - batch.label, batch.label))[:, trusted | flipped]
     return loss.sum() / max(1, loss.numel())
 
@@ -73,7 +73,7 @@ RIME = Method(
     learners=1,
     sees=lambda run: [run.store.learned(run.reward)],
     upper=upper,
-    diagnose=lambda run: {f"rime/{key}": run.memory[key] for key in run.memory.keys() & {"trusted", "flipped"}},
+    diagnose=lambda run: {f"rime/{key}": run.state[key] for key in run.state.keys() & {"trusted", "flipped"}},
     prepare=warm_start,
     settings={"reset_critics": False},
     options=RimeOptions,

@@ -58,8 +58,8 @@ GROUPS: dict[str, Group] = {
 ALIGNED: Settings = {"query": "policy_aligned"}
 HYBRID = ALIGNED | {"newest_share": 0.5}
 EVENLY = HYBRID | {"other_every": 2}
-FORWARD: Settings = {"sides": "forward", "cost": "information", "sigma": 30}
-PAPER: Settings = {"sides": "one", "cost": "labels", "sigma": 10}
+FORWARD: Settings = {"penalty.sides": "forward", "penalty.cost": "information", "penalty.sigma": 30}
+PAPER: Settings = {"penalty.sides": "one", "penalty.cost": "labels", "penalty.sigma": 10}
 WALK: Settings = {"preset": "quick", "eval_every": 3000, "eval_episodes": 5, "labels": 100}
 ONE_LEARNER: dict[str, tuple[str, Settings]] = {
     "pebble": ("pebble", {}),
@@ -108,23 +108,30 @@ TRIED = (
     ("pebble, aligned, newest half", 100, 200_000),
     ("penalty, clipped, labels late", 101, 200_000),
 )
-EVEN: Settings = {"other_every": 2, "visit_episodes": 1}
+EVEN: Settings = {"other_every": 2}
+COUPLED = EVEN | {"penalty.visit_episodes": 1}
 LINEAR, QUADRATIC = (
     {"reward_form": form, "reward_learning_rate": 0.01, "refresh_every": 500} for form in ("linear", "quadratic")
 )
-WIN_RATE: Settings = {"sides": "one", "cost": "labels", "objective": "win_rate", "win_weight": 10}
-WINS = WIN_RATE | {"sigma_spread": 3}
+WIN_RATE: Settings = {
+    "penalty.sides": "one",
+    "penalty.cost": "labels",
+    "penalty.objective": "win_rate",
+    "penalty.win_weight": 10,
+}
+WINS = WIN_RATE | {"penalty.sigma_spread": 3}
+WITHOUT_GAP: Settings = {"penalty.use_gap": False}
 STRONG = {
     "twin": ("twin", EVEN),
-    "penalty, spread .3": ("penalty", EVEN | {"sigma_spread": 0.3}),
-    "penalty, spread 1": ("penalty", EVEN | {"sigma_spread": 1}),
-    "penalty, spread 1, without gap": ("penalty", EVEN | {"sigma_spread": 1, "use_gap": False}),
+    "penalty, spread .3": ("penalty", COUPLED | {"penalty.sigma_spread": 0.3}),
+    "penalty, spread 1": ("penalty", COUPLED | {"penalty.sigma_spread": 1}),
+    "penalty, spread 1, without gap": ("penalty", COUPLED | {"penalty.sigma_spread": 1} | WITHOUT_GAP),
 }
 LINEARLY = {
     "pebble, aligned, newest half, linear": ("pebble", HYBRID | LINEAR),
     "twin, linear": ("twin", EVEN | LINEAR),
-    "penalty, win rate, linear": ("penalty", EVEN | LINEAR | WINS),
-    "penalty, win rate, linear, without gap": ("penalty", EVEN | LINEAR | WINS | {"use_gap": False}),
+    "penalty, win rate, linear": ("penalty", COUPLED | LINEAR | WINS),
+    "penalty, win rate, linear, without gap": ("penalty", COUPLED | LINEAR | WINS | WITHOUT_GAP),
 }
 OFTEN: dict[str, tuple[str, Settings]] = {
     "penalty": ("penalty", {}),
@@ -139,7 +146,7 @@ SOURCES = {
 LABELLED = ONE_LEARNER | {
     "penalty": ("penalty", {}),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", PAPER | {"use_gap": False}),
+    "penalty, one-sided, without gap": ("penalty", PAPER | WITHOUT_GAP),
     "twin": ("twin", {}),
 }
 TO_THE_END = {

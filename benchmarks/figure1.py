@@ -29,6 +29,7 @@ from benchmarks.evidence import (
     QUADRATIC,
     SIZE,
     WIN_RATE,
+    WITHOUT_GAP,
     Group,
     Settings,
     named,
@@ -42,9 +43,9 @@ VARIANTS: dict[str, tuple[str, Settings]] = {
     "pebble": ("pebble", {}),
     "penalty": ("penalty", {}),
     "twin": ("twin", {}),
-    "penalty without gap": ("penalty", {"use_gap": False}),
+    "penalty without gap": ("penalty", WITHOUT_GAP),
     "penalty, one-sided": ("penalty", PAPER),
-    "penalty, one-sided, without gap": ("penalty", PAPER | {"use_gap": False}),
+    "penalty, one-sided, without gap": ("penalty", PAPER | WITHOUT_GAP),
     "pebble, aligned": ("pebble", ALIGNED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
 }
@@ -55,8 +56,8 @@ batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
-WINS = WIN_RATE | {"sigma": 100}
-NARROW = {"penalty": WINS, "penalty without gap": WINS | {"use_gap": False}}
+WINS = WIN_RATE | {"penalty.sigma": 100}
+NARROW = {"penalty": WINS, "penalty without gap": WINS | WITHOUT_GAP}
 """A reward that cannot say what the teacher means gains from another upper objective (docs/theory.md, d), closely
 followed by its learners; what a user gets is still a best response to the linear reward."""
 ONE_LEARNER = "pebble, aligned, newest half"

@@ -64,7 +64,8 @@ with loading():
     from rlhf_bilevel.utils.versions import versions
 
 BASELINES = Path(__file__).parent / "baselines"
-METHODS = tuple(sorted(path.stem for path in BASELINES.glob("[!_]*.py")))
+_NAMES = [path.stem for path in BASELINES.glob("[!_]*.py")]
+METHODS = tuple(sorted(["penalty", "detached", *_NAMES])) if _NAMES else ()
 """A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
     "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",

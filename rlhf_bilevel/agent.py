@@ -14,13 +14,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rlhf_bilevel import fork
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.callbacks import Told
-from rlhf_bilevel.config import Config, nearest_setting, settle
+from rlhf_bilevel.config import Config, nearest_setting, renamed, settle
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluate import Evaluation, evaluate
 from rlhf_bilevel.given import its_own
 from rlhf_bilevel.guard import Guard
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.process import training
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.runs import session
@@ -40,7 +40,7 @@ class Agent:
         agent = Agent("penalty", "dm_control/cartpole-balance-v0", labels=100).learn(10_000, progress_bar=True)
         action, _ = agent.predict(obs)
 
-    ``method`` is a name in ``baselines`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
+    ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
     ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
     asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
@@ -77,10 +77,11 @@ class Agent:
             settings, teacher = traits(teacher) | settings, None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
             raise UserError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+        parts = Parts.of(method, algorithm, algorithm_settings, teacher)
+        settings = renamed(settings, [parts.method.name])
         for key in settings:
             if "." not in key and key not in Config.model_fields:
                 raise UserError(f"unknown setting {key!r}; {nearest_setting(key, [*Config.model_fields, *ARGUMENTS])}")
-        parts = Parts.of(method, algorithm, algorithm_settings, teacher)
         others: dict[str, Any] = {"preset": preset, "device": str(device), "out": None if out is None else Path(out)}
         others |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
         spec = RunSpec.of(parts.method.name, env_id, settings, **others)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rlhf_bilevel import health, monitor, query
 from rlhf_bilevel.config import Config, Options, complete
-from rlhf_bilevel.cost import LearnedCost
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.explore import entropy_signal
 from rlhf_bilevel.interface import FAULT
@@ -36,13 +35,34 @@ from rlhf_bilevel.preference import (
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.teacher import answered
-from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Segments, Signal, Teacher, Visits
+from rlhf_bilevel.tree import Tree
+from rlhf_bilevel.types import Improve, Learner, Preferences, Queries, Row, Segments, Signal, Teacher
 
 ENDS = (
     "an episode ended early, and labels do not say what that is worth: a learnt reward can make ending, or not ending, "
     "attractive whatever people prefer. Remedies: termination=absorb or termination=nonnegative (docs/rewards.md)"
 )
 DRAWS = 10  # of candidates, at most, until there are enough that were not asked before
+
+
+class MethodState(Protocol):
+    """What a method keeps from one reward step to the next: checkpoints hold it, ``Run.state`` is where it is."""
+
+    def state_dict(self) -> Tree: ...
+
+    def load_state_dict(self, state: Tree, /) -> None:
+        """Go on from what ``state_dict`` of the same method gave."""
+
+
+class Memory(dict[str, float]):
+    """Numbers by name: all that most methods keep, if anything."""
+
+    def state_dict(self) -> Tree:
+        return {"memory": dict(self)}
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.clear()
+        self.update(state["memory"])
 
 
 @dataclass(frozen=True)
@@ -54,20 +74,26 @@ class Method:
     upper: Callable[[Run, Preferences, Tensor], Tensor] | None = None
     """The scalar that the reward model descends, from labelled pairs and the members' logits on them (M, B).
     None: no reward is learnt and no label is asked."""
-    agent: Callable[[Config], int] = lambda config: 0
-    """The learner whose policy a user gets."""
+    agent: Callable[[Any], int] = lambda options: 0
+    """The learner whose policy a user gets, by its options."""
     estimate: Callable[[Run], None] = lambda run: None
     """What is estimated anew after each move of the reward model, before learners see it."""
     diagnose: Callable[[Run], Row] = lambda run: {}
     """Metrics at each move of the reward model."""
     prepare: Callable[[Run], None] = lambda run: None
     """What happens to the reward model before its first label."""
+    state: Callable[[Run], MethodState] = lambda run: Memory()
+    """What it keeps, at the start of a run. Initial weights come from ``run.generator``."""
     settings: Mapping[str, Any] = field(default_factory=dict)  # where the published method leaves Config's defaults
     options: type[Options] = Options  # hyper-parameters of its own, with their published values
     keep: bool = True  # whether a row's reward stays as it is until the reward model moves
     algorithm: str = "SAC"  # its learners', by the name that SB3 has for it
     densities: bool = False  # whether it needs their actions' probabilities: no deterministic policy will do
     arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}  # of that algorithm
+
+    def options_of(self, config: Config) -> Any:
+        """Its ``options``, as they are in a run with these settings."""
+        return complete(self.options, config.options, f"{self.name}.")
 
 
 @dataclass
@@ -81,7 +107,7 @@ class Run:
     teacher: Teacher
     store: Store
     reward: RewardEnsemble
-    cost: LearnedCost
+    generator: torch.Generator  # of weights: the reward's have been drawn from it, then come the method's own
     improve: Improve
     prefs: PreferenceStore = field(default_factory=PreferenceStore)
     asked: query.Asked = field(default_factory=query.Asked)
@@ -89,7 +115,6 @@ class Run:
     episode: int = 0  # of all learners together
     info: dict[str, Any] = field(default_factory=dict)  # what the environment told of the newest step
     tracked: bool = False  # whether learners have had time to answer the reward as it is
-    memory: dict[str, float] = field(default_factory=dict)  # the method's own, from one reward step to the next
     weights: Tensor | None = None  # (M, B) of the labels of this reward step; None where all weigh alike
 
     def __post_init__(self) -> None:
@@ -98,7 +123,8 @@ class Run:
         # One generator a purpose, so that switching one part off leaves the draws of the others as they were
         purposes = ("query", "reward", "visits", "entropy", "method")
         self.rng = {purpose: np.random.default_rng([self.config.seed, i]) for i, purpose in enumerate(purposes)}
-        self.options: Any = complete(self.method.options, self.config.options, f"{self.method.name}.")
+        self.options = self.method.options_of(self.config)
+        self.state: Any = self.method.state(self)
         show(self)
 
     @property
@@ -143,16 +169,6 @@ class Run:
         """The members' logits (M, B) on this reward step's labels, so that each label counts as it weighs."""
         return logits if self.weights is None else weighed(logits, self.weights)
 
-    def sample_visits(self) -> tuple[Visits, Visits] | None:
-        """On-policy steps of both learners; None until both have acted on a learnt reward."""
-        c = self.config
-        recent = [self.store.episodes(writer, self.on_policy_since)[-c.visit_episodes :] for writer in (0, 1)]
-        if not all(recent):
-            return None
-        settings = c.visit_batch, c.visit_discount, c.gamma, self.rng["visits"]
-        first, second = (self.store.sample_visits(episodes, *settings) for episodes in recent)
-        return first, second
-
 
 def train(run: Run) -> Iterator[Row]:
     """Yields after every environment step, with what was measured in it."""
@@ -194,7 +210,7 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
 
 def turn(run: Run) -> int:
     """Learners act an episode at a time, the agent's in all but every ``other_every``-th."""
-    agent, (block, place) = run.method.agent(run.config), divmod(run.episode, run.config.other_every)
+    agent, (block, place) = run.method.agent(run.options), divmod(run.episode, run.config.other_every)
     others = [number for number in range(len(run.learners)) if number != agent]
     return others[block % len(others)] if others and place == run.config.other_every - 1 else agent
 
@@ -214,11 +230,10 @@ def move_reward(run: Run) -> tuple[Row, int]:
     else:
         return {}, 0
     if c.reward_clip and not run.tracked:
-        for network in run.reward, run.cost.step:
-            network.clip(*run.prefs.steps())
+        run.reward.clip(*run.prefs.steps())
     if first := not run.learnt:
-        for network in (run.reward, run.cost.step) if c.reward_units == "measured" else ():
-            network.measure(*run.prefs.steps())
+        if c.reward_units == "measured":
+            run.reward.measure(*run.prefs.steps())
         run.method.prepare(run)
     row = update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):

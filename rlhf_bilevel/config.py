@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -44,6 +45,13 @@ class Options(BaseModel):
     """Hyper-parameters that one method alone has: its file declares them, ``--set METHOD.NAME=VALUE`` sets them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def numbers(self, config: Config, inputs: int) -> int:
+        """How many numbers of 4 bytes the method's own state and batches take at most.
+
+        ``inputs`` is the size of an observation and an action together.
+        """
+        return 0
 
 
 class Config(BaseModel):
@@ -137,29 +145,6 @@ class Config(BaseModel):
     teacher_votes: Size = 1  # people who are to answer each query
     teacher_labels_db: str = ""  # postgresql:// URL without a password; empty for a file in the run's folder
 
-    # Penalty
-    sigma: Positive = 10.0  # discounted return per nat of the upper objective
-    sigma_spread: Weight = 0.0  # positive: sigma is set anew so that sigma c spreads so many times as far as r
-    upper_weight: Positive = 1.0  # w of cross-entropy + w G: the penalised learner sees r - sigma w c
-    gap_share: Weight = 0.0  # positive: the gap's gradient is so many times the labels' at most, whatever sigma says
-    gap_surgery: bool = False  # with gap_share: less the part of it that is against the labels'
-    sides: Literal["one", "forward", "two"] = "one"  # one: the paper's proxy; forward: sigma negative; two: central
-    careful_from: Literal["never", "last_label"] = "never"  # from then on sides=forward is sides=one
-    fork_response: bool = False  # after each move of the reward, the other learner begins as a copy of the agent
-    objective: Literal["preference_loss", "win_rate"] = "preference_loss"
-    win_weight: Positive = 1.0  # nats that a win rate of one is worth
-    cost: Literal["labels", "posterior", "information"] = "labels"  # what c is fitted to
-    cost_hidden: Layers = (64, 64)
-    cost_learning_rate: Rate = 1e-3
-    cost_steps: Often = 50  # gradient steps after each reward update
-    cost_pairs: Size = 64  # pairs per gradient step
-    cost_labels: Size = 250  # newest labels that c is fitted to
-    visit_episodes: Size = 2  # newest episodes of a learner that stand for its occupancy
-    visit_batch: Size = 256  # their steps in each reward step
-    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
-    use_gap: bool = True  # ablation: the value gap in the reward's loss
-    use_cost: bool = True  # ablation: the cost in the learners' rewards; without it there is no gap either
-
     options: dict[str, Any] = {}  # of the method alone, see its file
 
     @model_validator(mode="before")
@@ -213,12 +198,6 @@ class Config(BaseModel):
         return _sessions(self.steps, self.learning_starts, self.pretrain_steps, self.session_every)
 
     @model_validator(mode="after")
-    def check_cost(self) -> Config:
-        if self.cost == "information" and self.objective == "win_rate":
-            raise ValueError("objective=win_rate has no cost=information: cost=labels or cost=posterior")
-        return self
-
-    @model_validator(mode="after")
     def check_teacher(self) -> Config:
         if self.teacher_labels_db:
             check_database(self.teacher_labels_db)
@@ -269,6 +248,17 @@ def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
             if key not in missing:
                 raise UserError(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
 
+
+FORMER: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("sigma", "sigma_spread", "upper_weight", "gap_share", "gap_surgery", "sides", "careful_from",
+                     "fork_response", "use_gap"), ("penalty",)),
+    **dict.fromkeys(("objective", "win_weight", "cost", "cost_hidden", "cost_learning_rate", "cost_steps", "cost_pairs",
+                     "cost_labels", "use_cost"), ("penalty", "hypergradient")),
+    "visit_episodes": ("penalty", "hypergradient", "incumbent", "parl"),
+    "visit_batch": ("penalty", "incumbent"),
+    "visit_discount": ("penalty", "hypergradient", "incumbent"),
+}  # fmt: skip
+"""Names that settings of all runs had once, and the methods whose options they are now. They are still read."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
@@ -405,15 +395,44 @@ def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     return plain | ({"options": {**plain.get("options", {}), **own}} if own else {})
 
 
-def nearest(value: str, known: Collection[str]) -> str:
-    written = {name.casefold(): name for name in reversed([*known])}  # PEBBLE is as near to pebble as can be
+def spread(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """``gather`` undone, for the settings in a run's config.yaml, which may have ``FORMER`` names."""
+    plain = {key: value for key, value in settings.items() if key not in FORMER}
+    own = {key: value for key, value in settings.items() if method in FORMER.get(key, ())}
+    if isinstance(plain.get("options", {}), Mapping):
+        own |= plain.pop("options", {})
+    return plain | {f"{method}.{key}": value for key, value in own.items()}
+
+
+def renamed(given: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
+    """What a user gave for ``methods``, with the options that ``FORMER`` names mean in place of them.
+
+    Warns where one of the methods has it; elsewhere it is another method's option. UserError where a setting is given
+    by both names.
+    """
+    names: dict[str, list[str]] = {}
+    for key in filter(FORMER.__contains__, given):
+        owners = [method for method in FORMER[key] if method in methods]
+        names[key] = [f"{method}.{key}" for method in owners or FORMER[key]]
+        if both := [name for name in names[key] if name in given]:
+            raise UserError(f"{key} and {both[0]} are the same setting: give it once")
+        if owners:
+            warnings.warn(f"{key} is called {' or '.join(names[key])} now", stacklevel=2)
+    return {name: value for key, value in given.items() for name in names.get(key, [key])}
+
+
+def nearest(value: str, known: Collection[str], others: Mapping[str, str] = {}) -> str:
+    """``others`` are more names, by those that are as near to what was meant."""
+    # PEBBLE is as near to pebble as can be
+    written = {**others, **{name.casefold(): name for name in reversed([*known])}}
     near = difflib.get_close_matches(value.casefold(), written, n=1, cutoff=0.5)
     return f"did you mean {written[near[0]]!r}?" if near else f"known are {', '.join(known) or 'none'}"
 
 
 def nearest_setting(value: str, known: Collection[str]) -> str:
     """The same for settings, which are too many for one line."""
-    told = nearest(value, known)
+    former = {} if "." in value else {name: f"{methods[0]}.{name}" for name, methods in FORMER.items()}
+    told = nearest(value, known, former)
     if told.startswith("did") or len(known) <= 30:
         return told
     return "rlhf_bilevel/config.py has them all, and those of one method alone are called METHOD.NAME"
@@ -485,25 +504,34 @@ def weights(*units: int) -> int:
 
 
 def footprint(
-    config: Config, obs_size: int, act_size: int, learners: int, arguments: Mapping[str, Any] | None = None
+    config: Config,
+    options: Options,
+    obs_size: int,
+    act_size: int,
+    learners: int,
+    arguments: Mapping[str, Any] | None = None,
 ) -> int:
     """About how many bytes a run holds at most: its store and labels, weights with their gradients, Adam's moments and
-    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates.
+    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates; and
+    what the method takes, by its ``options``.
 
     ``arguments`` are those of the learners' SB3 algorithm that go before ``config``.
     """
-    c, arguments = config, arguments or {}
+    c, arguments, inputs = config, arguments or {}, obs_size + act_size
     policy, critic, critics = networks(c, arguments, critics=2)
-    size = obs_size + act_size
-    step = size + 1  # floats of a segment's step
-    pair, asked = 2 * c.segment_length, min(c.session_labels, c.labels)  # steps of a pair; pairs of a session
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
-    nets = learners * (4 * weights(size, *policy, 1) + 5 * critics * weights(size, *critic, 1))
-    nets += 7 * c.members * weights(size, *c.reward_hidden, 1) + 7 * weights(size, *c.cost_hidden, 1)
-    candidates = max(asked * c.oversample, c.cost_labels) * pair * (3 * step + 2 * c.members)
+    nets = learners * (4 * weights(inputs, *policy, 1) + 5 * critics * weights(inputs, *critic, 1))
+    nets += 7 * c.members * weights(inputs, *c.reward_hidden, 1)
+    labels = 2 * c.labels * 2 * c.segment_length * (inputs + 1)
+    candidates = min(c.session_labels, c.labels) * c.oversample * of_pair(c, inputs)
     batch = learners * c.batch * (row + 2 * (sum(policy) + critics * sum(critic)))
     batch += c.entropy_states * (obs_size + 2 + c.batch)
-    reward = (min(c.reward_batch, c.labels) * pair + c.visit_batch) * c.members * 2 * sum(c.reward_hidden)
-    cost = min(c.cost_pairs, c.cost_labels) * pair * 2 * sum(c.cost_hidden)
+    reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.members * 2 * sum(c.reward_hidden)
     rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # of PPO
-    return 4 * (c.steps * row + 2 * c.labels * pair * step + nets + candidates + batch + reward + cost + rollout)
+    numbers = c.steps * row + labels + nets + candidates + batch + reward + rollout
+    return 4 * (numbers + options.numbers(c, inputs))
+
+
+def of_pair(config: Config, inputs: int) -> int:
+    """Numbers that an unlabelled pair takes, with the members' rewards of its steps."""
+    return 2 * config.segment_length * (3 * (inputs + 1) + 2 * config.members)

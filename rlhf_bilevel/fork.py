@@ -62,11 +62,12 @@ def answers(folder: Path, loaded: Loaded) -> list[Preferences | None]:
 
 def check(loaded: Loaded, old: Config, new: Config) -> None:
     """UserError where a run with settings ``new`` cannot go on from there."""
+    there, here = (config.options | config.model_dump() for config in (old, new))
     for name in SHAPES:
-        if getattr(old, name) != getattr(new, name):
+        if name in there and name in here and there[name] != here[name]:  # options of one method alone may be missing
             raise UserError(
-                f"{name}={getattr(new, name)}: a fork keeps the {name} of its run, {getattr(old, name)}, as what was "
-                "stored and learnt depends on it"
+                f"{name}={here[name]}: a fork keeps the {name} of its run, {there[name]}, as what was stored and "
+                "learnt depends on it"
             )
     if new.steps <= loaded.step:
         raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
@@ -94,7 +95,7 @@ def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
         learners[place] = source if known else copy.deepcopy(source) | {"fresh": True}
         envs[place] = tree["envs"][order[number] if known else agent]
     writers = torch.tensor([places[order.index(who)] for who in tree["store"]["writers"].tolist()], dtype=torch.int64)
-    return tree | {"learners": learners, "envs": envs, "memory": {}, "store": tree["store"] | {"writers": writers}}
+    return tree | {"learners": learners, "envs": envs, "store": tree["store"] | {"writers": writers}}
 
 
 def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
@@ -113,7 +114,7 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
     if everything:
         purposes = enumerate(tree["rng"])
         tree["rng"] = {name: np.random.default_rng([seed, i]).bit_generator.state for i, name in purposes}
-        tree["cost"] = tree["cost"] | {"rng": torch.Generator().manual_seed(seed).get_state()}
+        tree["generator"] = torch.Generator().manual_seed(seed).get_state()
     return tree
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, nearest, spread
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.points import Point, points, read_table
 from rlhf_bilevel.runs.folder import CONFIG, RunFolder, runs_in
@@ -90,9 +90,8 @@ def opened(path: Path) -> tuple[list[Given], list[str]]:
 
 def read(run: RunFolder) -> Given:
     rows, told = points(run.path), run.read_config()
-    own = {key: value for key, value in told.get("settings", {}).items() if key != "seed"}
-    options = own.pop("options", None)
-    own |= {f"{told.get('method')}.{key}": value for key, value in (options or {}).items()}
+    own = spread(told.get("settings", {}), str(told.get("method")))
+    own.pop("seed", None)
     return Given(run.path, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import recorded
+from rlhf_bilevel.config import FORMER, recorded, renamed, spread
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import from_yaml, read_yaml
 from rlhf_bilevel.runs.spec import RunSpec
@@ -18,28 +18,31 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     """The run that options of ``train`` ask for; settings in the order --config, options, --set.
 
     ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
-    Raises ValueError, in one line, on the first mistake.
+    Raises UserError, in one line, on the first mistake.
     """
     given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
-    given = {key: value for key, value in given.items() if value is not None} | assigned(args.set)
-    filed = from_file(args.config, args.teacher is not None) if args.config else {}
+    methods = [args.method] if isinstance(args.method, str) else args.method
+    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
+    filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
     if "steps" not in settings:
-        raise ValueError("--steps is missing, and no --config gives it")
+        raise UserError("--steps is missing, and no --config gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
     return RunSpec.of(method, env, settings, **options | others)
 
 
-def from_file(file: Path, taught: bool) -> dict[str, Any]:
-    """The settings in a YAML file or a run's config.yaml; ``taught`` says that another teacher is given."""
+def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, Any]:
+    """The settings in a YAML file, for runs of ``methods``, or in a run's config.yaml; ``taught`` says that another
+    teacher is given.
+    """
     told = read_yaml(file)
     if "settings" not in told:
-        return told
+        return renamed(told, methods)
     recorded(file, told, whole=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
-        raise ValueError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    return told["settings"]
+        raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
+    return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
@@ -68,6 +71,12 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
 def its_own(method: str, keys: Iterable[str]) -> None:
     """UserError where one of the settings is another method's own: it would change nothing."""
     for key in keys:
-        owner, dot, _ = key.partition(".")
-        if dot and owner != method:
-            raise UserError(f"{key}: {owner} alone has it, and this is {method}")
+        if method not in (having := owners(key, method)):
+            which = " and ".join(having) + (" alone has" if len(having) == 1 else " alone have")
+            raise UserError(f"{key}: {which} it, and this is {method}")
+
+
+def owners(key: str, method: str) -> Sequence[str]:
+    """The methods that have the setting; ``method`` alone where all have it."""
+    owner, dot, _ = key.partition(".")
+    return [owner] if dot else FORMER.get(key, [method])

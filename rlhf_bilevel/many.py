@@ -14,6 +14,7 @@ import yaml
 from filelock import Timeout
 
 from rlhf_bilevel import envs, given
+from rlhf_bilevel.config import FORMER
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import plain, read_yaml, writable, write
 from rlhf_bilevel.given import assigned, its_own
@@ -110,7 +111,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
         found = whole(trial({key: value}), limit)
-        return found["options"][key.partition(".")[2]] if "." in key else found[key]
+        return found["options"][key.partition(".")[2] or key] if "." in key or key in FORMER else found[key]
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
     seeds = list(range(args.seed, args.seed + args.seeds))

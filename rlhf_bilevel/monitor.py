@@ -29,7 +29,7 @@ STEPS, LABELLED = 256, 4096  # that are looked at, evenly spaced
 @torch.no_grad()
 def newest_episode(run: Run) -> Row:
     """The metrics of the agent's newest episode that is as long as a segment; none before there is a label or one."""
-    agent = run.method.agent(run.config)
+    agent = run.method.agent(run.options)
     length = run.config.segment_length
     episodes = run.store.episodes(agent, since=run.on_policy_since, least=length)
     if not episodes or not len(run.prefs):

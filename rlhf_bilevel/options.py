@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import Config, nearest, whole
+from rlhf_bilevel.config import FORMER, Config, nearest, whole
 from rlhf_bilevel.runs.report import say
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
@@ -43,8 +43,13 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             option = unknown[0].split("=")[0]
             setting = option.lstrip("-").replace("-", "_")
-            if option.startswith("--") and setting in Config.model_fields and "--set" in args.options:
-                fail(f"unknown argument {unknown[0]!r}; {setting} is a setting: --set {setting}=VALUE")
+            name = f"{FORMER[setting][0]}.{setting}" if setting in FORMER else setting
+            if (
+                option.startswith("--")
+                and (name != setting or setting in Config.model_fields)
+                and "--set" in args.options
+            ):
+                fail(f"unknown argument {unknown[0]!r}; {setting} is a setting: --set {name}=VALUE")
             fail(f"unknown argument {unknown[0]!r}; {nearest(option, sorted(args.options))}")
         return args
 

@@ -26,7 +26,8 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "step": run.step,
         "episode": run.episode,
         "tracked": run.tracked,
-        "memory": run.memory,
+        "method": run.state.state_dict(),
+        "generator": run.generator.get_state(),
         "asked": run.asked.state(),
         "fresh_loss": run.prefs.fresh_loss,
         "envs": [env.episode for env in run.envs],
@@ -34,7 +35,6 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "reward": run.reward.state_dict(),
         "reward_optimizer": optimizer_state(run.reward_optimizer),
         "health": run.health.state(),
-        "cost": run.cost.state(),
         "learners": [learner.state() for learner in run.learners],
         "rng": {purpose: rng.bit_generator.state for purpose, rng in run.rng.items()},
         "global_rng": {
@@ -49,7 +49,6 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequence[Preferences | None]) -> None:
     """Into a run that was built from the same settings; ``sessions`` are the answers that it had."""
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
-    run.memory = dict(tree["memory"])
     run.asked.load(tree["asked"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
@@ -58,7 +57,9 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequenc
     run.reward.load_state_dict(tree["reward"])
     load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
     run.health.load(tree["health"])
-    run.cost.load(tree["cost"])
+    if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
+        run.state.load_state_dict(tree["method"])
+        run.generator.set_state(tree["generator"])
     show(run)
     for learner, state in zip(run.learners, tree["learners"], strict=True):
         learner.load(state)  # after show: what it remembers of its reward is part of it

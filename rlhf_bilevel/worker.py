@@ -16,6 +16,7 @@ from typing import Any
 from filelock import Timeout
 
 from rlhf_bilevel import envs
+from rlhf_bilevel.config import spread
 from rlhf_bilevel.errors import LockedError, UserError
 from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.folder import RunFolder
@@ -39,8 +40,8 @@ def agree(spec: RunSpec, settings: Mapping[str, Any]) -> None:
     if not out.begun:
         return
     told = out.read_config()
-    there = {"method": told.get("method"), "env": told.get("env"), **told.get("settings", {})}
-    for key, asked in {"method": spec.method, "env": spec.env, **settings}.items():
+    there = {"method": told.get("method"), "env": told.get("env"), **spread(told.get("settings", {}), spec.method)}
+    for key, asked in {"method": spec.method, "env": spec.env, **spread(settings, spec.method)}.items():
         if key in there and there[key] != asked:
             raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 

@@ -12,9 +12,8 @@ from gymnasium.spaces import Box
 
 from rlhf_bilevel import envs
 from rlhf_bilevel.algorithm import Run
-from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.config import Config, complete
-from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.replay import Store
 from rlhf_bilevel.reward import RewardEnsemble
@@ -52,9 +51,9 @@ class Steer(gymnasium.Env):
 gymnasium.register("Steer-v0", Steer)
 
 SMALL: dict[str, Any] = {
-    "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,), "cost_hidden": (16,),
-    "segment_length": 10, "entropy_states": 64, "cost_steps": 5, "reset_updates": 5, "reward_epochs": 5,
-    "eval_episodes": 2, "labels": 40, "visit_batch": 64, "reward_learning_rate": 3e-3, "reward_batch": 16,
+    "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,),
+    "segment_length": 10, "entropy_states": 64, "reset_updates": 5, "reward_epochs": 5,
+    "eval_episodes": 2, "labels": 40, "reward_learning_rate": 3e-3, "reward_batch": 16,
     "other_every": 2,  # so that two learners take turns within few steps
 }  # fmt: skip
 
@@ -63,13 +62,20 @@ FEW: dict[str, dict[str, Any]] = {"prefppo": {"options": {"n_steps": 64}}, "rime
 """What a method needs to show itself in a few hundred steps."""
 
 
+SMALL_OPTIONS: dict[str, Any] = {"cost_hidden": (16,), "cost_steps": 5, "visit_batch": 64}
+"""The same, of the methods that have them."""
+
+
 def small_config(steps: int = 300, **settings: Any) -> Config:
     return Config(**({"steps": steps, **SMALL} | settings))
 
 
 def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **settings: Any) -> Run:
-    """``own`` are arguments of the learners."""
-    config = small_config(**{**METHODS[method].settings, **SMALL, **settings})
+    """``own`` are arguments of the learners. ``settings`` may have the method's options by their own names."""
+    options = {key: settings.pop(key) for key in settings.keys() & METHODS[method].options.model_fields.keys()}
+    small = {key: value for key, value in SMALL_OPTIONS.items() if key in METHODS[method].options.model_fields}
+    options = small | options | settings.pop("options", {})
+    config = small_config(**{**METHODS[method].settings, **SMALL, **settings, "options": options})
     training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
@@ -85,7 +91,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
         SimulatedTeacher(config, store),
         store,
         RewardEnsemble.of(config, *sizes, rng),
-        LearnedCost(*sizes, config, rng),
+        rng,
         together(learners),
     )
 

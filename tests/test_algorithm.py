@@ -379,7 +379,7 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
     seen = []
     for _ in train(run):
         if len(run.prefs):
-            seen.append(torch.cat([run.reward.unit, run.cost.step.unit]))
+            seen.append(torch.cat([run.reward.unit, run.state.cost.step.unit]))
     first = run.prefs[: run.config.session_labels]
     steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
     spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
@@ -392,6 +392,6 @@ def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on(
         if len(run.prefs) and not run.tracked:
             sessions += 1
             shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
-            for network in run.reward, run.cost.step:
+            for network in run.reward, run.state.cost.step:
                 assert torch.equal(network.low, shown.amin(0)) and torch.equal(network.high, shown.amax(0))
     assert sessions > 1

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rlhf_bilevel import Agent, config
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.baselines import METHODS, detached, hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
+from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from rlhf_bilevel.explore import state_entropy
+from rlhf_bilevel.methods import detached
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.preference import crops, cross_entropy, logits
 from rlhf_bilevel.types import Preferences
 from tests.conftest import SMALL, build
@@ -52,8 +54,8 @@ def run() -> Run:
 def of(run: Run, name: str, **options: Any) -> Run:
     """The same run as one of another method: nothing in it is shared that moves."""
     other = copy.copy(run)
-    other.method, other.memory = METHODS[name], {}
-    other.options = METHODS[name].options(**options)
+    other.method, other.options = METHODS[name], METHODS[name].options(**options)
+    other.state = METHODS[name].state(other) if run.method.name != name else copy.deepcopy(run.state)
     other.rng = {purpose: np.random.default_rng(0) for purpose in run.rng}
     return other
 
@@ -185,14 +187,14 @@ def test_qpa_averages_over_crops_and_asks_the_newest_policy(run: Run) -> None:
 def test_rime_trusts_and_flips_by_its_thresholds(run: Run) -> None:
     """Logits by hand: a likely label, a doubtful one, and one that is all but impossible."""
     one = of(run, "rime", tau=1e-3)
-    one.memory |= {"rho": 0.5, "variance": 0.2, "seen": 10.0, "epochs": 30.0}  # beta_t is 2
+    one.state |= {"rho": 0.5, "variance": 0.2, "seen": 10.0, "epochs": 30.0}  # beta_t is 2
     limit = -math.log(0.5) + 0.25 + 2 * 0.2  # 1.34
-    assert rime.threshold(one.options, one.memory) == pytest.approx(limit, rel=1e-6)
+    assert rime.threshold(one.options, one.state) == pytest.approx(limit, rel=1e-6)
     batch = run.prefs[:3]._replace(label=torch.ones(3))
     output = torch.tensor([2.0, -2.0, -9.0]).expand(3, 3).clone().requires_grad_()  # surprises .13, 2.1, 9
     (got,) = torch.autograd.grad(rime.upper(one, batch, output), output)
     assert torch.allclose(got[0], torch.tensor([torch.sigmoid(torch.tensor(2.0)) - 1, 0, math.exp(-9)]) / 6, atol=1e-5)
-    assert (one.memory["trusted"], one.memory["flipped"]) == pytest.approx((1 / 3, 1 / 3))
+    assert (one.state["trusted"], one.state["flipped"]) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_rime_remembers_the_surprise_of_what_it_trusts() -> None:
@@ -287,7 +289,7 @@ def test_parls_gradient_is_that_of_the_loss_after_a_step_of_policy_gradient(run:
     per_pair = losses.detach().mean(0)
     ratio = (pairs - pairs.detach()).exp()  # type: ignore[union-attr]
     v = torch.autograd.grad(((per_pair - per_pair.mean()) * ratio).mean(), weights)
-    j, episodes = torch.zeros(()), one.store.episodes(0, one.on_policy_since)[-one.config.visit_episodes :]
+    j, episodes = torch.zeros(()), one.store.episodes(0, one.on_policy_since)[-one.options.visit_episodes :]
     for start, end in episodes:
         obs, act = one.store.obs[start:end], one.store.act[start:end]
         reward, likely = one.reward(obs, act), log_prob(obs, act)
@@ -311,19 +313,19 @@ def answered() -> Run:
 
 def written_out(run: Run) -> Tensor:
     """The answer's gradient with the sums as docs/methods/hypergradient.md has them, step by step, before its cap."""
-    c, store = run.config, run.store
-    episodes = store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
+    c, o, store = run.config, run.options, run.store
+    episodes = store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
     rows = [row for start, end in episodes for row in range(start, end)]
     with torch.no_grad():
-        cost = run.cost(store.obs[rows], store.act[rows])
+        cost = run.state.cost(store.obs[rows], store.act[rows])
     columns = store.obs[rows], store.next_obs[rows], store.terminated[rows]
     told = dict(zip(rows, hypergradient.advantages(*columns, cost, c.gamma).tolist(), strict=True))
-    total = sum(c.visit_discount**t for start, end in episodes for t in range(end - start)) * (1 - c.gamma)
+    total = sum(o.visit_discount**t for start, end in episodes for t in range(end - start)) * (1 - c.gamma)
     alpha = run.learners[0].model.log_ent_coef.exp().item()  # type: ignore[attr-defined]
     answer = torch.zeros(())
     for start, end in episodes:
         for k in range(start, end):
-            e = sum(c.visit_discount ** (t - start) / total * c.gamma ** (k - t) * told[t] for t in range(start, k + 1))
+            e = sum(o.visit_discount ** (t - start) / total * c.gamma ** (k - t) * told[t] for t in range(start, k + 1))
             answer = answer + e / alpha * run.reward(store.obs[k : k + 1], store.act[k : k + 1]).sum()
     return slope(run, answer)
 
@@ -332,17 +334,17 @@ def written_out(run: Run) -> Tensor:
 def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
     answered: Run, monkeypatch: pytest.MonkeyPatch, visit_discount: float
 ) -> None:
-    monkeypatch.setattr(answered, "config", answered.config.model_copy(update={"visit_discount": visit_discount}))
+    monkeypatch.setattr(answered, "options", answered.options.model_copy(update={"visit_discount": visit_discount}))
     batch, output = answers(answered)
     plain, formula = slope(answered, cross_entropy(output, batch.label).mean()), written_out(answered)
     assert formula.norm() > 0
     for share in (1.0, 0.25, 1e-3):
-        one = of(answered, "hypergradient", gradient_share=share)
+        one = of(answered, "hypergradient", gradient_share=share, visit_discount=visit_discount)
         extra = slope(one, hypergradient.upper(one, *answers(one))) - plain
         expected = formula * min(1, share * plain.norm() / formula.norm())
         assert torch.allclose(extra, expected, rtol=1e-2, atol=2e-3 * expected.abs().max().item() + 1e-7)
         assert extra.norm() <= share * plain.norm() * 1.001
-        assert one.memory["ratio"] == pytest.approx((formula.norm() / plain.norm()).item(), rel=1e-3)
+        assert one.state.memory["ratio"] == pytest.approx((formula.norm() / plain.norm()).item(), rel=1e-3)
 
 
 def test_without_cost_the_hypergradient_is_pebble_bit_for_bit() -> None:
@@ -354,10 +356,10 @@ def test_a_cost_that_is_the_same_everywhere_leaves_pebbles_gradient(
     answered: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for level in (0.0, 5.0):
-        monkeypatch.setattr(answered, "cost", lambda obs, act, level=level: torch.full(obs.shape[:-1], level))
+        monkeypatch.setattr(answered.state, "cost", lambda obs, act, level=level: torch.full(obs.shape[:-1], level))
         ours, plain = gradient(answered, hypergradient.HYPERGRADIENT), gradient(answered, pebble.PEBBLE)
-        assert torch.allclose(ours, plain, atol=1e-6) and answered.memory["ratio"] < 1e-6
-    monkeypatch.setattr(answered, "cost", lambda obs, act: torch.zeros(obs.shape[:-1]))
+        assert torch.allclose(ours, plain, atol=1e-6) and answered.state.memory["ratio"] < 1e-6
+    monkeypatch.setattr(answered.state, "cost", lambda obs, act: torch.zeros(obs.shape[:-1]))
     assert torch.equal(gradient(answered, hypergradient.HYPERGRADIENT), plain)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.baselines import incumbent, penalty
+from rlhf_bilevel.baselines import incumbent
+from rlhf_bilevel.methods import penalty
 from rlhf_bilevel.penalty import bounded, value
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.tree import digest
@@ -65,14 +66,15 @@ def gradient(run: Run, upper) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
-def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str) -> None:
+def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = torn(sides)
     pair = best_responses(run)
-    run.sample_visits = lambda: pair  # type: ignore[method-assign]
+    monkeypatch.setattr(penalty, "sample_visits", lambda run: pair)
     plain = gradient(run, penalty.upper)
-    run.config = run.config.model_copy(update={"gap_share": 1e9})
+    run.options = run.options.model_copy(update={"gap_share": 1e9})
     assert torch.allclose(gradient(run, penalty.upper), plain, atol=1e-6)
-    run.config, run.memory = run.config.model_copy(update={"gap_share": 0.5}), {}
+    run.options = run.options.model_copy(update={"gap_share": 0.5})
+    run.state.memory.clear()
     answers = run.prefs[:]
     labels = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(labels, list(run.reward.parameters()))])
@@ -82,16 +84,16 @@ def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str) -> N
 def test_the_weight_of_the_upper_objective_is_in_what_the_learner_sees_and_not_in_the_gap() -> None:
     run = torn("one")
     obs, act = run.store.obs[:20], run.store.act[:20]
-    run.config = run.config.model_copy(update={"upper_weight": 2.5})
+    run.options = run.options.model_copy(update={"upper_weight": 2.5})
     seen = penalty.rewards(run)[1](obs, act)
-    assert torch.allclose(seen, run.reward(obs, act) - 2.5 * run.config.sigma * run.cost(obs, act), atol=1e-5)
+    assert torch.allclose(seen, run.reward(obs, act) - 2.5 * run.options.sigma * run.state.cost(obs, act), atol=1e-5)
 
 
 def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
     run = fresh("penalty", sides="forward", careful_from="last_label")
-    assert len(run.prefs) == run.config.labels and penalty.sides(run) == (0.0, -run.config.sigma)
+    assert len(run.prefs) == run.config.labels and penalty.sides(run) == (0.0, -run.options.sigma)
     run.config = run.config.model_copy(update={"labels": 1000})
-    assert penalty.sides(run) == (0.0, run.config.sigma)
+    assert penalty.sides(run) == (0.0, run.options.sigma)
 
 
 def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> None:
@@ -110,7 +112,7 @@ def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
     run = build("penalty", steps=160, use_cost=False)
     for _ in train(run):
         pass
-    run.config = run.config.model_copy(update={"fork_response": True})
+    run.options = run.options.model_copy(update={"fork_response": True})
     penalty.estimate(run)
     run.improve(5, run.step)
     one, other = (each.model.policy.state_dict() for each in run.learners)  # type: ignore[attr-defined]
@@ -120,12 +122,13 @@ def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
 
 def test_the_incumbents_gradient_is_the_labels_and_the_bounded_gap() -> None:
     run = fresh("incumbent")
-    state, run.memory = run.rng["visits"].bit_generator.state, {}
+    state = run.rng["visits"].bit_generator.state
+    run.state.clear()
     got = gradient(run, incumbent.upper)
     run.rng["visits"].bit_generator.state = state
-    c, o = run.config, run.options
-    episodes = run.store.episodes(0, run.on_policy_since)[-c.visit_episodes :]
-    visits = run.store.sample_visits(episodes, c.visit_batch, c.visit_discount, c.gamma, run.rng["visits"])
+    o = run.options
+    episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
+    visits = run.store.sample_visits(episodes, o.visit_batch, o.visit_discount, run.config.gamma, run.rng["visits"])
     answers, parameters = run.prefs[:], list(run.reward.parameters())
     gap = (value(run.reward, visits) - value(run.reward, incumbent.reference(run))) / o.sigma
     labels = cross_entropy(logits(run.reward.members, answers), answers.label).mean()

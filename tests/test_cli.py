@@ -22,7 +22,7 @@ from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.dataset import Dataset
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.files import one_line, read_yaml, to_json, write
-from rlhf_bilevel.given import assigned, configure
+from rlhf_bilevel.given import assigned, spec
 from rlhf_bilevel.labels import LabelLog
 from rlhf_bilevel.points import Point, read_table, write_table
 from rlhf_bilevel.runs import session
@@ -36,8 +36,6 @@ QUICK = [
     "eval_episodes=1",
     "--set",
     "segment_length=20",
-    "--set",
-    "cost_steps=5",
     "--set",
     "reward_epochs=5",
 ]
@@ -105,9 +103,12 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ),
         ("sweep pebble --env Pendulum-v1 --steps 9 --engine rai", "unknown engine 'rai'; did you mean 'ray'?"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --engine ray --jobs 2", "--jobs is for --engine local"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set sigm=1", "unknown setting 'sigm'; did you mean 'sigma'?"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set sigma=-1", "sigma=-1"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set sigma=big", "sigma='big'"),
+        (
+            "train pebble --env Pendulum-v1 --steps 9 --set sigm=1",
+            "unknown setting 'sigm'; did you mean 'penalty.sigma'?",
+        ),
+        ("train pebble --env Pendulum-v1 --steps 9 --set reward_damping=-1", "reward_damping=-1"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set reward_damping=big", "reward_damping='big'"),
         ("train pebble --env Pendulum-v1 --steps 9 --set query=uniformly", "query='uniformly'"),
         ("train pebble --env Pendulum-v1 --steps 9 --set learning_starts=9", "learning_starts=9"),
         ("train pebble --env Pendulum-v1 --steps 9 --set sigma", "key=value"),
@@ -147,7 +148,7 @@ def test_a_mistake_is_told_in_one_line_with_the_nearest_right_name(
 
 LONG = "x" * 300
 TRAIN, SWEEP = "train pebble --env Pendulum-v1 --steps 300", "sweep pebble --env Pendulum-v1 --steps 300"
-TUNE = "tune pebble --env Pendulum-v1 --steps 300 --tune sigma=1..5"
+TUNE = "tune pebble --env Pendulum-v1 --steps 300 --tune reward_damping=1..5"
 FILES = {
     "file": "text",
     "empty.sqlite": "",
@@ -182,9 +183,9 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (f"{TRAIN} --set sigma=*a", "sigma='*a': must be a number"),
-        (f"{TRAIN} --set sigma=!!python/name:os.system", "must be a number"),
-        (f"{TRAIN} --set sigma=", "--set takes key=value, not 'sigma='"),
+        (f"{TRAIN} --set reward_damping=*a", "reward_damping='*a': must be a number"),
+        (f"{TRAIN} --set reward_damping=!!python/name:os.system", "must be a number"),
+        (f"{TRAIN} --set reward_damping=", "--set takes key=value, not 'reward_damping='"),
         (f"{TRAIN} --set =1", "--set takes key=value, not '=1'"),
         (f"{TRAIN} --set batch=true", "batch='true': must be a whole number"),
         (f"{TRAIN} --set batch=1.5", "batch='1.5': must be a whole number"),
@@ -256,7 +257,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         ("fit-reward file --env Pendulum-v1", "file is damaged or no Parquet file"),
         ("fit-reward file --env makes:Raises-v0", "robot.xml"),
         ("fit-reward file --env Pendulum-v1 --out file/fit", "file is not a folder"),
-        ("fit-reward file --env Pendulum-v1 --set sigma=*a", "sigma='*a'"),
+        ("fit-reward file --env Pendulum-v1 --set reward_damping=*a", "reward_damping='*a'"),
         ("import-minari x --pairs 1e12 --out x.parquet", "'1e12' is too large"),
         ("import-minari x --pairs 9 --out x.csv", "x.csv: must end in .parquet"),
         ("import-minari x --pairs 9 --out file/x.parquet", "file is not a folder"),
@@ -301,7 +302,7 @@ RUN: dict[str, Any] = {
         ({"env": "Pendulm-v1"}, "unknown environment 'Pendulm-v1'"),
         ({"env": None}, "config.yaml: env=None"),
         ({"settings": [300]}, "config.yaml: settings=[300]"),
-        ({"settings": {"steps": 300, "sigma": -1}}, "config.yaml: sigma=-1"),
+        ({"settings": {"steps": 300, "reward_damping": -1}}, "config.yaml: reward_damping=-1"),
         ({"settings": {"steps": 300, "batch": True}}, "config.yaml: batch=True"),
         ({"settings": {"steps": 300, "sigm": 1}}, "config.yaml: unknown setting 'sigm'"),
         ({"settings": {"steps": 300, "options": [1]}}, "config.yaml: options=[1]"),
@@ -348,13 +349,13 @@ def test_labels_of_other_segments_are_refused_before_a_folder_is_made(
 def test_numbers_are_taken_as_people_write_them() -> None:
     args = parser().parse_args(f"{TRAIN} --steps 1e5 --labels 1e3 --seed 5.0 --threads 1_0".split())
     assert (args.steps, args.labels, args.seed, args.threads) == (100_000, 1_000, 5, 10)
-    given = assigned(["hidden=[64,64]", "reward_hidden=(64, 32)", "cost_hidden=8", "batch=1e2", "session_every=2_0.0"])
+    given = assigned(["hidden=[64,64]", "reward_hidden=(64, 32)", "batch=1e2", "session_every=2_0.0"])
     settings = settle({"steps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
-    assert (settings.hidden, settings.reward_hidden, settings.cost_hidden) == ((64, 64), (64, 32), (8,))
+    assert (settings.hidden, settings.reward_hidden) == ((64, 64), (64, 32))
     assert (settings.steps, settings.learning_starts, settings.batch, settings.session_every) == (100_000, 100, 100, 20)
     assert settings.tau == 1e-3 and type(settings.batch) is int
     assert settle({"steps": 300, "hidden": np.array([8, 9])}).hidden == (8, 9)
-    assert settle({"steps": 300, "seed": np.int64(3), "sigma": np.float32(1.5)}).sigma == 1.5
+    assert settle({"steps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
     assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
 
 
@@ -762,5 +763,4 @@ def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp
     words = ["train", "surf", "--env", "Pendulum-v1", "--config", str(tmp_path / "both.yaml"), "--keep-every", "0"]
     args = parser().parse_args(words)
     assert args.keep_every == 0
-    given = configure(args)
-    assert given["surf.threshold"] == 0.9 and "rime.warm_updates" not in given
+    assert spec(args, "surf", "Pendulum-v1").resolve().options["threshold"] == 0.9

@@ -5,7 +5,7 @@ import torch
 
 from rlhf_bilevel import tabular
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.cost import LearnedCost, label_targets, posterior_targets
+from rlhf_bilevel.methods.cost import CostOptions, LearnedCost, label_targets, posterior_targets
 from rlhf_bilevel.objective import preference_loss, win_rate
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -27,21 +27,21 @@ def test_learnt_cost_is_the_exact_derivative_up_to_a_constant(kind: str, source:
     objective = preference_loss(truth) if kind == "preference_loss" else win_rate(truth, visits, visits, weight)
     exact = tabular.exact_cost(objective, reward, visits)
 
-    config = Config(
-        steps=1, objective=kind, win_weight=weight, cost=source, segment_length=1, gamma=mdp.gamma, cost_pairs=512,
-        cost_hidden=(32,), cost_learning_rate=1e-2,
-    )  # fmt: skip
+    config = Config(steps=1, segment_length=1, gamma=mdp.gamma)
+    options = CostOptions(
+        objective=kind, win_weight=weight, cost=source, cost_pairs=512, cost_hidden=(32,), cost_learning_rate=1e-2
+    )
     share = visits.weight / visits.weight.sum()
     drawn = (torch.multinomial(share, PAIRS, replacement=True, generator=rng) for _ in range(2))
     queries = Queries(*(Segments(visits.obs[i, None], visits.act[i, None], torch.zeros(PAIRS, 1)) for i in drawn))
     if source == "labels":
         label = torch.bernoulli(logits(truth, queries).sigmoid(), generator=rng)
         answers = Preferences(*queries, label)
-        targets = label_targets(config, answers, cross_entropy(logits(reward, queries), label))
+        targets = label_targets(options, answers, cross_entropy(logits(reward, queries), label))
     else:
-        targets = posterior_targets(config, lambda obs, act: reward(obs, act)[None], queries)
+        targets = posterior_targets(options, lambda obs, act: reward(obs, act)[None], queries)
 
-    cost = LearnedCost(STATES, ACTIONS, config, rng).double()
+    cost = LearnedCost(STATES, ACTIONS, config, options, rng).double()
     cost.fit(queries, targets, steps=1200)
     with torch.no_grad():
         learnt = cost(visits.obs, visits.act)

@@ -892,7 +892,18 @@ def test_a_film_holds_no_longer_record_than_its_file(tmp_path: Path) -> None:
         Film(tmp_path).write(1, b"record", values)
 
 
-@pytest.mark.parametrize("settings", [{"batch": 10**9}, {"cost_hidden": (65536, 65536, 65536)}])
-def test_every_large_part_of_a_run_counts_as_its_memory(settings: dict[str, Any]) -> None:
+LAYERS = (65536, 65536, 65536)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("pebble", {"batch": 10**9}),
+        ("penalty", {"penalty.cost_hidden": LAYERS}),
+        ("hypergradient", {"hypergradient.cost_hidden": LAYERS}),
+        ("incumbent", {"reward_form": "network", "incumbent.visit_batch": 10**9}),
+    ],
+)
+def test_every_large_part_of_a_run_counts_as_its_memory(method: str, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="GiB of memory"):
-        Agent("pebble", "Steer-v0", **FEW | settings).learn(160)
+        Agent(method, "Steer-v0", **FEW | settings).learn(160)

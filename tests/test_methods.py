@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from rlhf_bilevel.algorithm import Run, train
-from rlhf_bilevel.baselines import METHODS, pebble, penalty
+from rlhf_bilevel.baselines import pebble
+from rlhf_bilevel.methods import penalty
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.preference import cross_entropy, logits
 from rlhf_bilevel.types import Visits
 from tests.conftest import FEW, build
@@ -43,8 +45,8 @@ def torn(sides: str = "one") -> Run:
     run = fresh("penalty", sides=sides)
     obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
     with torch.no_grad():
-        reward, cost = (f(obs, act).std().item() for f in (run.reward, run.cost))
-    run.config = run.config.model_copy(update={"sigma": 3 * reward / cost})
+        reward, cost = (f(obs, act).std().item() for f in (run.reward, run.state.cost))
+    run.options = run.options.model_copy(update={"sigma": 3 * reward / cost})
     return run
 
 
@@ -58,11 +60,15 @@ def best_responses(run: Run) -> tuple[Visits, Visits]:
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
-    run = torn()
-    pair = best_responses(run)
-    run.sample_visits = lambda: pair  # type: ignore[method-assign]
-    return run
+def torn_run() -> Run:
+    return torn()
+
+
+@pytest.fixture
+def run(torn_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    pair = best_responses(torn_run)
+    monkeypatch.setattr(penalty, "sample_visits", lambda run: pair)
+    return torn_run
 
 
 def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(run: Run) -> None:
@@ -72,19 +78,19 @@ def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(ru
 
 
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
-def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
+def test_the_upper_gradient_equals_finite_differences(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = torn(sides)
     fixed = tuple(Visits(*(column.double() for column in visits)) for visits in best_responses(run))
     run.reward.double()
-    run.cost.double()
-    run.sample_visits = lambda: fixed  # type: ignore[method-assign]
+    run.state.cost.double()
+    monkeypatch.setattr(penalty, "sample_visits", lambda run: fixed)
     answers = run.prefs[:]
     answers = answers._replace(
         first=answers.first._replace(obs=answers.first.obs.double(), act=answers.first.act.double()),
         second=answers.second._replace(obs=answers.second.obs.double(), act=answers.second.act.double()),
         label=answers.label.double(),
     )
-    width = run.config.sigma * {"one": 1, "forward": -1, "two": 2}[sides]
+    width = run.options.sigma * {"one": 1, "forward": -1, "two": 2}[sides]
 
     def discounted(visits: Visits) -> torch.Tensor:
         return (visits.weight * run.reward(visits.obs, visits.act)).sum()
@@ -113,16 +119,16 @@ def test_the_upper_gradient_equals_finite_differences(sides: str) -> None:
 def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
     run: Run, monkeypatch: pytest.MonkeyPatch, sides: str
 ) -> None:
-    monkeypatch.setattr(run, "config", run.config.model_copy(update={"sides": sides}))
+    monkeypatch.setattr(run, "options", run.options.model_copy(update={"sides": sides}))
     high, low = best_responses(run)
     obs, act = run.store.obs[: run.store.size], run.store.act[: run.store.size]
     with torch.no_grad():
         least = [reward(obs, act).argsort()[:40] for reward in penalty.rewards(run)]
     lazy_high, lazy_low = (Visits(obs[rows], act[rows], high.weight) for rows in least)
     for visits in ((high, high), (low, high), (lazy_high, low), (high, lazy_low)):
-        monkeypatch.setattr(run, "sample_visits", lambda visits=visits: visits)
+        monkeypatch.setattr(penalty, "sample_visits", lambda run, visits=visits: visits)
         assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
-    monkeypatch.setattr(run, "sample_visits", lambda: (high, low))
+    monkeypatch.setattr(penalty, "sample_visits", lambda run: (high, low))
     assert not torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 
@@ -134,12 +140,12 @@ def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: 
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPatch, sides: str) -> None:
     rows = torch.arange(50)
-    monkeypatch.setattr(run, "config", run.config.model_copy(update={"sides": sides}))
+    monkeypatch.setattr(run, "options", run.options.model_copy(update={"sides": sides}))
     first, second = (signal(rows) for signal in penalty.sees(run))
     with torch.no_grad():
-        reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.cost))
+        reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.state.cost))
     assert cost.std() > 0
-    tilt = run.config.sigma * cost
+    tilt = run.options.sigma * cost
     assert torch.allclose(first, reward + (tilt if sides == "two" else 0), atol=1e-6)
     assert torch.allclose(second, reward + (tilt if sides == "forward" else -tilt), atol=1e-6)
 
@@ -147,11 +153,11 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_sigma_spread_is_how_far_the_cost_spreads_beside_the_reward(sides: str) -> None:
     run = fresh("penalty", sides=sides, sigma_spread=0.7)
-    penalty.fit_cost(run)
+    penalty.estimate(run)
     first, second = (signal(torch.arange(run.store.size)) for signal in penalty.sees(run))
     reward = run.store.learned(run.reward)(torch.arange(run.store.size))
     assert (first - second).std() / reward.std() == pytest.approx(0.7 * (2 if sides == "two" else 1), rel=1e-3)
-    assert run.memory["sigma"] != run.config.sigma
+    assert run.state.memory["sigma"] != run.options.sigma
 
 
 def same_weights(first: Run, second: Run) -> bool:
@@ -176,7 +182,8 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
     lone = build("pebble", steps=160)
     lone.method = penalty.PENALTY.__class__("lone", 1, lambda run: penalty.sees(run)[:1], penalty.upper)
-    lone.config = lone.config.model_copy(update={"use_cost": False, "use_gap": False})
+    lone.options = penalty.PenaltyOptions(use_cost=False, use_gap=False)
+    lone.state = penalty.PENALTY.state(lone)
     for _ in train(lone):
         pass
     assert same_weights(lone, trained("pebble"))
@@ -196,7 +203,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
 )
 def test_every_choice_runs_through_all_phases(settings: dict) -> None:
     run = trained("penalty", **settings)
-    assert len(run.prefs) == run.config.labels and run.sample_visits() is not None
+    assert len(run.prefs) == run.config.labels and penalty.sample_visits(run) is not None
     assert all(torch.isfinite(p).all() for p in run.reward.parameters())
 
 

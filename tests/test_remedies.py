@@ -7,7 +7,7 @@ from scipy import stats
 
 from rlhf_bilevel import monitor
 from rlhf_bilevel.algorithm import Run, ask, train
-from rlhf_bilevel.baselines import METHODS
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.preference import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, build

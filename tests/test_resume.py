@@ -21,10 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlhf_bilevel import Agent, algorithm
 from rlhf_bilevel.algorithm import train
-from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.checkpoint import Checkpoints
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.keeper import Keeper
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.state import capture
 from rlhf_bilevel.teacher import OracleTeacher
 from rlhf_bilevel.tree import digest
@@ -115,7 +115,7 @@ ALIKE = ("detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune
     "method", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
 )
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
-    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "sigma_spread": 0.5}
+    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "penalty.sigma_spread": 0.5}
     few |= FEW.get(method, {})
     expected = state(started(method, None, **few))
     killed(140, lambda: started(method, tmp_path / "run", **few))

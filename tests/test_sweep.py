@@ -191,10 +191,10 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
 def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
     run = planned(tmp_path)
     agree(run, {"steps": 300})  # it has not begun
-    (tmp_path / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, sigma: 2.0}}\n")
+    (tmp_path / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, batch: 2}}\n")
     agree(run, {"steps": 300, "later_setting": 1})
-    with pytest.raises(ValueError, match=r"with sigma=2.0, not 3.0: choose another --out"):
-        agree(run, {"steps": 300, "sigma": 3.0})
+    with pytest.raises(ValueError, match=r"with batch=2, not 3: choose another --out"):
+        agree(run, {"steps": 300, "batch": 3})
     with pytest.raises(ValueError, match="method=pebble, not sac"):
         agree(replace(run, method="sac"), {})
 

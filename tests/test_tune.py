@@ -233,27 +233,27 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
     ("options", "told"),
     [
         ("", "nothing to tune"),
-        ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'sigma'?"),
-        ("--tune sigma=-1..2", "sigma=-1: Input should be greater than 0"),
+        ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'penalty.sigma'?"),
+        ("--tune tau=-1..1", "tau=-1: Input should be greater than 0"),
         ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
         ("--tune batch=16..64.5", "batch='64.5': must be a whole number"),
-        ("--tune sigma=5..1", "the first number must be the smaller one"),
-        ("--tune sigma=one..5", "'one' is not a number"),
-        ("--tune sigma=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),
+        ("--tune reward_damping=5..1", "the first number must be the smaller one"),
+        ("--tune reward_damping=one..5", "'one' is not a number"),
+        ("--tune reward_damping=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),
         ("--tune reset_updates=0..5,log", "begins above 0"),
         ("--tune query=uniform|disagreemet", "query='disagreemet'"),
-        ("--tune use_gap=0..1", "use_gap is no number"),
-        ("--tune sigma=5", "give a range, low..high, or at least two values"),
-        ("--tune sigma", "key=low..high"),
-        ("--tune sigma=1..5 --tune sigma=1..6", "sigma is to be tuned twice"),
-        ("--tune sigma=1..5 --set sigma=3", "sigma is both set and to be tuned"),
+        ("--tune reset_critics=0..1", "reset_critics is no number"),
+        ("--tune reward_damping=5", "give a range, low..high, or at least two values"),
+        ("--tune reward_damping", "key=low..high"),
+        ("--tune reward_damping=1..5 --tune reward_damping=1..6", "reward_damping is to be tuned twice"),
+        ("--tune reward_damping=1..5 --set reward_damping=3", "reward_damping is both set and to be tuned"),
         ("--tune labels=10..50", "labels has an option of its own: --labels"),
         ("--tune learning_starts=1..400", "learning_starts=400"),
         ("--space none.yaml", "none.yaml"),
-        ("--tune sigma=1..5 --pruner mediam", "unknown pruner 'mediam'; did you mean 'median'?"),
-        ("--tune sigma=1..5 --trials 0", "'0'"),
-        ("--tune sigma=1..5 --storage nowhere/tune.db", "there is no folder nowhere"),
-        ("--tune sigma=1..5 --seed -1", "seed=-1"),
+        ("--tune reward_damping=1..5 --pruner mediam", "unknown pruner 'mediam'; did you mean 'median'?"),
+        ("--tune reward_damping=1..5 --trials 0", "'0'"),
+        ("--tune reward_damping=1..5 --storage nowhere/tune.db", "there is no folder nowhere"),
+        ("--tune reward_damping=1..5 --seed -1", "seed=-1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
@@ -269,7 +269,9 @@ def test_a_tiny_study_by_the_command_line(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("space.yaml").write_text("reward_learning_rate: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nuse_gap: [true, no]\n")
+    Path("space.yaml").write_text(
+        "reward_learning_rate: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n"
+    )
     command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_every=100", "--space", "space.yaml", "--tune",
                "batch=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
     main(command)

@@ -15,13 +15,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlhf_bilevel import asked, envs
 from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.baselines import METHODS
-from rlhf_bilevel.config import Config, complete, footprint
-from rlhf_bilevel.cost import LearnedCost
+from rlhf_bilevel.config import Config, footprint
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.files import enough_memory
 from rlhf_bilevel.guard import Guard, Isolated
 from rlhf_bilevel.labels import count, sessions
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.ppo import PPOLearner
 from rlhf_bilevel.preference import PreferenceStore
 from rlhf_bilevel.process import generators_kept, ordinary_torch
@@ -116,21 +115,20 @@ def build(
     learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
-    cost = LearnedCost(*sizes, config, rng)
-    return Run(parts.method, config, training, learners, teacher, store, reward, cost, together(learners), prefs)
+    return Run(parts.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
 
 
 def weigh(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
     """The sizes of an observation and of an action. UserError where the run needs more memory than there is."""
     sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
-    enough_memory("this run", footprint(config, *sizes, len(training), arguments_of(parts, config)))
+    options = parts.method.options_of(config)
+    enough_memory("this run", footprint(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
 
 
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
     """Arguments of the SB3 algorithm, beside those that ``config`` says."""
-    options = complete(parts.method.options, config.options, f"{parts.method.name}.")
-    found = {**parts.method.arguments(options), **parts.algorithm_settings}
+    found = {**parts.method.arguments(parts.method.options_of(config)), **parts.algorithm_settings}
     kwargs = found.get("policy_kwargs")
     return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf_bilevel.config import Config, Record, nearest, networks, recorded, settle, weights
+from rlhf_bilevel.config import Config, Record, gather, nearest, networks, recorded, settle, spread, weights
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
 from rlhf_bilevel.files import (
     CSV_LIMIT,
@@ -159,6 +159,7 @@ class RunFolder:
     def trusted_config(self, trust: bool) -> dict[str, Any]:
         """The whole, its settings checked. UserError where its environment's module were imported without ``trust``."""
         told = self.examine().read_config(whole=True)
+        told["settings"] = gather(spread(told["settings"], told["method"]), told["method"])
         try:
             settle(told["settings"])
         except UserError as error:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from rlhf_bilevel import algorithm, asked, envs, fork
 from rlhf_bilevel.algorithm import Run, fruitless
-from rlhf_bilevel.baselines import METHODS
 from rlhf_bilevel.callbacks import Hooks, Told, checked
 from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import Config, kept_interval, settle
@@ -32,6 +31,7 @@ from rlhf_bilevel.files import trusted
 from rlhf_bilevel.keeper import Keeper, compatible
 from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.log import Log
+from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.process import Interrupts, generators_kept, held, training
 from rlhf_bilevel.reward import RewardEnsemble
 from rlhf_bilevel.runs.build import ALGORITHMS, EVALUATION, Parts, build, make_env, training_envs, weigh
@@ -69,7 +69,7 @@ class Session:
         origin: Path | None = None,
     ) -> None:
         self.spec, self.parts, self.run = spec, parts, run
-        self.agent = int(run.method.agent(run.config))  # the number of the learner whose policy a user gets
+        self.agent = int(run.method.agent(run.options))  # the number of the learner whose policy a user gets
         self.going = False  # while ``recording``
         self._lock, self._begins, self._origin = lock, begins, origin
         self._people: Any = run.teacher if run.config.teacher_human and parts.teacher is None else None
@@ -215,9 +215,11 @@ def go_on(spec: RunSpec, parts: Parts, origin: Origin, more: int) -> Session:
     config = spec.having(steps=loaded.step + more).resolve(parts.method)
     fork.check(loaded, old, config)
     was = METHODS.get(told["method"], parts.method)
-    before, after = ((m.learners, int(m.agent(c))) for m, c in ((was, old), (parts.method, config)))
+    before, after = ((m.learners, int(m.agent(m.options_of(c)))) for m, c in ((was, old), (parts.method, config)))
     with compatible(source.checkpoints, loaded.step):
         state = fork.adapted(loaded.tree["run"], before, after)
+        if told["method"] != parts.method.name:
+            state = state | {"method": None}
         state = fork.reseeded(state, config.seed, everything=config.seed != old.seed)
     if spec.out is None:
         begins = loaded._replace(tree=loaded.tree | {"run": state})

@@ -28,6 +28,7 @@ from rlhf_bilevel.config import (
     nearest,
     preset,
     reaching,
+    renamed,
     settle,
 )
 from rlhf_bilevel.errors import UserError
@@ -66,7 +67,7 @@ class RunSpec:
         what it is here, and a number what it is however it is written. A setting of None is one that was not given.
         UserError, in one line, on the first that is wrong.
         """
-        spec = cls(method, envs.resolve(env), _sound(settings), **others)
+        spec = cls(method, envs.resolve(env), _sound(renamed(settings, [method])), **others)
         preset(spec.preset, spec.env)
         checkpoint_interval(spec.checkpoint_every)
         return replace(spec, device=device_here(spec.device), keep_every=kept_interval(spec.keep_every))
@@ -99,7 +100,7 @@ class RunSpec:
 
     def having(self, **settings: Any) -> RunSpec:
         """The same with these settings in place of those of the same names, checked as in ``of``."""
-        return replace(self, settings={**self.settings, **_sound(settings)})
+        return replace(self, settings={**self.settings, **_sound(renamed(settings, [self.method]))})
 
     def resolve(self, method: Method | None = None) -> Config:
         """All settings of the run; ``method`` is the object where it is the user's own, which no table has.
@@ -110,8 +111,7 @@ class RunSpec:
         check_options(self.settings, method)
         given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
         config = settle(gather(given, method.name))
-        options = complete(method.options, config.options, f"{method.name}.")
-        return reaching(config).model_copy(update={"options": options.model_dump()})
+        return reaching(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
         """What ``resolve`` has given, with segments that fit into episodes of at most ``limit`` simulator steps.
@@ -160,7 +160,7 @@ def _words(value: Any) -> str:
 
 def method_named(name: str) -> Method:
     """The method of that name; UserError, with the nearest, where there is none."""
-    from rlhf_bilevel.baselines import METHODS  # imports torch
+    from rlhf_bilevel.methods.registry import METHODS  # imports torch
 
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
@@ -169,16 +169,16 @@ def method_named(name: str) -> Method:
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
     """UserError where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
-    from rlhf_bilevel.baselines import METHODS
+    from rlhf_bilevel.methods.registry import METHODS
 
-    known = METHODS | {method.name: method}
-    for key, value in settings.items():
-        owner, dot, name = key.partition(".")
-        if dot and owner not in known:
+    known, dotted = METHODS | {method.name: method}, {key: value for key, value in settings.items() if "." in key}
+    owners = dict.fromkeys([method.name, *(key.partition(".")[0] for key in dotted)])
+    for owner in owners:
+        if owner not in known:
+            key = next(key for key in dotted if key.startswith(f"{owner}."))
             raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, known)}")
-        if dot:
-            complete(known[owner].options, {name: value}, f"{owner}.")
-    complete(method.options, settings.get("options", {}), f"{method.name}.")
+        told = gather(settings if owner == method.name else dotted, owner)
+        complete(known[owner].options, told.get("options", {}), f"{owner}.")
 
 
 def device_here(device: object) -> str:
