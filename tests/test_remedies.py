@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from rlhf_bilevel import monitor
-from rlhf_bilevel.algorithm import Run, ask, train
+from rlhf_bilevel.algorithm import Run, ask, due, train
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.preference import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -30,7 +30,7 @@ def asked_in(run: Run) -> Queries:
         return Preferences(*queries, label=torch.ones(len(queries.first.truth)))
 
     run.teacher = teacher
-    ask(run)
+    ask(run, due(run))
     return told[0]
 
 

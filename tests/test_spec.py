@@ -26,7 +26,7 @@ FEW: dict[str, Any] = SMALL | {"steps": 90, "labels": 4, "eval_every": 90, "eval
 
 
 def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    settings = {"steps": 300, "teacher_beta": math.inf, "hidden": (8, 8), "use_gap": False, "surf.threshold": 0.9,
+    settings = {"steps": 300, "teacher_beta": math.inf, "hidden": (8, 8), "reset_critics": False, "surf.threshold": 0.9,
                 "options": {"a": [1, 2]}, "query": "policy_aligned"}  # fmt: skip
     spec = RunSpec.of("surf", "Pendulum-v1", settings, preset="quick", threads=2, out=tmp_path, keep_every="1e3")
     again = RunSpec.from_json(spec.to_json())
@@ -38,10 +38,11 @@ def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
 def test_a_spec_holds_plain_values_however_they_were_written() -> None:
     """Strings of the command line, NumPy's and PyTorch's numbers of Python, YAML's lists."""
     ways: list[dict[str, Any]] = [
-        {"steps": "3e2", "hidden": "16,16", "gamma": "0.9", "use_gap": "false", "query": "uniform", "sigma": None},
+        {"steps": "3e2", "hidden": "16,16", "gamma": "0.9", "reset_critics": "false", "query": "uniform",
+         "reward_damping": None},
         {"steps": torch.tensor(300), "hidden": torch.tensor([16, 16]), "gamma": torch.tensor(0.9).double(),
-         "use_gap": False, "query": "uniform"},
-        {"steps": 300.0, "hidden": [16, 16], "gamma": 0.9, "use_gap": False, "query": "uniform"},
+         "reset_critics": False, "query": "uniform"},
+        {"steps": 300.0, "hidden": [16, 16], "gamma": 0.9, "reset_critics": False, "query": "uniform"},
     ]  # fmt: skip
     first, *others = [RunSpec.of("pebble", "Pendulum-v1", way) for way in ways]
     assert others == [replace(first, settings=other.settings) for other in others]
@@ -76,12 +77,12 @@ def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> No
     assert other == RunSpec.of("pebble", "Pendulum-v1", {"steps": 300}).resolve()
 
 
-GIVEN: dict[str, Any] = {"labels": 20, "sigma": 7.5, "hidden": (16, 16), "teacher_mistake": 0.2}
+GIVEN: dict[str, Any] = {"labels": 20, "reward_damping": 7.5, "hidden": (16, 16), "teacher_mistake": 0.2}
 
 
 def asked_for(command: str, *more: str) -> Any:
     words = f"{command} --env Pendulum-v1 --steps 300 --preset quick --labels 20 --teacher mistake=0.2"
-    return parser().parse_args([*words.split(), "--set", "sigma=7.5", "--set", "hidden=16,16", *more])
+    return parser().parse_args([*words.split(), "--set", "reward_damping=7.5", "--set", "hidden=16,16", *more])
 
 
 def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     many.sweep(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
     found += [whole(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
-    assert (found[0]["sigma"], found[0]["hidden"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
+    assert (found[0]["reward_damping"], found[0]["hidden"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
     assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
 
 
@@ -142,8 +143,8 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
         ({"device": "gpu"}, "device='gpu': cpu, cuda"),
         ({"checkpoint_every": "soon"}, "'soon' is no interval"),
         ({"keep_every": "often"}, "must be a whole number"),
-        ({"settings": {"steps": 300, "sigm": 1}}, "unknown setting 'sigm'; did you mean 'sigma'?"),
-        ({"settings": {"steps": 300, "sigma": "big"}}, "sigma='big': must be a number"),
+        ({"settings": {"steps": 300, "reward_dampin": 1}}, "unknown setting 'reward_dampin'; did you mean 'reward_damping'?"),
+        ({"settings": {"steps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
         ({"settings": {"steps": 300, "options": [1]}}, "options=[1]"),
         ({"settings": {"steps": 300, "learning_starts": 300}}, "leave no step of steps=300 to learn from labels"),
         ({"settings": [300]}, "is no specification of a run"),
