@@ -143,7 +143,10 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
         ({"device": "gpu"}, "device='gpu': cpu, cuda"),
         ({"checkpoint_every": "soon"}, "'soon' is no interval"),
         ({"keep_every": "often"}, "must be a whole number"),
-        ({"settings": {"steps": 300, "reward_dampin": 1}}, "unknown setting 'reward_dampin'; did you mean 'reward_damping'?"),
+        (
+            {"settings": {"steps": 300, "reward_dampin": 1}},
+            "unknown setting 'reward_dampin'; did you mean 'reward_damping'?",
+        ),
         ({"settings": {"steps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
         ({"settings": {"steps": 300, "options": [1]}}, "options=[1]"),
         ({"settings": {"steps": 300, "learning_starts": 300}}, "leave no step of steps=300 to learn from labels"),
