@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: install train test test-slow lint exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
 install: .venv/installed
-.venv/installed: setup.cfg constraints.txt package-lock.json
+.venv/installed: setup.cfg setup.py constraints.txt package-lock.json
 	$(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv (once; a few minutes) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
@@ -33,6 +33,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && npx tsc; \
 	else echo "npm is missing: the page's JavaScript is not checked" >&2; fi
 node_modules/.package-lock.json: package-lock.json
@@ -40,13 +41,13 @@ node_modules/.package-lock.json: package-lock.json
 	@touch $@
 
 exactness: install
-	$(BIN)/python -m benchmarks.exactness --mdps 20 --seed 0 --json
+	$(BIN)/python -m benchmarks.theory.exactness --mdps 20 --seed 0 --json
 
 # Our speed against the peers', side by side, and how time grows: about half an hour, alone on the machine
 bench: install .venv-peers/sb3/installed .venv-peers/imitation/installed
-	$(BIN)/python -m benchmarks.speed.compare
-	$(BIN)/python -m benchmarks.speed.growth
-.venv-peers/%/installed: benchmarks/speed/peers/%.txt
+	$(BIN)/python -m benchmarks.performance.compare
+	$(BIN)/python -m benchmarks.performance.growth
+.venv-peers/%/installed: benchmarks/performance/peers/%.txt
 	$(PYTHON) -m venv .venv-peers/$*
 	@echo "Installing what is compared with into .venv-peers/$* (once; some minutes) ..."
 	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
@@ -54,13 +55,13 @@ bench: install .venv-peers/sb3/installed .venv-peers/imitation/installed
 
 # Runs what is missing of the learning runs behind docs and figures: hours on two cores, resumed run by run
 evidence: install
-	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.learning.evidence
 
 # The paper's Figure 1, on true return and success. smoke: does it work (minutes); cpu: many hours on two cores, resumed
 # run by run; paper: the published sizes, for a GPU, where the seeds of a variant learn in one update
 SCALE ?= cpu
 figure1: install
-	$(BIN)/python -m benchmarks.figure1 --scale $(SCALE)
+	$(BIN)/python -m benchmarks.learning.figure1 --scale $(SCALE)
 
 # The paper's claims on problems with known answers: within half an hour on two cores
 tables: table1 table2 figure-theory
@@ -79,8 +80,8 @@ figure-theory: install
 	$(BIN)/python -m benchmarks.theory.figures
 
 figures: install
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.learning.figures
 
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
+	rm -rf .venv .venv-peers .import_linter_cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
 	    rlhf_bilevel/human/three

@@ -13,10 +13,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Fraction, Share, Size
 from rlhf_bilevel.methods.cost import CostOptions, CostState
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Row
 
 RIDGE = 1e-3  # on the weights of a value that is linear in standardised features

@@ -11,11 +11,12 @@ as the labels allow. One learner, which sees the reward. Offline, this is ATAC's
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.bilevel.penalty import bounded, value
 from rlhf_bilevel.config import Config, Fraction, Options, Positive, Size
-from rlhf_bilevel.penalty import bounded, value
-from rlhf_bilevel.preference import cross_entropy
-from rlhf_bilevel.types import Preferences, Row, Visits
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.types import Occupancy, Preferences, Row
 
 
 class IncumbentOptions(Options):
@@ -30,14 +31,14 @@ class IncumbentOptions(Options):
         return self.visit_batch * config.members * 2 * sum(config.reward_hidden)
 
 
-def reference(run: Run) -> Visits:
+def reference(run: Run) -> Occupancy:
     """The steps of the best labelled segments, all alike."""
     labelled = run.prefs.segments()
     with torch.no_grad():
         rating = run.reward(labelled.obs, labelled.act).sum(-1)
     best = rating.argsort(descending=True, stable=True)[: run.config.anchor_segments]
     obs, act = (column[best].flatten(0, 1) for column in labelled[:2])
-    return Visits(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
+    return Occupancy(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
 
 
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

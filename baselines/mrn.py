@@ -12,9 +12,10 @@ through theta', which depends on phi: the implicit derivative of the critics' an
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Options, Weight
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 

@@ -17,9 +17,10 @@ term can be worth per unit of reward. In refreshes only, as in the penalty metho
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Options, Size, Weight
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 

@@ -5,8 +5,9 @@ phi descends the cross-entropy of labelled pairs under Bradley-Terry; the learne
 
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 

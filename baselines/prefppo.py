@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf_bilevel.algorithm import Method
 from rlhf_bilevel.config import Fraction, Often, Options, Positive, Rate, Size, Weight
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
 
 
 class PrefPPOOptions(Options):

@@ -8,9 +8,10 @@ is drawn from the ``newest_rows`` newest rows (hybrid replay). The learner sees 
 
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Few, Fraction, Options
-from rlhf_bilevel.preference import crops, cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 

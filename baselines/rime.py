@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Few, Fraction, Options, Size, Weight
-from rlhf_bilevel.explore import fit_entropy
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.rewards.state_entropy import fit_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 FRESH = {"epochs": 0.0, "seen": 0.0, "mean": 0.0, "variance": 1.0, "rho": 0.0}  # memory at the start

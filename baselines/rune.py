@@ -8,9 +8,10 @@ moves: beta_t is that of the step at which a row's was computed, at most ``refre
 
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Fraction, Options, Weight
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Row
 
 

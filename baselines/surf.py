@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_bilevel import preference
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Few, Fraction, Options, Weight
-from rlhf_bilevel.preference import crops, cross_entropy
+from rlhf_bilevel.rewards import bradley_terry
+from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
 
 
@@ -44,7 +45,7 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
         return loss
     pairs = run.sample_pairs(run.options.unlabelled * len(batch.label))
     with torch.no_grad():
-        label, sure = pseudo_labels(preference.logits(run.reward.members, pairs), run.options.threshold)
+        label, sure = pseudo_labels(bradley_terry.logits(run.reward.members, pairs), run.options.threshold)
     return loss + run.options.weight * (sure * cross_entropy(cropped(run, pairs), label)).mean()
 
 

@@ -3,8 +3,8 @@
 Whatever the penalty method has over PEBBLE that twin has too is not due to the penalty.
 """
 
-from rlhf_bilevel.algorithm import Method
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
 
 TWIN = Method(
     "twin",

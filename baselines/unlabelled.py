@@ -3,12 +3,12 @@
 What PEBBLE's pre-training is worth by itself, and what a method reaches whose teacher never answers.
 """
 
-from rlhf_bilevel.algorithm import Method
-from rlhf_bilevel.explore import entropy_signal
+from rlhf_bilevel.rewards.state_entropy import state_entropy_reward
+from rlhf_bilevel.training.method import Method
 
 UNLABELLED = Method(
     "unlabelled",
     learners=1,
-    sees=lambda run: [entropy_signal(run.store, run.config, run.rng["entropy"])],
+    sees=lambda run: [state_entropy_reward(run.store, run.config, run.rng["entropy"])],
     keep=False,
 )

@@ -11,6 +11,42 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_bilevel.cli.arguments import (
+    EPISODES,
+    JOBS,
+    SEEDS,
+    THREADS,
+    TRIALS,
+    Parser,
+    fail,
+    integer,
+    natural,
+    one_of,
+    positive,
+    up_to,
+)
+from rlhf_bilevel.cli.commands import (
+    Work,
+    compare,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    fit_reward,
+    fork,
+    import_minari,
+    plot,
+    resume,
+    train,
+)
+from rlhf_bilevel.cli.label import label
+from rlhf_bilevel.cli.studies import sweep, tune
+from rlhf_bilevel.config import PRESETS
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.evaluation.plot import KINDS
+from rlhf_bilevel.runs.report import mistake, prepare
+from rlhf_bilevel.utils.versions import versions
+
 
 @contextmanager
 def loading() -> Iterator[None]:
@@ -27,24 +63,7 @@ def loading() -> Iterator[None]:
 
 
 with loading():
-    from rlhf_bilevel.commands import (
-        Work,
-        compare,
-        doctor,
-        evaluate,
-        explain,
-        export,
-        fit_reward,
-        fork,
-        import_minari,
-        plot,
-        resume,
-        train,
-    )
-    from rlhf_bilevel.config import PRESETS
-    from rlhf_bilevel.human.command import label
-    from rlhf_bilevel.many import sweep, tune
-    from rlhf_bilevel.options import (
+    from rlhf_bilevel.cli.arguments import (
         EPISODES,
         JOBS,
         SEEDS,
@@ -58,15 +77,29 @@ with loading():
         positive,
         up_to,
     )
-    from rlhf_bilevel.plot import KINDS
-    from rlhf_bilevel.runs.folder import RunFolder
+    from rlhf_bilevel.cli.commands import (
+        Work,
+        compare,
+        doctor,
+        evaluate,
+        explain,
+        export,
+        fit_reward,
+        fork,
+        import_minari,
+        plot,
+        resume,
+        train,
+    )
+    from rlhf_bilevel.cli.label import label
+    from rlhf_bilevel.cli.studies import sweep, tune
+    from rlhf_bilevel.config import PRESETS
+    from rlhf_bilevel.data.run_folder import RunFolder
+    from rlhf_bilevel.evaluation.plot import KINDS
+    from rlhf_bilevel.methods.registry import METHODS
     from rlhf_bilevel.runs.report import mistake, prepare
     from rlhf_bilevel.utils.versions import versions
 
-BASELINES = Path(__file__).parent / "baselines"
-_NAMES = [path.stem for path in BASELINES.glob("[!_]*.py")]
-METHODS = tuple(sorted(["penalty", "detached", *_NAMES])) if _NAMES else ()
-"""A method's file bears its name (a test holds this), so that names are known without importing torch."""
 COMMANDS = (
     "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",
     "plot", "compare", "doctor",
@@ -103,11 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def asked(words: Sequence[str]) -> argparse.Namespace:
-    if not METHODS:
-        fail(
-            f"there are no methods: {BASELINES} is a symbolic link, and this copy has lost it; "
-            "get one by git clone -c core.symlinks=true, or put a copy of the folder baselines there"
-        )
     if not words:
         parser().print_help(sys.stderr)
         raise SystemExit(2)
@@ -127,7 +155,7 @@ def parser() -> Parser:
         return sub
 
     sub = command(train, "train an agent from preference labels")
-    method = one_of("method", METHODS)
+    method = one_of("method", METHODS, or_place=True)
     sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
     sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
     sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")

@@ -12,23 +12,22 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlhf_bilevel import fork
-from rlhf_bilevel.algorithm import Method, Run
-from rlhf_bilevel.callbacks import Told
 from rlhf_bilevel.config import Config, nearest_setting, renamed, settle
+from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluate import Evaluation, evaluate
-from rlhf_bilevel.given import its_own
-from rlhf_bilevel.guard import Guard
+from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
+from rlhf_bilevel.feedback.recorded import Replayed
+from rlhf_bilevel.feedback.teacher_spec import traits
 from rlhf_bilevel.methods.registry import METHODS
-from rlhf_bilevel.process import training
-from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.runs import fork, session
 from rlhf_bilevel.runs.build import TEST, Parts, learnt, make_env
+from rlhf_bilevel.runs.callbacks import CallbackLike
+from rlhf_bilevel.runs.process import training
 from rlhf_bilevel.runs.session import Origin, Session
-from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.teacher import Replayed
-from rlhf_bilevel.traits import traits
+from rlhf_bilevel.runs.spec import RunSpec, its_own
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Row, Teacher
 
 ARGUMENTS = ("device", "out", "checkpoint_every", "keep_every", "algorithm", "algorithm_settings")
@@ -130,7 +129,7 @@ class Agent:
     def learn(
         self,
         total_timesteps: int,
-        callback: Told = None,
+        callback: CallbackLike = None,
         progress_bar: bool = False,
         screen: bool = False,
     ) -> Agent:
@@ -165,7 +164,7 @@ class Agent:
 
     @contextmanager
     def recording(
-        self, run: Run, callback: Told = None, progress_bar: bool = False, screen: bool = False
+        self, run: Run, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
     ) -> Iterator[Callable[[Row], bool]]:
         """All that goes on around the run of ``start``: see ``Session.recording``."""
         assert self._session is not None and self._session.run is run
@@ -176,7 +175,7 @@ class Agent:
     def resume(
         cls,
         folder: Path | str,
-        callback: Told = None,
+        callback: CallbackLike = None,
         progress_bar: bool = False,
         screen: bool = False,
         *,
@@ -225,8 +224,8 @@ class Agent:
         if parts.teacher is not None:
             before = {key: value for key, value in before.items() if not key.startswith("teacher_")}
         if method is not None:  # what makes the new method goes before what made the old one
-            new = METHODS.get(method) if isinstance(method, str) else method
-            before |= {"options": {}} | dict(new.settings if new else {})
+            new = METHODS[method] if isinstance(method, str) else method
+            before |= {"options": {}} | dict(new.settings)
         agent = cls(
             parts.method if method is None else method,
             spec.env,
@@ -280,7 +279,7 @@ class Agent:
         self._learnt()
         return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
 
-    def make_env(self, stream: int = TEST, render_mode: str | None = None) -> Guard:
+    def make_env(self, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
         """The environment as this agent meets it; ``stream`` sets its episodes apart from those of other streams."""
         return make_env(self.env_id, self.config or self._spec.resolve(self.method), stream, render_mode)
 

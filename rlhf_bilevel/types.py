@@ -14,7 +14,7 @@ Row = dict[str, float]
 RewardFn = Callable[[Tensor, Tensor], Tensor]
 """obs (..., o) and act (..., a) to a reward per step (...)."""
 
-Signal = Callable[[Tensor], Tensor]
+RowReward = Callable[[Tensor], Tensor]
 """Row numbers (N,) of the store to what a learner is rewarded with there (N,)."""
 
 
@@ -45,7 +45,7 @@ class Preferences(NamedTuple):
     label: Tensor
 
 
-class Visits(NamedTuple):
+class Occupancy(NamedTuple):
     """A policy's discounted occupancy in samples: sum_n weight_n f(obs_n, act_n) = E[sum_t gamma^t f(s_t, a_t)]."""
 
     obs: Tensor  # (N, o)
@@ -74,7 +74,7 @@ class Learner(Protocol):
         Raises FloatingPointError where the learner has diverged.
         """
 
-    def see(self, signal: Signal, keep: bool = True) -> None:
+    def see(self, signal: RowReward, keep: bool = True) -> None:
         """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
 
     def follow(self, other: Any) -> None:

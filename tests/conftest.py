@@ -10,16 +10,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from rlhf_bilevel import envs
-from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.config import Config, complete
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.feedback.teachers import SimulatedTeacher
+from rlhf_bilevel.learners.off_policy import SB3Learner, together
+from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.methods.registry import METHODS
-from rlhf_bilevel.ppo import PPOLearner
-from rlhf_bilevel.replay import Store
-from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs.build import ALGORITHMS
-from rlhf_bilevel.sac import SB3Learner, together
-from rlhf_bilevel.teacher import SimulatedTeacher
+from rlhf_bilevel.training.run import Run
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
@@ -76,9 +76,9 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     small = {key: value for key, value in SMALL_OPTIONS.items() if key in METHODS[method].options.model_fields}
     options = small | options | settings.pop("options", {})
     config = small_config(**{**METHODS[method].settings, **SMALL, **settings, "options": options})
-    training = [envs.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
+    training = [registry.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
-    store, rng = Store(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
+    store, rng = ReplayBuffer(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
     kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
     arguments = METHODS[method].arguments(complete(METHODS[method].options, config.options, f"{method}."))
     arguments = {"algorithm": ALGORITHMS[METHODS[method].algorithm], **arguments, **own}

@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.evidence import HYBRID, SIZE
-from rlhf_bilevel.checkpoint import Checkpoints
-from rlhf_bilevel.points import points
-from rlhf_bilevel.runs.folder import RunFolder
-from rlhf_bilevel.space import pasted
-from rlhf_bilevel.statistics import improvement, improvement_interval
+from benchmarks.learning.evidence import HYBRID, SIZE
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.statistics import improvement, improvement_interval
+from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.studies.search_space import pasted
 
 ENV, STEPS, LABELS, KEEP = "dm_control/walker-walk-v0", 125_000, 100, 12_500
 LAST = 3  # evaluations whose mean stands for a moment of a run

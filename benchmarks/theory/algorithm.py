@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from benchmarks.theory.problem import Batch, Meter, ascend, slope
-from rlhf_bilevel.penalty import proxy, tilts
+from rlhf_bilevel.bilevel.penalty import proxy, tilts
 
 
 class Schedule(NamedTuple):

@@ -32,7 +32,7 @@ Sweeps, one at a time around misfit .7, unlimited labels, no mistakes:
 
 Why this sigma: tilting J by sigma G moves a log-probability by about sigma (1 - gamma) w / beta (``exactness.py``),
 where w is the scale of G. SIGMA makes that 1/16: the two-sided gradient is then within 1e-3 of the closed form, and
-descending either ends at the same return (tests/test_coupling.py).
+descending either ends at the same return (tests/bilevel/test_coupling.py).
 
 B worlds are solved at once, their J and G summed. Axes: B worlds, S states, A actions, N = S A pairs in row-major
 order, F reward parameters.
@@ -58,10 +58,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from benchmarks.theory.laboratory import write
-from rlhf_bilevel.penalty import proxy, tilts
-from rlhf_bilevel.problems import differentiate
-from rlhf_bilevel.statistics import Interval, interval, mean
-from rlhf_bilevel.tabular import random_mdp
+from rlhf_bilevel.bilevel.penalty import proxy, tilts
+from rlhf_bilevel.bilevel.problems import differentiate
+from rlhf_bilevel.bilevel.tabular import random_mdp
+from rlhf_bilevel.evaluation.statistics import Interval, interval, mean
 
 STATES, ACTIONS, FEATURES = 20, 3, 6
 PAIRS = STATES * ACTIONS

@@ -33,7 +33,7 @@ from benchmarks.theory.algorithm import penalty_gradient
 from benchmarks.theory.laboratory import write
 from benchmarks.theory.mdp import RewardLearning
 from benchmarks.theory.problem import slope
-from rlhf_bilevel.penalty import tilts
+from rlhf_bilevel.bilevel.penalty import tilts
 
 SIGMAS = tuple(2.0**-k for k in range(2, 10))
 COUNTS = tuple(10**k for k in range(3, 13))

@@ -53,8 +53,8 @@ from benchmarks.theory.coupling import (
     generator,
 )
 from benchmarks.theory.laboratory import write
-from rlhf_bilevel.penalty import tilts
-from rlhf_bilevel.statistics import interval, mean
+from rlhf_bilevel.bilevel.penalty import tilts
+from rlhf_bilevel.evaluation.statistics import interval, mean
 
 PRECISION = 1 / REWARD_STD**2
 LABELS, CANDIDATES = (50, 100, 200), 10

@@ -18,14 +18,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from benchmarks.theory import coupling
 from benchmarks.theory.laboratory import PROBLEMS, Result, read
 from benchmarks.theory.methods import METHODS
-from rlhf_bilevel.plot import save
+from rlhf_bilevel.evaluation.plot import save
+
+matplotlib.use("Agg")
 
 NAMES = {1: "one-sided", 2: "central difference"}
 

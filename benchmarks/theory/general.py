@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from benchmarks.theory.problem import Batch, Function, Upper, slope, steps
-from rlhf_bilevel.problems import Quadratic, Sine
+from rlhf_bilevel.bilevel.problems import Quadratic, Sine
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rlhf_bilevel.config import check_database
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.files import lock as lock_on
-from rlhf_bilevel.sqlite import check, named, safe, tables
+from rlhf_bilevel.utils.files import lock as lock_on
+from rlhf_bilevel.utils.sqlite import check, named, safe, tables
 
 VERSIONS = "alembic_version"  # the table that tells of which revision the others are
 LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory locks, while a database is upgraded

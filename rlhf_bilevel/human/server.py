@@ -33,10 +33,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
-from rlhf_bilevel.files import sha256
-from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.facts import ConflictError, ConsumedError, Labeller, NotFoundError
-from rlhf_bilevel.human.gate import Gate
+from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
+from rlhf_bilevel.human.security import Gate
+from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.utils.files import sha256
 
 LEASE_SECONDS = 600.0  # a pair is nobody else's for so long
 SESSION_DAYS = 30
@@ -90,7 +90,7 @@ class Nothing(Strict):
 
 
 def create_app(
-    book: Book,
+    book: LabelStore,
     invitations: Invitations,
     *,
     question: str,
@@ -171,7 +171,7 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        from rlhf_bilevel.human.quality import report  # SciPy takes a second to load
+        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
         told = report(book).model_dump()
         if me.role != "expert":  # what others did is theirs

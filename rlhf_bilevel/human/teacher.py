@@ -24,14 +24,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from torch import Tensor
 from tqdm import tqdm
 
-from rlhf_bilevel.algorithm import Run
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.human.book import Book
-from rlhf_bilevel.human.facts import Question, Status
-from rlhf_bilevel.labels import count, pairs, preferences
-from rlhf_bilevel.replay import Store
-from rlhf_bilevel.runs.folder import RunFolder
-from rlhf_bilevel.teacher import nothing
+from rlhf_bilevel.data.answers import nothing
+from rlhf_bilevel.data.label_log import count, pairs, preferences
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.human.records import Question, Status
+from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
 
 Away = (OperationalError, InterfaceError)
@@ -52,7 +52,7 @@ class Shown(Protocol):
 class HumanTeacher:
     """People who answer through the book of the run in ``folder``. It is open while the teacher is entered."""
 
-    def __init__(self, config: Config, store: Store, film: Shown, folder: Path) -> None:
+    def __init__(self, config: Config, store: ReplayBuffer, film: Shown, folder: Path) -> None:
         self.film = film
         self._config, self._store, self._folder = config, store, folder
         self._scenes, self._told = set[str](), False
@@ -60,7 +60,7 @@ class HumanTeacher:
 
     def __enter__(self) -> HumanTeacher:
         """Raises as ``Book.of``."""
-        self._book = Book.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
+        self._book = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         told, c = RunFolder(self._folder).read_config(), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
         self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})

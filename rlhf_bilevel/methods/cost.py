@@ -21,13 +21,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from rlhf_bilevel.algorithm import Memory, Run
 from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, of_pair, weights
-from rlhf_bilevel.preference import logits
-from rlhf_bilevel.query import entropy_of_mean, information_gain
-from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.tree import Tree, load_optimizer, optimizer_state
+from rlhf_bilevel.feedback.queries import entropy_of_mean, information_gain
+from rlhf_bilevel.rewards.bradley_terry import logits
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.training.method import Memory
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries, RewardFn
+from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
 BOUND = 4.0
 """Nats: largest |U| of a segment. A loss of ln 2 is what an uninformed reward has."""

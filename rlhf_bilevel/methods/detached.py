@@ -8,9 +8,10 @@ penalty does not reach phi but by moving each pair's residual: what the labels s
 
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Options, Weight
-from rlhf_bilevel.preference import cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 

@@ -16,12 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.algorithm import Method, Run
+from rlhf_bilevel.bilevel.penalty import bounded, proxy, tilted, tilts, value
 from rlhf_bilevel.config import Config, Fraction, Positive, Size, Weight
 from rlhf_bilevel.methods.cost import CostOptions, CostState
-from rlhf_bilevel.penalty import bounded, proxy, tilted, tilts, value
-from rlhf_bilevel.preference import cross_entropy
-from rlhf_bilevel.types import Preferences, RewardFn, Row, Signal, Visits
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.types import Occupancy, Preferences, RewardFn, Row, RowReward
 
 
 class PenaltyOptions(CostOptions):
@@ -54,7 +55,7 @@ def sides(run: Run) -> tuple[float, float]:
     return tilts(-sigma if o.sides == "forward" and not careful else sigma, o.sides == "two")
 
 
-def sample_visits(run: Run) -> tuple[Visits, Visits] | None:
+def sample_visits(run: Run) -> tuple[Occupancy, Occupancy] | None:
     """On-policy steps of both learners; None until both have acted on a learnt reward."""
     o = run.options
     recent = [run.store.episodes(writer, run.on_policy_since)[-o.visit_episodes :] for writer in (0, 1)]
@@ -82,7 +83,7 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return total
 
 
-def stale(run: Run, visits: tuple[Visits, Visits]) -> bool:
+def stale(run: Run, visits: tuple[Occupancy, Occupancy]) -> bool:
     """Whether a learner does worse on what it sees than the other does: then neither Danskin's theorem holds, and
     descending the gap would teach the reward to tell the two policies apart, at the labels' expense."""
     with torch.no_grad():
@@ -99,7 +100,7 @@ def rewards(run: Run) -> Sequence[RewardFn]:
     return [tilted(run.reward, run.state.cost, run.options.upper_weight * tilt) for tilt in sides(run)]
 
 
-def sees(run: Run) -> Sequence[Signal]:
+def sees(run: Run) -> Sequence[RowReward]:
     return [run.store.learned(reward) for reward in rewards(run)]
 
 

@@ -13,27 +13,32 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rlhf_bilevel import asked, envs
-from rlhf_bilevel.algorithm import Method, Run
 from rlhf_bilevel.config import Config, footprint
+from rlhf_bilevel.data.label_log import count, sessions
+from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
+from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import enough_memory
-from rlhf_bilevel.guard import Guard, Isolated
-from rlhf_bilevel.labels import count, sessions
+from rlhf_bilevel.feedback.recorded import Replayed, Rerun
+from rlhf_bilevel.feedback.teachers import SimulatedTeacher
+from rlhf_bilevel.learners.off_policy import SB3Learner, together
+from rlhf_bilevel.learners.ppo import PPOLearner
+from rlhf_bilevel.learners.random import RandomPolicy
 from rlhf_bilevel.methods.registry import METHODS
-from rlhf_bilevel.ppo import PPOLearner
-from rlhf_bilevel.preference import PreferenceStore
-from rlhf_bilevel.process import generators_kept, ordinary_torch
-from rlhf_bilevel.replay import Store
-from rlhf_bilevel.reward import RewardEnsemble
-from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.runs import asked_queries
+from rlhf_bilevel.runs.process import generators_kept, ordinary_torch
 from rlhf_bilevel.runs.spec import RunSpec, method_named
-from rlhf_bilevel.sac import SB3Learner, Uniform, together
-from rlhf_bilevel.teacher import Replayed, Rerun, SimulatedTeacher
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Learner, Preferences, Teacher
+from rlhf_bilevel.utils.files import enough_memory
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, Uniform)}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, RandomPolicy)}
 
 
 class Parts(NamedTuple):
@@ -76,18 +81,18 @@ def _algorithm_of(method: Method, algorithm: type[BaseAlgorithm] | None) -> type
     return algorithm
 
 
-def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> Guard:
+def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
     """The environment as a run with these settings meets it; ``stream`` sets its episodes apart from other streams'.
 
     Raises as ``envs.make``.
     """
     c, absorbs = config, config.termination == "absorb"
-    make = partial(envs.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
+    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
     return _guarded(make, env_id, c.env_timeout if render_mode is None else 0.0)
 
 
-def _guarded(make: Callable[[], Any], env_id: str, timeout: float) -> Guard:
-    return Guard(partial(Isolated, make, env_id, timeout) if timeout else make)
+def _guarded(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
+    return FaultTolerantEnv(partial(SubprocessEnv, make, env_id, timeout) if timeout else make)
 
 
 def training_envs(spec: RunSpec, config: Config, method: Method) -> list[Any]:
@@ -106,7 +111,7 @@ def build(
     """
     training = training_envs(spec, config, parts.method) if training is None else training
     sizes = weigh(parts, config, training)
-    store, prefs, film = Store(*sizes, config.steps), PreferenceStore(), None
+    store, prefs, film = ReplayBuffer(*sizes, config.steps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
@@ -133,7 +138,9 @@ def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
     return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
 
 
-def learner(parts: Parts, config: Config, env: Any, store: Store, number: int = 0, device: str = "cpu") -> Learner:
+def learner(
+    parts: Parts, config: Config, env: Any, store: ReplayBuffer, number: int = 0, device: str = "cpu"
+) -> Learner:
     """Learner ``number`` of a run."""
     kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
     return kind(env, config, store, number, parts.algorithm, device, **arguments_of(parts, config))
@@ -148,7 +155,7 @@ def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[B
     sizes = flatdim(env.observation_space), flatdim(env.action_space)
     RunFolder(folder).check_sizes(config, arguments_of(parts, config), *sizes)
     with ordinary_torch(), generators_kept():
-        model = learner(parts, config, env, Store(*sizes, capacity=1)).model
+        model = learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
         reward.pessimism = config.pessimism
         RunFolder(folder).read_models(model, reward)
@@ -156,20 +163,26 @@ def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[B
     return model, reward
 
 
-def filmed(spec: RunSpec, config: Config, training: list[Any], store: Store) -> tuple[list[Any], Any]:
+def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
     """The same environments, filmed as people will see them, and the ``human.film.Film``."""
-    from rlhf_bilevel.human import film
+    from rlhf_bilevel.human.clips import recorder
 
     assert spec.out is not None
-    c, record = config, film.Film(spec.out)
+    c, record = config, recorder.ClipRecorder(spec.out)
     for env in training:
         env.close()
-    make = partial(film.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    return [film.Filmed(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
+    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    return [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
 
 
 def _teacher(
-    spec: RunSpec, parts: Parts, config: Config, store: Store, prefs: PreferenceStore, film: Any, used_sessions: int
+    spec: RunSpec,
+    parts: Parts,
+    config: Config,
+    store: ReplayBuffer,
+    prefs: PreferenceBuffer,
+    film: Any,
+    used_sessions: int,
 ) -> Teacher:
     if parts.teacher is not None:
         return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
@@ -189,10 +202,10 @@ def _teacher(
     return SimulatedTeacher(config, store)
 
 
-def _answers(path: Path, config: Config, store: Store) -> list[Preferences | None]:
+def _answers(path: Path, config: Config, store: ReplayBuffer) -> list[Preferences | None]:
     """Those in a file, session by session. UserError where their segments are not as this run's."""
     given: list[Preferences | None] = []
-    given += [asked.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
+    given += [asked_queries.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
     must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
     for first in (answers.first for answers in given if answers is not None):
         has = *first.obs.shape[1:], first.act.shape[-1]

@@ -7,9 +7,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import one_line
-from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.utils.files import one_line
 
 
 def prepare() -> None:
@@ -49,9 +49,9 @@ def tell(out: Path, reference: Path | None) -> None:
 
     ``reference`` is a table of earlier runs: what SAC on the true reward reaches at the same steps is told beside it.
     """
-    from rlhf_bilevel.compare import LAST, ended_with, ending
-    from rlhf_bilevel.plot import draw
-    from rlhf_bilevel.points import points, read_table
+    from rlhf_bilevel.evaluation.compare import LAST, ended_with, ending
+    from rlhf_bilevel.evaluation.plot import draw
+    from rlhf_bilevel.evaluation.records import points, read_table
 
     found = points(out) if RunFolder(out).evaluated else []
     agent = [point for point in found if point.is_agent]

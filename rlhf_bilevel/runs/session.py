@@ -20,27 +20,30 @@ from filelock import FileLock
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from rlhf_bilevel import algorithm, asked, envs, fork
-from rlhf_bilevel.algorithm import Run, fruitless
-from rlhf_bilevel.callbacks import Hooks, Told, checked
-from rlhf_bilevel.checkpoint import Loaded
 from rlhf_bilevel.config import Config, kept_interval, settle
+from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.evaluate import evaluate
-from rlhf_bilevel.files import trusted
-from rlhf_bilevel.keeper import Keeper, compatible
+from rlhf_bilevel.evaluation.rollout import evaluate
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
 from rlhf_bilevel.learners import filed_settings
-from rlhf_bilevel.log import Log
+from rlhf_bilevel.learners.off_policy import on_its_own
 from rlhf_bilevel.methods.registry import METHODS
-from rlhf_bilevel.process import Interrupts, generators_kept, held, training
-from rlhf_bilevel.reward import RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.runs import asked_queries, fork
 from rlhf_bilevel.runs.build import ALGORITHMS, EVALUATION, Parts, build, make_env, training_envs, weigh
-from rlhf_bilevel.runs.folder import OWN, RunFolder, config_bytes
+from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, checked
+from rlhf_bilevel.runs.checkpoint import Loaded
+from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, compatible
+from rlhf_bilevel.runs.logger import Log
+from rlhf_bilevel.runs.process import Interrupts, generators_kept, held, training
 from rlhf_bilevel.runs.spec import RunSpec, device_here
-from rlhf_bilevel.sac import on_its_own
-from rlhf_bilevel.state import restore
-from rlhf_bilevel.traits import BY_SETTINGS, OURS
+from rlhf_bilevel.training import loop
+from rlhf_bilevel.training.loop import fruitless
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Row
+from rlhf_bilevel.utils.files import trusted
 from rlhf_bilevel.utils.versions import versions
 
 LINE_EVERY = 60  # seconds between two lines of a progress bar that goes into a file
@@ -79,11 +82,11 @@ class Session:
         """The agent's SB3 algorithm."""
         return self.run.learners[self.agent].model
 
-    def follow(self, callback: Told = None, progress_bar: bool = False, screen: bool = False) -> None:
+    def follow(self, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False) -> None:
         """Trains to the end, or until a callback stops it. UserError where a reward was to be learnt from no label."""
         try:
             with self.recording(callback, progress_bar, screen) as record:
-                for row in algorithm.train(self.run):
+                for row in loop.train(self.run):
                     if not record(row):
                         break
         finally:
@@ -94,7 +97,7 @@ class Session:
 
     @contextmanager
     def recording(
-        self, callback: Told = None, progress_bar: bool = False, screen: bool = False
+        self, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
     ) -> Iterator[Callable[[Row], bool]]:
         """What the run yields after each step goes in, and whether to go on comes out.
 
@@ -108,7 +111,9 @@ class Session:
             interrupts = stack.enter_context(Interrupts())
             keeper = None
             if spec.out:
-                keeper = stack.enter_context(Keeper(spec.out, spec.checkpoint_every, self._lock, spec.keep_every))
+                keeper = stack.enter_context(
+                    CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
+                )
             events = keeper.restore(run) if keeper else {}
             if self._begins:
                 assert self._origin is not None
@@ -155,7 +160,7 @@ class Session:
                 log.flush()
             if keeper and spec.out and not fruitless(run):
                 with held():
-                    if questions := asked.of_run(spec.out, trust=True):
+                    if questions := asked_queries.of_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)
                     keeper.finish(run, marks)
                     write_learnt(spec.out, self.model, run.reward)
@@ -164,7 +169,7 @@ class Session:
 def train(
     spec: RunSpec,
     parts: Parts | None = None,
-    callback: Told = None,
+    callback: CallbackLike = None,
     progress_bar: bool = False,
     screen: bool = False,
 ) -> Session:
@@ -189,7 +194,7 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     if spec.out:
         free(spec.out)
         with generators_kept(), Interrupts():
-            envs.check(spec.env, config.model_dump())  # an environment that is refused leaves no folder
+            registry.check(spec.env, config.model_dump())  # an environment that is refused leaves no folder
     environments = training_envs(spec, config, parts.method)
     config, told = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
@@ -240,7 +245,7 @@ def go_on(spec: RunSpec, parts: Parts, origin: Origin, more: int) -> Session:
 
 def resume(
     folder: Path,
-    callback: Told = None,
+    callback: CallbackLike = None,
     progress_bar: bool = False,
     screen: bool = False,
     *,
@@ -303,7 +308,7 @@ def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Pa
     if "algorithm_settings" not in own:
         filed_settings.check(RunFolder(folder).config, parts.algorithm, told["algorithm_settings"])
     settings = settle(told["settings"]).model_dump(mode="json")
-    spec = RunSpec(parts.method.name, envs.resolve(told["env"]), settings, out=folder.absolute())
+    spec = RunSpec(parts.method.name, registry.resolve(told["env"]), settings, out=folder.absolute())
     return replace(spec, device=told["device"], threads=told["threads"]), parts, told
 
 

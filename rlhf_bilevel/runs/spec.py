@@ -11,14 +11,14 @@ Torch is imported only when a spec is resolved, so that a wrong name or value is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bilevel import envs
 from rlhf_bilevel.config import (
+    FORMER,
     Config,
     checkpoint_interval,
     complete,
@@ -31,12 +31,14 @@ from rlhf_bilevel.config import (
     renamed,
     settle,
 )
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.files import one_line
-from rlhf_bilevel.runs.folder import RunFolder
+from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.utils.files import one_line
 
 if TYPE_CHECKING:
-    from rlhf_bilevel.algorithm import Method
+    from rlhf_bilevel.training.method import Method
 
 ANY_STEPS = 10**9  # of settings that are looked at before their number of steps is known
 
@@ -67,7 +69,7 @@ class RunSpec:
         what it is here, and a number what it is however it is written. A setting of None is one that was not given.
         UserError, in one line, on the first that is wrong.
         """
-        spec = cls(method, envs.resolve(env), _sound(renamed(settings, [method])), **others)
+        spec = cls(method, registry.resolve(env), _sound(renamed(settings, [method])), **others)
         preset(spec.preset, spec.env)
         checkpoint_interval(spec.checkpoint_every)
         return replace(spec, device=device_here(spec.device), keep_every=kept_interval(spec.keep_every))
@@ -160,25 +162,25 @@ def _words(value: Any) -> str:
 
 def method_named(name: str) -> Method:
     """The method of that name; UserError, with the nearest, where there is none."""
-    from rlhf_bilevel.methods.registry import METHODS  # imports torch
+    from rlhf_bilevel.methods.registry import METHODS
 
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; {nearest(name, METHODS)}")
-    return METHODS[name]
+    return METHODS[name]  # imports torch
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
     """UserError where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
     from rlhf_bilevel.methods.registry import METHODS
 
-    known, dotted = METHODS | {method.name: method}, {key: value for key, value in settings.items() if "." in key}
+    dotted = {key: value for key, value in settings.items() if "." in key}
     owners = dict.fromkeys([method.name, *(key.partition(".")[0] for key in dotted)])
     for owner in owners:
-        if owner not in known:
+        if owner != method.name and owner not in METHODS:
             key = next(key for key in dotted if key.startswith(f"{owner}."))
-            raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, known)}")
+            raise UserError(
+                f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, [*METHODS, method.name])}"
+            )
         told = gather(settings if owner == method.name else dotted, owner)
-        complete(known[owner].options, told.get("options", {}), f"{owner}.")
+        complete((method if owner == method.name else METHODS[owner]).options, told.get("options", {}), f"{owner}.")
 
 
 def device_here(device: object) -> str:
@@ -197,3 +199,17 @@ def device_here(device: object) -> str:
     if gpus <= int(number or 0):
         raise UserError(f"device={name!r}: PyTorch finds {gpus or 'no'} NVIDIA GPU here; choose cpu or auto")
     return name
+
+
+def its_own(method: str, keys: Iterable[str]) -> None:
+    """UserError where one of the settings is another method's own: it would change nothing."""
+    for key in keys:
+        if method not in (having := owners(key, method)):
+            which = " and ".join(having) + (" alone has" if len(having) == 1 else " alone have")
+            raise UserError(f"{key}: {which} it, and this is {method}")
+
+
+def owners(key: str, method: str) -> Sequence[str]:
+    """The methods that have the setting; ``method`` alone where all have it."""
+    owner, dot, _ = key.partition(".")
+    return [owner] if dot else FORMER.get(key, [method])

@@ -1,0 +1,168 @@
+"""What is timed of this library."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+
+from benchmarks.performance.sized import ACT, OBS
+from benchmarks.performance.worker import Work, serve
+from rlhf_bilevel.config import settle
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.feedback import queries
+from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.training.loop import train, update_reward
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.training.snapshot import capture
+from rlhf_bilevel.types import Preferences, Queries, Segments
+from rlhf_bilevel.utils.versions import versions
+
+UPDATES, PAIRS, LENGTH = 50, 128, 50
+
+
+class Plain(SAC):
+    """SB3's own update."""
+
+
+def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
+    """A run of walker's sizes with random transitions in its store."""
+    spec = RunSpec(method, registry.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
+    config = settle({"steps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
+    for start in range(0, rows, 1000):
+        run.store.begin(start // 1000 % len(run.learners))
+        run.store.size = min(rows, start + 1000)
+        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.truth):
+            part = column[start : run.store.size]
+            part.copy_(torch.from_numpy(rng.uniform(-1, 1, part.shape)))
+    return run
+
+
+def pairs(count: int, length: int = LENGTH) -> Queries:
+    rng = torch.Generator().manual_seed(1)
+
+    def segments() -> Segments:
+        obs, act = torch.randn(count, length, OBS, generator=rng), torch.rand(count, length, ACT, generator=rng) * 2 - 1
+        return Segments(obs, act, obs[..., 0])
+
+    return Queries(segments(), segments())
+
+
+def update(algorithm: Any = SAC, method: str = "sac") -> Work:
+    run = run_of(method, 10_000, algorithm=algorithm)
+    for learner in run.learners:
+        learner.see(run.store.true_reward)
+
+    def work() -> int:
+        for _ in range(UPDATES):  # one by one, as in a run
+            run.improve(1, run.step)
+        return UPDATES * len(run.learners)
+
+    return work
+
+
+def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disagreement") -> Work:
+    """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
+
+    def work() -> int:
+        quarter = steps // 4
+        run = run_of(
+            method, 0, steps, learning_starts=quarter, session_every=quarter, session_labels=20, labels=60,
+            reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0, query=query,
+        )  # fmt: skip
+        for _ in train(run):
+            pass
+        return steps
+
+    return work
+
+
+def reward_update(hidden: tuple[int, ...]) -> Work:
+    run = run_of("pebble", 10, reward_hidden=hidden, reward_batch=PAIRS, reward_accuracy=1.0)
+    queries = pairs(PAIRS)
+    label = torch.from_numpy(np.random.default_rng(0).integers(0, 2, PAIRS)).float()
+    run.prefs.add(Preferences(*queries, label), torch.zeros(PAIRS))
+
+    def work() -> int:
+        update_reward(run, 2)
+        return 2 * PAIRS
+
+    return work
+
+
+def relabel(rows: int = 1_000_000) -> Work:
+    run = run_of("pebble", rows)
+    signal, everything = run.store.learned(run.reward), torch.arange(rows)
+
+    def work() -> int:
+        signal(everything)
+        return rows
+
+    return work
+
+
+def disagreement(count: int = 10_000) -> Work:
+    run, candidates = run_of("pebble", 10), pairs(count)
+
+    def work() -> int:
+        with torch.no_grad():
+            queries.best(candidates, queries.disagreement(run.reward.members, candidates), 100)
+        return count
+
+    return work
+
+
+def k_center(count: int = 10_000) -> Work:
+    candidates, asked = pairs(count), pairs(100)
+
+    def work() -> int:
+        queries.k_center(candidates, asked, 100)
+        return count
+
+    return work
+
+
+def checkpoint(rows: int = 100_000, new: int = 1000) -> Work:
+    run = run_of("pebble", rows, steps=20 * rows)
+    kept = Checkpoints(Path(tempfile.mkdtemp()), "")
+    state, tables = capture(run)
+    kept.save(0, state, tables)
+
+    def work() -> int:
+        start, run.store.size = run.store.size, run.store.size + new
+        run.store.obs[start : run.store.size] = 1
+        state, tables = capture(run)
+        kept.save(run.store.size, state, tables)
+        return 1
+
+    return work
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    serve(
+        {
+            "update": update,
+            "update_sb3": partial(update, Plain),
+            "update_two": partial(update, SAC, "twin"),
+            "loop": partial(loop, "pebble", 0, query="uniform"),  # as imitation, which draws pairs at random
+            "loop_pebble": partial(loop, "pebble", 50),
+            "loop_penalty": partial(loop, "penalty", 50),
+            "reward_update": partial(reward_update, (256, 256, 256)),
+            "reward_update_small": partial(reward_update, (32, 32)),
+            "relabel": relabel,
+            "disagreement": disagreement,
+            "k_center": k_center,
+            "checkpoint": checkpoint,
+        },
+        versions,
+    )

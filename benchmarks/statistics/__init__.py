@@ -1,0 +1,1 @@
+"""Whether the intervals hold what they promise."""

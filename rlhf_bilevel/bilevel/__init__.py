@@ -1,0 +1,1 @@
+"""The mathematics: penalty, objectives, and problems with exact answers."""

@@ -1,0 +1,94 @@
+"""Command-line options whose mistakes are told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
+
+from rlhf_bilevel.config import FORMER, Config, nearest, whole
+from rlhf_bilevel.runs.report import say
+
+THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
+SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
+
+
+def fail(message: str) -> NoReturn:
+    say(message)
+    raise SystemExit(2)
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help pages name the defaults."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        none = action.default is None or action.default is False or action.default == []
+        if none or action.default == argparse.SUPPRESS:
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".lstrip()
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest right name, and exit code 2."""
+
+    commands: Sequence[str] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        own: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False}
+        super().__init__(**own | settings)
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
+        args, unknown = self.parse_known_args(*given)
+        if unknown:
+            option = unknown[0].split("=")[0]
+            setting = option.lstrip("-").replace("-", "_")
+            name = f"{FORMER[setting][0]}.{setting}" if setting in FORMER else setting
+            if (
+                option.startswith("--")
+                and (name != setting or setting in Config.model_fields)
+                and "--set" in args.options
+            ):
+                fail(f"unknown argument {unknown[0]!r}; {setting} is a setting: --set {name}=VALUE")
+            fail(f"unknown argument {unknown[0]!r}; {nearest(option, sorted(args.options))}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        # A command: argparse lists all, and names no nearest
+        if found := re.search(r"invalid choice: (['\"])(.*)\1 \(choose from", message):
+            message = f"unknown command {found[2]!r}; {nearest(found[2], self.commands)}"
+        fail(message)
+
+
+def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callable[[str], str]:
+    """One of the ``known`` names; with ``or_place`` also ``module:NAME``, which is looked at later."""
+
+    def parse(value: str) -> str:
+        if value not in known and not (or_place and ":" in value):
+            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {nearest(value, known)}")
+        return value
+
+    return parse
+
+
+def integer(value: str) -> int:
+    """A whole number as ``config.whole`` reads it."""
+    try:
+        return whole(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
+
+
+def up_to(most: int, least: int = 1) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        found = integer(value)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number of at least {least}")
+        if found > most:
+            raise argparse.ArgumentTypeError(f"{value!r:.60} is too large: at most {most:,}")
+        return found
+
+    return parse
+
+
+positive, natural = up_to(10**9), up_to(10**9, least=0)

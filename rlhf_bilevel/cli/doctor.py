@@ -1,0 +1,55 @@
+"""What works on this machine, and what to install where something does not."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.utils.versions import versions
+
+
+def report() -> str:
+    """One line a check, ``ok`` or what is wrong."""
+    lines = [f"{name:18} {found}" for name, found in versions().items()]
+    checks: dict[str, Callable[[], str]] = {
+        "gymnasium": lambda: step("Pendulum-v1"),
+        "dm_control": lambda: step("dm_control/cartpole-balance-v0"),
+        "Meta-World": lambda: step("Meta-World/door-open-v3"),
+        "pictures": picture,
+        "device": device,
+        "folder": writable,
+    }
+    for name, check in checks.items():
+        try:
+            lines.append(f"{name:18} ok: {check()}")
+        except Exception as error:  # whatever is broken here, the other checks still count
+            lines.append(f"{name:18} fails: {' '.join(str(error).split())}")
+    return "\n".join(lines)
+
+
+def step(env_id: str) -> str:
+    env = registry.make(env_id, seed=0)
+    env.reset()
+    env.step(env.action_space.sample())
+    return f"{env_id} steps"
+
+
+def picture() -> str:
+    env = registry.make("dm_control/cartpole-balance-v0", seed=0, render_mode="rgb_array")
+    env.reset()
+    frame = env.render()
+    env.close()
+    return f"{frame.shape} with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}"  # type: ignore[union-attr]
+
+
+def device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, no CUDA"
+
+
+def writable() -> str:
+    with tempfile.TemporaryDirectory(dir="."):
+        return f"{os.getcwd()} can be written to"

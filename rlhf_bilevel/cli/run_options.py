@@ -1,0 +1,68 @@
+"""What options ask for, as a ``RunSpec``: the only place that turns the command line and --config into one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_bilevel.config import recorded, renamed, spread
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, traits
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.utils.files import from_yaml, read_yaml
+
+
+def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any] = {}, **others: Any) -> RunSpec:
+    """The run that options of ``train`` ask for; settings in the order --config, options, --set.
+
+    ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
+    Raises UserError, in one line, on the first mistake.
+    """
+    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
+    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    methods = [args.method] if isinstance(args.method, str) else args.method
+    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
+    filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
+    settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
+    if "steps" not in settings:
+        raise UserError("--steps is missing, and no --config gives it")
+    options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
+    return RunSpec.of(method, env, settings, **options | others)
+
+
+def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, Any]:
+    """The settings in a YAML file, for runs of ``methods``, or in a run's config.yaml; ``taught`` says that another
+    teacher is given.
+    """
+    told = read_yaml(file)
+    if "settings" not in told:
+        return renamed(told, methods)
+    recorded(file, told, whole=False)
+    if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
+        raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
+    return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
+
+
+def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
+    """What --set gives; ``unused`` are settings that mean nothing to the command.
+
+    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    """
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"--set takes key=value, not {pair!r}")
+        if key in unused:
+            raise UserError(f"--set {pair:.60}: {key} means nothing to this command")
+        if key in ("steps", "labels", "seed"):
+            raise UserError(f"{key} has an option of its own: --{key}")
+        given[key] = value
+        if key == "options" or "." in key:
+            try:
+                given[key] = from_yaml(value)
+            except ValueError as error:
+                raise UserError(f"--set {key}={value!r:.60}: {error}") from None
+    return given

@@ -1,0 +1,1 @@
+"""What was seen and answered: the replay buffer, labels, preference datasets."""

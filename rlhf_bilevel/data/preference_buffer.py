@@ -1,0 +1,59 @@
+"""The labelled pairs that the reward model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_bilevel.types import Preferences, Segments
+
+
+class PreferenceBuffer:
+    """All answers in the order in which they came, and the loss of each before it was first trained on.
+
+    That loss is a fresh-sample (prequential) estimate of the upper objective: no reward had seen its label.
+    Before the first session there is no reward to speak of, and the loss is that of even odds, ln 2.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: list[int] = []  # answers of each
+        self.fresh_loss = torch.zeros(0)
+        self._columns: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.fresh_loss)
+
+    def add(self, answers: Preferences, fresh_loss: Tensor) -> None:
+        new = [*answers.first, *answers.second, answers.label]
+        self._columns = [torch.cat(pair) for pair in zip(self._columns, new, strict=True)] if self._columns else new
+        self.fresh_loss = torch.cat([self.fresh_loss, fresh_loss])
+        self.sessions.append(len(answers.label))
+
+    def __getitem__(self, rows: Tensor | slice) -> Preferences:
+        column = [values[rows] for values in self._columns]
+        return Preferences(Segments(*column[:3]), Segments(*column[3:6]), column[6])
+
+    def load(self, sessions: Sequence[Preferences | None], fresh_loss: Tensor) -> None:
+        """The answers of these sessions, None for one without any, and their losses, in place of what there was."""
+        parts = [[*answers.first, *answers.second, answers.label] for answers in sessions if answers is not None]
+        self._columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        self.sessions = [0 if answers is None else len(answers.label) for answers in sessions]
+        self.fresh_loss = fresh_loss
+        if sum(self.sessions) != len(fresh_loss):
+            raise ValueError(f"{sum(self.sessions)} answers have {len(fresh_loss)} losses")
+
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """obs (N, T, o) and act (N, T, a) of all segments."""
+        first_obs, first_act, _, second_obs, second_act, *_ = self._columns
+        return torch.cat([first_obs, second_obs]), torch.cat([first_act, second_act])
+
+    def segments(self) -> Segments:
+        """All segments (2 N, T, ...), those of first place before those of second."""
+        return Segments(*(torch.cat(pair) for pair in zip(self._columns[:3], self._columns[3:6], strict=True)))
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """The rows of one epoch in shuffled minibatches of at most ``size`` pairs."""
+        return iter(torch.from_numpy(rng.permutation(len(self))).split(size))

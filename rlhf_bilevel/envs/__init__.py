@@ -1,0 +1,1 @@
+"""Environments by name, with episodes that are a function of the seed."""

@@ -1,0 +1,91 @@
+"""Tasks of the dm_control suite as Gymnasium environments."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+
+class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A task of the dm_control suite: observations joined in its order, actions scaled to [-1, 1], 1000 steps.
+
+    ``env.unwrapped.physics`` and ``env.unwrapped.task`` are dm_control's own.
+    """
+
+    def __init__(self, domain: str, task: str, render_mode: str | None = None) -> None:
+        self._env = _suite().load(domain, task)
+        self.physics, self.task = self._env.physics, self._env.task
+        # quadruped-escape asks for an OpenGL context at every reset; None is its own word for "nothing is drawn".
+        self.physics._make_rendering_contexts = lambda: None
+        spec = self._env.action_spec()
+        self._centre, self._radius = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
+        bound = 1.0 if self._radius.max() < 1e10 else np.inf  # 1e10 is MuJoCo's word for "no limit"
+        self.action_space = Box(-bound, bound, spec.shape, np.float32)
+        size = sum(int(np.prod(part.shape)) for part in self._env.observation_spec().values())
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
+        self.render_mode = render_mode
+        self.mujoco_renderer: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        steps = self._env._step_limit
+        return math.ceil(steps) if math.isfinite(steps) else None
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Of the observation's entries, and of the action's, which are motors."""
+        parts = self._env.observation_spec().items()
+        obs = [f"{key}[{i}]" if part.shape else key for key, part in parts for i in range(int(np.prod(part.shape)))]
+        return obs, [self.physics.model.id2name(i, "actuator") for i in range(self.physics.model.nu)]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.task.random.seed(seed)
+        self.close()  # a picture's terrain is uploaded when its context is made, so each episode makes its own
+        return _joined(self._env.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        timestep = self._env.step(self._centre + self._radius * action)
+        over = timestep.last()
+        terminated = over and timestep.discount == 0
+        return _joined(timestep.observation), timestep.reward, terminated, over and not terminated, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """A frame (480, 480, 3) uint8 of the task's first camera, which follows the body where there is one."""
+        if self.mujoco_renderer is None:
+            from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+            model, data = self.physics.model.ptr, self.physics.data.ptr
+            self.mujoco_renderer = MujocoRenderer(model, data, width=480, height=480, camera_id=0)
+        return self.mujoco_renderer.render("rgb_array")
+
+    def close(self) -> None:
+        if self.mujoco_renderer is not None:
+            self.mujoco_renderer.close()
+            self.mujoco_renderer = None
+
+
+def _suite() -> Any:
+    """dm_control.suite without its renderer, which starts OpenGL when it is imported; pictures are Gymnasium's."""
+    import mujoco  # noqa: F401  (first, because it reads MUJOCO_GL too, and keeps its own renderer)
+
+    given = os.environ.pop("MUJOCO_GL", None)
+    os.environ["MUJOCO_GL"] = "off"
+    try:
+        return importlib.import_module("dm_control.suite")
+    finally:
+        del os.environ["MUJOCO_GL"]
+        os.environ |= {"MUJOCO_GL": given} if given else {}
+
+
+def _joined(observation: dict[str, Any]) -> np.ndarray:
+    return np.concatenate(list(observation.values()), axis=None, dtype=np.float32)

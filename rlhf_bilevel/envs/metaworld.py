@@ -1,0 +1,40 @@
+"""Meta-World v3 tasks whose goal is drawn from the seed of each episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+PROTOCOLS = ("bpref", "mt1")
+"""Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
+
+
+class MetaWorldEnv(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+    """A Meta-World v3 task whose goal is drawn from ``reset(seed)`` in every episode of 500 steps.
+
+    Meta-World by itself ignores that seed; its own ``seed()`` would also reseed the action space, and so make random
+    exploration repeat itself in every episode.
+    """
+
+    def __init__(self, task: str, protocol: str, render_mode: str | None = None) -> None:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        env: Any = ALL_V3_ENVIRONMENTS[task](render_mode=render_mode, camera_name="corner2")  # type: ignore[arg-type]
+        env._set_task_called = True  # what set_task would fix, the goal above all, is free here
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True  # draw from the env's generator, not from numpy's global one
+        env._partially_observable = protocol == "bpref"
+        del env.sawyer_observation_space  # cached, and what clips the goal: to zero when it is hidden
+        env.observation_space = env.sawyer_observation_space
+        super().__init__(env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            self.unwrapped.np_random = np.random.default_rng(seed)
+        return self.env.reset(options=options)
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """A frame (480, 480, 3) uint8; the camera hangs upside down, so it is turned by half a circle."""
+        return np.ascontiguousarray(np.asarray(self.env.render())[::-1, ::-1])

@@ -1,0 +1,1 @@
+"""Evaluation: returns, statistics over seeds, comparison and figures."""

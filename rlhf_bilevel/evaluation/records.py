@@ -1,0 +1,102 @@
+"""Evaluations as rows: of runs' folders, and of the tables that ``benchmarks/results`` holds.
+
+A ``Point`` is one learner of one run at one evaluation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_bilevel.data.run_folder import CONFIG, RunFolder
+from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.utils.files import CSV_LIMIT, read, write
+
+
+class EvaluationRecord(NamedTuple):
+    method: str
+    env: str
+    seed: int
+    step: int  # environment steps of all learners
+    labels: int
+    learner: int
+    is_agent: bool  # whether a user gets this learner's policy
+    true_return: float  # mean over the episodes
+    success: float | None  # share of the episodes; None where the environment knows no success
+    episodes: int
+    commit: str
+
+
+def points(folder: Path) -> list[EvaluationRecord]:
+    """Every evaluation in a run's folder, in order; a row that a fault cut short is none.
+
+    CorruptFileError where a file is not what was written: of a run that has ended, not one byte of them differs.
+    """
+    run = RunFolder(folder).examine()
+    told, found = run.read_config(), []
+    try:
+        own = str(told["method"]), str(told["env"]), int(told["settings"]["seed"])
+        for (step, labels, learner, is_agent), group in groupby(
+            run.read_evaluations(), key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+        ):
+            returns, known = list[float](), list[float]()
+            for row in group:
+                returns.append(float(row["true_return"]))
+                known += [float(row["success"])] if row["success"] else []
+            found.append(
+                EvaluationRecord(
+                    *own, int(step), int(labels), int(learner), is_agent == "1", float(np.mean(returns)),
+                    float(np.mean(known)) if known else None, len(returns), str(told.get("commit") or ""),
+                )
+            )  # fmt: skip
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, csv.Error) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {why}") from None
+    return found
+
+
+def write_table(rows: Iterable[EvaluationRecord], file: Path) -> None:
+    """To hundredths: for a table that is kept in git."""
+    write(file, to_csv([row._replace(true_return=round(row.true_return, 2)) for row in rows]))
+
+
+def to_csv(rows: Iterable[EvaluationRecord]) -> bytes:
+    """What ``read_table`` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(EvaluationRecord._fields)
+    for row in rows:
+        writer.writerow(["" if x is None else int(x) if isinstance(x, bool) else x for x in row])
+    return text.getvalue().encode()
+
+
+def read_table(file: Path) -> list[EvaluationRecord]:
+    """What ``write_table`` wrote; more columns do no harm. UserError where it is no table of points."""
+    if not file.exists():
+        raise UserError(f"{file}: no such file")
+    try:
+        rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode()))
+        if missing := [name for name in EvaluationRecord._fields if name not in (rows.fieldnames or ())]:
+            raise UserError(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
+        return [
+            EvaluationRecord(
+                row["method"], row["env"], int(row["seed"]), int(row["step"]), int(row["labels"]), int(row["learner"]),
+                row["is_agent"] == "1", float(row["true_return"]), float(row["success"]) if row["success"] else None,
+                int(row["episodes"]), row["commit"],
+            )
+            for row in rows
+        ]  # fmt: skip
+    except UserError:
+        raise
+    except TypeError:  # None for a number
+        raise CorruptFileError(f"{file} is no table of evaluations: one of its rows is too short") from None
+    except (ValueError, csv.Error) as error:
+        raise CorruptFileError(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None

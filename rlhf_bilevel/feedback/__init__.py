@@ -1,0 +1,1 @@
+"""Which pairs are asked about, and who answers."""

@@ -1,0 +1,1 @@
+"""Clips: what people see of an episode, as scenes for a browser."""

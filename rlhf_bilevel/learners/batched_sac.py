@@ -1,0 +1,422 @@
+"""SAC's update of L learners at once: Stable-Baselines3's, by hand [Haarnoja 2018].
+
+    y = r + gamma (1 - terminated) (min_q Q'_q(s', a') - alpha log pi(a'|s')),            a' ~ pi(s')
+    critics descend    sum_q E[(Q_q(s, a) - y)^2] / 2
+    actor descends     E[alpha log pi(a|s) - min_q Q_q(s, a)],                            a ~ pi(s), reparametrised
+    log alpha descends -log alpha E[log pi(a|s) + target entropy]
+
+What a network learns is one row of a matrix, of which its SB3 model holds views, and so are its optimizer's moments:
+the model is at any moment what SB3's own update would have made of it, but for rounding. It is faster because Adam
+steps a row at once, the policy is asked about s and s' in one pass, results are written into memory that is kept, so
+that views of it are made once, and derivatives that nobody uses are left out: those of the actor's loss by the critics'
+weights, by states, and by a critic that is not the least one. On a GPU, because the matrices of all learners are
+multiplied at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
+from torch import Tensor, nn
+
+from rlhf_bilevel.data.replay_buffer import Mirror, RelabelledView
+
+Piece = Sequence[Tensor]
+"""Parameters that are one when they are laid end to end, as the weights of two layers on the same input."""
+
+threshold_backward = torch.ops.aten.threshold_backward.grad_input
+ALIGNED = 16  # floats: every piece begins where a cache line does
+METRICS = ("train/ent_coef", "train/ent_coef_loss", "train/actor_loss", "train/critic_loss")  # SB3's keys
+
+
+def stackable(model: Any) -> bool:
+    """Whether the update here is the one of ``model``: plain SAC on vectors, its rates constant."""
+    policy = model.policy
+    return (
+        type(model) is SAC
+        and type(policy) is SACPolicy
+        and not model.use_sde
+        and not callable(model.learning_rate)
+        and model.target_update_interval == 1
+        and policy.activation_fn is nn.ReLU
+        and policy.features_extractor_class is FlattenExtractor
+        and policy.optimizer_class is torch.optim.Adam
+        and set(policy.optimizer_kwargs) <= {"fused"}
+    )
+
+
+class Rows:
+    """N networks of one shape, a row each: ``flat`` (N, P) holds their parameters, ``gradient`` their derivatives.
+
+    ``first``, ``second`` (N, P) and ``steps`` (N,) are Adam's moments and counts, which the networks' optimizers share.
+    """
+
+    def __init__(
+        self, networks: Sequence[Sequence[Piece]], optimizers: Sequence[torch.optim.Optimizer | None] = ()
+    ) -> None:
+        first = networks[0]
+        self._shapes = [(sum(len(part) for part in piece), *piece[0].shape[1:]) for piece in first]
+        sizes = [ALIGNED * math.ceil(math.prod(shape) / ALIGNED) for shape in self._shapes]
+        self._starts, device = [0, *accumulate(sizes)], first[0][0].device
+        matrices = torch.zeros(4, len(networks), self._starts[-1], device=device)
+        self.flat, self.gradient, self.first, self.second = matrices
+        self.steps = torch.zeros(len(networks), device=device)
+        for number, pieces in enumerate(networks):
+            optimizer = optimizers[number] if optimizers else None
+            for start, piece in zip(self._starts, pieces, strict=False):
+                for parameter in piece:
+                    place = slice(start, start + parameter.numel())
+                    data, slope, *moments = (row[place].view(parameter.shape) for row in matrices[:, number])
+                    parameter.data = data.copy_(parameter.detach())
+                    if optimizer:
+                        parameter.grad = slope
+                        own = dict(zip(("step", "exp_avg", "exp_avg_sq"), (self.steps[number], *moments), strict=True))
+                        for name, moment in optimizer.state[parameter].items():
+                            own[name].copy_(moment)
+                        optimizer.state[parameter] = own
+                    start = place.stop
+        self._optimizer = next(iter(optimizers), None)
+
+    def step(self, at: slice) -> None:
+        """Adam's step of some rows, along their derivatives."""
+        assert self._optimizer
+        settings = self._optimizer.param_groups[0]
+        beta1, beta2 = settings["betas"]
+        flat, gradient, first, second = (
+            matrix[at].unbind() for matrix in (self.flat, self.gradient, self.first, self.second)
+        )
+        torch._fused_adam_(  # what torch.optim's Adam calls, after as long in Python
+            flat, gradient, first, second, [], self.steps[at].add_(1).unbind(), amsgrad=False, maximize=False,
+            beta1=beta1, beta2=beta2, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["weight_decay"],
+        )  # fmt: skip
+
+    def pieces(self, matrix: Tensor) -> list[Tensor]:
+        """Views (n, ...) of n rows of a matrix like ``flat``."""
+        places = zip(self._starts, self._shapes, strict=False)
+        return [matrix[:, start : start + math.prod(shape)].view(-1, *shape) for start, shape in places]
+
+
+Memory = dict[tuple[int, ...], Tensor]
+"""What is kept from pass to pass of networks of one shape."""
+
+
+def policy(model: Any) -> list[Piece]:
+    actor = model.actor
+    heads = [[actor.mu.weight, actor.log_std.weight], [actor.mu.bias, actor.log_std.bias]]
+    return [*layers(actor.latent_pi), *heads]
+
+
+def layers(network: nn.Module) -> list[Piece]:
+    """Weight and bias of each linear layer."""
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return [[parameter] for module in linear for parameter in (module.weight, module.bias)]
+
+
+class Networks:
+    """Some networks with ReLUs between their layers, as they are multiplied: all at once, or one after another.
+
+    What goes through them is x (n, i, B), which stays where it is, and so do all results: the views of them are made
+    once. The batch is the last axis, as products whose last axis is short are slow. What comes back, for the first
+    ``columns`` of a batch, are derivatives by the parameters (``fits``) or by the last rows of x, ``inputs`` of them.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        at: slice,
+        x: Tensor,
+        memories: Sequence[Memory],
+        batched: bool,
+        columns: int,
+        fits: bool = False,
+        inputs: int = 0,
+    ) -> None:
+        pieces, slopes = rows.pieces(rows.flat[at]), rows.pieces(rows.gradient[at])
+        last = len(pieces) - 2
+        self._batched = batched
+        self._affine: Any
+        self._affine, self._product = (torch.baddbmm, torch.bmm) if batched else (torch.addmm, torch.mm)
+        self._out = x.new_empty(len(x), pieces[-1].shape[-1], x.shape[-1])
+        self._by_input = x.new_empty(len(x), inputs, columns)
+        self._forth: list[tuple[Any, ...]] = []
+        self._back: list[list[tuple[Any, ...]]] = []  # of each, from the last layer to the first
+
+        def kept(memory: Memory, *key: int) -> Tensor:
+            return memory.setdefault(key, x.new_empty(*x.shape[: int(batched)], *key[-2:]))
+
+        each: Sequence[Any] = [...] if batched else range(len(x))
+        for one, memory in zip(each, memories, strict=False):
+            given, below, back = x[one], self._by_input[one] if inputs else None, []
+            for layer in range(0, last + 1, 2):
+                weight, bias, seen = pieces[layer][one], pieces[layer + 1][one], given[..., :columns]
+                into = (slopes[layer][one], slopes[layer + 1][one]) if fits else None
+                by_seen = weight if layer else weight[..., weight.shape[-1] - inputs :]
+                back.append((seen if layer else None, seen.mT, by_seen.mT, into, below))
+                out = self._out[one] if layer == last else kept(memory, layer, weight.shape[-2], x.shape[-1])
+                below = kept(memory, layer + 1, weight.shape[-2], columns)
+                self._forth.append((bias[..., None], weight, given, out, layer < last))
+                given = out
+            self._back.append(back[::-1])
+
+    def forward(self) -> Tensor:
+        """(n, j, B)."""
+        for bias, weight, x, out, hidden in self._forth:
+            self._affine(bias, weight, x, out=out)
+            if hidden:
+                out.relu_()
+        return self._out
+
+    def backward(self, by_out: Tensor) -> Tensor:
+        """From the loss's derivative by the output (n, j, columns) to that by the input (n, inputs, columns)."""
+        for slope, back in zip([by_out] if self._batched else by_out.unbind(), self._back, strict=True):
+            for hidden, x, weight, into, below in back:
+                if into:
+                    by_weight, by_bias = into
+                    if hidden is None:  # an input is narrow: the batch's axis last here too
+                        by_weight.copy_(self._product(x.mT, slope.mT).mT)
+                    else:
+                        self._product(slope, x, out=by_weight)
+                    torch.sum(slope, -1, out=by_bias)
+                if below is not None:
+                    slope = self._product(weight, slope, out=below)
+                if hidden is not None:
+                    threshold_backward(slope, hidden, 0, grad_input=slope)
+        return self._by_input
+
+    def backward_of(self, which: Tensor, slope: float) -> Tensor:
+        """The same (1, inputs, B) where a column has the derivative ``slope`` in the network that ``which`` (B,) names.
+
+        In the others it has none, so that it goes back through this one alone; not for networks all at once.
+        """
+        by_input = self._by_input[:1]
+        for number, back in enumerate(self._back):
+            columns = (which == number).nonzero()[:, 0]
+            part = by_input.new_full((1, len(columns)), slope)
+            for hidden, _, weight, _, _ in back:
+                part = torch.mm(weight, part)
+                if hidden is not None:
+                    threshold_backward(part, hidden.index_select(1, columns), 0, grad_input=part)
+            by_input[0].index_copy_(1, columns, part)
+        return by_input
+
+
+class Parts(NamedTuple):
+    """What an update of some models needs of them; all of it stays where it is."""
+
+    critics: slice  # their rows
+    copies: list[tuple[Tensor, Tensor]]  # to, from
+    action: Tensor  # where the policy's goes
+    policy: Networks
+    fitted: Networks  # the critics at (s, a)
+    asked: Networks  # at (s, pi(s))
+    target: Networks  # at (s', pi(s'))
+
+
+class BatchedSAC:
+    """L models of one shape. Model l draws its batches from ``views[l]`` and its noise from ``noises[l]``.
+
+    ``batched`` multiplies the matrices of all networks at once, as a GPU wants it. A CPU is faster with one after
+    another: its products of single matrices are better, and a network's numbers stay in its cache.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Any],
+        views: Sequence[RelabelledView],
+        noises: Sequence[torch.Generator],
+        batch: int,
+        batched: bool | None = None,
+    ) -> None:
+        model = models[0]
+        device = model.device
+        self._models, self._views, self._noises = models, views, noises
+        self._batched = device.type == "cuda" if batched is None else batched
+        self._gamma, self._tau, self._rate = model.gamma, model.tau, float(model.learning_rate)
+        self._entropy, self._tuned = float(model.target_entropy), model.ent_coef_optimizer is not None
+        self._critics = len(model.critic.q_networks)
+        self._actor = Rows([policy(model) for model in models], [model.actor.optimizer for model in models])
+        self._critic = Rows(
+            [layers(q) for model in models for q in model.critic.q_networks],
+            [model.critic.optimizer for model in models for _ in model.critic.q_networks],
+        )
+        self._target = Rows([layers(q) for model in models for q in model.critic_target.q_networks])
+        self._alpha = Rows(
+            [[[model.log_ent_coef if self._tuned else model.ent_coef_tensor.log()[None]]] for model in models],
+            [model.ent_coef_optimizer for model in models],
+        )
+        self._memories: list[Memory] = [{} for _ in range(1 + self._critics)]  # the policy's, the critics'
+        self._parts: dict[tuple[int, int], Parts] = {}
+        self._obs, self._act = model.observation_space.shape[0], model.action_space.shape[0]
+        self._stores = {view.store: Mirror(view.store, device) for view in views}
+        self._drawn = torch.zeros(len(models), batch, 2 * self._obs + self._act + 2, device=device)
+        copies = self._critics if self._batched else 1  # products of many at once need each factor in full
+        width = self._obs + self._act
+        self._pair = torch.zeros(len(models), copies, width, batch, device=device)  # (s, a)
+        self._done = torch.zeros(len(models), copies, width, 2 * batch, device=device)  # by the policy at s, then s'
+        self._chance = torch.zeros(len(models), batch), torch.zeros(len(models), 2, batch, self._act)  # as drawn
+        self._reward = torch.zeros(len(models), batch, device=device)
+        self._noise = torch.zeros(len(models), self._act, 2 * batch, device=device)
+        self._graph: Any = None
+        if device.type == "cuda":
+            self._capture()
+
+    def improve(self, updates: int, step: int, at: slice | None = None) -> list[dict[str, float]]:
+        """So many updates of the models ``at``; for each, what SB3 logs of it, means over the updates."""
+        at = at or slice(0, len(self._models))
+        measured = torch.stack([self._improve(at) for _ in range(updates)]).mean(0)  # (4, l)
+        told = []
+        for model, column in zip(self._models[at], measured.T.tolist(), strict=True):
+            model._n_updates += updates
+            values = dict(zip(METRICS, column, strict=True))
+            for key, value in values.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
+            told.append(values | {"train/n_updates": model._n_updates, "train/learning_rate": self._rate})
+        return told
+
+    def _improve(self, at: slice) -> Tensor:
+        """An update of the models ``at`` on fresh batches."""
+        rewards, noises = (drawn[at] for drawn in self._chance)
+        for drawn, reward, noise, view, rng in zip(
+            self._drawn[at], rewards, noises, self._views[at], self._noises[at], strict=True
+        ):
+            rows, reward[:] = view.sample(len(drawn))
+            self._stores[view.store].take(rows, out=drawn)
+            for part in noise:  # in SB3's order: for this step's action, then for the next one's
+                part.normal_(generator=rng)
+        self._reward[at] = rewards
+        self._noise[at].unflatten(-1, noises.shape[1:3]).copy_(noises.permute(0, 3, 1, 2))
+        if self._graph is None or at != slice(0, len(self._models)):
+            return self._update(at)
+        self._graph.replay()
+        return self._measured.clone()
+
+    def _capture(self) -> None:
+        """An update of all models as one CUDA graph, whose some hundred kernels are then launched as one.
+
+        A state that is loaded later is copied into what it uses.
+        """
+        parts = self._actor, self._critic, self._target, self._alpha
+        moved = [matrix for rows in parts for matrix in (rows.flat, rows.first, rows.second, rows.steps)]
+        before, everyone = [matrix.clone() for matrix in moved], slice(0, len(self._models))
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # PyTorch asks for a warm-up
+                self._update(everyone)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._measured = self._update(everyone)
+        for matrix, value in zip(moved, before, strict=True):
+            matrix.copy_(value)
+        self._graph = graph
+
+    def _update(self, at: slice) -> Tensor:
+        """Of the models ``at``, on what was drawn for them; the metrics (4, l)."""
+        if self._batched or at.stop - at.start == 1:
+            return self._update_at(at)
+        return torch.cat([self._update_at(slice(one, one + 1)) for one in range(at.start, at.stop)], 1)
+
+    def _update_at(self, at: slice) -> Tensor:
+        drawn, parts, log_alpha = self._drawn[at], self._parts_at(at), self._alpha.flat[at, :1]
+        alpha, count, shape = log_alpha.exp(), drawn.shape[1], (-1, self._critics, drawn.shape[1])  # (l, 1)
+        for to, what in parts.copies:
+            to.copy_(what)
+
+        chosen = squashed(parts.policy.forward(), self._noise[at])
+        parts.action.copy_(chosen.action[:, None])
+        log_prob, next_log_prob = chosen.log_prob.split(count, -1)
+        best = parts.target.forward().view(shape).amin(1)
+        target = self._reward[at] + (1 - drawn[..., -1]) * self._gamma * (best - alpha * next_log_prob)
+
+        error = parts.fitted.forward().view(shape) - target[:, None]  # (l, Q, B)
+        parts.fitted.backward((error / count).view(-1, 1, count))
+        self._critic.step(parts.critics)
+
+        value, least = parts.asked.forward().view(shape).min(1, keepdim=True)
+        if self._batched:
+            slope = torch.zeros_like(error).scatter_(1, least, -1 / count)
+            by_action = parts.asked.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
+        else:
+            by_action = parts.asked.backward_of(least.view(-1), -1 / count)
+        parts.policy.backward(squashed_slope(chosen, by_action, alpha / count))
+        mean = log_prob.mean(-1, keepdim=True)
+        surprise = mean + self._entropy
+        losses = -log_alpha * surprise, alpha * mean - value.mean(-1), error.square().sum((1, 2))[:, None] / (2 * count)
+        measured = torch.cat([alpha, *losses], 1).T
+        torch.neg(surprise, out=self._alpha.gradient[at, :1])
+        self._actor.step(at)
+        if self._tuned:
+            self._alpha.step(at)
+        self._target.flat[parts.critics].lerp_(self._critic.flat[parts.critics], self._tau)
+        return measured
+
+    def _parts_at(self, at: slice) -> Parts:
+        key = at.start, at.stop
+        if key in self._parts:
+            return self._parts[key]
+        critics = slice(at.start * self._critics, at.stop * self._critics)
+        drawn, pair, done = self._drawn[at].mT[:, None], self._pair[at], self._done[at]
+        obs, width, count = self._obs, self._obs + self._act, drawn.shape[-1]
+        here, there = done.split(count, -1)
+
+        def values(rows: Rows, pair: Tensor, **back: Any) -> Networks:
+            x = pair.expand(-1, self._critics, -1, -1).flatten(0, 1)
+            return Networks(rows, critics, x, self._memories[1:], self._batched, count, **back)
+
+        self._parts[key] = Parts(
+            critics,
+            [
+                (pair, drawn[:, :, :width]),
+                (here[:, :, :obs], drawn[:, :, :obs]),
+                (there[:, :, :obs], drawn[:, :, width:-2]),
+            ],
+            done[:, :, obs:],
+            Networks(self._actor, at, done[:, 0, :obs], self._memories, self._batched, count, fits=True),
+            values(self._critic, pair, fits=True),
+            values(self._critic, here, inputs=self._act),
+            values(self._target, there),
+        )
+        return self._parts[key]
+
+
+EPSILON = 1e-6  # SB3's, in the logarithm of 1 - a^2
+
+
+class Squashed(NamedTuple):
+    """Actions (..., a, B) = tanh(mu + spread), their log-densities (..., B), and what derivatives need of them."""
+
+    action: Tensor
+    log_prob: Tensor
+    spread: Tensor  # exp(log_std) noise
+    flat: Tensor  # the slope of tanh
+    inside: Tensor  # whether log_std was left as it is
+
+
+def squashed(heads: Tensor, noise: Tensor) -> Squashed:
+    """``heads`` (..., 2 a, B) are mu and log_std, the latter before it is clamped; ``noise`` is (..., a, B)."""
+    mu, raw = heads.chunk(2, -2)
+    log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    spread = log_std.exp() * noise
+    action = torch.tanh(mu + spread)
+    flat = 1 - action.square()
+    density = noise.square() / -2 - log_std - torch.log(flat + EPSILON)
+    log_prob = density.sum(-2) - math.log(2 * math.pi) / 2 * action.shape[-2]
+    return Squashed(action, log_prob, spread, flat, raw == log_std)
+
+
+def squashed_slope(chosen: Squashed, by_action: Tensor, weight: Tensor) -> Tensor:
+    """The derivative of weight log pi(a) + v(a) by the heads (l, 2 a, C), from dv/da (l, a, C); weight is (l, 1)."""
+    action, _, spread, flat, inside = (part[..., : by_action.shape[-1]] for part in chosen)
+    weight = weight[..., None]
+    by_mu = (by_action + weight * 2 * action / (flat + EPSILON)) * flat
+    by_log_std = (by_mu * spread - weight) * inside  # none where it was clamped
+    return torch.cat([by_mu, by_log_std], -2)

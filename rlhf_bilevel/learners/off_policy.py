@@ -1,0 +1,373 @@
+"""Learners on Stable-Baselines3: its networks and its algorithms, on our store and our reward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.save_util import save_to_pkl
+from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.types import Improve, RewardFn, RowReward, Steps
+from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
+
+BUFFER = 1_000_000  # transitions, SB3's default: what a saved model has room for where SB3 trains it on
+CHUNK = 4096  # rows that are rewarded at once
+INSIDE = 1 - 1e-4
+"""Largest action whose log-probability is taken: at 1, which rounding can reach, a squashed Gaussian has none."""
+
+
+def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
+    """Keyword arguments of ``algorithm`` for ``config``: what a plain SB3 run needs to do the same."""
+    chosen: dict[str, Any] = {
+        "policy": "MlpPolicy",
+        "learning_rate": config.learning_rate,
+        "learning_starts": config.learning_starts,
+        "batch_size": config.batch,
+        "gamma": config.gamma,
+        "tau": config.tau,
+        "train_freq": config.update_every,
+        "gradient_steps": config.updates,
+        "seed": config.seed,
+        "device": device,
+        # Fused Adam is the same rule in one call; a third of an update at small sizes is the loop over tensors
+        "policy_kwargs": {"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
+    }
+    if issubclass(algorithm, SAC):
+        chosen["ent_coef"] = f"auto_{config.initial_alpha}"
+        if config.critic_layer_norm:
+            chosen["policy"] = NormedPolicy
+    return chosen
+
+
+class NormedCritic(ContinuousCritic):
+    """SB3's critics with a layer normalisation before each activation, which bounds what they extrapolate."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inputs = kwargs["features_dim"] + get_action_dim(self.action_space)
+        shape = kwargs["net_arch"], kwargs["activation_fn"]
+        for number in range(self.n_critics):
+            network = nn.Sequential(*create_mlp(inputs, 1, *shape, post_linear_modules=[nn.LayerNorm]))
+            self.q_networks[number] = network
+            self.add_module(f"qf{number}", network)
+
+
+class NormedPolicy(SACPolicy):
+    def make_critic(self, features_extractor: Any = None) -> NormedCritic:
+        arguments = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return NormedCritic(**arguments).to(self.device)
+
+
+class ViewAsBuffer:
+    """What SB3's ``train`` asks of a replay buffer."""
+
+    def __init__(self, view: RelabelledView, device: torch.device) -> None:
+        self._view, self._device = view, device
+
+    def size(self) -> int:
+        return self._view.store.size
+
+    def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
+        rows, reward = self._view.sample(batch_size)
+        store = self._view.store
+        columns = (
+            store.obs[rows],
+            store.act[rows],
+            store.next_obs[rows],
+            store.terminated[rows, None],
+            reward[:, None],
+        )
+        return ReplayBufferSamples(*(column.to(self._device) for column in columns))
+
+
+class SB3Learner:
+    """Any off-policy algorithm of SB3 with a Box action space, driven one environment step at a time.
+
+    ``number`` sets learners of one run apart; learner 0 draws what plain SB3 with the same seed would draw.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        config: Config,
+        store: ReplayBuffer,
+        number: int = 0,
+        algorithm: type[OffPolicyAlgorithm] = SAC,
+        device: str = "cpu",
+        **overrides: Any,
+    ) -> None:
+        seed = config.seed + number * 100_003
+        arguments = settings(config, algorithm, device) | {"seed": seed} | overrides | {"buffer_size": 1}
+        model: Any = algorithm(env=env, **arguments)
+        self.model = model
+        model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model: here the store is the buffer
+        model.save = partial(_save, model)
+        model.save_replay_buffer = self._save_buffer
+        model.action_space = copy.deepcopy(model.action_space)  # which environments may share, and its random stream
+        # A stream of its own, from where SB3's seed has put torch's: beside other learners it draws as it would alone
+        self._rng = torch.Generator()
+        self._rng.set_state(torch.get_rng_state())
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+        self._metrics = Logger(folder=None, output_formats=[])  # read below: SB3's train returns nothing
+        self._view = RelabelledView(store, seed, (config.newest_share, config.newest_rows))
+        self.model.replay_buffer = ViewAsBuffer(self._view, self.model.device)
+        self._config = config
+        self._plain = stackable(model) and model.action_noise is None and model.device.type == "cpu"
+
+    def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        model, start = self.model, self._config.learning_starts
+        if self._plain and step >= start:  # the same draws as SB3's ``predict``, which is slow
+            with torch.no_grad():
+                mean, log_std, _ = model.actor.get_action_dist_params(torch.as_tensor(obs[None]))
+                noise = torch.randn(mean.shape, generator=self._rng)
+                scaled = torch.tanh(mean + log_std.exp() * noise).numpy()
+            return model.policy.unscale_action(scaled)[0], scaled[0]
+        model.num_timesteps, model._last_obs = step, obs[None]
+        with drawing_from(self._rng):
+            action, scaled = model._sample_action(start, model.action_noise)
+        return action[0], scaled[0]
+
+    def improve(self, updates: int, step: int) -> dict[str, float]:
+        self.model._update_current_progress_remaining(step, self._config.steps)
+        with drawing_from(self._rng), logging_to(self._metrics, self.model):
+            self.model.train(updates, self._config.batch)
+        values = dict(self._metrics.name_to_value)
+        for key, value in values.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
+        return values
+
+    def see(self, signal: RowReward, keep: bool = True) -> None:
+        self._view.see(signal, keep)
+
+    def reset_critic(self) -> None:
+        critic = self.model.critic
+        with drawing_from(self._rng):
+            for module in critic.modules():
+                if isinstance(module, nn.Linear | nn.LayerNorm):
+                    module.reset_parameters()
+        for moments in critic.optimizer.state.values():
+            for moment in moments.values():
+                moment.zero_()
+        self.model.critic_target.load_state_dict(critic.state_dict())
+
+    def state(self) -> Tree:
+        modules, variables = self.model._get_torch_save_params()
+        noise = self.model.action_noise
+        return {
+            "modules": {name: _state(attrgetter(name)(self.model)) for name in modules},
+            "variables": {name: getattr(self.model, name) for name in variables},
+            "updates": self.model._n_updates,
+            "actions": self.model.action_space.np_random.bit_generator.state,
+            "noise": torch.from_numpy(noise.noise_prev) if isinstance(noise, OrnsteinUhlenbeckActionNoise) else None,
+            "rng": self._rng.get_state(),
+            "view": self._view.state(),
+        }
+
+    def load(self, state: Tree) -> None:
+        for name, saved in state["modules"].items():
+            part = attrgetter(name)(self.model)
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, saved)
+            else:
+                part.load_state_dict(saved)
+        for name, saved in state["variables"].items():
+            getattr(self.model, name).data.copy_(saved)  # in place: an optimizer holds it
+        self.model._n_updates = state["updates"]
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+        if state["noise"] is not None:
+            self.model.action_noise.noise_prev = state["noise"].numpy()
+        self._rng.set_state(state["rng"])
+        self._view.load(state["view"])
+
+    def follow(self, other: SB3Learner) -> None:
+        theirs = copy.deepcopy(other.state())
+        mine = self.state()
+        view = mine["view"] | {"rng": theirs["view"]["rng"]}
+        self.load(theirs | {"view": view, "actions": mine["actions"]})
+
+    def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
+        """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
+
+        The performance-difference lemma: over states ``obs`` (N, o) that ``other`` visits, the mean of
+        V(s) - E_{a ~ other}[Q(s, a) - alpha log other(a|s)], over 1 - gamma. Never negative if this learner is optimal.
+        """
+        states = obs.to(self.model.device)
+        with torch.no_grad(), torch.random.fork_rng():  # a metric must not move the run
+            critic = self.model.critic
+            gap = self._soft_value(states, self.model.actor, critic)
+            gap -= self._soft_value(states, other.model.actor, critic)
+        return gap.mean().item() / (1 - self._config.gamma)
+
+    def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        flat_obs, flat_act = (part.flatten(0, -2).to(self.model.device) for part in (obs, act))
+        with torch.no_grad():
+            return torch.stack(self.model.critic(flat_obs, flat_act)).amin(0).reshape(obs.shape[:-1]).cpu()
+
+    def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
+        model, store = self.model, self._view.store
+        columns = (store.obs, store.act, store.next_obs, store.terminated)
+        obs, act, next_obs, terminated = (column[rows].to(model.device) for column in columns)
+        with torch.no_grad(), drawing_from(self._rng):
+            later = (1 - terminated) * model.gamma * self._soft_value(next_obs, model.actor, model.critic_target)
+        now = {name: weight.detach().requires_grad_() for name, weight in model.critic.named_parameters()}
+
+        def critics(weights: dict[str, Tensor], *pair: Tensor) -> Tensor:
+            return torch.stack(functional_call(model.critic, weights, pair)).squeeze(-1)
+
+        error = critics(now, obs, act) - (reward.to(model.device) + later)  # (Q, N)
+        slopes = torch.autograd.grad(error.square().mean(-1).sum(), list(now.values()), create_graph=True)
+        rate = self._config.learning_rate
+        after = {name: now[name].detach() - rate * slope for name, slope in zip(now, slopes, strict=True)}
+        return lambda obs, act: critics(after, obs.to(model.device), act.to(model.device)).to(reward.device)
+
+    def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
+        actor = self.model.actor
+        if not isinstance(self.model, SAC):
+            raise UserError(
+                f"{type(self.model).__name__} has no action probabilities, which this method needs: SAC has"
+            )
+
+        def log_prob(obs: Tensor, act: Tensor) -> Tensor:
+            mean, log_std, _ = actor.get_action_dist_params(obs.to(self.model.device))
+            inside = act.to(self.model.device).clamp(-INSIDE, INSIDE)
+            return actor.action_dist.proba_distribution(mean, log_std).log_prob(inside)
+
+        weights = list(actor.parameters())
+        direction = torch.autograd.grad(weight.to(self.model.device) @ log_prob(*others), weights)
+        # d/du of the scores summed with weights u, which is linear in u: a derivative along ``direction`` for each step
+        u = torch.ones(len(steps[0]), device=self.model.device, requires_grad=True)
+        scores = torch.autograd.grad(u @ log_prob(*steps), weights, create_graph=True)
+        return torch.autograd.grad(scores, u, direction)[0].cpu()
+
+    def replay_buffer(self) -> SB3ReplayBuffer:
+        """A buffer of SB3's with all that is stored, with rewards as this learner sees them now."""
+        model, store, size = self.model, self._view.store, self._view.store.size
+        spaces = model.observation_space, model.action_space
+        buffer = SB3ReplayBuffer(len(store.truth), *spaces, model.device)
+        columns = {"observations": store.obs, "next_observations": store.next_obs, "actions": store.act}
+        for name, column in columns.items():
+            getattr(buffer, name)[:size, 0] = column[:size]
+        for rows in torch.arange(size).split(CHUNK):
+            buffer.rewards[rows, 0] = self._view.reward(rows)
+        terminated = store.terminated[:size].numpy()
+        starts = store.index()["starts"].numpy()
+        buffer.dones[:size, 0] = terminated
+        buffer.dones[starts[starts > 0] - 1, 0] = 1
+        buffer.timeouts[:size] = buffer.dones[:size] * (terminated == 0)[:, None]
+        buffer.pos, buffer.full = size % buffer.buffer_size, size == buffer.buffer_size
+        return buffer
+
+    def _save_buffer(self, path: Any) -> None:
+        save_to_pkl(path, self.replay_buffer(), self.model.verbose)
+
+    def temperature(self) -> float:
+        return self._alpha().item()
+
+    def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
+        if not isinstance(self.model, SAC):  # no entropy term
+            return torch.stack(critic(states, actor(states))).amin(0).squeeze(-1)
+        act, log_prob = actor.action_log_prob(states)
+        return torch.stack(critic(states, act)).amin(0).squeeze(-1) - self._alpha() * log_prob
+
+    def _alpha(self) -> Tensor:
+        model = self.model
+        return model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
+
+
+def together(learners: Sequence[Any]) -> Improve:
+    """These learners improved as one, where that is SB3's own update but for rounding; else one after another."""
+    stack = stacked(learners)
+    return stack.improve if stack else lambda updates, step: [each.improve(updates, step) for each in learners]
+
+
+def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
+    models = [learner.model for learner in learners]
+    if not all(map(stackable, models)):
+        return None
+    views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
+    return BatchedSAC(models, views, rngs, learners[0]._config.batch)
+
+
+@contextmanager
+def on_its_own(model: Any) -> Iterator[None]:
+    """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner. And
+    Adam is as SB3 has it: fused or not is a matter of speed."""
+    modules, variables = model._get_torch_save_params()
+    tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
+    parts = [attrgetter(name)(model) for name in modules]
+    optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if "fused" in group]
+    for optimizer in optimizers:
+        tensors += [moment for moments in optimizer.state.values() for moment in moments.values()]
+    held, fused, chosen = [tensor.data for tensor in tensors], [group["fused"] for group in groups], model.policy_kwargs
+    for tensor in tensors:
+        tensor.data = tensor.data.clone()
+    for group in groups:
+        group["fused"] = None
+    optimizer_kwargs = {key: value for key, value in chosen.get("optimizer_kwargs", {}).items() if key != "fused"}
+    model.policy_kwargs = {key: value for key, value in chosen.items() if key != "optimizer_kwargs"}
+    model.policy_kwargs |= {"optimizer_kwargs": optimizer_kwargs} if optimizer_kwargs else {}
+    try:
+        yield
+    finally:
+        model.policy_kwargs = chosen
+        for group, value in zip(groups, fused, strict=True):
+            group["fused"] = value
+        for tensor, data in zip(tensors, held, strict=True):
+            tensor.data = data
+
+
+def _save(model: Any, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+    """SB3's ``save``, of a file that SB3 goes on from as from its own."""
+    with on_its_own(model):
+        type(model).save(model, path, {*(exclude or ()), "_last_obs", "save", "save_replay_buffer"}, include)
+
+
+@contextmanager
+def logging_to(logger: Logger, model: Any) -> Iterator[None]:
+    """SB3's ``train`` tells its metrics to the model's logger: here it is ``logger``."""
+    outer, model._logger = model._logger, logger
+    try:
+        yield
+    finally:
+        model._logger = outer
+
+
+@contextmanager
+def drawing_from(rng: torch.Generator) -> Iterator[None]:
+    """SB3 draws from torch's global generator: here it is ``rng``."""
+    outer = torch.get_rng_state()
+    torch.set_rng_state(rng.get_state())
+    try:
+        yield
+    finally:
+        rng.set_state(torch.get_rng_state())
+        torch.set_rng_state(outer)
+
+
+def _state(part: Any) -> Tree:
+    return optimizer_state(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()

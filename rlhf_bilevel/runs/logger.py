@@ -1,0 +1,218 @@
+"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV; each step once, also after a resume."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stable_baselines3.common.logger import (
+    Figure,
+    FormatUnsupportedError,
+    HParam,
+    HumanOutputFormat,
+    Image,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    Video,
+    filter_excluded_keys,
+)
+
+from rlhf_bilevel.data.run_folder import EVALUATIONS, PROGRESS, STEP, RunFolder
+from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.evaluation.rollout import Evaluation
+from rlhf_bilevel.runs.process import held
+from rlhf_bilevel.utils.files import append, reading, sync, truncate, write, written
+
+LONGEST = 2**17  # bytes of a line
+COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
+
+
+class Log:
+    """Collects metrics and writes the newest of each once an episode. Keys follow SB3; the second learner's are under
+    ``train_1/``. ``folder=None`` writes no file.
+
+    It goes on after ``step``, where the ``marks`` of a log before it were those: what its files hold beyond is cut off.
+    CorruptFileError, and nothing cut, where they hold less or something else.
+    """
+
+    def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
+        writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
+        self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
+        if self._folder:
+            logs = self._folder.progress, self._folder.evaluations
+            progress, self._evaluations = (Rows(path, marks.get(path.name)) for path in logs)
+            sizes = marks.get("events", {})
+            for path in self._folder.events():
+                if path.name in sizes:
+                    truncate(path, min(int(sizes[path.name]), path.stat().st_size))
+                else:
+                    path.unlink()
+            for rows in (progress, self._evaluations):
+                rows.cut()
+            with written(self._folder.path):
+                self._tensorboard = TensorBoardOutputFormat(str(folder))
+            self._rows = progress
+            writers += [Progress(progress), self._tensorboard]
+        self.logger = StepLogger(writers, step)
+        self._started, self._resumed = time.monotonic(), step
+
+    def marks(self) -> dict[str, Any]:
+        """Puts everything on the disk; what a log that goes on from here is given."""
+        if self._folder is None or self._tensorboard is None:
+            return {}
+        with held(), written(self._folder.path):
+            self._tensorboard.writer.flush()
+        events = self._folder.events()
+        for path in [*events, self._folder.progress, self._folder.evaluations]:
+            if path.exists():
+                sync(path)
+        sizes = {path.name: path.stat().st_size for path in events}
+        return {"events": sizes, PROGRESS: self._rows.mark(), EVALUATIONS: self._evaluations.mark()}
+
+    def record(self, row: Mapping[str, float], step: int) -> None:
+        self.logger.step = step
+        for key, value in row.items():
+            self.logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
+        if _told(row):
+            self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """To be called after ``record`` of the same ``row``, and after what callbacks record of that step."""
+        if _told(row):
+            self.flush()
+
+    def evaluation(self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool) -> None:
+        """One row an episode: return, and success as 0, 1 or empty where the environment knows none."""
+        if self._folder is None:
+            return
+        successes = [""] * len(result.returns) if result.successes is None else [int(s) for s in result.successes]
+        rows: list[Mapping[str, object]] = []
+        for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
+            cells = (step, labels, learner, int(is_agent), episode, round(float(value), 4), success)
+            rows.append(dict(zip(COLUMNS, cells, strict=True)))
+        with held():
+            self._evaluations.add(rows)
+
+    def flush(self) -> None:
+        """What has been recorded since the last row makes one more."""
+        if self.logger.name_to_value:
+            self.logger.dump()
+
+    def close(self) -> None:
+        with held():
+            self.logger.close()
+
+
+def _told(row: Mapping[str, float]) -> bool:
+    return "rollout/true_return" in row or "eval/true_return" in row
+
+
+class StepLogger(Logger):
+    """SB3's logger, as the run and its callbacks use it: every row tells its ``step``, and is written whole."""
+
+    def __init__(self, writers: list[KVWriter], step: int) -> None:
+        super().__init__(folder=None, output_formats=writers)
+        self.step = step
+
+    def dump(self, step: int = 0) -> None:
+        with held():
+            super().dump(step or self.step)
+
+
+class Progress(KVWriter):
+    """SB3's way to a CSV with a row a dump."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        key_values = {**filter_excluded_keys(key_values, key_excluded, "csv"), STEP: step}
+        for value in key_values.values():
+            if isinstance(value, (Video, Figure, Image, HParam)):
+                raise FormatUnsupportedError(["csv"], type(value).__name__.lower())
+        self._rows.add([dict(sorted(key_values.items()))])
+
+    def close(self) -> None:
+        pass
+
+
+class Rows:
+    """A CSV that grows at its end, and has a column for each key that has ever been given.
+
+    ``mark`` tells how many rows there are and a hash of what they hold, whatever columns have come later. It goes on
+    from such a mark, from the beginning without one: CorruptFileError where the file is not what was marked.
+    """
+
+    def __init__(self, path: Path, mark: Mapping[str, Any] | None = None) -> None:
+        self._path, self._columns = path, list[str]()
+        self._count, self._sum = 0, hashlib.sha256()
+        self._end = 0  # bytes of the rows that stay
+        expected = int(mark["rows"]) if mark else 0
+        if expected:
+            with reading(path, math.inf) as file:
+                lines = _parsed(file, path)
+                self._columns = next(lines, ([], 0))[0]
+                for cells, self._end in islice(lines, expected):
+                    self._note(dict(zip(self._columns, cells, strict=False)))
+            if mark != self.mark():
+                raise CorruptFileError(
+                    f"{path} is damaged: its first {expected} rows are not those that the checkpoint knew; put it "
+                    "back, or remove the folder of checkpoints: resume then begins anew and comes to the same end"
+                )
+
+    def cut(self) -> None:
+        """Drops the rows that were not marked."""
+        if not self._count:
+            self._path.unlink(missing_ok=True)
+        elif self._end < self._path.stat().st_size:
+            truncate(self._path, self._end)
+
+    def mark(self) -> dict[str, Any]:
+        return {"rows": self._count, "sha256": self._sum.hexdigest()}
+
+    def add(self, rows: Sequence[Mapping[str, object]]) -> None:
+        texts = [{key: str(value) for key, value in row.items()} for row in rows]
+        if new := [key for key in dict.fromkeys(key for row in texts for key in row) if key not in self._columns]:
+            self._widen(new)
+        append(self._path, _lines([[row.get(key, "") for key in self._columns] for row in texts]))
+        for row in texts:
+            self._note(row)
+
+    def _widen(self, new: Sequence[str]) -> None:
+        rows: list[list[str]] = []
+        if self._path.exists():
+            with reading(self._path, math.inf) as file:
+                rows = [cells for cells, _ in islice(_parsed(file, self._path), 1, None)]
+        self._columns += new
+        write(self._path, _lines([self._columns, *(cells + [""] * len(new) for cells in rows)]))
+
+    def _note(self, row: Mapping[str, str]) -> None:
+        self._count += 1
+        self._sum.update(json.dumps(sorted((key, value) for key, value in row.items() if value)).encode() + b"\n")
+
+
+def _parsed(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
+    """The cells of each whole line, and where it ends; a line that a fault cut short is none."""
+    end = 0
+    while (line := file.readline(LONGEST)).endswith(b"\n"):
+        end += len(line)
+        try:
+            yield next(csv.reader([line.decode()])), end
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise CorruptFileError(f"{path} is damaged: {error}") from None
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

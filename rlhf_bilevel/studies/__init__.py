@@ -1,0 +1,1 @@
+"""Many runs: sweeps, searches of settings, and what they came to."""

@@ -1,0 +1,120 @@
+"""How far the runs of a sweep are, and how long they still take, read from what they write for themselves.
+
+On a terminal a table that is renewed in place; elsewhere, as in a log file, a line a minute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.studies.scheduler import State
+
+EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
+ROOM = 8  # lines of a terminal that are not the table's rows
+
+
+class Pace:
+    """Steps a second over the last changes that were seen: a run tells its step after each episode."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque(maxlen=10)
+
+    def see(self, now: float, step: int) -> None:
+        if self._seen and step < self._seen[-1][1]:  # it was cut off, and goes on from a checkpoint
+            self._seen.clear()
+        if not self._seen or step > self._seen[-1][1]:
+            self._seen.append((now, step))
+
+    @property
+    def step(self) -> int:
+        return self._seen[-1][1] if self._seen else 0
+
+    @property
+    def speed(self) -> float:
+        """0 as long as it is not known."""
+        if len(self._seen) < 2:
+            return 0.0
+        (before, first), (now, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (now - before)
+
+
+class Line:
+    """Some runs together: how many are in which state, their steps, steps a second and seconds left, if known."""
+
+    def __init__(self, runs: Sequence[RunSpec], states: Mapping[RunSpec, State], paces: Mapping[RunSpec, Pace]) -> None:
+        counts = Counter(states[run] for run in runs)
+        self.states = ", ".join(f"{counts[s]} {s}" for s in ("running", "queued", "ended", "failed") if counts[s])
+        self.steps = sum(run.steps for run in runs)
+        self.done = sum(run.steps if states[run] == "ended" else paces[run].step for run in runs)
+        running = [(run, paces[run]) for run in runs if states[run] == "running"]
+        left = sum(run.steps - paces[run].step for run in runs if states[run] in ("running", "queued"))
+        self.speed = sum(pace.speed for _, pace in running)
+        slowest = max(((run.steps - pace.step) / pace.speed for run, pace in running if pace.speed), default=0.0)
+        self.seconds = max(slowest, left / self.speed) if self.speed else None if left else 0.0
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        left = "?" if self.seconds is None else str(timedelta(seconds=round(self.seconds)))
+        return self.states, f"{self.done:,} / {self.steps:,}", f"{self.speed:.1f}" if self.speed else "", left
+
+
+class ProgressBoard:
+    """``with Board(runs) as board``, and ``board.see(states)`` as often as one likes."""
+
+    def __init__(
+        self, runs: Sequence[RunSpec], console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._runs, self._console, self._clock = runs, console or Console(), clock
+        self._paces = {run: Pace() for run in runs}
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._states: Mapping[RunSpec, State] = dict.fromkeys(runs, "queued")
+        self._next, self._next_line = clock() + EVERY, clock() + LINE_EVERY
+
+    def __enter__(self) -> ProgressBoard:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._live:
+            self._live.update(self.table(self._states))  # as it is at the end
+            self._live.stop()
+
+    def see(self, states: Mapping[RunSpec, State]) -> None:
+        now, self._states = self._clock(), states
+        if now < self._next:
+            return
+        self._next = now + EVERY
+        for run in self._runs:
+            if states[run] == "running":
+                self._paces[run].see(now, run.folder.last_step())
+        if self._live:
+            self._live.update(self.table(states), refresh=True)
+        elif now >= self._next_line:
+            self._next_line = now + LINE_EVERY
+            counts, steps, speed, left = Line(self._runs, states, self._paces).cells
+            self._console.print(f"{counts}; {steps} steps; {speed or '?'} steps/s; {left} left", soft_wrap=True)
+
+    def table(self, states: Mapping[RunSpec, State]) -> Table:
+        """A row a run, or a row a method and environment where the runs are more than the lines of the terminal."""
+        groups: dict[str, list[RunSpec]] = {}
+        many = len(self._runs) > self._console.height - ROOM
+        for run in self._runs:
+            groups.setdefault(f"{run.method} {run.env}" if many else run.folder.path.name, []).append(run)
+        table = Table("runs" if many else "run", "state", "steps", "steps/s", "time left", show_footer=True)
+        for column, cell in zip(table.columns, ("all", *Line(self._runs, states, self._paces).cells), strict=True):
+            column.footer = cell
+        for name, group in groups.items():
+            counts, *rest = Line(group, states, self._paces).cells
+            table.add_row(name, counts if many else states[group[0]], *rest)
+        for column in table.columns[2:]:
+            column.justify = "right"
+        return table

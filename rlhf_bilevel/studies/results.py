@@ -1,0 +1,84 @@
+"""What the runs of a folder came to: one tidy table, a row an evaluation of a learner, as CSV and as Parquet.
+
+The rows are ``points.Point``s of the runs that have ended; ``points.read_table`` reads the CSV. Both are written anew
+each time, whole and atomically, so that a reader meets what there was or what there is now.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.compare import LAST, ended_with, ending, measured, spread
+from rlhf_bilevel.evaluation.records import EvaluationRecord, points, to_csv
+from rlhf_bilevel.evaluation.statistics import iqm
+from rlhf_bilevel.utils.files import lock, write
+
+CSV, PARQUET = "results.csv", "results.parquet"
+SCHEMA = pyarrow.schema(
+    [
+        pyarrow.field("method", pyarrow.string(), nullable=False),
+        pyarrow.field("env", pyarrow.string(), nullable=False),
+        pyarrow.field("seed", pyarrow.int64(), nullable=False),
+        pyarrow.field("step", pyarrow.int64(), nullable=False),
+        pyarrow.field("labels", pyarrow.int64(), nullable=False),
+        pyarrow.field("learner", pyarrow.int64(), nullable=False),
+        pyarrow.field("is_agent", pyarrow.bool_(), nullable=False),
+        pyarrow.field("true_return", pyarrow.float64(), nullable=False),
+        pyarrow.field("success", pyarrow.float64()),  # null where the environment knows no success
+        pyarrow.field("episodes", pyarrow.int64(), nullable=False),
+        pyarrow.field("commit", pyarrow.string(), nullable=False),
+    ]
+)
+
+
+def collect(folder: Path) -> list[EvaluationRecord]:
+    """Writes the tables of all runs in ``folder`` that have ended, also of earlier sweeps; their rows.
+
+    A run that cannot be read is left out and told: the tables hold the others.
+    """
+    with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
+        rows: list[EvaluationRecord] = []
+        for out in sorted(folder.iterdir()):
+            if not RunFolder(out).ended:
+                continue
+            try:
+                rows += points(out)
+            except (UserError, OSError) as error:
+                warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
+        write(folder / CSV, to_csv(rows))
+        sink = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist([row._asdict() for row in rows], SCHEMA), sink)
+        write(folder / PARQUET, sink.getvalue().to_pybytes())
+    return rows
+
+
+def table(rows: Sequence[EvaluationRecord]) -> str:
+    """What runs count with, as in ``compare``: a line a method and environment, and what the numbers are."""
+    agents = [row for row in rows if row.is_agent]
+    if not agents:
+        return "No run has ended."
+    lines, ends = (
+        [f"{'method':10} {'environment':32} {'measure':11} {'IQM':>10} {'least':>10} {'most':>10} {'seeds':>6}"],
+        [],
+    )
+    for method, env in dict.fromkeys((row.method, row.env) for row in agents):
+        measure = measured([row for row in agents if row.env == env])
+        runs: dict[int, list[EvaluationRecord]] = {}
+        for row in agents:
+            if (row.method, row.env) == (method, env):
+                runs.setdefault(row.seed, []).append(row)
+        values = np.array([ending([getattr(row, measure) for row in run]) for run in runs.values()])
+        form = "10.2f" if measure == "success" else "10.1f"
+        shown = " ".join(format(float(value), form) for value in (iqm(values[None]), values.min(), values.max()))
+        lines.append(f"{method:10} {env:32} {measure:11} {shown} {len(values):6}")
+        ends += [(len(run), sum(row.episodes for row in run[-LAST:])) for run in runs.values()]
+    fewest, episodes = min(count for count, _ in ends), spread([count for _, count in ends])
+    return "\n".join([*lines, f"A run counts with one number: {ended_with(fewest, episodes)}, of its agent."])

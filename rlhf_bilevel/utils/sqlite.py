@@ -1,0 +1,109 @@
+"""SQLite files that may be a stranger's: of known tables alone, and read without a trace in their folder.
+
+A view in the place of a table runs a query of the stranger's, which need not end; a check or an index, a function. A
+journal may name another one, anywhere, which SQLite then removes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from io import SEEK_END
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rlhf_bilevel.errors import CorruptFileError, UserError, WriteError
+from rlhf_bilevel.utils.files import plain, reading, written
+
+DISK = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
+}  # fmt: skip
+"""Codes of what is no fault of a file's content."""
+BESIDE = "-wal", "-shm", "-journal"  # ends of the names of the files that SQLite keeps beside one
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that does
+STEPS = 10**6  # of SQLite's machine, in which every list of tables is read
+TRIES = 20
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """SQLite's errors as CorruptFileError, or as WriteError where the disk is at fault; they name the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK:
+            raise WriteError(f"{path} cannot be used: {error}") from error
+        raise CorruptFileError(f"{path} is damaged: {error}") from None
+
+
+def safe(path: Path) -> None:
+    """UserError where SQLite would follow a link, wait for a pipe, or remove another file."""
+    for file in (path, *(path.with_name(path.name + end) for end in BESIDE)):
+        plain(file)
+    journal = path.with_name(path.name + "-journal")
+    if journal.exists():
+        with reading(journal, math.inf) as data:
+            data.seek(max(0, data.seek(0, SEEK_END) - len(NAMES_ANOTHER)))
+            if data.read() == NAMES_ANOTHER:
+                raise UserError(f"{journal} names a journal of another database: it is neither read nor written")
+
+
+def tables(connection: sqlite3.Connection) -> dict[str, str]:
+    """What a database is made of: how each table, index, view and trigger was made, without spaces and quotes."""
+    connection.set_progress_handler(lambda: 1, STEPS)
+    try:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    finally:
+        connection.set_progress_handler(None, 0)
+    return {
+        str(name): re.sub(r"[\s\"'`\[\]]|IF NOT EXISTS", "", str(sql or "")).lower()
+        for name, sql in rows
+        if sql or not str(name).startswith("sqlite_autoindex_")
+    }
+
+
+def check(connection: sqlite3.Connection, path: Path, known: Mapping[str, Collection[str]]) -> None:
+    """CorruptFileError unless the file is sound and holds only ``known`` tables and indexes (see ``tables``)."""
+    size = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
+    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # a value that is longer goes round
+    with named(path):
+        for name, made in tables(connection).items():
+            if made not in known.get(name, ()):
+                raise CorruptFileError(
+                    f"{path} is damaged: {name[:50]!r} in it is none of its tables, or of another form"
+                )
+        fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if fault != "ok":
+        raise CorruptFileError(f"{path} is damaged: {fault}")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+
+
+@contextmanager
+def copied(path: Path) -> Iterator[Path]:
+    """A copy, also of one that is being written to, for as long as this is open: SQLite writes even where it reads."""
+    safe(path)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        for _ in range(TRIES):
+            before = _state(path)
+            for end in ("", "-wal", "-journal"):
+                target = copy.with_name(copy.name + end)
+                target.unlink(missing_ok=True)
+                if (source := path.with_name(path.name + end)).exists():
+                    with written(target), reading(source, math.inf) as file, target.open("xb") as to:
+                        shutil.copyfileobj(file, to)
+            if _state(path) == before:
+                yield copy
+                return
+        raise UserError(f"{path} is being written to all the time: try again later")
+
+
+def _state(path: Path) -> list[tuple[int, int, int] | None]:
+    files = [path.with_name(path.name + end) for end in ("", "-wal", "-journal")]
+    found = [file.stat() if file.exists() else None for file in files]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) if one else None for one in found]

@@ -1,0 +1,430 @@
+"""Methods are compared at equal steps, on one scale, and what cannot be compared is refused in one line."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import yaml
+
+from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.compare import (
+    bounds,
+    budgets,
+    compared,
+    efficiency,
+    ending,
+    grouped,
+    overall,
+    scores,
+    table,
+)
+from rlhf_bilevel.evaluation.records import EvaluationRecord, write_table
+from rlhf_bilevel.evaluation.statistics import improvement, iqm
+from rlhf_bilevel.runs.report import tell
+from rlhf_bilevel.studies import results
+
+WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
+
+
+def runs(
+    method: str,
+    env: str = WALKER,
+    value: Callable[[int, int], float] = lambda seed, step: step + seed,
+    seeds: int = 3,
+    steps: tuple[int, ...] = (100, 200, 300, 400),
+    labels: int = 20,
+    success: bool = False,
+) -> list[EvaluationRecord]:
+    """Evaluations of an agent and, worth nothing, of the run's other learner."""
+    return [
+        EvaluationRecord(
+            method, env, seed, step, labels, learner, learner == 0, reached, reached if success else None, 5, ""
+        )
+        for seed in range(seeds)
+        for step in steps
+        for learner, reached in enumerate((value(seed, step), -1e6))
+    ]
+
+
+def test_a_run_counts_with_its_agents_last_three_evaluations() -> None:
+    (task,) = grouped(runs("pebble"), together=True)
+    np.testing.assert_array_equal(task.ends()["pebble"], [300, 301, 302])
+
+
+def test_runs_are_compared_at_steps_that_all_share_and_unequal_steps_are_told() -> None:
+    rows = runs("pebble", steps=(100, 200, 300, 400)) + runs("surf", steps=(150, 200, 300))
+    (task,) = grouped(rows, together=True)
+    np.testing.assert_array_equal(task.steps, [200, 300])
+    np.testing.assert_array_equal(task.ends()["pebble"], task.ends()["surf"])
+    (told,) = budgets([task])
+    assert told == f"budgets differ on {WALKER}: runs end at step: pebble 400, surf 300; compared at 300"
+    assert grouped(rows, together=False)[0].groups["pebble"].steps.tolist() == [100, 200, 300, 400]
+
+
+def test_unequal_labels_are_told_but_not_of_a_method_without_any() -> None:
+    assert not budgets(grouped(runs("pebble") + runs("sac", labels=0), together=True))
+    (told,) = budgets(grouped(runs("pebble") + runs("surf", labels=50), together=True))
+    assert "labels at step 400: pebble 20, surf 50" in told
+    uneven = runs("pebble", seeds=2) + [row._replace(seed=2, labels=10) for row in runs("pebble", seeds=1)]
+    assert "pebble 10 to 20" in budgets(grouped(uneven, together=True))[0]
+
+
+def test_scores_are_success_or_shares_of_sac_or_of_what_can_be_had() -> None:
+    found = scores(grouped(runs("pebble"), together=True))
+    np.testing.assert_allclose(found.values["pebble"], [[0.3, 0.301, 0.302]])
+    assert found.rule == "true return / 1000" and found.within == (0, 1)
+
+    found = scores(grouped(runs("pebble") + runs("sac", value=lambda *_: 600), together=True))
+    np.testing.assert_allclose(found.values["pebble"], [[0.5, 301 / 600, 302 / 600]])
+    assert "SAC" in found.rule and found.within == pytest.approx((0, 1000 / 600))
+
+    door = runs("pebble", DOOR, value=lambda seed, _: 0.1 * seed, success=True)
+    found = scores(grouped(door, together=True))
+    np.testing.assert_allclose(found.values["pebble"], [[0, 0.1, 0.2]])
+    assert found.rule == "success" and found.within == (0, 1)
+    assert bounds("dm_control/lqr-lqr_2_1-v0", "true_return") == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (runs("pebble", "Pendulum-v1"), "Pendulum-v1: nothing says .* add runs of sac and random"),
+        (runs("pebble", "Pendulum-v1") + runs("random", "Pendulum-v1"), "add runs of sac$"),
+        (
+            runs("pebble") + runs("sac", "Pendulum-v1", lambda *_: -150),
+            "SAC's true return is -150.* add runs of random",
+        ),
+        (
+            runs("sac", "Pendulum-v1", lambda *_: -1200) + runs("random", "Pendulum-v1", lambda *_: -1100),
+            "-1200, is not above that of random actions, -1100",
+        ),
+        ([], "there is no evaluation of an agent"),
+        ([row._replace(is_agent=False) for row in runs("pebble")], "there is no evaluation of an agent"),
+        (runs("pebble", value=lambda *_: math.nan), "pebble with seed 0 on .*: its true_return at step 100 is nan"),
+        (runs("pebble") + runs("pebble"), "pebble with seed 0 on dm_control/walker-walk-v0 was given twice"),
+        (runs("pebble") + runs("surf", steps=(7,)), "no step at which all runs were evaluated"),
+        (runs("pebble") + runs("pebble", DOOR, success=True, seeds=2), f"has 3 on {WALKER}, 2 on {DOOR}"),
+        (runs("pebble") + runs("surf", DOOR, success=True), f"has 3 on {WALKER}, 0 on {DOOR}"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(rows: list[EvaluationRecord], told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        scores(grouped(rows, together=True))
+    assert "\n" not in str(error.value)
+
+
+def test_efficiency_is_of_the_steps_that_all_environments_share() -> None:
+    rows = runs("pebble") + runs("pebble", DOOR, lambda seed, step: step / 1000, steps=(200, 400, 600), success=True)
+    steps, values = efficiency(grouped(rows, together=True))
+    assert steps.tolist() == [200, 400]
+    np.testing.assert_allclose(values["pebble"], [[[0.2, 0.201, 0.202], [0.2] * 3], [[0.4, 0.401, 0.402], [0.4] * 3]])
+    rows = runs("pebble") + runs("pebble", DOOR, steps=(77,), success=True)
+    with pytest.raises(UserError, match="no step"):
+        efficiency(grouped(rows, together=True))
+
+
+def test_the_table_says_iqm_and_improvement_over_the_baseline() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(400, 50, 6), rng.normal(350, 50, 5)
+    rows = runs("surf", value=lambda seed, _: ours[seed], seeds=6)
+    rows += runs("pebble", value=lambda seed, _: theirs[seed], seeds=5)
+    surf, pebble = compared(grouped(rows, together=True), "pebble")
+    assert surf[:6] == ("surf", WALKER, "true_return", 6, 20, 400) and pebble.seeds == 5
+    assert surf.iqm == pytest.approx(iqm(ours[None])) and surf.low < surf.iqm < surf.high  # type: ignore[operator]
+    assert surf.improvement == pytest.approx(improvement(ours[None], theirs[None]))
+    assert pebble.baseline is None and pebble.improvement is None
+    text = table([surf, pebble]).splitlines()
+    assert "P(better than pebble)" in text[0] and f"{surf.iqm:.0f} [{surf.low:.0f}, {surf.high:.0f}]" in text[1]
+
+
+def test_one_seed_is_said_and_gets_no_interval() -> None:
+    rows = compared(grouped(runs("surf", seeds=1) + runs("pebble"), together=True), "pebble")
+    assert rows[0].low is None and rows[0].high is None and rows[0].improvement_low is None
+    assert table(rows).splitlines()[1].count("(one seed, no interval)") == 2
+    assert "no interval" not in table(rows).splitlines()[2]
+
+
+def test_lines_over_all_environments_are_of_scores() -> None:
+    rows = runs("surf", value=lambda seed, _: 500 + seed) + runs("pebble", value=lambda seed, _: 400)
+    rows += [
+        row
+        for method, share in (("surf", 0.2), ("pebble", 0.4))
+        for row in runs(method, DOOR, lambda seed, _, share=share: share, success=True)
+    ]
+    surf, _ = overall(grouped(rows, together=True), "pebble")
+    assert surf.env == "all 2" and surf.measure == "score" and surf.improvement == 0.5  # won on one, lost on the other
+    assert surf.iqm == pytest.approx(iqm(np.array([[0.5, 0.501, 0.502], [0.2] * 3])))
+
+
+def test_the_command_prints_the_table_warns_and_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_table(runs("pebble") + runs("surf", labels=50), Path("a.csv"))
+    write_table(runs("pebble", "Pendulum-v1"), Path("b.csv"))
+    main(["compare", "a.csv", "b.csv"])
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
+    assert "mean of the last 3 evaluations, 15 episodes, of its agent" in lines[4]
+    # its runs have passed what is known
+    assert lines[5:] == ["Pendulum-v1: bounds not known: intervals may pass them."]
+    assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in captured.err
+    assert "warning: no lines over all environments: Pendulum-v1" in captured.err and captured.err.count("\n") == 2
+    main(["compare", "a.csv", "--baseline", "surf", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told[0]["baseline"] == "surf" and told[0]["improvement"] == 0.5 and told[1]["improvement"] is None
+    Path("c.csv").write_text("step,true_return\n1,2\n")
+    write_table([], Path("d.csv"))
+    for command, told in (
+        ("compare a.csv --baseline suft", "no runs of the baseline 'suft'; did you mean 'surf'?"),
+        ("compare c.csv", "c.csv is no table of evaluations: it has no column 'method'"),
+        ("compare none.csv", "none.csv: no such file"),
+        ("plot a.csv --kind improvement --baseline sac --out x.svg", "no runs of the baseline 'sac'"),
+        ("plot b.csv --kind profile --out x.svg", "Pendulum-v1: nothing says which true return is a good one"),
+        ("plot b.csv --kind improvement --out x.svg", "no runs but those of the baseline pebble"),
+        ("compare d.csv", "there is no evaluation of an agent"),
+        ("plot d.csv --out x.svg", "there is no evaluation of an agent"),
+        ("plot a.csv --kind profil --out x.svg", "unknown kind 'profil'; did you mean 'profile'?"),
+        ("plot a.csv --baseline surf --out x.svg", "only --kind improvement"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command.split())
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert not Path("x.svg").exists()
+
+
+PENDULUM = "Pendulum-v1"
+
+
+def written(out: Path, rows: list[EvaluationRecord], ended: bool = True, **settings: Any) -> Path:
+    """A run's folder as its end leaves it, with all that is read of it here. Each evaluation is one episode."""
+    first = rows[0]
+    out.mkdir(parents=True)
+    told = {"method": first.method, "env": first.env, "commit": "abc", "settings": {"seed": first.seed} | settings}
+    (out / "config.yaml").write_text(yaml.safe_dump(told))
+    lines = [f"{row.step},{row.labels},{row.learner},{int(row.is_agent)},0,{row.true_return}," for row in rows]
+    header = "step,labels,learner,is_agent,episode,true_return,success"
+    (out / "evaluations.csv").write_text("\n".join([header, *lines]) + "\n")
+    if ended:
+        (out / "SHA256SUMS").touch()
+    return out
+
+
+def one(method: str, seed: int = 0, **more: Any) -> list[EvaluationRecord]:
+    return [row._replace(seed=seed) for row in runs(method, seeds=1, **more)]
+
+
+def said(capsys: pytest.CaptureFixture, *command: object) -> tuple[list[str], list[str]]:
+    main([str(word) for word in command])
+    captured = capsys.readouterr()
+    return captured.out.splitlines(), captured.err.splitlines()
+
+
+def refused(capsys: pytest.CaptureFixture, *command: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in command])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.err.count("\n") == 1 and not captured.out
+    return str(captured.err)
+
+
+def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The last evaluation alone would put them the other way round."""
+    steady, lucky = (lambda *_: 500.0), (lambda _, step: 600.0 if step == 400 else 300.0)
+    rows = one("pebble", value=steady), one("surf", value=lucky)
+    write_table(one("sac", value=lucky) + one("sac", seed=1, value=lambda *_: 300.0), tmp_path / "sac.csv")
+    for own in rows:
+        written(tmp_path / own[0].method, own)
+        tell(tmp_path / own[0].method, tmp_path / "sac.csv")
+    told = [line for line in capsys.readouterr().out.splitlines() if "reached" in line]
+    assert "reached a true return of 500 (mean of the last 3 evaluations, 3 episodes)" in told[0]
+    assert "reached a true return of 400 (mean of the last 3 evaluations, 3 episodes)" in told[1]
+    assert all("SAC on the true reward reaches 350 at the same steps (mean of 2 seeds)" in line for line in told)
+
+    swept = results.table(results.collect(tmp_path)).splitlines()
+    assert [line.split()[3] for line in swept[1:3]] == ["500.0", "400.0"]
+    assert "mean of the last 3 evaluations, 3 episodes" in swept[3]
+    out, _ = said(capsys, "compare", tmp_path / "pebble", tmp_path / "surf")
+    assert "500 (one seed" in out[1] and "400 (one seed" in out[2]
+    assert "mean of the last 3 evaluations, 3 episodes" in out[3]
+    assert ending([1, 2, 3, 4]) == 3 and ending([5, 7]) == 6
+
+
+def test_train_says_where_the_reference_has_nothing_to_compare_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = written(tmp_path / "run", one("pebble"))
+    write_table(one("sac", steps=(100, 200, 400)), tmp_path / "sac.csv")
+    tell(out, tmp_path / "sac.csv")
+    told = capsys.readouterr().out
+    assert "has no run of sac on dm_control/walker-walk-v0 that was evaluated at the same steps (200, 300, 400)" in told
+
+
+def test_train_says_success_where_the_environment_knows_it_and_nothing_where_no_one_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = written(tmp_path / "run", one("pebble", env=DOOR))
+    text = (out / "evaluations.csv").read_text().splitlines()
+    (out / "evaluations.csv").write_text("\n".join([text[0], *(line + "1" for line in text[1:])]) + "\n")
+    tell(out, None)
+    assert "reached a true return of 300 and a success of 1.00 (mean of the last 3" in capsys.readouterr().out
+    (out / "evaluations.csv").unlink()
+    tell(out, None)
+    assert capsys.readouterr().out == f"The agent was not evaluated: there is no learning curve.\nRun: {out}\n"
+
+
+def test_a_sweeps_table_is_by_what_compare_goes_by_and_says_when_runs_have_fewer_evaluations() -> None:
+    door = runs("pebble", DOOR, lambda seed, _: 0.1 * seed, seeds=4, success=True)
+    lines = results.table(door + one("surf", steps=(100, 200))).splitlines()
+    assert lines[1].split() == ["pebble", DOOR, "success", "0.15", "0.00", "0.30", "4"]
+    assert lines[2].split() == ["surf", WALKER, "true_return", "150.0", "150.0", "150.0", "1"]
+    assert "mean of the last 2 evaluations, 10 to 15 episodes" in lines[3]
+    (mean,) = compared(grouped(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4), together=True), None)
+    swept = results.table(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4)).splitlines()[1]
+    assert mean.iqm == pytest.approx(2.5) == float(swept.split()[3])  # IQM in both
+    assert results.table([]) == "No run has ended."
+
+
+def test_an_interval_stays_within_known_bounds_and_says_where_they_are_not_known() -> None:
+    low = {0: -1600.0, 1: -100.0, 2: -100.0}
+    rows = runs("pebble", PENDULUM, lambda seed, _: low[seed])
+    (row,) = compared(grouped(rows, together=True), None)
+    assert row.high == 0 and row.most == 0 and row.low >= row.least and PENDULUM + ":" not in table([row])  # type: ignore[operator]
+    (row,) = compared(grouped([row._replace(env="Mine-v0") for row in rows], together=True), None)
+    assert row.high > 0 and row.most is None and row.least is None  # type: ignore[operator]
+    assert table([row]).splitlines()[-1] == "Mine-v0: bounds not known: intervals may pass them."
+    (row,) = compared(grouped([row._replace(env="Reacher-v5") for row in rows], together=True), None)
+    assert row.high == 0 and "Reacher-v5: bounds not known" in table([row])  # one of them is not
+    (alone,) = compared(grouped(one("pebble", env="Mine-v0"), together=True), None)
+    assert "Mine-v0:" not in table([alone])  # it has no interval
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5", "Reacher-v5"])
+def test_known_bounds_hold_what_an_environment_pays(env: str) -> None:
+    low, high = bounds(env, "true_return")
+    made = gymnasium.make(env)
+    for extreme in (False, True):
+        made.reset(seed=0)
+        made.action_space.seed(0)
+        paid, over = 0.0, False
+        while not over:
+            action = made.action_space.high if extreme else made.action_space.sample()  # type: ignore[attr-defined]
+            _, reward, terminated, truncated, _ = made.step(action)
+            paid, over = paid + float(reward), terminated or truncated
+        assert low <= paid <= high
+
+
+def test_scores_lie_between_random_and_sac_where_both_were_run() -> None:
+    rows = runs("pebble", PENDULUM, lambda *_: -600) + runs("sac", PENDULUM, lambda *_: -200)
+    rows += runs("random", PENDULUM, lambda *_: -1200)
+    found = scores(grouped(rows, together=True))
+    np.testing.assert_allclose(found.values["pebble"], [[0.6] * 3])
+    assert found.values["random"].max() == 0 and found.values["sac"].min() == 1
+    assert found.rule == "(true return - random's) / (SAC's on the true reward - random's)"
+    assert found.within == pytest.approx(((bounds(PENDULUM, "true_return")[0] + 1200) / 1000, 1.2))
+    _, values = efficiency(grouped(rows, together=True))
+    np.testing.assert_allclose(values["pebble"], 0.6)
+
+    both = rows + [row for method in ("pebble", "sac", "random") for row in runs(method, DOOR, success=True)]
+    lines = overall(grouped(both, together=True), "pebble")
+    assert {line.rule for line in lines} == {f"{found.rule}; success"}
+    assert f"A score is {found.rule}; success." in table(lines)
+
+
+def test_json_is_valid_and_says_evaluations_episodes_and_bounds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_table(one("surf", env="Mine-v0", steps=(100, 200)) + runs("pebble", "Mine-v0"), tmp_path / "a.csv")
+    out, _ = said(capsys, "compare", tmp_path / "a.csv", "--json")
+    surf, pebble = json.loads("".join(out), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert surf["low"] is None and pebble["low"] is not None and surf["improvement_low"] is None
+    assert surf["evaluations"] == 2 and surf["episodes"] == 10 and surf["least"] is None and surf["most"] is None
+
+
+def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed in (0, 1):
+        written(tmp_path / f"sweep/pebble-{seed}", one("pebble", seed))
+        written(tmp_path / f"sweep/more/surf-{seed}", one("surf", seed))
+    written(tmp_path / "sweep/pebble-2", one("pebble", 2, steps=(100,)), ended=False)
+    (written(tmp_path / "sweep/pebble-3", one("pebble", 3)) / "evaluations.csv").unlink()
+    (tmp_path / "sweep/pebble-0/checkpoints").mkdir()
+    (tmp_path / "sweep/pebble-0/checkpoints/config.yaml").write_text("a: 1\n")  # no run, whatever it is
+    out, err = said(capsys, "compare", tmp_path / "sweep")
+    assert [line.split()[:3] for line in out[1:3]] == [["surf", WALKER, "2"], ["pebble", WALKER, "2"]]
+    assert err == [
+        f"warning: {tmp_path}/sweep: left out 1 of 6 runs, not ended: pebble-2",
+        f"warning: {tmp_path}/sweep: left out 1 of 6 runs, never evaluated: pebble-3",
+    ]
+    figure = tmp_path / "figure.svg"
+    assert said(capsys, "plot", tmp_path / "sweep", "--out", figure)[0] == [str(figure)] and figure.is_file()
+
+    with pytest.warns(UserWarning, match=r"pebble-3 is left out of results.csv"):
+        results.collect(tmp_path / "sweep")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "sweep/results.csv").rename(tmp_path / "kept/results.csv")  # its runs are gone
+    assert said(capsys, "compare", tmp_path / "kept")[0][1].split()[:3] == ["pebble", WALKER, "2"]
+
+    written(tmp_path / "going/pebble", one("pebble"), ended=False)
+    assert "holds no run that has ended and was evaluated (of 1)" in refused(capsys, "compare", tmp_path / "going")
+    (tmp_path / "empty").mkdir()
+    assert "neither a run's folder nor one that holds runs" in refused(capsys, "compare", tmp_path / "empty")
+    assert "neither a run's folder nor one that holds runs" in refused(capsys, "plot", "nowhere", "--out", "x.svg")
+
+
+def test_runs_of_one_method_with_other_settings_are_not_pooled_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a = written(tmp_path / "a", one("pebble"), batch=64, steps=400, options={"x": 1})
+    b = written(tmp_path / "b", one("pebble", 1), batch=128, steps=400, options={"x": 2})
+    c = written(tmp_path / "c", one("pebble", 2), batch=64, steps=400, options={"x": 1})
+    assert said(capsys, "compare", a, c)[1] == []  # they differ in the seed alone
+    _, err = said(capsys, "compare", a, b)
+    how = "batch (64, 128), pebble.x (1, 2)"
+    assert err == [f"warning: pebble on {WALKER}: runs count as seeds of one method, but differ in {how}"]
+    d = written(tmp_path / "d", one("pebble"), batch=128, steps=400, options={"x": 1})
+    twice = refused(capsys, "compare", a, d)
+    assert f"pebble with seed 0 on {WALKER} was given twice: {a} and {d}, which differ in batch (64, 128)" in twice
+    assert f"was given twice: {a} and {a}\n" in refused(capsys, "compare", a, a)
+
+
+def test_a_name_tells_runs_of_one_method_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed in (0, 1):
+        written(tmp_path / f"small/{seed}", one("pebble", seed, value=lambda *_: 300), batch=64)
+        written(tmp_path / f"large/{seed}", one("pebble", seed, value=lambda *_: 400), batch=256)
+    out, err = said(
+        capsys, "compare", f"64={tmp_path}/small", f"256={tmp_path}/large/0", f"256={tmp_path}/large/1",
+        "--baseline", "64",
+    )  # fmt: skip
+    assert [line.split()[0] for line in out[1:3]] == ["64", "256"] and "1.00 [" in out[2] and not err
+    written(tmp_path / "small/surf", one("surf"))
+    assert "these are of pebble, surf" in refused(capsys, "compare", f"64={tmp_path}/small")
+    assert "neither a run's folder" in refused(capsys, "compare", f"64={tmp_path}/none")
+
+
+def test_runs_on_another_environment_than_its_name_says_or_with_another_teacher_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pebble = written(tmp_path / "pebble", one("pebble"), action_repeat=2, teacher_mistake=0.1)
+    surf = written(tmp_path / "surf", one("surf"), action_repeat=4, teacher_mistake=0.0)
+    sac = written(tmp_path / "sac", one("sac", labels=0), action_repeat=4, teacher_mistake=0.0)
+    _, err = said(capsys, "compare", pebble, surf, sac)
+    assert err == [
+        f"warning: runs on {WALKER} differ in action_repeat, pebble 2, surf 4, sac 4:"
+        " equal steps are not equal simulator steps",
+        f"warning: runs on {WALKER} differ in teacher_mistake, pebble 0.1, surf 0.0: they learnt from other answers",
+    ]
+    assert said(capsys, "compare", surf, sac)[1] == []
+
+
+def test_figures_of_runs_with_unequal_budgets_are_drawn_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_table(runs("pebble") + runs("surf", labels=50), tmp_path / "a.csv")
+    _, err = said(capsys, "plot", tmp_path / "a.csv", "--kind", "improvement", "--out", tmp_path / "x.svg")
+    assert "budgets differ on dm_control/walker-walk-v0: labels" in err[0]

@@ -1,0 +1,206 @@
+"""What a figure shows: lines, bands, whiskers and names; and tables that come back as they went."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from rlhf_bilevel.evaluation import plot
+from rlhf_bilevel.evaluation.compare import grouped
+from rlhf_bilevel.evaluation.plot import KINDS, draw
+from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
+from rlhf_bilevel.evaluation.statistics import improvement_interval, interval, iqm, mean
+
+ROOT = Path(__file__).parents[2]
+ENVS = ("dm_control/walker-walk-v0", "dm_control/cartpole-balance-v0")
+SEEDS, STEPS = {"pebble": 4, "surf": 3, "sac": 1}, (100, 200, 300)
+
+
+def value(method: str, env: str, seed: int, step: int) -> float:
+    return (step + 7 * seed**2) * (1 + 0.1 * len(method)) + 20 * ENVS.index(env)
+
+
+ROWS = [
+    EvaluationRecord(
+        method, env, seed, step, 0 if method == "sac" else step // 10, learner, learner == 0, reached, None, 5, "abc"
+    )
+    for env in ENVS
+    for method, seeds in SEEDS.items()
+    for seed in range(seeds)
+    for step in STEPS
+    for learner, reached in enumerate((value(method, env, seed, step), -1e6))
+]
+NAMES = ["pebble (30 labels, 4 seeds)", "surf (30 labels, 3 seeds)", "sac (0 labels, 1 seed: no interval)"]
+
+
+def values(method: str) -> np.ndarray:
+    """(steps, tasks, seeds), true returns."""
+    return np.array(
+        [[[value(method, env, seed, step) for seed in range(SEEDS[method])] for env in ENVS] for step in STEPS]
+    )
+
+
+REFERENCE = values("sac").mean(0)  # (tasks, 1): the mean of its last three evaluations
+
+
+def test_a_table_comes_back(tmp_path: Path) -> None:
+    rows = [row._replace(true_return=round(row.true_return, 2)) for row in ROWS]
+    rows[0] = rows[0]._replace(success=0.5)
+    write_table(rows, tmp_path / "table.csv")
+    assert read_table(tmp_path / "table.csv") == rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_runs_give_an_equal_file(tmp_path: Path, kind: str) -> None:
+    picture = draw(ROWS, tmp_path / "figure.svg", kind).read_text()
+    assert draw(ROWS, tmp_path / "again.svg", kind).read_text() == picture
+    assert all(name in picture for name in (NAMES[1:] if kind == "improvement" else NAMES))
+
+
+def legend(axis) -> list[str]:  # type: ignore[no-untyped-def]
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_there_are_seeds() -> None:
+    figure = Figure()
+    plot.curves(figure, grouped(ROWS, together=False))
+    assert [axis.get_title() for axis in figure.axes] == list(ENVS)
+    for number, axis in enumerate(figure.axes):
+        assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2  # none for one seed
+        assert axis.get_xlabel() == "environment steps (all learners)"
+        expected = interval(iqm, values("pebble")[:, [number]], within=(0, 1000))
+        assert axis.lines[0].get_xdata().tolist() == list(STEPS)
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), expected.value)
+        corners = axis.collections[0].get_paths()[0].vertices
+        for step, low, high in zip(STEPS, expected.low, expected.high, strict=True):
+            here = corners[corners[:, 0] == step, 1]
+            assert (here.min(), here.max()) == pytest.approx((low, high))
+
+
+def test_efficiency_is_the_iqm_of_scores_over_environments_at_each_step() -> None:
+    figure = Figure()
+    plot.efficiency(figure, grouped(ROWS, together=True))
+    (axis,) = figure.axes
+    assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), iqm(values("surf") / REFERENCE))
+    assert "SAC" in axis.get_ylabel() and axis.get_title() == "2 environments"
+
+
+def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
+    figure = Figure()
+    plot.profiles(figure, grouped(ROWS, together=True))
+    (axis,) = figure.axes
+    assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
+    scores = values("pebble").mean(0) / REFERENCE
+    thresholds, shares = axis.lines[0].get_data()
+    np.testing.assert_allclose(shares, [(scores > threshold).mean() for threshold in thresholds])
+    assert shares[0] == 1 and thresholds[-1] >= scores.max() and shares[-1] == 0
+
+
+def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
+    figure = Figure()
+    plot.improvements(figure, grouped(ROWS, together=True), "pebble")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == NAMES[1:]
+    surf, sac, even = axis.lines
+    expected = improvement_interval(values("surf").mean(0), values("pebble").mean(0))
+    assert axis.patches[0].get_width() == pytest.approx(expected.value)
+    np.testing.assert_allclose(surf.get_xdata(), [expected.low, expected.high])
+    assert np.isnan(sac.get_xdata()).all()  # one seed
+    assert list(even.get_xdata()) == [0.5, 0.5] and NAMES[0] in axis.get_xlabel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [(100,), (100, 200)])
+def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, ...]) -> None:
+    """Also where its number is 0, which a bar does not show, and where there is one evaluation, which is no line."""
+    row = ROWS[0]._replace(true_return=0.0)
+    rows = [row._replace(method=method, step=step) for method in ("pebble", "surf") for step in steps]
+    rows = [row._replace(true_return=1.0) if row.method == "pebble" else row for row in rows]
+    figure, tasks = Figure(), grouped(rows, together=kind != "curves")
+    if kind == "improvement":
+        plot.improvements(figure, tasks, None)
+    else:
+        {"curves": plot.curves, "efficiency": plot.efficiency, "profile": plot.profiles, "aggregate": plot.aggregates}[
+            kind
+        ](figure, tasks)
+    for axis in figure.axes:
+        dots = [tuple(point) for dots in axis.collections for point in np.asarray(dots.get_offsets())]
+        if kind in ("improvement", "aggregate"):
+            expected = 1 if axis.get_title() == "optimality gap" else 0
+            assert (expected, len(dots) - 1) in dots and len(dots) == (1 if kind == "improvement" else 2)
+        else:
+            assert len(axis.lines) == 2 and not dots
+            for line in axis.lines:
+                assert len(line.get_xdata()) > 1 or line.get_marker() == "o"
+
+
+def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Path) -> None:
+    rows = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
+    rows += [row._replace(method="random", true_return=0.0) for row in rows if row.method == "pebble"]
+    tasks = grouped(rows, together=True)
+    for draws in (plot.efficiency, plot.profiles, plot.aggregates, lambda *to: plot.improvements(*to, None)):
+        figure = Figure(layout="constrained")
+        draws(figure, tasks)
+        plot.save(figure, tmp_path / "figure.png")
+        for axis in figure.axes:
+            for name in [name for name in (axis.xaxis.label, axis.yaxis.label) if name.get_text()]:
+                box = name.get_window_extent()
+                assert box.x0 >= 0 and box.y0 >= 0, name.get_text()
+                assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, name.get_text()
+
+
+def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
+    figure = Figure()
+    plot.curves(figure, grouped([row for row in ROWS if row.step == 100], together=False))
+    for axis in figure.axes:
+        assert [line.get_marker() for line in axis.lines] == ["o"] * 3
+        whiskers = [np.ptp(part.get_segments()[0][:, 1]) for part in axis.collections]
+        assert len(whiskers) == 2 and min(whiskers) > 0
+
+
+def test_an_axis_says_where_an_interval_may_pass_what_is_possible() -> None:
+    mine = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
+    for rows, told in ((ROWS, False), (mine, True), ([row for row in mine if row.seed == 0], False)):
+        for draws in (plot.curves, plot.efficiency, plot.aggregates):
+            figure = Figure()
+            draws(figure, grouped(rows, together=draws is not plot.curves))
+            names = " ".join(axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes)
+            assert ("bounds not known: intervals may pass them" in " ".join(names.split())) is told
+
+
+def test_drawing_leaves_matplotlib_as_the_program_has_set_it(tmp_path: Path) -> None:
+    """In a process of its own: pytest's has no other backend than what can draw without a display."""
+    program = f"""
+import matplotlib
+matplotlib.use("template")
+matplotlib.rcParams["lines.linewidth"] = 7
+from matplotlib import pyplot
+mine, before = pyplot.figure(), dict(matplotlib.rcParams)
+from rlhf_bilevel.evaluation.plot import draw
+from tests.evaluation.test_plot import ROWS
+for kind in ("curves", "improvement"):
+    for suffix in ("svg", "png", "pdf"):
+        draw(ROWS, __import__("pathlib").Path({str(tmp_path)!r}) / f"{{kind}}.{{suffix}}", kind)
+assert matplotlib.get_backend() == "template" and dict(matplotlib.rcParams) == before
+assert pyplot.get_fignums() == [mine.number]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:
+    figure = Figure()
+    plot.aggregates(figure, grouped(ROWS, together=True))
+    assert [axis.get_title() for axis in figure.axes] == ["median", "interquartile mean", "mean", "optimality gap"]
+    scores = values("surf").mean(0) / REFERENCE
+    within = 0, float((1000 / REFERENCE).max())
+    for axis, statistic in zip(figure.axes[1:3], (iqm, mean), strict=True):
+        expected = interval(statistic, scores, within=within)
+        assert len(axis.patches) == len(axis.lines) == 3
+        assert axis.patches[1].get_width() == pytest.approx(expected.value)
+        np.testing.assert_allclose(axis.lines[1].get_xdata(), [expected.low, expected.high])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == NAMES

@@ -1,0 +1,247 @@
+"""Each rule of which pairs are asked, against its definition by enumeration."""
+
+import math
+from itertools import combinations
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.feedback import queries
+from rlhf_bilevel.feedback.queries import best, disagreement, k_center
+from rlhf_bilevel.rewards.bradley_terry import logits
+from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.types import Preferences, Queries, Segments
+from tests.conftest import build
+from tests.rewards.test_bradley_terry import pairs
+
+
+def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+    """Three opinions on the same steps."""
+    return torch.stack([obs[..., 0], -obs[..., 0] + act[..., 0], 0.5 * obs[..., 1]])
+
+
+def probabilities(queries: Queries) -> np.ndarray:
+    """P(first better) by each member, (M, B), by the definition of Bradley-Terry in float64."""
+    first, second = (members(s.obs.double(), s.act.double()).sum(-1).exp() for s in queries)
+    return (first / (first + second)).numpy()
+
+
+def entropy(distribution: np.ndarray) -> np.ndarray:
+    return -(distribution * np.log(distribution)).sum(0)
+
+
+def rows(chosen: Queries, candidates: Queries) -> list[int]:
+    """Which of the candidates were chosen, in order."""
+    same = [
+        (everything.obs == some.obs[:, None]).flatten(2).all(2)  # (chosen, candidates)
+        for everything, some in zip(candidates, chosen, strict=True)
+    ]
+    return (same[0] & same[1]).int().argmax(1).tolist()
+
+
+def test_entropy_is_the_mean_of_the_members_entropies() -> None:
+    candidates = pairs(30)
+    expected = [np.mean([entropy(np.array([p, 1 - p])) for p in column]) for column in probabilities(candidates).T]
+    assert queries.entropy(members, candidates).numpy() == pytest.approx(np.array(expected), rel=1e-4)
+
+
+def test_information_gain_is_the_mutual_information_of_member_and_answer() -> None:
+    """By its definition: sum over members m (each 1 / M) and answers y of P(m, y) ln(P(m, y) / P(m) P(y))."""
+    candidates = pairs(30)
+    for number, column in enumerate(probabilities(candidates).T):
+        joint = np.stack([column, 1 - column], 1) / len(column)  # (members, answers)
+        independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+        expected = (joint * np.log(joint / independent)).sum()
+        got = queries.information_gain(members, candidates)[number].item()
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_members_that_are_sure_and_split_tell_most_and_members_that_agree_nothing() -> None:
+    def opinions(*returns: float) -> tuple[float, float]:
+        lone = Queries(*(Segments(torch.full((1, 1, 1), x), torch.zeros(1, 1, 1), torch.zeros(1, 1)) for x in (1.0, 0)))
+
+        def own(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+            return torch.stack([value * obs[..., 0] for value in returns])
+
+        return queries.information_gain(own, lone).item(), queries.entropy(own, lone).item()
+
+    assert opinions(200, -200) == (pytest.approx(math.log(2)), 0)  # both are sure of an answer, and not of the same
+    assert opinions(0, 0) == (pytest.approx(0, abs=1e-7), pytest.approx(math.log(2)))  # a coin, and all know it
+    assert opinions(200, 200) == (0, 0)
+    # Far from even odds p rounds to 1 in float32, but its complement does not round to 0
+    assert opinions(20, 20)[1] == pytest.approx(20 * math.exp(-20), rel=1e-2)
+
+
+def test_disagreement_asks_where_members_differ_most() -> None:
+    queries = pairs(20)
+
+    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
+
+    first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
+    spread = first_better.std(0)
+    chosen = best(queries, disagreement(members, queries), 4)
+    rows = np.argsort(-spread)[:4]
+    assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
+    assert torch.equal(chosen.second.truth, queries.second.truth[rows.copy()])
+
+
+def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None:
+    """Against greedy k-center by its definition, and its guarantee: at most twice the best cover's radius."""
+    rng = torch.Generator().manual_seed(0)
+
+    def pairs(count: int) -> Queries:
+        first, second = (
+            Segments(torch.randn(count, 2, 3, generator=rng), torch.zeros(count, 2, 1), torch.arange(count)[:, None])
+            for _ in range(2)
+        )
+        return Queries(first, second)
+
+    candidates, asked = pairs(9), pairs(3)
+    points, before = (torch.cat([s.obs.flatten(1) for s in queries], 1) for queries in (candidates, asked))
+    for known, centers in ((asked, list(before)), (None, [points[0]])):
+        expected = [] if known else [0]
+        while len(expected) < 4:
+            gaps = [min((point - center).norm().item() for center in centers) for point in points]
+            expected.append(max(range(9), key=lambda i: gaps[i]))
+            centers.append(points[expected[-1]])
+        assert k_center(candidates, known, 4).first.truth[:, 0].tolist() == expected
+    radius = torch.cdist(points, points[expected]).amin(1).max()
+    best_radius = min(torch.cdist(points, points[list(four)]).amin(1).max() for four in combinations(range(9), 4))
+    assert best_radius <= radius <= 2 * best_radius
+
+
+def test_k_center_never_asks_one_candidate_twice() -> None:
+    same = Segments(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1), torch.arange(5)[:, None])
+    chosen = k_center(Queries(same, same), None, 9)
+    assert sorted(chosen.first.truth[:, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
+def greedy(points: torch.Tensor, before: torch.Tensor, count: int) -> list[int]:
+    """k-center by its definition."""
+    picks: list[int] = []
+    for _ in range(count):
+        centers = torch.cat([before, points[picks]])
+        gaps = [-1.0 if i in picks else min((x - y).norm().item() for y in centers) for i, x in enumerate(points)]
+        picks.append(int(np.argmax(gaps)))
+    return picks
+
+
+@pytest.mark.parametrize("score", ["disagreement", "entropy", "information_gain"])
+def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> None:
+    candidates, asked = pairs(40), Preferences(*pairs(5, seed=9), torch.ones(5))
+    p = probabilities(candidates)
+    each = entropy(np.stack([p, 1 - p])).mean(0)
+    mean = entropy(np.stack([p.mean(0), 1 - p.mean(0)]))
+    scores = {"disagreement": p.std(0), "entropy": each, "information_gain": mean - each}[score]
+    kept = np.argsort(-scores)[:20]
+    points, before = (torch.cat([s.obs.flatten(1) for s in q[:2]], 1) for q in (candidates, asked))
+    expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 15)]
+    assert rows(queries.choose(f"k_center+{score}", members, candidates, asked, 15), candidates) == expected
+    assert rows(queries.choose(score, members, candidates, asked, 15), candidates) == list(kept[:15])
+    assert rows(queries.choose("k_center", members, candidates, asked, 15), candidates) == greedy(points, before, 15)
+    assert expected != greedy(points, before, 15)
+
+
+@pytest.mark.parametrize("name", queries.RULES)
+def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
+    """Candidates come in random order, so the first ones are a uniform draw."""
+
+    def untrained(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("an untrained reward was asked")
+
+    candidates = pairs(40)
+    assert rows(queries.choose(name, untrained, candidates, None, 7), candidates) == list(range(7))
+    asked = Preferences(*pairs(5, seed=9), torch.ones(5))
+    assert len(queries.choose(name, members, candidates, asked, 7).first.obs) == 7
+    assert len(queries.choose(name, members, candidates, asked, 99).first.obs) == 40
+
+
+def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
+    settings = {"steps": 120, "pretrain_steps": 20, "labels": 20, "session_labels": 10}
+    run, calls = build("pebble", query="k_center+entropy", **settings), []
+
+    def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
+        chosen = choose(name, members, candidates, asked, count)
+        uniform = torch.equal(chosen.first.obs, candidates.first.obs[:count])
+        calls.append((name, None if asked is None else len(asked.label), uniform))
+        return chosen
+
+    choose = queries.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queries, "choose", spy)
+        list(train(run))
+    assert calls == [("k_center+entropy", None, True), ("k_center+entropy", 10, False)]
+
+
+def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
+    """Neither a segment against itself, nor a pair again, in whatever order; the others stay as they are."""
+    distinct = pairs(6)
+    again = Queries(distinct.second, distinct.first)
+    itself = Queries(distinct.first, distinct.first)
+    asked = queries.Asked()
+    assert asked.new(distinct) is distinct
+    mixed = queries.joined([itself, distinct, again, distinct])
+    assert rows(asked.new(mixed), mixed) == list(range(6, 12))
+    asked.add(best(distinct, torch.zeros(6), 2))
+    assert rows(asked.new(mixed), mixed) == list(range(8, 12)) and len(asked) == 2
+    copy = queries.Asked()
+    copy.load(asked.state())
+    assert torch.equal(copy.state(), asked.state()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
+    copy.add(again)
+    assert len(copy) == 6 and len(copy.new(mixed).first.obs) == 0
+
+
+@pytest.mark.parametrize("name", ["uniform", "disagreement", "k_center"])
+def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
+    """Each episode is one segment: few pairs, and each session asks as many as are new."""
+    run, seen = build("pebble", steps=400, segment_length=50, labels=30, query=name, recent_episodes=4), list[Queries]()
+    oracle = run.teacher
+
+    def spy(queries: Queries) -> Preferences:
+        seen.append(queries)
+        return oracle(queries)
+
+    run.teacher = spy
+    with pytest.warns(UserWarning, match=r"[12] of \d+ queries at step \d+: there are no more pairs"):
+        list(train(run))
+    asked = queries.joined(seen)
+    sides = ([obs.numpy().tobytes() for obs in segments.obs] for segments in asked)
+    keys = set(map(frozenset, zip(*sides, strict=True)))
+    assert len(keys) == len(asked.first.obs) == len(run.prefs) == len(run.asked) > 10
+    assert all(len(key) == 2 for key in keys)
+
+
+def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
+    settings = {"steps": 400, "pretrain_steps": 200, "oversample": 1, "update_every": 100}
+    first, second = (build("pebble", **settings) for _ in range(2))
+    second.asked.new = lambda candidates: candidates  # type: ignore[method-assign]
+    for run in (first, second):
+        list(train(run))
+    assert len(first.prefs) == len(second.asked) == 40  # no pair was drawn twice
+    assert torch.equal(first.prefs[:].first.obs, second.prefs[:].first.obs)
+    assert first.rng["query"].bit_generator.state == second.rng["query"].bit_generator.state
+
+
+def test_config_knows_the_rules_by_their_names() -> None:
+    assert set(get_args(Config.model_fields["query"].annotation)) == set(queries.RULES)
+
+
+def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:
+    run = build("pebble", steps=1000, aligned_episodes=2, recent_episodes=3)
+    for episode in range(5):
+        run.store.begin(0)
+        for _ in range(20):
+            run.store.add(*(np.full(1, episode, np.float32) for _ in range(3)), float(episode), False)
+    for settings, expected in (
+        ({}, {2, 3, 4}),
+        ({"policy_aligned": True}, {3, 4}),
+        ({"policy_aligned": True, "query": "k_center+entropy"}, {3, 4}),
+        ({"query": "policy_aligned"}, {3, 4}),
+    ):
+        run.config = Config(**(run.config.model_dump() | settings))
+        assert set(run.sample_pairs(200).first.truth.flatten().tolist()) == expected
+    assert (run.config.query, run.config.policy_aligned) == ("uniform", True)

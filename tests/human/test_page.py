@@ -1,0 +1,714 @@
+"""The label page in a browser: keys, undo, pairs that are ready beforehand, and no answer lost or doubled."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+
+from rlhf_bilevel.human.guidelines import html
+from rlhf_bilevel.human.records import Chosen, Status
+from rlhf_bilevel.human.store import LabelStore, run_id
+from tests.support.label_page import Served, ask, served
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("these tests need Chromium: apt-get install -y chromium", allow_module_level=True)
+
+AXE = Path(__import__("axe_core_python").__file__).parent / "axe.min.js"
+WATCH = """window.violations = [];
+addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
+  window.violations.push(violatedDirective + " " + blockedURI));"""
+KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "cant_tell": "ArrowDown", "skip": "s"}
+READY = ".stage:not(.front)[data-drawn]"  # the next pair
+SHOWN = "document.body.dataset.query"
+IS_BRIGHTER = """() => {
+  const mean = (side) => {
+    const canvas = document.querySelector(`.front .${side} canvas`);
+    const { data } = canvas.getContext("2d").getImageData(canvas.width / 2 | 0, canvas.height / 2 | 0, 8, 8);
+    return data.reduce((sum, value) => sum + value, 0);
+  };
+  return mean("left") > mean("right") ? "left" : "right";
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=arguments) as browser,
+    ):
+        yield browser
+
+
+class Visit:
+    """A browser window of its own, and what it complained about."""
+
+    def __init__(self, browser: Browser, **options: Any) -> None:
+        self.context: BrowserContext = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
+        self.context.set_default_timeout(60_000)
+        self.context.add_init_script(WATCH)
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on(
+            "console", lambda message: self.complaints.append(message.text) if message.type == "error" else None
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def open(self, link: str, state: str = "pair") -> Page:
+        self.page.goto(link)
+        self.page.wait_for_selector(f"body[data-state={state}]")
+        return self.page
+
+    def press(self, key: str) -> None:
+        """And waits until another pair, or none, is shown."""
+        before = self.page.evaluate(SHOWN)
+        self.page.keyboard.press(key)
+        over = f"before => document.body.dataset.state === 'empty' || ({SHOWN} && {SHOWN} !== before)"
+        self.page.wait_for_function(over, arg=before)
+
+    def sent(self) -> None:
+        """Waits until no answer is waiting in the browser."""
+        self.page.wait_for_function("() => !Object.keys(localStorage).some((key) => key.startsWith('answer:'))")
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Visit]:
+    """Ends by seeing that the page broke no rule of its policy and threw nothing."""
+    visit = Visit(chromium)
+    yield visit
+    violations = visit.page.evaluate("window.violations")
+    visit.context.close()
+    assert violations == []
+    network = re.compile("Failed to load resource|ERR_")  # tests cut the connection on purpose
+    assert [text for text in visit.complaints if not network.search(text)] == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Served]:
+    with served(tmp_path, 24) as server:
+        yield server
+
+
+def chosen(book: LabelStore) -> dict[str, Chosen]:
+    """By query; fails where a query was answered twice."""
+    found = book.all_chosen()
+    assert len({choice.query_id for choice in found}) == len(found)
+    return {choice.query_id: choice for choice in found}
+
+
+def test_twenty_pairs_are_labelled_by_keys_as_they_were_seen(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    given = {}
+    for number in range(20):
+        choice = ["equal", "cant_tell", "skip"][number % 3] if number % 5 == 4 else page.evaluate(IS_BRIGHTER)
+        given[page.evaluate(SHOWN)] = choice
+        visit.press(KEYS[choice])
+    visit.sent()
+    stored = chosen(server.book)
+    assert {query: choice.choice for query, choice in stored.items()} == given
+    decided = [choice for choice in stored.values() if choice.choice in ("left", "right")]
+    # the second segment is the brighter one, whichever side it was on
+    assert len(decided) == 16 and all((choice.choice == "left") != choice.left_is_first for choice in decided)
+    assert {choice.left_is_first for choice in decided} == {True, False}
+    assert all(0 < choice.answered_at - choice.shown_at < 60 for choice in stored.values() if choice.shown_at)
+
+
+def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    given = {}
+    for choice in KEYS:
+        query = given[choice] = page.evaluate(SHOWN)
+        page.click(f"[data-choice={choice}]")
+        page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    query = given["held"] = page.evaluate(SHOWN)
+    page.keyboard.down("ArrowLeft")
+    page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    for _ in range(5):
+        page.keyboard.down("ArrowLeft")  # again without having been let go: the key repeats
+    page.keyboard.up("ArrowLeft")
+    visit.sent()
+    stored = {query: choice.choice for query, choice in chosen(server.book).items()}
+    assert stored == {given[choice]: choice for choice in KEYS} | {given["held"]: "left"}
+    page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
+    page.keyboard.press(" ")
+    expect(page.locator("#play-word")).to_have_text("Play")
+
+
+def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    page.route("**/api/**", lambda route: route.abort())
+    first = page.evaluate(SHOWN)
+    visit.press("ArrowLeft")
+    assert page.evaluate(SHOWN) not in (first, None) and page.evaluate(IS_BRIGHTER) in ("left", "right")
+
+
+def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first, side = page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")
+    visit.press("ArrowLeft")
+    visit.sent()
+    second = page.evaluate(SHOWN)
+    visit.press("u")
+    assert (page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")) == (
+        first,
+        side,
+    ) and not server.book.all_chosen()
+    visit.press("ArrowRight")
+    assert page.evaluate(SHOWN) == second
+    visit.sent()
+    assert {query: choice.choice for query, choice in chosen(server.book).items()} == {first: "right"}
+    page.reload()  # what was answered before it can be undone too
+    page.wait_for_selector("body[data-state=pair]")
+    visit.press("u")
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    page.keyboard.press("u")
+    expect(page.locator("#notice")).to_contain_text("no answer to take back")
+
+
+def test_undo_works_before_the_server_has_told_its_status_and_with_one_of_before_the_answer(
+    server: Served, visit: Visit
+) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    first = page.evaluate(SHOWN)
+    held: list[tuple[Route, Any]] = []
+    page.route("**/api/status", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/api/status"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(200)
+    visit.press("ArrowLeft")
+    visit.sent()
+    route, answer = held.pop()
+    route.fulfill(response=answer)
+    page.wait_for_timeout(200)
+    expect(page.locator("#mine")).to_have_text("1")
+    visit.press("u")
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    visit.press("ArrowLeft")
+    visit.sent()
+    page.reload()  # and its status is held, too
+    page.wait_for_selector("body[data-state=pair]")
+    visit.press("u")
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+
+
+def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    first = page.evaluate(SHOWN)
+    page.route("**/api/answers", lambda route: route.abort())
+    visit.press("ArrowLeft")  # tried, and so perhaps arrived
+    visit.press("ArrowLeft")  # waits behind it: not tried
+    third = page.evaluate(SHOWN)
+    visit.press("u")
+    second = page.evaluate(SHOWN)
+    assert second not in (first, third)
+    page.unroute("**/api/answers")
+    visit.sent()
+    assert set(chosen(server.book)) == {first}
+
+
+def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.route("**/api/answers", lambda route: route.abort())
+    given = []
+    for _ in range(3):
+        given.append(page.evaluate(SHOWN))
+        visit.press("ArrowLeft")
+    expect(page.locator("#notice")).to_contain_text("No connection")
+    page.reload()
+    page.wait_for_selector("body[data-state=pair]")
+    assert page.evaluate(SHOWN) not in given  # they are answered, though the server does not know it yet
+    page.unroute("**/api/answers")
+    visit.sent()
+    assert set(chosen(server.book)) == set(given)
+
+
+def start(folder: Path, port: int) -> tuple[subprocess.Popen, str]:
+    """``rlhf-bilevel label`` in a process of its own, and its link."""
+    command = [sys.executable, "-m", "rlhf_bilevel", "label", str(folder), "--port", str(port), "--repeats", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    assert process.stdout
+    return process, process.stdout.readline().split()[1]
+
+
+def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_path: Path, visit: Visit) -> None:
+    (tmp_path / "config.yaml").write_text("settings: {teacher_human: true}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with LabelStore.open(tmp_path / "book.sqlite", run_id(tmp_path)) as book:
+        ask(book, 12)
+        process, link = start(tmp_path, port)
+        try:
+            page = visit.open(link)
+            page.wait_for_selector(READY, state="attached")
+
+            def killed(route: Route) -> None:
+                route.fetch()  # the answer is stored
+                os.kill(process.pid, signal.SIGKILL)
+                route.abort()  # and the browser does not hear of it
+
+            page.route("**/api/answers", killed, times=1)
+            given = [page.evaluate(SHOWN)]
+            visit.press("ArrowLeft")
+            expect(page.locator("#notice")).to_contain_text("No connection")
+            process.wait()
+            given.append(page.evaluate(SHOWN))
+            page.keyboard.press("ArrowLeft")  # nobody is there
+            assert [choice.query_id for choice in book.all_chosen()] == given[:1]
+            process, _ = start(tmp_path, port)
+            visit.sent()  # with the session of before
+            expect(page.locator("#notice")).to_contain_text("is back")
+            page.wait_for_selector("body[data-state=pair]")
+            given.append(page.evaluate(SHOWN))
+            visit.press("ArrowRight")
+            visit.sent()
+            assert [choice.query_id for choice in book.all_chosen()] == given
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1) as server:
+        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers", spare=0))
+        page = visit.open(server.link())
+        expect(page.locator("#doing")).to_have_text("Training waits for 1 more answer (step 1,200 of 5,000).")
+        visit.press("ArrowLeft")
+        expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        expect(page.locator("#doing")).to_have_text(
+            "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
+        )
+        server.book.beat(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
+        expect(page.locator("#doing")).to_contain_text(
+            "Training goes on, step 1,300 of 5,000: the agent practises. 6 more answers"
+        )
+        expect(page.locator("#mine")).to_have_text("1")
+        expect(page.locator("#used")).to_have_text("4 of 10 labels used")
+        ask(server.book, 1, session=1)
+        page.wait_for_selector("body[data-state=pair]")
+        expect(page.locator("#said")).to_have_text("A new pair.")
+
+
+TRAINING = {
+    "on": ("Training goes on, step 5 of 9: it learns. 2 more answers until the reward is updated.", {"needed": 2}),
+    "waiting": ("Training waits for 1 more answer (step 5 of 9).", {"needed": 1}),
+    "away": ("Training is not running. Answers are kept for it.", {}),
+    "unheard": ("Training has not begun yet.", {}),
+    "ended": ("Training has ended, step 5 of 9.", {}),
+    "has all": ("Training goes on, step 5 of 9: it learns. It has all its labels.", {}),
+}
+OPEN = {
+    "taken": (2, "Somebody else is looking at 2 pairs; what is not answered within ten minutes comes to you."),
+    "judged": (1, "1 pair that you answered waits for another person’s answer, too."),
+    "skipped": (1, "You skipped 1 pair: another person can judge it, or you look again."),
+}
+ANSWERED = {
+    "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
+    "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
+    "away": "All pairs that were asked are answered. Training is not running: "
+    "the next pair comes up here by itself once it runs again.",
+    "unheard": "Training has not begun to ask. The first pair comes up here by itself once it does.",
+}
+DONE = {
+    "ended": "This run has ended. Thank you.",
+    "has all": "Training has all the labels that it asked for. Thank you.",
+}
+
+
+def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path, visit: Visit) -> None:
+    """Whatever training does, and for whatever reasons no pair is left for who looks at the page."""
+    with served(tmp_path, 0) as server:
+        fits_together(visit.open(server.link(), state="empty"))
+
+
+def fits_together(page: Page) -> None:
+    told = dict[str, Any]()
+    page.route("**/api/status", lambda route: route.fulfill(json=told))
+    zero = {"mine": 3, "total": 4, "open": 0, "skipped": 0, "judged": 0, "taken": 0, "needed": 0, "can_undo": False}
+    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
+    later = "The next pair comes up here by itself; you can leave this page open."
+    for training, (usual, more) in TRAINING.items():
+        state = {"unheard": "away", "has all": "on"}.get(training, training)
+        known = {} if training == "unheard" else heard | ({"labels": 8} if training == "has all" else {})
+        for why in chain.from_iterable(combinations(OPEN, count) for count in range(4)):
+            counts = {name: OPEN[name][0] for name in why}
+            told.update(zero | counts | {"open": sum(counts.values()), "training": {"state": state} | known} | more)
+            sentence, heading = usual, "No pair is left for you now"
+            text = " ".join([*(OPEN[name][1] for name in why), later])
+            if training == "waiting" and not why:
+                told["needed"] = 0
+                sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."
+            if training == "ended" and why:
+                sentence += " More answers are kept, but it does not use them."
+            if not why:
+                heading = "Nothing to label now"
+                text = ANSWERED.get(training, "") + (f" {later}" if state != "away" else "")
+            if training in DONE:
+                heading, text = "All done", DONE[training]
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            expect(page.locator("#doing")).to_have_text(sentence)
+            expect(page.locator("#pause-heading")).to_have_text(heading)
+            expect(page.locator("#pause-text")).to_have_text(text)
+            assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
+
+
+def test_skipped_pairs_are_shown_again_when_they_are_asked_for(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 2) as server:
+        page = visit.open(server.link())
+        skipped = set()
+        for _ in range(2):
+            skipped.add(page.evaluate(SHOWN))
+            visit.press("s")
+        expect(page.locator("#pause-text")).to_contain_text("You skipped 2 pairs")
+        page.click("#unskip")
+        for _ in range(2):
+            page.wait_for_selector("body[data-state=pair]")
+            skipped.remove(page.evaluate(SHOWN))
+            visit.press("ArrowLeft")
+        visit.sent()
+        assert len(chosen(server.book)) == 2
+        expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+
+
+def test_what_can_be_used_now_is_seen(tmp_path: Path, visit: Visit) -> None:
+    """Undo where there is something to undo, and a player and answers where there is a pair."""
+    with served(tmp_path, 2) as server:
+        page = visit.open(server.link())
+        undo, of_a_pair = page.locator("#undo"), page.locator(".transport, .choices, [data-choice=skip]")
+        expect(undo).to_have_attribute("aria-disabled", "true")
+        page.keyboard.press("u")
+        expect(page.locator("#notice")).to_contain_text("no answer to take back")
+        visit.press("ArrowLeft")
+        expect(undo).to_have_attribute("aria-disabled", "false")
+        assert all(part.is_visible() for part in of_a_pair.all())
+        visit.press("u")
+        expect(undo).to_have_attribute("aria-disabled", "true")
+        visit.press("ArrowLeft")
+        visit.press("ArrowLeft")
+        for part in of_a_pair.all():
+            expect(part).to_be_hidden()
+        page.reload()
+        page.wait_for_selector("body[data-state=empty]")
+        expect(undo).to_have_attribute("aria-disabled", "false")
+        visit.press("u")
+        page.wait_for_selector("body[data-state=pair]")
+        assert all(part.is_visible() for part in of_a_pair.all())
+        visit.press("ArrowLeft")
+        visit.sent()
+        server.book.collect(0, 9)
+        expect(undo).to_have_attribute("aria-disabled", "true")
+
+
+def test_the_focus_comes_back_with_the_next_pair(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1) as server:
+        page = visit.open(server.link())
+        page.focus("[data-choice=right]")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-state=empty]")
+        ask(server.book, 1, session=1)
+        page.wait_for_selector("body[data-state=pair]")
+        expect(page.locator("[data-choice=right]")).to_be_focused()
+
+
+def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    other = visit.context.new_page()
+    other.goto(server.url)
+    other.wait_for_selector("body[data-state=pair]")
+    first = page.evaluate(SHOWN)
+    assert other.evaluate(SHOWN) == first
+    visit.press("ArrowLeft")
+    other.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=first)
+    expect(other.locator("#notice")).to_have_text("That pair was answered in another window.")
+    for window in (other, page, other):
+        before = window.evaluate(SHOWN)
+        window.keyboard.press("ArrowLeft")
+        for each in (page, other):  # neither still shows what the other has answered
+            each.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
+    visit.sent()
+    assert len(chosen(server.book)) == 4
+    assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")
+
+
+def test_a_pair_that_is_taken_back_in_one_window_can_be_judged_in_the_other(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1) as server:
+        page = visit.open(server.link())
+        other = visit.context.new_page()
+        other.goto(server.url)
+        query = page.evaluate(SHOWN)
+        visit.press("ArrowLeft")
+        visit.sent()
+        other.wait_for_selector("body[data-state=empty]")
+        other.keyboard.press("u")
+        other.wait_for_selector("body[data-state=pair]")
+        other.close()
+        page.wait_for_selector("body[data-state=pair]")
+        assert page.evaluate(SHOWN) == query
+        visit.press("ArrowRight")
+        visit.sent()
+        assert [choice.choice for choice in server.book.all_chosen()] == ["right"]
+
+
+def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    first = page.evaluate(SHOWN)
+    cookies = visit.context.cookies()
+    visit.context.clear_cookies()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("body[data-state=gone]")
+    expect(page.locator("#pause-heading")).to_have_text("You are signed out here")
+    expect(page.locator("#pause-text")).to_contain_text("Answers that are not sent yet are kept")
+    expect(page.locator("#undo")).to_be_hidden()
+    other = visit.context.new_page()
+    other.goto(server.link("grace"))  # somebody else's, in the same browser
+    other.wait_for_selector("body[data-state=pair]")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.body.dataset.state") == "gone" and not server.book.all_chosen()
+    other.close()
+    visit.context.add_cookies(cookies)  # type: ignore[arg-type]
+    page.wait_for_selector("body[data-state=pair]")
+    visit.sent()
+    assert list(chosen(server.book)) == [first]
+
+
+def test_another_program_at_the_address_takes_no_answer_away(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    page.route("**/api/**", lambda route: route.fulfill(status=404, body="<h1>Not found</h1>"))
+    visit.press("ArrowLeft")
+    expect(page.locator("#notice")).to_contain_text("No connection")
+    page.unroute("**/api/**")
+    visit.sent()
+    assert list(chosen(server.book)) == [first]
+
+
+def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    visit.press("ArrowLeft")
+    second = page.evaluate(SHOWN)
+    visit.sent()
+    page.goto(server.url + "/quality")
+    page.go_back()
+    page.wait_for_selector("body[data-state=pair]")
+    assert page.evaluate(SHOWN) == second
+    visit.press("ArrowLeft")
+    visit.sent()
+    assert set(chosen(server.book)) == {first, second}
+
+
+CONTROLS = "[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed"
+
+
+@pytest.mark.parametrize("size", [(360, 640), (320, 568), (640, 360), (568, 320)])
+def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Browser, size: tuple[int, int]) -> None:
+    width, height = size
+    visit = Visit(chromium, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    with served(tmp_path, 1, question="Which one is closer to standing on one leg?") as server:
+        status = Status(
+            61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it, 120 steps a second"
+        )
+        server.book.beat(status)
+        page = visit.open(server.link())
+        expect(page.locator("#doing")).to_contain_text("16 more answers")
+        clips = [page.locator(f".front .{side}").bounding_box() for side in ("left", "right")]
+        boxes = [found.bounding_box() for found in page.locator(CONTROLS).all()] + clips
+        places = []
+        for box in boxes:
+            assert box and min(box["width"], box["height"]) >= 24
+            places.append((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]))
+            assert min(places[-1][:2]) >= 0 and places[-1][2] <= width and places[-1][3] <= height
+        for a, b in combinations(places, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)  # none covers another
+        assert all(clip and min(clip["width"], clip["height"]) > 100 for clip in clips)
+        audit(page)
+        page.click("[data-choice=skip]")
+        page.wait_for_selector("body[data-state=empty]")
+        for name in ("#unskip", "#undo"):
+            box = page.locator(name).bounding_box()
+            assert box and box["y"] + box["height"] <= height
+        audit(page)
+    visit.context.close()
+
+
+def test_both_clips_keep_one_time(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    column = """(side) => {
+      const canvas = document.querySelector(`.front .${side} canvas`), row = canvas.height / 2 | 0;
+      const { data } = canvas.getContext("2d").getImageData(0, row, canvas.width, 1);
+      return [...data].filter((_, i) => i % 4 === 0).findIndex((value) => value > 230) / canvas.width;
+    }"""
+    page.keyboard.press(" ")
+    expect(page.locator("#play-word")).to_have_text("Play")
+    seen = []
+    for frame in (2, 5, 8):
+        page.locator("#scrubber").evaluate(
+            f"(range) => {{ range.value = {frame}; range.dispatchEvent(new Event('input')); }}"
+        )
+        left, right = (page.evaluate(column, side) for side in ("left", "right"))
+        assert left == pytest.approx(right, abs=0.02)  # a frame is 0.083
+        seen.append(left)
+    assert seen == sorted(set(seen))  # the mark moves to the right as time goes on
+    page.keyboard.press("r")
+    expect(page.locator("#play-word")).to_have_text("Pause")
+    position = page.locator("#position")
+    before = position.text_content()
+    page.wait_for_function("before => document.getElementById('position').textContent !== before", arg=before)
+
+
+def test_single_keys_can_be_turned_off_for_good(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("ArrowLeft")  # is for the dialog
+    page.uncheck("#keys")
+    page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
+    page.reload()
+    page.wait_for_selector("body[data-state=pair]")
+    first = page.evaluate(SHOWN)
+    for key in (*KEYS.values(), " ", "u", "?"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(200)
+    assert page.evaluate(SHOWN) == first and not server.book.all_chosen() and not page.locator("#help").is_visible()
+    page.click("[data-choice=left]")
+    visit.sent()
+    assert set(chosen(server.book)) == {first}
+
+
+def test_arrows_move_the_scrubber_that_has_the_focus(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    page.keyboard.press(" ")
+    page.keyboard.press("r")
+    page.keyboard.press(" ")
+    page.focus("#scrubber")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#scrubber")).to_have_value("1")
+    assert page.evaluate(SHOWN) == first
+
+
+def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_without(
+    server: Served, visit: Visit, chromium: Browser
+) -> None:
+    link = server.link()
+    visit.open(link)
+    visit.open(link)
+    other = Visit(chromium)
+    other.page.goto(link)
+    expect(other.page.locator("#told")).to_contain_text("opened before")
+    other.page.route("**/api/join", lambda route: route.fulfill(status=503))  # the database is away, say
+    other.page.goto(server.link())
+    expect(other.page.locator("#told")).to_contain_text("The server does not answer")
+    other.context.close()
+
+
+def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
+    script = "<img src=x onerror=alert(1)>"
+    with served(tmp_path, 2, question=script) as server:
+        page = visit.open(server.link(script))
+        expect(page.locator("h1")).to_have_text(script)
+        assert page.locator("main img[src=x]").count() == 0
+
+
+def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
+    file = tmp_path / "rules.md"
+    for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
+        file.write_text(text)
+        with served(tmp_path, 1 if opens else 0, guidelines=html(file) if text else "") as server:
+            page = visit.open(server.link())
+            assert page.locator("#help").is_visible() == opens
+            if not opens:
+                continue
+            expect(page.locator("#guidelines")).to_contain_text(text.split()[2].strip("*."))
+            audit(page)
+            page.keyboard.press("Escape")
+            page.reload()
+            page.wait_for_selector("body[data-state=pair]")
+            expect(page.locator("#help")).to_be_hidden()
+
+
+def test_the_question_is_the_pages_title_and_who_is_new_learns_where_help_is(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    assert page.title() == "Which one is brighter? · penalty on Bright-v0"
+    expect(page.locator("#notice")).to_have_text("New here? Help says how to label.")
+    page.reload()
+    page.wait_for_selector("body[data-state=pair]")
+    expect(page.locator("#notice")).to_have_text("")
+
+
+def test_the_policy_is_in_force(server: Served, chromium: Browser) -> None:
+    """Without which no violations would prove nothing."""
+    visit = Visit(chromium)
+    page = visit.open(server.link())
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.ran = true' }))"
+    )
+    page.evaluate("document.body.setAttribute('style', 'color: red')")
+    page.wait_for_function("() => window.violations.length >= 2")
+    assert page.evaluate("window.ran") is None
+    visit.context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 740 if width == 360 else 800}
+    visit = Visit(chromium, viewport=size, color_scheme=scheme, reduced_motion="reduce")
+    with served(tmp_path, 1) as server:
+        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers"))
+        page = visit.open(server.link())
+        expect(page.locator("#play-word")).to_have_text("Play")  # with reduced motion nothing moves by itself
+        expect(page.locator("#doing")).to_contain_text("Training waits")
+        left, right = (page.locator(f".front .{side}").bounding_box() for side in ("left", "right"))
+        assert left and right
+        assert left["y"] + left["height"] <= right["y"] if width == 360 else left["x"] + left["width"] <= right["x"]
+        assert min(left["width"], left["height"]) > 160
+        for button in page.locator("[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed").all():
+            box = button.bounding_box()
+            assert box and box["width"] >= 24 and box["height"] >= 24
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        for choice in ("left", "right", "equal", "cant_tell"):  # at hand without scrolling
+            box = page.locator(f"[data-choice={choice}]").bounding_box()
+            assert box and box["y"] + box["height"] <= size["height"]
+        audit(page)
+        page.click("#help-button")
+        audit(page)
+        page.click("#close-help")
+        page.click("[data-choice=left]")
+        page.wait_for_selector("body[data-state=empty]")
+        audit(page)
+        page.goto(server.url + "/quality")
+        audit(page)
+        page.goto(server.url + "/join/wrong")  # with a session: leads to the page
+        page.wait_for_selector("body[data-state=empty]")
+        page.context.clear_cookies()
+        page.goto(server.url + "/")
+        audit(page)
+    visit.context.close()
+
+
+def audit(page: Page) -> None:
+    """No finding of axe-core that is serious or critical, and nothing that has to be scrolled for sidewards."""
+    if not page.evaluate("typeof axe === 'object'"):
+        page.evaluate(AXE.read_text())
+    found = page.evaluate(
+        "async () => (await axe.run()).violations.map((v) => [v.impact, v.id, v.nodes.map((node) => node.html)])"
+    )
+    assert [finding for finding in found if finding[0] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

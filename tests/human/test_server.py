@@ -1,0 +1,620 @@
+"""The label server: what it hands out and takes, and what it refuses."""
+
+import asyncio
+import gzip
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from starlette.testclient import TestClient
+
+from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.cli.label import exposed, listen, names, wait
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.human.guidelines import html
+from rlhf_bilevel.human.records import Status
+from rlhf_bilevel.human.security import BODY_LIMIT, Gate, Impatient
+from rlhf_bilevel.human.server import Invitations, create_app
+from rlhf_bilevel.human.store import LabelStore
+from tests.support.label_page import application, ask, served
+
+PORT = 8007
+URL = f"http://127.0.0.1:{PORT}"
+KEY = "0123456789abcdef"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Site:
+    """A server without a socket, and a browser's way to talk to it."""
+
+    def __init__(self, book: LabelStore, **told: Any) -> None:
+        self.book, self.invitations = book, Invitations()
+        self.app = application(book, self.invitations, PORT, **told)
+
+    def browser(self) -> TestClient:
+        return TestClient(self.app, URL, headers={"origin": URL})
+
+    def joined(self, name: str = "human", role: str = "labeller") -> TestClient:
+        browser = self.browser()
+        assert browser.post("/api/join", json={"token": self.invitations.new(name, role)}).status_code == 204
+        return browser
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
+        ask(book, 4)
+        yield Site(book)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """For tests that leave nothing behind."""
+    with LabelStore.open(tmp_path_factory.mktemp("shared") / "book.sqlite", "run") as book:
+        book.begin({"env": "Secret-v0"})
+        ask(book, 4)
+        yield Site(book)
+
+
+def answer(pair: dict[str, str], choice: str = "left", key: str = KEY) -> dict[str, Any]:
+    now = time.time()
+    return {"query": pair["query"], "choice": choice, "key": key, "shown_at": now, "answered_at": now}
+
+
+def test_a_link_begins_one_session_and_looking_at_it_does_not_use_it_up(site: Site) -> None:
+    token, browser = site.invitations.new("ada", "labeller"), site.browser()
+    assert browser.get(f"/join/{token}").status_code == 200 and browser.get("/").status_code == 401
+    joined = browser.post("/api/join", json={"token": token})
+    cookie = joined.headers["set-cookie"].lower()
+    assert all(word in cookie for word in ("httponly", "samesite=strict", "path=/")) and token not in cookie
+    assert "ada" in [person.name for person in site.book.everybody()] and browser.get("/").status_code == 200
+    assert site.browser().post("/api/join", json={"token": token}).status_code == 403
+
+
+def test_a_session_outlives_the_server(site: Site) -> None:
+    cookies = site.joined().cookies
+    again = TestClient(Site(site.book).app, URL, cookies=cookies)
+    assert again.get("/api/status").status_code == 200
+
+
+ROUTES = (
+    "/api/next", "/api/status", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
+    "POST /api/answers", "POST /api/undo",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_nothing_is_told_without_a_session(shared: Site, route: str) -> None:
+    method, path = route.split() if " " in route else ("GET", route)
+    joined = shared.joined()
+    (cookie,) = joined.cookies.keys()
+    body = {"json": {}} if method == "POST" else {}
+    for wrong in ({}, {cookie: "x" * 22}, {cookie: ""}):
+        refused = TestClient(shared.app, URL, headers={"origin": URL}, cookies=wrong).request(method, path, **body)
+        assert refused.status_code == 401 and "Secret" not in refused.text
+    assert joined.request(method, path, **body).status_code != 401
+
+
+def test_pairs_their_clips_and_scenes_are_served_and_not_what_they_are_for(site: Site) -> None:
+    site.book.add_scene("7", {"parts": []})
+    browser = site.joined()
+    pairs = browser.get("/api/next?count=3").json()["pairs"]
+    assert len({pair["query"] for pair in pairs}) == 3 and {*pairs[0]} == {"query", "left", "right"}
+    again = browser.get("/api/next?count=3").json()["pairs"]  # a reload shows the same
+    assert sorted(map(str, again)) == sorted(map(str, pairs))
+    clips = [browser.get(f"/api/clips/{pairs[0][side]}").json() for side in ("left", "right")]
+    assert {clip["kind"] for clip in clips} == {"frames"} and clips[0] != clips[1]
+    assert browser.get("/api/scenes/7").json() == {"parts": []} and browser.get("/api/scenes/8").status_code == 404
+
+
+def test_an_answer_is_stored_once_and_what_contradicts_it_is_refused(site: Site) -> None:
+    browser = site.joined()
+    first, second, *_ = browser.get("/api/next?count=2").json()["pairs"]
+    given = answer(first)
+    outcomes = [browser.post("/api/answers", json=given).json() for _ in range(3)]
+    assert [outcome["outcome"] for outcome in outcomes] == ["accepted", "repeated", "repeated"]
+    assert browser.post("/api/answers", json=given | {"choice": "right"}).status_code == 409  # the same key
+    assert browser.post("/api/answers", json=answer(first, key=KEY[::-1])).status_code == 409  # it is answered
+    assert browser.post("/api/answers", json=answer(second) | {"query": 32 * "0", "key": KEY * 2}).status_code == 404
+    (chosen,) = site.book.all_chosen()
+    assert (chosen.query_id, chosen.choice) == (first["query"], "left")
+    assert [chosen.shown_at, chosen.answered_at] == pytest.approx([given["shown_at"], given["answered_at"]], abs=1e-3)
+
+
+def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
+    browser = site.joined()
+    assert browser.post("/api/undo", json={}).status_code == 404
+    (pair,) = browser.get("/api/next?count=1").json()["pairs"]
+    browser.post("/api/answers", json=answer(pair))
+    assert browser.post("/api/undo", json={}).json() == {"query": pair["query"]} and not site.book.all_chosen()
+    assert browser.get("/api/next?count=1").json()["pairs"] == [pair]
+    browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
+    site.book.collect(0, 9)
+    assert browser.post("/api/undo", json={}).status_code == 404 and len(site.book.all_chosen()) == 1
+
+
+def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
+    browser = site.joined()
+    pairs = browser.get("/api/next?count=4").json()["pairs"]
+    for number, pair in enumerate(pairs):
+        browser.post("/api/answers", json=answer(pair, "skip", f"{number}{KEY}"))
+    told = browser.get("/api/status").json()
+    assert browser.get("/api/next").json() == {"pairs": []} and (told["open"], told["skipped"]) == (4, 4)
+    assert browser.post("/api/unskip", json={}).json() == {"pairs": 4}
+    assert len(browser.get("/api/next?count=4").json()["pairs"]) == 4
+
+
+def test_a_page_of_somebody_else_is_told_so_and_its_answers_are_kept_by_it(site: Site) -> None:
+    """Two links that were opened in one browser: the first one's page is still there, and the second has the cookie."""
+    ada = site.joined("ada")
+    pages = [re.findall('data-labeller="([^"]+)"', who.get("/").text) for who in (ada, site.joined("grace"))]
+    assert [len(found) for found in pages] == [1, 1] and pages[0] != pages[1]
+    (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+    for (page_of,), status in zip(pages, (200, 401), strict=True):
+        given = ada.post("/api/answers", json=answer(pair), headers={"x-page-of": page_of})
+        assert given.status_code == status and ("error" in given.json()) == (status == 401)
+
+
+def test_pages_of_two_runs_at_one_address_keep_their_answers_apart(tmp_path: Path) -> None:
+    """A page keeps unsent answers under this name; the labellers of both have the number 1."""
+    names = set()
+    for run_name in ("one", "two"):
+        with LabelStore.open(tmp_path / f"{run_name}.sqlite", run_name) as book:
+            names |= set(re.findall('data-labeller="([^"]+)"', Site(book).joined().get("/").text))
+    assert len(names) == 2
+
+
+def test_an_answer_that_training_went_on_without_is_gone(tmp_path: Path) -> None:
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
+        ask(book, 1)
+        late, quick = (Site(book).joined(name) for name in ("late", "quick"))
+        (pair,) = late.get("/api/next").json()["pairs"]
+        book.enter("elsewhere", pair["query"], 1.0, KEY, 0.0, 1.0)
+        book.collect(0, 9)
+        assert late.post("/api/answers", json=answer(pair, key=KEY[::-1])).status_code == 410
+        assert quick.get("/api/next").json() == {"pairs": []}
+
+
+def test_what_belongs_to_another_run_cannot_be_reached(tmp_path: Path) -> None:
+    with (
+        LabelStore.open(tmp_path / "book.sqlite", "mine") as mine,
+        LabelStore.open(tmp_path / "book.sqlite", "other") as other,
+    ):
+        ask(mine, 1)
+        ask(other, 1)
+        other.add_scene("7", {"parts": []})
+        there, here = Site(other).joined(), Site(mine).joined()
+        (pair,) = there.get("/api/next").json()["pairs"]
+        assert there.get(f"/api/clips/{pair['left']}").status_code == 200
+        assert (
+            here.get(f"/api/clips/{pair['left']}").status_code == 404 and here.get("/api/scenes/7").status_code == 404
+        )
+        assert here.post("/api/answers", json=answer(pair)).status_code == 404
+        assert TestClient(Site(mine).app, URL, cookies=there.cookies).get("/api/status").status_code == 401
+
+
+def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
+    now = [1000.0]
+    ended = [False]
+    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as book:
+        ask(book, 3)
+        browser = Site(book, clock=lambda: now[0], ended=lambda: ended[0]).joined()
+        assert browser.get("/api/status").json()["training"] == {"state": "away"}
+        book.beat(Status(50, 100, 7, 20, True, 2, "it waits"))
+        (pair,) = browser.get("/api/next?count=1").json()["pairs"]
+        browser.post("/api/answers", json=answer(pair))
+        told = browser.get("/api/status").json()
+        assert {name: told[name] for name in ("mine", "total", "open", "needed")} == dict(
+            mine=1, total=1, open=2, needed=2
+        )
+        assert (told["training"]["state"], told["training"]["step"], told["training"]["labels"]) == ("waiting", 50, 7)
+        book.beat(Status(60, 100, 8, 20, False, 2, "it trains"))
+        assert browser.get("/api/status").json()["training"]["state"] == "on"
+        now[0] += 60
+        assert browser.get("/api/status").json()["training"]["state"] == "away"
+        ended[0] = True
+        assert browser.get("/api/status").json()["training"]["state"] == "ended"
+
+
+def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = site.joined()
+
+    def away(*_: Any) -> None:
+        raise OperationalError("SELECT", {}, Exception("no route to host 10.0.0.1"))
+
+    monkeypatch.setattr(site.book, "offer", away)
+    refused = browser.get("/api/next")
+    assert refused.status_code == 503 and "10.0.0.1" not in refused.text
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:80", f"evil.example:{PORT}", "", f"127.0.0.1:{PORT}."]
+)
+def test_a_name_that_somebody_else_points_here_is_refused(shared: Site, host: str) -> None:
+    refused = shared.joined().get("/api/status", headers={"host": host})
+    assert refused.status_code == 421
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", f"https://127.0.0.1:{PORT}", "http://127.0.0.1", None]
+)
+def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | None) -> None:
+    browser = site.joined()
+    (pair,) = browser.get("/api/next?count=1").json()["pairs"]
+    forged = TestClient(site.app, URL, cookies=browser.cookies, headers={"origin": origin} if origin else {})
+    assert forged.post("/api/answers", json=answer(pair)).status_code == 403 and not site.book.all_chosen()
+    assert browser.post("/api/answers", json=answer(pair)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (415, b"{}", "text/plain"),
+        (415, b"query=1", "application/x-www-form-urlencoded"),
+        (413, b" " * (BODY_LIMIT + 1), "application/json"),
+        (422, b"{", "application/json"),
+        (422, b"[" * 4000, "application/json"),
+        (422, b"", "application/json"),
+        (422, b'{"query": "0", "query": "1"}', "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"\ud800": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"a\nb": 1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\0"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "\ud800"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "０"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}, key="\0" * 16)).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"shown_at": 1e308}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": 10**400}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": -1}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": True}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"answered_at": None}).encode(), "application/json"),
+        (422, b"\xff\xfe", "application/json"),
+        (422, b"{}", "application/json"),
+        (422, json.dumps(answer({"query": "q"}, "better")).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "q"}) | {"labeller": 2}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "q"}) | {"shown_at": "1"}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "q"}) | {"shown_at": float("nan")}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "q"}, key="short")).encode(), "application/json"),
+        (422, json.dumps(answer({"query": 65 * "q"})).encode(), "application/json"),
+    ],
+)
+def test_what_is_no_answer_is_refused_in_one_line(shared: Site, status: int, body: bytes, kind: str) -> None:
+    refused = shared.joined().post("/api/answers", content=body, headers={"content-type": kind})
+    assert refused.status_code == status and "Traceback" not in refused.text
+    assert "\n" not in refused.json()["error"] and not shared.book.all_chosen()
+
+
+@pytest.mark.parametrize("body", [{"token": "\ud800"}, {"token": "\0"}, {"token": 1}, {"token": "x" * 65}, [], 1, None])
+def test_what_is_no_token_is_refused_in_one_line(shared: Site, body: Any) -> None:
+    told = json.dumps(body).encode()
+    refused = shared.browser().post("/api/join", content=told, headers={"content-type": "application/json"})
+    assert refused.status_code == 422 and "\n" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["%00", "%ff", "%ed%a0%80", "%0a", "x" * 5000, "%F0%9F%98%80", "0" * 32 + "%00"])
+def test_names_that_cannot_be_are_not_found(shared: Site, name: str) -> None:
+    browser = shared.joined()
+    assert [browser.get(f"/api/{kind}/{name}").status_code for kind in ("clips", "scenes")] == [404, 404]
+
+
+def test_methods_and_counts_that_are_not_known_are_refused(shared: Site) -> None:
+    browser = shared.joined()
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert browser.request(method, "/api/answers").status_code == 405
+    for count in ("0", "17", "-1", "x", "1e9"):
+        assert browser.get(f"/api/next?count={count}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../server.py", "/static/..%2fserver.py", "/static/%2e%2e/server.py", "/static//etc/passwd",
+     "/static/..%5cserver.py", "/api/clips/..%2f..%2fbook.sqlite", "/api/scenes/%2fetc%2fpasswd",
+     "/static/page.js%00.css", "/static/", "/docs", "/openapi.json", "/server.py", "//etc/passwd"],
+)  # fmt: skip
+def test_no_path_leads_to_a_file(shared: Site, path: str) -> None:
+    browser = shared.joined()
+    found = browser.get(path)
+    assert found.status_code == 404 and "create_app" not in found.text and "root:" not in found.text
+    assert browser.get("/static/page.js").status_code == 200
+
+
+def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "rules.md"
+    file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
+    told = html(file)
+    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
+    assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        html(file)
+
+
+def test_names_and_questions_are_text(tmp_path: Path) -> None:
+    script = "<script>alert('x')</script>"
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
+        book.begin({"method": script, "env": "\"'>" + script})
+        browser = Site(book, question=script).joined(script)
+        for path in ("/", "/quality"):
+            page = browser.get(path).text
+            assert script not in page and "&lt;script&gt;" in page
+
+
+def test_every_reply_bears_the_headers_and_pages_have_no_inline_script_or_style(shared: Site) -> None:
+    browser = shared.joined()
+    replies = [browser.get(path) for path in ("/", "/quality", "/join/x", "/api/status", "/nothing", "/static/page.js")]
+    replies += [
+        shared.browser().get("/"),
+        browser.get("/", headers={"host": "evil"}),
+        browser.post("/api/answers", json=1),
+    ]
+    for reply in replies:
+        assert reply.headers["content-security-policy"] == POLICY
+        assert (
+            reply.headers["x-content-type-options"] == "nosniff" and reply.headers["referrer-policy"] == "no-referrer"
+        )
+        assert reply.headers["cache-control"] == ("no-cache" if "/static/" in str(reply.url) else "no-store")
+    for reply in replies[:3]:
+        assert not re.search(
+            r"<script(?![^>]* src=\"/static/)|<style|\sstyle=|\son\w+=|https?://(?!www.w3.org)", reply.text
+        )
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    sent: list[dict] = []
+
+    async def never() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"a:1"), (b"origin", b"http://a:1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    gate = Gate(never, frozenset({"a:1"}), frozenset({"http://a:1"}), body_seconds=0.05)  # type: ignore[arg-type]
+    asyncio.run(gate(scope, never, send))
+    assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_a_connection_that_sends_its_head_in_drops_is_closed(tmp_path: Path) -> None:
+    with served(tmp_path, 0) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+        slow.settimeout(0.1)
+        for _ in range(
+            200
+        ):  # a second is what the test's server gives; a drop every tenth would keep uvicorn's own open
+            try:
+                slow.sendall(b"x")
+                if slow.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+    raise AssertionError("the connection stayed open")
+
+
+def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n"
+    with served(tmp_path, 0) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as patient:
+        for _ in range(3):
+            request = whole % server.port
+            patient.sendall(request[:20])
+            time.sleep(0.4)
+            patient.sendall(request[20:])
+            reply = b""
+            while not reply.endswith(b"}"):
+                reply += patient.recv(4096)
+            assert reply.startswith(b"HTTP/1.1 200")
+
+
+def test_many_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than eight the oldest make room: those that sent half a head, half a body, or nothing."""
+    monkeypatch.setattr(Impatient, "most", 8)
+    halves = (
+        b"GET /healthz HTTP/1.1\r\nHost: ",
+        b"POST /api/join HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nOrigin: http://127.0.0.1:%d\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+        b"",
+    )
+    with served(tmp_path, 0, patience=600) as server, ExitStack() as stack:
+        slow = []
+        for number in range(24):
+            slow.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30)))
+            half = halves[number % 3]
+            slow[-1].sendall(half % ((server.port,) * 2) if b"%d" in half else half)
+        with urlopen(f"{server.url}/healthz", timeout=30) as told:
+            assert told.status == 200
+        for oldest in slow[:16]:
+            with suppress(ConnectionError):
+                assert oldest.recv(1) == b""  # closed, without an answer
+
+
+# The command
+
+
+def run(folder: Path, human: bool = True) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"settings: {{teacher_human: {str(human).lower()}}}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("nowhere/run", "nowhere/run: there is no folder nowhere; the nearest runs are "),
+        ("other", "other is not a run's folder: it has no config.yaml; the nearest runs are "),
+        ("other/notes.txt", "other/notes.txt is not a run's folder"),
+        ("nothing --import answers.parquet", "nothing is not a run's folder"),
+        ("simulated", "not labelled by people"),
+        ("human --repeats 2", "--repeats 2: a share from 0 to 0.5"),
+        ("human --labeller ada --expert ada", "'ada' is named twice"),
+        ("human --labeller=\x07", "1 to 100 printable letters"),
+        ("human --port 0", "'0'"),
+        ("human --port 99999", "--port 99999"),
+        ("human --url labels.example.org", "--url labels.example.org: http or https"),
+        ("human --url http://[::1", "--url http://[::1: http or https"),
+        ("human --url http://", "--url http://: http or https"),
+        (f"human --host {'a' * 64}", f"--host {'a' * 60}: is no name of a host"),
+        ("human --import none.parquet", "--import none.parquet: no such file"),
+        ("human --guidelines none.md", "--guidelines none.md: No such file"),
+        ("human --guidelines other", "--guidelines other: Is a directory"),
+        ("human --guidelines answers.parquet", "answers.parquet: a text of 1 to 65,536 bytes, not 0"),
+        ("human --labeler ada", "did you mean '--labeller'?"),
+        ("human --host no.such.host.invalid", "--host no.such.host.invalid"),
+    ],
+)
+def test_a_mistake_costs_one_line(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "human")
+    run(tmp_path / "simulated", human=False)
+    (tmp_path / "other").mkdir()
+    for name in ("other/notes.txt", "answers.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["label", *command.split(" ")])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert not list(tmp_path.glob("*/book.sqlite"))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, empty: bool
+) -> None:
+    """As training makes it: a folder, its lock, a file that is not whole, config.yaml, and more."""
+    folder = tmp_path / "walker"
+    run(tmp_path / "walked")
+    if empty:  # training takes one that is empty
+        folder.mkdir()
+    steps: list[Callable[[], object]] = [
+        lambda: folder.mkdir(exist_ok=True),
+        (folder / ".lock").touch,
+        (folder / "config.yaml.tmp").touch,
+        lambda: (folder / "config.yaml.tmp").rename(folder / "config.yaml"),
+        (folder / "progress.csv").touch,
+    ]
+    seen = []
+
+    def passes(_: float) -> None:
+        seen.append({file.name for file in folder.iterdir()} if folder.exists() else None)
+        steps.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    wait(folder)
+    assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
+    told = capsys.readouterr()
+    assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
+    assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
+
+
+def test_what_turns_out_to_be_no_run_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "walker"
+
+    def passes(_: float) -> None:
+        folder.mkdir()
+        (folder / "notes.txt").touch()
+
+    monkeypatch.setattr(time, "sleep", passes)
+    with pytest.raises(UserError, match="walker is not a run's folder"):
+        wait(folder)
+
+
+def test_started_before_training_it_serves_once_the_run_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "walker"
+    command = [sys.executable, "-m", "rlhf_bilevel", "label", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        try:
+            assert process.stderr.readline().startswith(f"waiting for {folder}") and not folder.exists()
+            run(folder)
+            link = process.stdout.readline().split()[1]
+            with urlopen(link, timeout=30) as page:
+                assert page.status == 200
+        finally:
+            process.terminate()
+
+
+def test_a_port_that_is_taken_is_passed_over_unless_it_was_asked_for() -> None:
+    with listen("127.0.0.1", None) as first, listen("127.0.0.1", None) as second:
+        taken = first.getsockname()[1]
+        assert second.getsockname()[1] > taken
+        with pytest.raises(ValueError, match=f"--port {taken}"):
+            listen("127.0.0.1", taken)
+
+
+def test_a_server_answers_to_its_own_names_only() -> None:
+    hosts, origins = names("127.0.0.1", 8007, None)
+    assert hosts == {"127.0.0.1:8007", "localhost:8007", "[::1]:8007"} and "http://localhost:8007" in origins
+    hosts, origins = names("0.0.0.0", 80, "https://labels.example.org")
+    assert (
+        "labels.example.org" in hosts
+        and "https://labels.example.org" in origins
+        and f"{socket.gethostname()}:80" in hosts
+    )
+    assert "https://127.0.0.1:80" not in origins and "0.0.0.0 " not in hosts
+    assert "plain HTTP" in exposed("0.0.0.0", 8007)
+
+
+def test_the_server_loads_neither_torch_nor_a_simulator() -> None:
+    rooms = ", ".join(f"rlhf_bilevel.human.{room}" for room in ("server", "command", "gate", "book"))
+    code = f"import sys, {rooms}\n"
+    code += "print([name for name in ('torch', 'mujoco', 'gymnasium') if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_clips_are_sent_as_they_are_stored(site: Site) -> None:
+    browser = site.joined()
+    (pair,) = browser.get("/api/next?count=1").json()["pairs"]
+    stored = site.book.clip(pair["left"])
+    assert stored and browser.get(f"/api/clips/{pair['left']}").json() == json.loads(gzip.decompress(stored))
+
+
+def test_behind_https_the_session_is_sent_over_https_only(site: Site) -> None:
+    hosts, origins = names("127.0.0.1", PORT, "https://labels.example.org")
+    app = create_app(site.book, site.invitations, question="?", hosts=hosts, origins=origins, files={})
+    for base, secure in ((URL, False), ("https://labels.example.org", True)):
+        token = site.invitations.new("ada", "labeller")
+        joined = TestClient(app, base, headers={"origin": base}).post("/api/join", json={"token": token})
+        assert ("secure" in joined.headers["set-cookie"].lower()) == secure
+
+
+def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
+    for name in ("ada", "grace"):
+        browser = site.joined(name)
+        pair = browser.get("/api/next?count=1").json()["pairs"][0]
+        assert browser.post("/api/answers", json=answer(pair)).status_code == 200
+    assert [name in browser.get("/quality").text for name in ("ada", "grace")] == [False, True]
+    assert all(name in site.joined("barbara", "expert").get("/quality").text for name in ("ada", "grace"))
+
+
+def test_what_stands_out_is_said_once_and_to_experts_and_who_it_is_about(site: Site) -> None:
+    assert "Nobody has answered yet" in site.joined("eve").get("/quality").text
+    for number in range(6):
+        ask(site.book, 4, session=number + 1)
+        for name in ("ada", "grace"):
+            browser = site.joined(name)
+            for place, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):
+                browser.post("/api/answers", json=answer(pair, key=f"{number}{place}{KEY}"))
+    flag = "chose the left side 12 of 12 times"
+    assert site.joined("ada").get("/quality").text.count(flag) == 1
+    assert site.joined("barbara", "expert").get("/quality").text.count(flag) == 2
+    assert "grace" not in site.joined("ada").get("/quality").text

@@ -1,0 +1,336 @@
+"""People as a teacher: what they answer is what training learns from, whoever of the two is killed in between."""
+
+import gzip
+import json
+import os
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy.exc import OperationalError
+
+from rlhf_bilevel import Agent
+from rlhf_bilevel.data.label_log import LabelLog, pairs
+from rlhf_bilevel.data.preference_dataset import Dataset
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.human import dataset, teacher
+from rlhf_bilevel.human.records import Pending, Question
+from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
+from rlhf_bilevel.runs import build
+from rlhf_bilevel.runs.asked_queries import load
+from rlhf_bilevel.studies.batched_seeds import learn_together
+from rlhf_bilevel.types import Queries
+from tests.conftest import small_config
+from tests.data.test_label_log import queries
+from tests.runs.test_resume import EVERY, QUICK, state
+from tests.support.faults import child, kill, tables
+
+STEPS = 300
+
+
+class Film:
+    """A clip shows the true reward, so that who looks at it can tell."""
+
+    def __init__(self, store: ReplayBuffer) -> None:
+        self.store, self.flushed = store, 0
+
+    def clip(self, rows: torch.Tensor) -> dict[str, Any]:
+        return {"scene": "0", "reward": self.store.truth[rows].tolist()}
+
+    def scene(self, name: str) -> dict[str, Any]:
+        return {"name": name}
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, Film(store)))
+    monkeypatch.setattr(teacher, "INTERVAL", 0.01)
+
+
+def agent(out: Path | None, teacher: str | None = "human", share: float = 0.0, **settings: Any) -> Agent:
+    own: dict[str, Any] = {"teacher_pending_share": share} if teacher == "human" else {}
+    if teacher == "human":
+        own["teacher_human"] = True
+        teacher = None
+    kind = {"teacher": teacher, "out": out, "checkpoint_every": EVERY}
+    return Agent("penalty", "tests.conftest:Steer-v0", **kind, **(QUICK | own | settings))
+
+
+def better(book: LabelStore, left: str, right: str) -> str:
+    shown = []
+    for clip in (left, right):
+        data = book.clip(clip)
+        assert data is not None
+        shown.append(torch.tensor(json.loads(gzip.decompress(data))["reward"]).sum().item())
+    return EQUAL if shown[0] == shown[1] else LEFT if shown[0] > shown[1] else RIGHT
+
+
+@contextmanager
+def person(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Somebody in a process of their own, who takes so long for an answer, and is killed at the end."""
+    pid = os.fork()
+    if pid == 0:
+        while not (folder / "config.yaml").exists():
+            time.sleep(0.01)
+        with LabelStore.of(folder) as book:
+            me = book.labeller(book.invite("Ann"))
+            assert me is not None
+            while True:
+                time.sleep(seconds or 0.002)
+                for offer in book.offer(me, 2):
+                    choice = better(book, offer.left_clip, offer.right_clip)
+                    book.choose(me, offer.query_id, choice, f"{time.monotonic()}")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run of who answers at once and knows the true reward."""
+    out = tmp_path_factory.mktemp("oracle") / "run"
+    return out, state(agent(out, "oracle").learn(STEPS))
+
+
+def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle: tuple[Path, str]) -> None:
+    """Training waits for all of them, in a process of its own: the two runs are equal bit for bit."""
+    out = tmp_path / "run"
+    with person(out):
+        run = agent(out).learn(STEPS)
+    assert state(run) == oracle[1] and tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
+    assert run._session and run._session._people.film.flushed  # before each checkpoint
+    with LabelStore.of(out) as book:
+        status, facts = book.status(), book.facts()
+        assert book.scene("0") and status is not None
+    assert (status.step, status.labels, status.waiting) == (STEPS, 40, False) and "come to its end" in status.doing
+    assert (facts["env"], facts["method"], facts["votes"]) == ("tests.conftest:Steer-v0", "penalty", 1)
+    answered, truth = load(out), load(oracle[0])
+    assert torch.equal(answered.label[answered.labelled], truth.label[truth.labelled])
+    assert set(answered.labeller) == {"Ann"} and (out / "preferences.parquet").exists()
+    assert Agent.load(out).predict(torch.zeros(1).numpy())[0].shape == (1,)
+
+
+def test_a_kill_between_the_book_and_the_log_loses_and_doubles_nothing(
+    tmp_path: Path, oracle: tuple[Path, str]
+) -> None:
+    """Training is killed when it has taken answers out of the book, and before it wrote them to its log; twice."""
+    out, append = tmp_path / "run", LabelLog.append
+
+    def doomed(work: Callable[[], Any], session: int) -> Callable[[], None]:
+        def stop() -> None:
+            def dies(log: LabelLog, *args: Any) -> None:
+                if len(log) == session:
+                    kill()
+                append(log, *args)
+
+            LabelLog.append = dies  # type: ignore[method-assign]
+            work()
+
+        return stop
+
+    with person(out):
+        assert child(doomed(lambda: agent(out).learn(STEPS), 0)) == 9
+    with person(out):  # the page was started again, too
+        assert child(doomed(lambda: Agent.resume(out, checkpoint_every=EVERY), 3)) == 9
+        assert state(Agent.resume(out, checkpoint_every=EVERY)) == oracle[1]
+    assert tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
+
+
+def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: Path) -> None:
+    """Answers come whenever they come; the same log gives the same run, bit for bit."""
+    out = tmp_path / "run"
+    with person(out, seconds=0.05):
+        run = state(agent(out, share=1.0).learn(STEPS))
+    with LabelLogOf(out) as log:
+        taken = [len(log[number].answers) for number in range(len(log))]
+        every = Counter((first, second) for number in range(len(log)) for _, first, second in log[number].answers)
+    assert 0 < sum(taken) <= 40 and every <= Counter(pairs(load(out).preferences()))  # a pair may be drawn twice
+    if sum(taken):
+        again = tmp_path / "again"
+        assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
+        assert tables(again / "labels.sqlite")[1] == tables(out / "labels.sqlite")[1]
+
+
+class LabelLogOf(LabelLog):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "labels.sqlite")
+
+    def __enter__(self) -> LabelLog:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The folder of a run that has not asked anything yet."""
+    agent(tmp_path / "run").start(STEPS)
+    return tmp_path / "run"
+
+
+def entered(begun: Path, share: float = 0.0) -> teacher.HumanTeacher:
+    """The teacher of that run, with a store in which the test's queries are."""
+    asked = queries(6)
+    store = ReplayBuffer(2, 1, 1000)
+    for segments in asked:
+        for obs, act, truth in zip(*segments, strict=True):
+            store.begin(0)
+            for step in range(5):
+                store.add(obs[step].numpy(), act[step].numpy(), obs[step].numpy(), float(truth[step]), False)
+    LabelLog(begun / "labels.sqlite").close()
+    config = small_config(teacher_human=True, teacher_pending_share=share, segment_length=5)
+    return teacher.HumanTeacher(config, store, Film(store), begun)
+
+
+def test_so_much_may_wait_and_no_more(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for share, asked, missing, more, needed in (
+        (0.0, 10, 10, 0, 10), (0.0, 10, 0, 0, 0), (1.0, 10, 10, 0, 0), (0.5, 10, 10, 0, 5), (0.5, 20, 10, 0, 0),
+        (0.5, 5, 5, 0, 3), (0.3, 10, 4, 0, 1), (0.5, 10, 5, 4, 2), (0.0, 10, 0, 4, 4),
+    ):  # fmt: skip
+        people, counted = entered(begun, share), Pending(asked, missing)
+        monkeypatch.setattr(LabelStore, "pending", lambda _, counted=counted: counted)
+        with people:
+            assert people._needed(more)[0] == needed, (share, asked, missing, more)
+
+
+def test_training_waits_for_a_database_that_is_away(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [OperationalError("", {}, Exception("server is restarting"))] * 3
+
+    def away(*_: object) -> Pending:
+        if faults:
+            raise faults.pop()
+        return Pending(6, 0)
+
+    monkeypatch.setattr(LabelStore, "pending", away)
+    with entered(begun) as people, pytest.warns(UserWarning, match="server is restarting") as told:
+        assert len(people(queries(6)).label) == 0
+    assert len(told) == 1 and not faults
+
+
+def test_what_everybody_skips_is_not_waited_for(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with entered(begun) as people:
+        with LabelStore.of(begun) as book:
+            ann = book.labeller(book.invite("Ann"))
+            assert ann is not None
+            people._ask(0, queries(6), 40)
+            for number, choice in enumerate((SKIP, CANT_TELL, LEFT, SKIP, RIGHT, EQUAL)):
+                (offer,) = book.offer(ann, 1, repeats=0)
+                book.choose(ann, offer.query_id, choice, str(number))
+        answers = people(queries(6))
+    assert len(answers.label) == 3 and answers.label.tolist().count(0.5) == 1
+    assert f"rlhf-bilevel label {begun}" in capsys.readouterr().out
+
+
+def questions(asked: Queries) -> list[Question]:
+    return [Question(*pair, {}, {}) for pair in pairs(asked)]
+
+
+def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = queries(5)
+    with LabelStore.of(begun) as book:
+        assert LabelStore.of(begun).run == book.run
+        book.ask(0, questions(asked), wanted=2)
+        clock = [0.0]
+        monkeypatch.setattr(book, "_clock", lambda: clock[0])
+        ann, bob = (book.labeller(book.invite(name)) for name in ("Ann", "Bob"))
+        assert ann and bob
+        both = [book.offer(who, 4, repeats=0) for who in (ann, bob)]
+        clock[0] = 100.0
+        for number, choice in enumerate((LEFT, EQUAL, SKIP, CANT_TELL)):
+            book.choose(ann, both[0][number].query_id, choice, str(number), 10.0 + number, 11.0 + number)
+        offer = both[1][0]
+        book.choose(bob, offer.query_id, LEFT, "0", 20.0, 21.5)
+        lefts = {(c.labeller.name, c.query_id): float(c.left_is_first) for c in book.all_chosen() if c.choice == LEFT}
+        first = book.all_asked()[0].query_id
+    data = load(begun)
+    assert data.labeller == ("Ann", "Bob", "Ann", "Ann", "Ann", "")
+    assert data.label_kind == ("choice", "choice", "tie", "skipped", "skipped", "open")
+    assert data.label[:3].tolist() == [lefts["Ann", first], lefts["Bob", first], 0.5] and data.label[3:].isnan().all()
+    assert data.t_shown[:3].tolist() == [10.0, 20.0, 11.0] and data.t_answered[:3].tolist() == [11.0, 21.5, 12.0]
+    assert torch.equal(data.segments.obs[data.first[[0, 2, 3, 4, 5]]], asked.first.obs)
+
+
+def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_path: Path) -> None:
+    asked, data = queries(4), tmp_path / "elsewhere.parquet"
+    made = {"env_id": "e", "labeller": "Eve", "sampler": "uniform", "t_shown": [1.0] * 5, "t_answered": [2.0] * 5}
+    both = Queries(
+        *(type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in zip(asked, queries(1, 7), strict=True))
+    )
+    Dataset.of(both, torch.tensor([1.0, 0.5, 0.0, torch.nan, 1.0]), **made).write(data)  # type: ignore[arg-type]
+    with LabelStore.of(begun) as book:
+        book.ask(0, questions(asked))
+        ann = book.labeller(book.invite("Ann"))
+        assert ann
+        book.offer(ann, 1)  # what is in front of somebody may be answered elsewhere
+        assert dataset.import_choices(book, Dataset.read(data)) == (3, 0, 2)
+        assert dataset.import_choices(book, Dataset.read(data)) == (0, 3, 2)
+        assert [c.labeller.name for c in book.all_chosen()] == ["Eve"] * 3
+        assert [answer.label for answer in book.collect(0, 9)] == [1.0, 0.5, 0.0]
+        assert dataset.import_choices(book, Dataset.read(data)) == (0, 3, 2)
+    mine = load(begun)
+    assert mine.t_answered[mine.labelled].tolist() == [2.0] * 3 and mine.label_kind[3] == "open"
+
+
+def test_a_dataset_is_replayed(tmp_path: Path, oracle: tuple[Path, str]) -> None:
+    replayed = agent(tmp_path / "run", f"replay={oracle[0] / 'preferences.parquet'}").learn(STEPS)
+    assert replayed.run is not None and len(replayed.run.prefs) == 40
+    assert tables(tmp_path / "run" / "labels.sqlite")[1] == tables(oracle[0] / "labels.sqlite")[1]
+
+
+def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="give its folder as out="):
+        agent(None).start(STEPS)
+    with pytest.raises(UserError, match="no cohort"):
+        learn_together([agent(tmp_path / "a"), agent(tmp_path / "b", seed=1)], STEPS)
+    assert not (tmp_path / "a").exists()
+    agent(tmp_path / "c", "oracle").start(STEPS)
+    for folder, told in ((tmp_path / "c", "--teacher human"), (tmp_path / "none", "no config.yaml")):
+        with pytest.raises(UserError, match=told):
+            LabelStore.of(folder)
+
+
+def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = entered(begun)
+    with LabelStore.of(begun) as book:
+        ann = book.labeller(book.invite("Ann"))
+        assert ann
+
+        def interrupted(_: float) -> None:
+            waiting = book.status()
+            assert waiting and waiting.waiting and waiting.needed == 6 and "for 6 more answers" in waiting.doing
+            told = book.progress(ann)
+            assert (told.mine, told.total, told.open, told.needed) == (0, 0, 6, 6)
+            (offer,) = book.offer(ann, 1)
+            book.choose(ann, offer.query_id, LEFT, "first")
+            assert book.progress(ann).needed == 5  # before training counts again
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt), people:
+            people(queries(6))
+        stopped = book.status()
+        assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+
+
+def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:
+    with entered(begun, share=1.0) as people, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(people(queries(6)).label) == 0

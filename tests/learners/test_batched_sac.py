@@ -1,0 +1,202 @@
+"""Learners that are improved together are, each, what SB3's own update makes of them."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import SAC, TD3
+from torch import Tensor
+
+from rlhf_bilevel.data.replay_buffer import Mirror, ReplayBuffer
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.learners.off_policy import SB3Learner, on_its_own, together
+from rlhf_bilevel.training.loop import train
+from tests.conftest import build, small_config
+
+
+class Plain(SAC):
+    """SB3's own update: a subclass may have changed it, and is left alone."""
+
+
+def filled(rows: int = 200) -> ReplayBuffer:
+    store, rng = ReplayBuffer(3, 1, rows), np.random.default_rng(0)
+    store.begin(0)
+    for row in range(rows):
+        store.add(rng.normal(size=3), rng.uniform(-1, 1, 1), rng.normal(size=3), rng.normal(), row % 7 == 0)
+    return store
+
+
+def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = None, **own: Any) -> list[SB3Learner]:
+    """They meet the same rows and noise whatever the algorithm."""
+    env, store = registry.make("Pendulum-v1", 0), filled()
+    config = small_config(hidden=own.pop("hidden", (16, 12)), initial_alpha=0.3)
+    return [SB3Learner(env, config, store, number, algorithm, **own) for number in numbers or range(count)]
+
+
+def stack(several: Sequence[SB3Learner], batched: bool) -> BatchedSAC:
+    """``batched``: as on a GPU."""
+    views, rngs = [learner._view for learner in several], [learner._rng for learner in several]
+    return BatchedSAC([learner.model for learner in several], views, rngs, several[0]._config.batch, batched)
+
+
+def everything(learner: SB3Learner) -> dict[str, Tensor]:
+    """Weights, targets, temperature and Adam's moments."""
+    model = learner.model
+    found = dict(model.policy.state_dict())
+    optimizers = {"actor": model.actor.optimizer, "critic": model.critic.optimizer, "alpha": model.ent_coef_optimizer}
+    for name, optimizer in optimizers.items():
+        for i, entry in optimizer.state_dict()["state"].items() if optimizer else ():
+            found |= {f"{name}/{i}/{key}": value for key, value in entry.items()}
+    if model.log_ent_coef is not None:
+        found["log_ent_coef"] = model.log_ent_coef.detach()
+    return {key: value.clone() for key, value in found.items()}
+
+
+def assert_alike(left: SB3Learner, right: SB3Learner, within: float) -> None:
+    ours, theirs = everything(left), everything(right)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.allclose(value, theirs[key], rtol=within, atol=within), key
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"hidden": (24,)},
+        {"hidden": (8, 8, 8)},
+        {"ent_coef": 0.2},
+        {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 12]}, "n_critics": 3}},
+        {"gamma": 0.5, "tau": 0.3, "target_entropy": -3.0},
+    ],
+)
+@pytest.mark.parametrize(("updates", "batched"), [(1, False), (20, False), (20, True)])
+def test_an_update_is_sb3s_own(own: dict[str, Any], updates: int, batched: bool) -> None:
+    ours, theirs = learners(3, **own), learners(3, Plain, **own)
+    before = everything(ours[2])
+    told = stack(ours, batched).improve(updates, 5)
+    expected = together(theirs)(updates, 5)
+    for left, right, metrics, reference in zip(ours, theirs, told, expected, strict=True):
+        assert_alike(left, right, 1e-5)
+        for key, value in reference.items():
+            assert metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    moved = [key for key, value in everything(ours[2]).items() if key in before and not torch.equal(value, before[key])]
+    assert len([key for key in moved if "target" not in key]) >= 10
+
+
+def test_a_stack_updates_each_learner_as_alone() -> None:
+    several, alone = learners(3), [learners(1, numbers=[number])[0] for number in range(3)]
+    together(several)(5, 5)
+    for learner, single in zip(several, alone, strict=True):
+        together([single])(5, 5)
+        assert_alike(learner, single, 1e-6)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_some_may_be_updated_and_the_others_stay_to_the_bit(batched: bool) -> None:
+    several, whole = learners(3), learners(3)
+    improve = stack(several, batched).improve
+    before = [everything(learner) for learner in several]
+    assert len(improve(2, 5, slice(1, 2))) == 1
+    together(whole)(2, 5)
+    for number in (0, 2):
+        after = everything(several[number])
+        assert all(torch.equal(after[key], value) for key, value in before[number].items())
+    assert_alike(several[1], whole[1], 1e-6)
+
+
+def test_only_what_is_sb3s_plain_sac_is_stacked() -> None:
+    assert stackable(learners(1)[0].model)
+    plain: list[dict[str, Any]] = [
+        {"algorithm": Plain},
+        {"algorithm": TD3},
+        {"use_sde": True},
+        {"learning_rate": lambda left: 1e-3 * left},
+        {"target_update_interval": 2},
+        {"policy_kwargs": {"net_arch": [8], "activation_fn": torch.nn.Tanh}},
+        {"policy_kwargs": {"net_arch": [8], "optimizer_class": torch.optim.SGD}},
+        {"policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"weight_decay": 0.1}}},
+    ]
+    for own in plain:
+        improve = together(learners(1, **own))
+        assert not hasattr(improve, "__self__"), own
+        assert improve(1, 5)[0]["train/n_updates"] == 1
+
+
+def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
+    ours, theirs = learners(2), learners(2, Plain)
+    together(ours)(3, 5), together(theirs)(3, 5)
+    files = []
+    for learner in (ours[1], theirs[1]):
+        file = io.BytesIO()
+        with on_its_own(learner.model):
+            learner.model.save(file, exclude=["replay_buffer", "_last_obs"])
+        files.append(file)
+    assert len(files[0].getvalue()) == pytest.approx(len(files[1].getvalue()), rel=0.02)
+    together(ours)(1, 5)  # the learner still learns
+    before = everything(ours[1])
+    together(ours)(1, 5)
+    assert any(not torch.equal(value, before[key]) for key, value in everything(ours[1]).items())
+    files[0].seek(0)
+    loaded = SAC.load(files[0])
+    obs = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
+    theirs_act = theirs[1].model.predict(obs, deterministic=True)[0]
+    assert np.allclose(loaded.predict(obs, deterministic=True)[0], theirs_act, atol=1e-5)
+    moments = loaded.critic.optimizer.state_dict()["state"][0]
+    assert moments["step"] == 3 and moments["exp_avg"].abs().sum() > 0
+
+
+def test_a_run_is_plain_sb3s_but_for_rounding() -> None:
+    settings: dict[str, Any] = {"steps": 90, "learning_starts": 40, "hidden": (32, 32), "seed": 3}
+    ours, theirs = (
+        build("sac", "Pendulum-v1", **settings),
+        build("sac", "Pendulum-v1", {"algorithm": Plain}, **settings),
+    )
+    for run in (ours, theirs):
+        for _ in train(run):
+            pass
+    assert torch.allclose(ours.store.table, theirs.store.table, rtol=1e-3, atol=1e-3)
+    assert_alike(ours.learners[0], theirs.learners[0], 1e-3)  # type: ignore[arg-type]
+
+
+def test_a_learner_draws_alike_alone_and_beside_others() -> None:
+    """Nothing that another learner or torch's global generator does moves its draws."""
+    alone, beside = learners(1)[0], learners(2)
+    together([alone])(3, 5)
+    torch.rand(17)
+    beside[1].act(np.zeros(3), 500)
+    together(beside)(3, 5)
+    obs = np.ones(3, dtype=np.float32)
+    torch.manual_seed(123)
+    first = alone.act(obs, 500)[1]
+    torch.manual_seed(321)
+    assert np.allclose(first, beside[0].act(obs, 500)[1], atol=1e-6)
+
+
+def test_clamped_deviations_and_actions_at_the_border_have_sb3s_derivatives() -> None:
+    """Where log_std is clamped nothing flows through it, and tanh is flat at its ends."""
+    ours, theirs = learners(1), learners(1, Plain)
+    for learner in (*ours, *theirs):
+        with torch.no_grad():
+            learner.model.actor.log_std.bias.fill_(2.0)
+            learner.model.actor.log_std.weight.normal_(std=1.0, generator=torch.Generator().manual_seed(0))
+            learner.model.actor.mu.bias.fill_(3.0)
+    together(ours)(3, 5), together(theirs)(3, 5)
+    assert_alike(ours[0], theirs[0], 1e-5)
+
+
+def test_a_mirror_has_every_row_as_it_comes() -> None:
+    store = filled(20)
+    mirror = Mirror(store, torch.device("cpu"))
+    mirror._table = torch.zeros_like(store.table)  # as on another device
+    store.size, out = 10, torch.zeros(3, store.table.shape[1])
+    for size in (10, 11, 20):
+        store.size = size
+        rows = torch.tensor([0, size - 1, size // 2])
+        mirror.take(rows, out)
+        assert torch.equal(out, store.table[rows])
+    assert not torch.equal(store.table[0], store.table[1])

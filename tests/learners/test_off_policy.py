@@ -1,0 +1,112 @@
+"""Our loop over SB3's learners is SB3, where the reward is the true one."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DDPG, SAC, TD3
+
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.learners.off_policy import SB3Learner, settings
+from rlhf_bilevel.training.loop import train
+from tests.conftest import build, small_config
+
+
+class Plain(SAC):
+    """SB3's own update, which ``stack`` leaves alone in a subclass; ``test_stack`` compares the two."""
+
+
+def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
+    config = small_config(steps=260, learning_starts=40, hidden=(32, 32), seed=3)
+    ours = build("sac", "Pendulum-v1", {"algorithm": Plain}, **config.model_dump())
+    assert ours.config == config
+    for _ in train(ours):
+        pass
+    theirs = SAC(env=registry.make("Pendulum-v1", seed=3), **settings(config, SAC))
+    theirs.learn(config.steps)
+    model = ours.learners[0].model
+    for name, expected in theirs.policy.state_dict().items():
+        assert torch.equal(model.policy.state_dict()[name], expected), name
+    assert torch.equal(model.log_ent_coef, theirs.log_ent_coef)
+    buffer = theirs.replay_buffer
+    assert np.array_equal(ours.store.obs.numpy(), buffer.observations[:260, 0])
+    assert np.array_equal(ours.store.act.numpy(), buffer.actions[:260, 0])
+    assert np.array_equal(ours.store.truth.numpy(), buffer.rewards[:260, 0])
+
+
+@pytest.mark.parametrize("algorithm", [TD3, DDPG])
+def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) -> None:
+    env, config = registry.make("Steer-v0", 0), small_config(learning_starts=5)
+    store = ReplayBuffer(1, 1, 40)
+    learner = SB3Learner(env, config, store, algorithm=algorithm)
+    before = [p.clone() for p in learner.model.actor.parameters()]
+    store.begin(0)
+    obs, _ = env.reset()
+    for step in range(40):
+        action, scaled = learner.act(obs, step)
+        next_obs, truth, terminated, _, _ = env.step(action)
+        store.add(obs, scaled, next_obs, truth, terminated)
+        obs = next_obs
+    assert "train/critic_loss" in learner.improve(4, 40)
+    assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.actor.parameters(), strict=True))
+    assert (
+        learner.value_gap(
+            learner,
+            store.obs,
+        )
+        == 0
+    )  # deterministic policies: no noise in it
+
+
+def test_actions_are_stored_in_the_learners_scale() -> None:
+    env, config = registry.make("Pendulum-v1", 0), small_config(learning_starts=10)
+    learner = SB3Learner(env, config, ReplayBuffer(3, 1, 10))
+    obs, _ = env.reset()
+    for step in range(10):
+        action, scaled = learner.act(obs, step)
+        assert np.allclose(action, 2 * scaled) and env.action_space.contains(action)
+
+
+def test_a_critics_reset_is_a_fresh_critic_and_spares_the_actor() -> None:
+    run = build("sac", steps=100, learning_starts=20)
+    for _ in train(run):
+        pass
+    learner = run.learners[0]
+    actor = [p.clone() for p in learner.model.actor.parameters()]
+    critic = [p.clone() for p in learner.model.critic.parameters()]
+    learner.reset_critic()
+    assert all(torch.equal(a, b) for a, b in zip(actor, learner.model.actor.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(critic, learner.model.critic.parameters(), strict=True))
+    targets = learner.model.critic_target.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(learner.model.critic.parameters(), targets, strict=True))
+    moments = learner.model.critic.optimizer.state.values()
+    assert moments and not any(moment.any() for each in moments for moment in each.values())
+
+
+def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
+    """With the critics replaced by Q(s, a) = -(a - m)^2 and two Gaussian actors, the gap is known in closed form."""
+    run = build("twin", steps=60, learning_starts=20)
+    first, second = run.learners
+    first.model.log_ent_coef.data.fill_(float(np.log(0.1)))
+    first.model.critic.forward = lambda s, a: (-((a - 0.3) ** 2), -((a - 0.3) ** 2))
+
+    def actor(mean: float, scale: float):
+        class Gaussian:
+            @staticmethod
+            def action_log_prob(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                law = torch.distributions.Normal(mean, scale)
+                act = law.sample((len(states), 1))
+                return act, law.log_prob(act).squeeze(-1)
+
+        return Gaussian
+
+    first.model.actor, second.model.actor = actor(0.3, 0.2), actor(0.5, 0.1)
+
+    def exact(mean: float, scale: float) -> float:  # E[Q] + alpha * entropy
+        entropy = 0.5 * np.log(2 * np.pi * np.e * scale**2)
+        return -((mean - 0.3) ** 2 + scale**2) + 0.1 * entropy
+
+    expected = (exact(0.3, 0.2) - exact(0.5, 0.1)) / (1 - run.config.gamma)
+    before = torch.get_rng_state()
+    assert first.value_gap(second, torch.zeros(200_000, 1)) == pytest.approx(expected, rel=0.02)
+    assert torch.equal(torch.get_rng_state(), before)  # a metric does not move the run

@@ -1,0 +1,113 @@
+"""PPO on our store is Stable-Baselines3's, where the reward is the true one; and it sees the reward that it is told."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from rlhf_bilevel import Agent
+from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.envs import registry
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.learners.ppo import PPOLearner
+from rlhf_bilevel.training.loop import train
+from tests.conftest import build, small_config
+
+ROLLOUT = {"n_steps": 70, "batch_size": 35, "n_epochs": 3, "learning_rate": 1e-3}
+
+
+def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
+    """Over rollouts that begin and end within episodes, whose ends are time limits."""
+    config = small_config(steps=210, learning_starts=0, pretrain_steps=0, seed=3)
+    learner = PPOLearner(registry.make("Steer-v0", 3), config, ReplayBuffer(1, 1, 210), **ROLLOUT)
+    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
+    run.learners = [learner]
+    run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
+    run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
+    learner.see(run.store.true_reward)
+    np.random.seed(3)  # SB3 shuffles its minibatches by numpy's global generator
+    told = [row for row in train(run) if "learner_0/train/loss" in row]
+    theirs = PPO("MlpPolicy", registry.make("Steer-v0", 3), seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
+    theirs.learn(210)
+    assert len(told) == 3
+    for name, expected in theirs.policy.state_dict().items():
+        assert torch.equal(learner.model.policy.state_dict()[name], expected), name
+
+
+def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> None:
+    """By a loop over the store's rows, with terminations, time limits and a running episode."""
+    config, store = small_config(gamma=0.9), ReplayBuffer(1, 1, 12)
+    learner = PPOLearner(registry.make("Steer-v0", 0), config, store, n_steps=12, batch_size=12, gae_lambda=0.7)
+    ends, rng = {3: True, 7: False}, np.random.default_rng(0)
+    obs = next_obs = rng.normal(size=1).astype(np.float32)
+    for row in range(12):
+        if row == 0 or row - 1 in ends:
+            store.begin(0)
+        obs, next_obs = rng.normal(size=1) if row - 1 in ends else next_obs, rng.normal(size=1)
+        obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
+        _, scaled = learner.act(obs, row)
+        store.add(obs, scaled, next_obs, 0.0, ends.get(row, False))
+    learner.see(lambda rows: rows.float() / 10)
+    buffer = learner._rollout()
+
+    def value(obs: torch.Tensor) -> np.ndarray:
+        return learner.model.policy.predict_values(obs).detach().numpy()[:, 0]
+
+    now, later, expected, following = value(store.obs), value(store.next_obs), np.zeros(12), 0.0
+    for row in reversed(range(12)):
+        error = row / 10 + 0.9 * (not ends.get(row, False)) * later[row] - now[row]
+        following = error + 0.9 * 0.7 * (0.0 if row in ends else following)
+        expected[row] = following
+    assert np.allclose(buffer.advantages[:, 0], expected, atol=1e-5)
+    assert np.allclose(buffer.returns[:, 0], expected + now, atol=1e-5)
+
+
+def test_a_step_of_which_nothing_was_stored_leaves_no_trace() -> None:
+    store = ReplayBuffer(1, 1, 5)
+    learner = PPOLearner(registry.make("Steer-v0", 0), small_config(), store, n_steps=5, batch_size=5)
+    store.begin(0)
+    for row in range(3):
+        learner.act(np.full(1, 9.0, np.float32), row)  # the environment fails
+        action, scaled = learner.act(np.full(1, row, np.float32), row)
+        store.add(np.full(1, row), scaled, np.full(1, row), 0.0, False)
+        assert len(learner._taken) == store.size
+        assert learner._taken[-1][0].clip(-1, 1).item() == pytest.approx(float(action[0]))
+
+
+def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
+    run = build("prefppo", steps=100, options=ROLLOUT)
+    learner, seen = run.learners[0], [torch.zeros(0)]
+    for _ in train(run):
+        pass
+    policy = learner.model.policy  # type: ignore[attr-defined]
+    obs = torch.linspace(-1, 1, 9)[:, None]
+    seen = [policy.get_distribution(obs).distribution.mean, policy.predict_values(obs)]
+    learner.reset_critic()
+    assert torch.equal(policy.get_distribution(obs).distribution.mean, seen[0])
+    assert not torch.allclose(policy.predict_values(obs), seen[1])
+    assert learner.state()["taken"] is None and learner.state()["begin"] == 100
+
+
+def test_prefppo_learns_a_task_from_labels_alone() -> None:
+    """True return on the probe: random is about 15, the best possible about 46 of 50. Some seeds are misled."""
+    options = {"n_steps": 96, "batch_size": 32, "n_epochs": 10, "learning_rate": 1e-2, "clip_range": 0.2}
+    run = build("prefppo", steps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1)
+    returns = [row["rollout/true_return"] for row in train(run) if "rollout/true_return" in row]
+    assert np.mean(returns[-6:]) > 32 > 1.5 * np.mean(returns[:4])
+
+
+def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="algorithm=PPO: the method pebble takes any off-policy algorithm"):
+        Agent("pebble", "Steer-v0", algorithm=PPO)
+    from stable_baselines3 import TD3
+
+    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
+        Agent("random", "Steer-v0", algorithm=TD3)
+    with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
+        Agent("parl", "Steer-v0", algorithm=TD3)
+
+
+@pytest.mark.parametrize("name", ["n_steps", "batch_size"])
+def test_advantages_of_one_step_have_no_spread_to_be_normalised_with(name: str) -> None:
+    with pytest.raises(UserError, match=f"prefppo.{name}=1: Input should be greater than or equal to 2"):
+        Agent("prefppo", "Steer-v0", options={name: 1})

@@ -1,0 +1,59 @@
+"""Logs show each step once, whatever was written between a checkpoint and a fault."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlhf_bilevel.evaluation.rollout import Evaluation
+from rlhf_bilevel.runs.logger import Log
+
+
+def written(log: Log, *steps: int) -> None:
+    for step in steps:
+        row = {"rollout/true_return": float(step), f"late/{step // 300}": 1.0}
+        log.record(row, step)
+        log.write(row)
+        log.evaluation(Evaluation(np.array([step, 0.5]), None), step, 0, 0, True)
+
+
+def test_a_log_that_goes_on_drops_what_came_after_its_step(tmp_path: Path) -> None:
+    log = Log(tmp_path, False, 0, {})
+    written(log, 100, 200)
+    marks = log.marks()
+    written(log, 250, 300, 400)
+    log.marks()  # all of it is on the disk
+    with (tmp_path / "progress.csv").open("a") as file:
+        file.write("2")  # of a line that the fault cut short
+    again = Log(tmp_path, False, 200, marks)
+    written(again, 300, 400)
+    again.close()
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    plain = Log(whole, False, 0, {})
+    written(plain, 100, 200, 300, 400)
+    plain.close()
+
+    def progress(folder: Path) -> list[dict[str, str]]:
+        with (folder / "progress.csv").open() as file:
+            return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
+
+    def events(folder: Path) -> list[tuple[int, float]]:
+        accumulator = EventAccumulator(str(folder), purge_orphaned_data=False)
+        accumulator.Reload()
+        return [(event.step, event.value) for event in accumulator.Scalars("rollout/true_return")]
+
+    assert progress(tmp_path) == progress(whole) and len(progress(whole)) == 4
+    assert (tmp_path / "evaluations.csv").read_bytes() == (whole / "evaluations.csv").read_bytes()
+    assert sorted(events(tmp_path)) == events(whole) == [(step, float(step)) for step in (100, 200, 300, 400)]
+
+
+def test_files_of_a_run_that_begins_anew_are_removed(tmp_path: Path) -> None:
+    log = Log(tmp_path, False, 0, {})
+    written(log, 100)
+    log.close()
+    Log(tmp_path, False, 0, {}).close()
+    assert not (tmp_path / "progress.csv").exists() and not (tmp_path / "evaluations.csv").exists()
+    assert len(list(tmp_path.glob("events.*"))) <= 1

@@ -1,0 +1,176 @@
+"""A run is the same however it is asked for: one specification, completed in one place."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rlhf_bilevel import Agent
+from rlhf_bilevel.__main__ import parser
+from rlhf_bilevel.cli import run_options, studies
+from rlhf_bilevel.config import PRESETS, Config
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.studies.scheduler import Local
+from rlhf_bilevel.studies.worker import main, whole, work
+from tests.conftest import SMALL
+
+ENV = "tests.conftest:Steer-v0"
+FEW: dict[str, Any] = SMALL | {"steps": 90, "labels": 4, "eval_every": 90, "eval_episodes": 1, "reset_updates": 1}
+
+
+def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    settings = {"steps": 300, "teacher_beta": math.inf, "hidden": (8, 8), "reset_critics": False, "surf.threshold": 0.9,
+                "options": {"a": [1, 2]}, "query": "policy_aligned"}  # fmt: skip
+    spec = RunSpec.of("surf", "Pendulum-v1", settings, preset="quick", threads=2, out=tmp_path, keep_every="1e3")
+    again = RunSpec.from_json(spec.to_json())
+    assert again == spec and hash(again) == hash(spec) and "\n" not in spec.to_json()
+    assert again.keep_every == 1000 and again.out == tmp_path and again.settings["teacher_beta"] == math.inf
+    assert spec != replace(spec, out=None) != spec.having(seed=1) and spec.having(seed=0).seed == spec.seed
+
+
+def test_a_spec_holds_plain_values_however_they_were_written() -> None:
+    """Strings of the command line, NumPy's and PyTorch's numbers of Python, YAML's lists."""
+    ways: list[dict[str, Any]] = [
+        {"steps": "3e2", "hidden": "16,16", "gamma": "0.9", "reset_critics": "false", "query": "uniform",
+         "reward_damping": None},
+        {"steps": torch.tensor(300), "hidden": torch.tensor([16, 16]), "gamma": torch.tensor(0.9).double(),
+         "reset_critics": False, "query": "uniform"},
+        {"steps": 300.0, "hidden": [16, 16], "gamma": 0.9, "reset_critics": False, "query": "uniform"},
+    ]  # fmt: skip
+    first, *others = [RunSpec.of("pebble", "Pendulum-v1", way) for way in ways]
+    assert others == [replace(first, settings=other.settings) for other in others]
+    for other in others:
+        assert other.settings.keys() == first.settings.keys()
+        assert other.settings["gamma"] == pytest.approx(0.9)
+        assert {**other.settings, "gamma": 0} == {**first.settings, "gamma": 0}
+
+
+def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_what_was_given() -> None:
+    method, name, value = METHODS["twin"], "other_every", METHODS["twin"].settings["other_every"]
+    default, spec = Config.model_fields[name].default, RunSpec.of("twin", "Pendulum-v1", {"steps": 300})
+    assert default != value and spec.resolve().other_every == value
+    assert spec.having(other_every=7).resolve().other_every == 7
+    bare = replace(method, settings={})
+    assert spec.resolve(bare).other_every == default
+    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch"]
+    assert quick.resolve().batch == batch != spec.resolve().batch
+    assert quick.resolve(replace(method, settings={"batch": 9})).batch == 9
+    assert quick.having(batch=8).resolve(replace(method, settings={"batch": 9})).batch == 8
+
+
+def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> None:
+    spec = RunSpec.of("surf", "Pendulum-v1", {"steps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
+    with pytest.raises(UserError, match=r"unknown setting 'qpa\.ratio'"):
+        spec.resolve()
+    threshold = (
+        RunSpec.of("surf", "Pendulum-v1", {"steps": 300, "surf.threshold": "0.9"}).resolve().options["threshold"]
+    )
+    assert threshold == 0.9
+    other = RunSpec.of("pebble", "Pendulum-v1", {"steps": 300, "surf.threshold": 0.9}).resolve()
+    assert other == RunSpec.of("pebble", "Pendulum-v1", {"steps": 300}).resolve()
+
+
+GIVEN: dict[str, Any] = {"labels": 20, "reward_damping": 7.5, "hidden": (16, 16), "teacher_mistake": 0.2}
+
+
+def asked_for(command: str, *more: str) -> Any:
+    words = f"{command} --env Pendulum-v1 --steps 300 --preset quick --labels 20 --teacher mistake=0.2"
+    return parser().parse_args([*words.split(), "--set", "reward_damping=7.5", "--set", "hidden=16,16", *more])
+
+
+def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command line, file, Python, worker, sweep: and the run that is begun has them too."""
+    monkeypatch.chdir(tmp_path)
+    line = run_options.spec(asked_for("train penalty"), "penalty", "Pendulum-v1")
+    Path("some.yaml").write_text(yaml.safe_dump({**GIVEN, "hidden": [16, 16], "steps": 300}))
+    filed = parser().parse_args(
+        ["train", "penalty", "--env", "Pendulum-v1", "--preset", "quick", "--config", "some.yaml"]
+    )
+    agent = Agent("penalty", "Pendulum-v1", preset="quick", **GIVEN)
+    agent.start(300)
+    assert agent.config is not None
+    found = [
+        whole(line),
+        whole(run_options.spec(filed, "penalty", "Pendulum-v1")),
+        agent.config.model_dump(mode="json"),
+    ]
+
+    started: list[RunSpec] = []
+    monkeypatch.setattr(Local, "start", lambda self, run: started.append(run) or Ended())
+    studies.sweep(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
+    found += [whole(RunSpec.from_json(started[0].to_json()))]
+    assert all(settings == found[0] for settings in found)
+    assert (found[0]["reward_damping"], found[0]["hidden"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
+    assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
+
+
+class Ended:
+    def poll(self) -> int:
+        return 0
+
+    def stop(self) -> None: ...
+
+
+def test_a_setting_that_python_is_given_goes_before_the_teachers_words_as_on_the_command_line() -> None:
+    agent = Agent("pebble", ENV, teacher="mistake=0.1,skip=0.2", teacher_mistake=0.3)
+    args = parser().parse_args(["train", "pebble", "--env", ENV, "--steps", "90", "--teacher", "mistake=0.1,skip=0.2",
+                                "--set", "teacher_mistake=0.3"])  # fmt: skip
+    for settings in (agent._spec.settings, run_options.spec(args, "pebble", ENV).settings):
+        assert (settings["teacher_mistake"], settings["teacher_skip"]) == (0.3, 0.2)
+
+
+def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: Path) -> None:
+    spec = RunSpec.of("pebble", ENV, FEW, threads=1)
+    session.train(replace(spec, out=tmp_path / "spec"))
+    Agent("pebble", ENV, out=tmp_path / "agent", **FEW).learn(90)
+    assert work(replace(spec, out=tmp_path / "worker")) == 0
+    for other in ("agent", "worker"):
+        for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
+            assert (tmp_path / "spec" / name).read_bytes() == (tmp_path / other / name).read_bytes(), (other, name)
+    one, other = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("spec", "agent"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": "pebbel"}, "unknown method 'pebbel'; did you mean 'pebble'?"),
+        ({"env": "Pendulm-v1"}, "unknown environment 'Pendulm-v1'; the nearest are Pendulum-v1"),
+        ({"preset": "quik"}, "unknown preset 'quik'"),
+        ({"device": "gpu"}, "device='gpu': cpu, cuda"),
+        ({"checkpoint_every": "soon"}, "'soon' is no interval"),
+        ({"keep_every": "often"}, "must be a whole number"),
+        (
+            {"settings": {"steps": 300, "reward_dampin": 1}},
+            "unknown setting 'reward_dampin'; did you mean 'reward_damping'?",
+        ),
+        ({"settings": {"steps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
+        ({"settings": {"steps": 300, "options": [1]}}, "options=[1]"),
+        ({"settings": {"steps": 300, "learning_starts": 300}}, "leave no step of steps=300 to learn from labels"),
+        ({"settings": [300]}, "is no specification of a run"),
+        ({"out": 7}, "is no specification of a run"),
+        ({"threds": 1}, "unexpected keyword argument 'threds'"),
+    ],
+)
+def test_a_wrong_spec_is_one_line_and_the_worker_writes_nothing(
+    capsys: pytest.CaptureFixture, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    spec = RunSpec.of("pebble", "Pendulum-v1", {"steps": 300}, out=tmp_path / "run")
+    assert main([json.dumps(json.loads(spec.to_json()) | change)]) == 2
+    line = capsys.readouterr().err
+    assert told in line and line.startswith("rlhf-bilevel: ") and line.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".run.lock"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{}", "{'method': 1}", '{"method": "pebble"}'])
+def test_what_is_no_spec_is_called_so(text: str) -> None:
+    with pytest.raises(UserError, match="is no specification of a run"):
+        RunSpec.from_json(text)

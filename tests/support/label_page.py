@@ -1,0 +1,78 @@
+"""A label server in a thread of the test, over a real book; the better clip of a pair is the brighter one."""
+
+import base64
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_bilevel.cli.label import listen, names, server
+from rlhf_bilevel.human.clips.assets import static_files
+from rlhf_bilevel.human.records import Question
+from rlhf_bilevel.human.security import Gate
+from rlhf_bilevel.human.server import Invitations, create_app
+from rlhf_bilevel.human.store import LabelStore
+
+FRAMES, FPS = 10, 20
+
+
+def picture(grey: int, mark: int, width: int = 60, height: int = 40) -> str:
+    """A grey PNG with a white column at ``mark``, as a data URL."""
+    row = bytes([0, *(255 if x == mark else grey for x in range(width))])
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(row * height)))
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (*parts, (b"IEND", b"")):
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def clip(grey: int) -> dict[str, Any]:
+    return {"kind": "frames", "fps": FPS, "frames": [picture(grey, 5 * t) for t in range(FRAMES)]}
+
+
+def ask(book: LabelStore, count: int, session: int = 0, greys: Sequence[int] = (60, 180)) -> None:
+    """Queries whose second segment is the better, brighter one."""
+    dark, bright = map(clip, greys)
+    book.ask(session, [Question(b"first", b"second", dark, bright) for _ in range(count)])
+
+
+class Served:
+    def __init__(self, book: LabelStore, port: int | None = None, patience: int = 1, **told: Any) -> None:
+        self.book, self.invitations = book, Invitations()
+        self._socket = listen("127.0.0.1", port)
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.app = application(book, self.invitations, self.port, **told)
+        self._server = server(self.app, log_level="critical", timeout_keep_alive=patience, timeout_graceful_shutdown=1)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def link(self, name: str = "human", role: str = "labeller") -> str:
+        return f"{self.url}/join/{self.invitations.new(name, role)}"
+
+    def __enter__(self) -> "Served":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+def application(book: LabelStore, invitations: Invitations, port: int, **told: Any) -> Gate:
+    hosts, origins = names("127.0.0.1", port, None)
+    settings: dict[str, Any] = {"question": "Which one is brighter?", "repeats": 0.0, "gold": 0.0} | told
+    return create_app(book, invitations, hosts=hosts, origins=origins, files=static_files(), **settings)
+
+
+@contextmanager
+def served(folder: Path, count: int, **told: Any) -> Iterator[Served]:
+    """A new book with ``count`` queries, and its server."""
+    with LabelStore.open(folder / "book.sqlite", "run") as book:
+        book.begin({"method": "penalty", "env": "Bright-v0"})
+        ask(book, count)
+        with Served(book, **told) as server:
+            yield server

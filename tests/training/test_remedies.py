@@ -1,0 +1,193 @@
+"""Options against a reward that is followed to where no label is: each does what it says."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
+from rlhf_bilevel.training import monitor
+from rlhf_bilevel.training.loop import ask, due, train
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.types import Preferences, Queries, Segments
+from tests.conftest import FEW, build
+
+
+def trained(method: str = "pebble", steps: int = 200, **settings: object) -> Run:
+    run = build(method, steps=300, **settings)
+    for _ in train(run):
+        if run.step == steps:
+            return run
+    raise AssertionError
+
+
+def asked_in(run: Run) -> Queries:
+    """What the next session asks."""
+    told: list[Queries] = []
+
+    def teacher(queries: Queries) -> Preferences:
+        told.append(queries)
+        return Preferences(*queries, label=torch.ones(len(queries.first.truth)))
+
+    run.teacher = teacher
+    ask(run, due(run))
+    return told[0]
+
+
+def keys(segments: Segments) -> list[bytes]:
+    return [obs.numpy().tobytes() + act.numpy().tobytes() for obs, act in zip(segments.obs, segments.act, strict=True)]
+
+
+@pytest.mark.parametrize("method", ["pebble", "twin", "surf"])
+def test_an_anchored_pair_has_a_new_segment_and_one_of_the_best_labelled(method: str) -> None:
+    run = trained(method, labels=180, session_labels=10, anchor_share=0.5, anchor_segments=4)
+    labelled = run.prefs.segments()
+    rating = run.reward(labelled.obs, labelled.act).sum(-1)
+    best = set(keys(Segments(*(column[rating.topk(4).indices] for column in labelled))))
+    newest = run.store.episodes(least=10)[-run.config.aligned_episodes :]
+    first, second = asked_in(run)
+    assert len(first.obs) == 10
+    assert set(keys(second)[5:]) <= best and not set(keys(second)[:5]) & best
+    rows = run.store.rows_of(Segments(*(column[5:] for column in first)))
+    assert all(any(start <= row <= end - 10 for start, end in newest) for row in rows.tolist())
+
+
+def test_an_anchor_of_the_past_is_any_segment_since_labels_began() -> None:
+    run = trained(labels=360, session_labels=20, anchor_share=1.0, anchor="past", aligned_episodes=1)
+    rows = run.store.rows_of(asked_in(run).second)
+    assert int(rows.min()) >= run.on_policy_since and len({int(row) // 50 for row in rows}) >= 3
+
+
+def test_without_a_reward_nothing_is_anchored() -> None:
+    run = trained(steps=20, labels=100, session_labels=10, anchor_share=1.0)
+    assert len(asked_in(run).first.obs) == 10
+
+
+def test_a_share_of_none_leaves_a_run_as_it_was() -> None:
+    one, other = trained(), trained(anchor="past", anchor_segments=3, pessimism_from="start")
+    assert torch.equal(one.store.table, other.store.table)
+
+
+def test_smoothing_moves_labels_towards_even_odds_and_the_loss_as_it_should() -> None:
+    logits, label = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([1.0, 0.0, 0.5])
+    loss = cross_entropy(logits, smoothed(label, 0.05))
+    even = cross_entropy(logits, torch.full((3,), 0.5))
+    assert torch.allclose(loss, 0.95 * cross_entropy(logits, label) + 0.05 * even)
+
+
+def test_bootstrap_weights_are_poisson_and_stay_when_labels_come() -> None:
+    weights = bootstrap(4000, 3, seed=0)
+    assert torch.equal(weights[:, :100], bootstrap(100, 3, seed=0))
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights, bootstrap(4000, 3, seed=1))
+    counts = np.bincount(weights.flatten().long().numpy(), minlength=6)
+    expected = stats.poisson.pmf(np.arange(5), 1)
+    expected = np.append(expected, 1 - expected.sum()) * counts.sum()
+    observed = np.append(counts[:5], counts[5:].sum())
+    assert stats.chisquare(observed, expected).pvalue > 0.001
+
+
+def test_a_weighed_loss_has_the_value_of_the_plain_one_and_the_gradient_of_the_weighted_one() -> None:
+    logits, weight = torch.randn(3, 7, requires_grad=True), torch.rand(3, 7) * 3
+    label = torch.rand(7)
+    loss = cross_entropy(weighed(logits, weight), label).mean()
+    assert torch.allclose(loss, cross_entropy(logits, label).mean())
+    (got,) = torch.autograd.grad(loss, logits)
+    (expected,) = torch.autograd.grad((weight * cross_entropy(logits, label)).mean(), logits)
+    assert torch.allclose(got, expected)
+
+
+def test_a_label_that_a_member_does_not_hold_does_not_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_bilevel.training import loop
+
+    run = trained(reward_damping=0.0, member_weights="bootstrap")
+    before = [weight.detach().clone() for weight in run.reward.weights]
+
+    def only_the_first(count: int, members: int, seed: int) -> torch.Tensor:
+        return torch.tensor([[1.0], [0.0], [0.0]]).expand(members, count)
+
+    monkeypatch.setattr(loop, "bootstrap", only_the_first)
+    run.reward_optimizer.state.clear()  # moments would move them
+    loop.update_reward(run, 1)
+    moved = [(old != new).flatten(1).any(1) for old, new in zip(before, run.reward.weights, strict=True)]
+    assert torch.stack(moved).any(0).tolist() == [True, False, False]
+
+
+QUICKLY = ("pebble", "penalty", "surf", "prefppo")  # the others take a second each
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
+        for name in METHODS
+        if name not in ("random", "sac", "unlabelled")
+    ],
+)
+def test_every_method_learns_with_all_of_them(method: str) -> None:
+    settings = dict(FEW.get(method, {}))
+    norm = {} if method == "prefppo" else {"critic_layer_norm": True}
+    run = trained(
+        method,
+        steps=150,
+        **settings,  # type: ignore[arg-type]
+        **norm,
+        anchor_share=0.5,
+        label_smoothing=0.05,
+        member_weights="bootstrap",
+        pessimism=0.5,
+        pessimism_from="start",
+    )
+    assert len(run.prefs) > 10 and all(torch.isfinite(weight).all() for weight in run.reward.weights)
+
+
+def test_pessimism_is_the_mean_less_so_many_standard_deviations_after_the_last_label() -> None:
+    run = trained(pessimism=0.7, labels=12, steps=100, session_labels=6)
+    obs, act = run.store.obs[:20], run.store.act[:20]
+    members = run.reward.members(obs, act)
+    assert len(run.prefs) == 12
+    expected = members.mean(0) - 0.7 * members.std(0, correction=0)
+    assert torch.allclose(run.reward(obs, act), expected, atol=1e-5)
+    before = trained(pessimism=0.7, steps=60, labels=40, session_labels=6)
+    assert torch.equal(before.reward(obs, act), before.reward.members(obs, act).mean(0))
+
+
+def test_normalised_critics_have_a_layer_normalisation_before_each_activation() -> None:
+    run = trained(steps=60, critic_layer_norm=True)
+    critic = run.learners[0].model.critic  # type: ignore[attr-defined]
+    for network in critic.q_networks:
+        names = [type(module).__name__ for module in network]
+        assert names == ["Linear", "LayerNorm", "ReLU", "Linear", "LayerNorm", "ReLU", "Linear"]
+    assert len(list(critic.qf0.parameters())) == 10 and critic.q_networks[0] is critic.qf0
+
+
+def test_the_monitor_sees_an_episode_among_labels_and_one_far_from_them() -> None:
+    run = trained()
+    near = monitor.newest_episode(run)
+    rows = torch.arange(*run.store.episodes(0, run.on_policy_since, 10)[-1])
+    run.store.obs[rows] += 50
+    far = monitor.newest_episode(run)
+    assert set(near) == {"monitor/q", "monitor/spread", "monitor/distance", "monitor/beyond"}
+    assert far["monitor/distance"] > 10 * near["monitor/distance"]
+
+
+def test_the_monitors_numbers_are_what_they_say() -> None:
+    run = trained()
+    told = monitor.newest_episode(run)
+    rows = torch.arange(*run.store.episodes(0, run.on_policy_since, 10)[-1])
+    obs, act, labelled = run.store.obs[rows], run.store.act[rows], run.prefs.segments()
+    reward = run.reward(obs, act)
+    windows = max(reward[i : i + 10].mean().item() for i in range(len(rows) - 9))
+    assert told["monitor/beyond"] == pytest.approx(
+        windows - run.reward(labelled.obs, labelled.act).mean(1).max().item(), abs=1e-5
+    )
+    x = torch.cat([obs, act], 1) / run.reward.unit
+    y = torch.cat([labelled.obs, labelled.act], 2).flatten(0, 1) / run.reward.unit
+    nearest = (x[:, None] - y).square().mean(-1).sqrt().amin(1)
+    assert told["monitor/distance"] == pytest.approx(nearest.median().item(), rel=1e-4)
+
+
+def test_the_monitor_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = trained().store.table
+    monkeypatch.setattr(monitor, "newest_episode", lambda run: {})
+    assert torch.equal(watched, trained().store.table)
