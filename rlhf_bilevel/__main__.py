@@ -295,7 +295,8 @@ def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
         f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
-        "rerun=FILE, a labels.sqlite session by session (default: oracle)",
+        "rerun=FILE, a labels.sqlite session by session; or https://HOST/PATH, which is asked by HTTP, or "
+        "vlm:https://HOST/v1?model=NAME, a vision-language model (default: oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
@@ -354,7 +355,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
-    trusts = "import the module that the run names for its environment, go to the labels database that it names"
+    trusts = (
+        "import the module that the run names for its environment, go to the labels database or teacher that it names"
+    )
     sub.add_argument("--trust", action="store_true", help=trusts)
 
 

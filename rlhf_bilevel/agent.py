@@ -42,7 +42,8 @@ class Agent:
     ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
     ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
-    asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
+    asked through the page of ``rlhf-bilevel label`` (see ``human``), or a URL that is asked by HTTP (see
+    ``feedback.http_teacher``). ``algorithm`` is any off-policy
     algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
     it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
     ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
@@ -248,7 +249,8 @@ class Agent:
         loaded = fork.load(Path(folder), at)
         session.apart(agent.out, source)
         least = 0 if "steps" in settings else loaded.step + 1
-        agent._origin, agent._spec = Origin(source, loaded), agent._spec.having(steps=max(agent._spec.steps, least))
+        agent._origin = Origin(source, loaded, trust or "teacher_url" in settings)
+        agent._spec = agent._spec.having(steps=max(agent._spec.steps, least))
         fork.check(loaded, settle(spec.settings), agent._spec.resolve(agent.method))
         return agent
 
@@ -311,6 +313,6 @@ class Agent:
         agent = cls.of(spec, parts)
         agent.config = settle(spec.settings)
         agent.model, agent.reward = learnt(folder, spec, parts, agent.config)
-        agent._origin = Origin(folder.absolute())
+        agent._origin = Origin(folder.absolute(), trust=trust)
         session.apart(agent.out, agent._origin.folder)
         return agent

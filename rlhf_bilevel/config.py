@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -145,6 +146,13 @@ class Config(BaseModel):
     teacher_votes: Size = 1  # people who are to answer each query
     teacher_labels_db: str = ""  # postgresql:// URL without a password; empty for a file in the run's folder
 
+    # A teacher that is asked by HTTP (feedback/http_teacher.py)
+    teacher_url: str = ""  # https://HOST/PATH, or vlm:https://HOST/v1?model=NAME for a vision-language model
+    teacher_question: Annotated[str, Field(min_length=1, max_length=10_000)] = "Which one is better?"
+    teacher_frames: Annotated[int, Field(ge=0, le=100)] = 8  # pictures of each segment; 0: states and actions alone
+    teacher_timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # seconds until a request is given up
+    teacher_max_requests: Count = 0  # in all, those that failed included; 0: as many as it takes
+
     options: dict[str, Any] = {}  # of the method alone, see its file
 
     @model_validator(mode="before")
@@ -201,8 +209,11 @@ class Config(BaseModel):
     def check_teacher(self) -> Config:
         if self.teacher_labels_db:
             check_database(self.teacher_labels_db)
-        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
-            raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
+        if self.teacher_url:
+            check_teacher_url(self.teacher_url)
+        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun, self.teacher_url))) > 1:
+            names = "teacher_human, teacher_replay, teacher_rerun and teacher_url"
+            raise ValueError(f"{names} are four teachers: choose one")
         return self
 
 
@@ -450,6 +461,32 @@ def check_database(url: str) -> None:
     if parts.password is not None or "password" in parse_qs(parts.query):
         raise UserError("the labels database's URL has a password in it, which config.yaml would hold: "
                          "set PGPASSWORD or write it to ~/.pgpass")  # fmt: skip
+
+
+VLM = "vlm:"
+"""Before the URL of a vision-language model."""
+TOKEN = "RLHF_BILEVEL_TEACHER_TOKEN"
+"""Variable of the environment that holds the token of a teacher by HTTP: no file does."""
+SECRETS = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|pwd|sig|signature)$", re.IGNORECASE)
+"""Names of a URL's parameters that hold what no file should."""
+
+
+def check_teacher_url(url: str) -> None:
+    """UserError unless a teacher can be asked there, and nothing secret is in it: a run's config.yaml holds it."""
+    inner = url.removeprefix(VLM)
+    form = "vlm:https://HOST/v1?model=NAME" if inner != url else "https://HOST/PATH"
+    try:
+        parts = urlsplit(inner)
+        _ = parts.port  # is checked only when it is read
+    except ValueError as error:
+        raise UserError(f"teacher {url!r:.60}: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[!-~]+", inner):
+        raise UserError(f"teacher {url!r:.60} is no URL of a teacher: {form} is")
+    parameters = parse_qs(parts.query)
+    if parts.username is not None or parts.password is not None or any(map(SECRETS.search, parameters)):
+        raise UserError(f"the teacher's URL has a password or a key in it, which config.yaml would hold: set {TOKEN}")
+    if inner != url and not parameters.get("model"):
+        raise UserError(f"teacher {url!r:.60} names no model: {form} does")
 
 
 def checkpoint_interval(told: str) -> tuple[float, float]:

@@ -37,6 +37,9 @@ def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, A
     teacher is given.
     """
     told = read_yaml(file)
+    settings = told.get("settings", told)
+    if not taught and isinstance(settings, dict) and settings.get("teacher_url"):
+        raise UserError(f"{file} names a teacher elsewhere, {settings['teacher_url']!r:.60}: give it with --teacher")
     if "settings" not in told:
         return renamed(told, methods)
     recorded(file, told, whole=False)

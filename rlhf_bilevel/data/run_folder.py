@@ -75,6 +75,7 @@ class RunFolder:
         self.sums = path / SUMS  # of the files above; the last to be written
         self.book = path / "book.sqlite"  # what people were asked and answered
         self.run_id = path / "run_id"  # the run's name in the book
+        self.requests = path / "teacher.jsonl"  # every request to a teacher by HTTP, and its answer
         self.clips = path / "clips"  # a folder: what people see
         self.lock_file = path / ".lock"
         self.forking = path / FORKING  # while a fork begins

@@ -1,15 +1,16 @@
 """A teacher in words: ``mistake=0.1,skip`` stands for settings ``teacher_*`` of ``config.Config``, the others at rest.
 
-A word without a value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
-before anything slow is loaded.
+A URL is a teacher that is asked by HTTP. A word without a value takes B-Pref's [Lee 2021, its published scripts].
+Imports no torch: a wrong word is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, check_teacher_url, nearest
 from rlhf_bilevel.errors import UserError
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
@@ -25,6 +26,10 @@ NAMES: dict[str, tuple[str, Any]] = {
     RERUN: ("teacher_rerun", ""),
     HUMAN: ("teacher_human", True),
 }
+URLS = ("https://HOST/PATH", "vlm:https://HOST/v1?model=NAME")
+URL = re.compile(r"\s*(vlm:|\w+://)")
+ASKING = ("teacher_question", "teacher_frames", "teacher_timeout", "teacher_max_requests")
+"""Settings of a teacher with a URL, which say how it is asked: they stay as they are."""
 ALONE = (ORACLE, REPLAY, RERUN, HUMAN)
 BY_SETTINGS = "settings"
 OURS = (BY_SETTINGS, "OracleTeacher")
@@ -32,12 +37,19 @@ OURS = (BY_SETTINGS, "OracleTeacher")
 
 
 def traits(told: str) -> dict[str, Any]:
-    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
+    """All settings of that teacher, but for ``ASKING`` where it has a URL.
+
+    UserError in one line on a wrong word. Ranges are for ``config.settle``.
+    """
     found: dict[str, Any] = {}
+    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    if URL.match(told):
+        check_teacher_url(told)
+        return {key: value for key, value in rest.items() if key not in ASKING} | {"teacher_url": told}
     for word in told.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES, *URLS])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
@@ -45,7 +57,6 @@ def traits(told: str) -> dict[str, Any]:
         if name != ORACLE:
             key, published = NAMES[name]
             found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
     return rest | found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,13 @@ from rlhf_bilevel.config import Config, footprint
 from rlhf_bilevel.data.label_log import count, sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.data.request_log import RequestLog
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.http_teacher import HttpTeacher
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
@@ -116,6 +120,11 @@ def build(
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
         training, film = filmed(spec, config, training, store)
+    if config.teacher_url and config.teacher_frames and spec.out and parts.teacher is None:
+        try:
+            training, film = filmed(spec, config, training, store)
+        except UserError as error:
+            warnings.warn(f"the teacher gets states and actions alone: {error}", stacklevel=3)
     teacher = _teacher(spec, parts, config, store, prefs, film, used_sessions)
     learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
@@ -169,10 +178,11 @@ def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuff
 
     assert spec.out is not None
     c, record = config, recorder.ClipRecorder(spec.out)
+    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    shown = [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training]
     for env in training:
         env.close()
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    return [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
+    return shown, record
 
 
 def _teacher(
@@ -191,6 +201,8 @@ def _teacher(
 
         assert spec.out is not None
         return HumanTeacher(config, store, film, spec.out)
+    if config.teacher_url:
+        return _by_http(spec, config, store, film)
     if config.teacher_rerun:
         given = _answers(Path(config.teacher_rerun), config, store)
         return Rerun(given, count(spec.folder.labels) if spec.out else used_sessions)
@@ -200,6 +212,22 @@ def _teacher(
             raise UserError(f"teacher replay={config.teacher_replay}: there are no labels in it")
         return Replayed(given).after(prefs)
     return SimulatedTeacher(config, store)
+
+
+def _by_http(spec: RunSpec, config: Config, store: ReplayBuffer, film: Any) -> HttpTeacher:
+    env = make_env(spec.env, config.model_copy(update={"env_timeout": 0.0}))  # which knows the names of its entries
+    entries, size = registry.names(env), flatdim(env.observation_space)
+    env.close()
+
+    return HttpTeacher(
+        config,
+        spec.env,
+        {"obs": entries[:size], "act": entries[size:]},
+        RequestLog(spec.folder.requests if spec.out else None),
+        store,
+        film,
+        f"rlhf-bilevel resume {shlex.quote(str(spec.out))} --trust" if spec.out else "",
+    )
 
 
 def _answers(path: Path, config: Config, store: ReplayBuffer) -> list[Preferences | None]:

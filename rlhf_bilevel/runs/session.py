@@ -54,6 +54,7 @@ class Origin(NamedTuple):
 
     folder: Path
     loaded: Loaded | None = None  # the checkpoint; None: the newest, when it begins
+    trust: bool = False  # in whom the folder names as its teacher
 
 
 class Session:
@@ -75,7 +76,9 @@ class Session:
         self.agent = int(run.method.agent(run.options))  # the number of the learner whose policy a user gets
         self.going = False  # while ``recording``
         self._lock, self._begins, self._origin = lock, begins, origin
-        self._people: Any = run.teacher if run.config.teacher_human and parts.teacher is None else None
+        asks: Any = run.teacher if parts.teacher is None else None
+        self._people = asks if run.config.teacher_human else None
+        self._film = asks.film if asks and (run.config.teacher_human or run.config.teacher_url) else None
 
     @property
     def model(self) -> Any:
@@ -123,8 +126,9 @@ class Session:
                 self._begins = None
             self.going = True
             stack.callback(setattr, self, "going", False)
+            if self._film:
+                stack.enter_context(closing(self._film))
             if people:
-                stack.enter_context(closing(people.film))
                 stack.enter_context(people)
             log = stack.enter_context(closing(Log(spec.out, screen, run.step, events)))
             bar = stack.enter_context(closing(progress(run, progress_bar)))
@@ -149,8 +153,8 @@ class Session:
                 return go_on
 
             def marks() -> dict[str, Any]:
-                if people:
-                    people.film.flush()
+                if self._film:
+                    self._film.flush()
                 return log.marks()
 
             yield record
@@ -218,6 +222,11 @@ def go_on(spec: RunSpec, parts: Parts, origin: Origin, more: int) -> Session:
         raise UserError(f"{origin.folder} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
     loaded = origin.loaded or fork.load(origin.folder, None)
     config = spec.having(steps=loaded.step + more).resolve(parts.method)
+    if parts.teacher is None and config.teacher_url:
+        if config.teacher_url == old.teacher_url:
+            contacts(origin.folder, config, origin.trust)
+        if config.teacher_frames:
+            raise UserError("a fork has no pictures of what came before it: teacher_frames=0 sends states and actions")
     fork.check(loaded, old, config)
     was = METHODS.get(told["method"], parts.method)
     before, after = ((m.learners, int(m.agent(m.options_of(c)))) for m, c in ((was, old), (parts.method, config)))
@@ -265,8 +274,8 @@ def resume(
     spec = replace(spec, keep_every=kept_interval(keep_every))
     config = settle(spec.settings)
     assert spec.out is not None
-    if config.teacher_human and config.teacher_labels_db:
-        trusted(trust, f"{folder} would go to the database {config.teacher_labels_db}")
+    if parts.teacher is None:
+        contacts(folder, config, trust)
     spec.folder.examine(writes=True)
     with training():
         lock = spec.folder.lock()
@@ -282,6 +291,14 @@ def resume(
         finally:
             lock.release()
     return session
+
+
+def contacts(folder: Path, config: Config, trust: bool) -> None:
+    """UserError without ``trust`` where a run with the settings of ``folder`` would go to a place elsewhere."""
+    if config.teacher_human and config.teacher_labels_db:
+        trusted(trust, f"{folder} would go to the database {config.teacher_labels_db}")
+    if config.teacher_url:
+        trusted(trust, f"{folder} would send its pairs to {config.teacher_url}")
 
 
 def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Parts, dict[str, Any]]:

@@ -29,7 +29,7 @@ ROOM = 16  # letters of a file's name that are left for what stands beside it, s
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
 ENTRIES, DEPTH = 100_000, 8  # files and folders in a run's folder, and how deep they lie
 OURS = re.compile(
-    r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
+    r"\.(csv|jsonl?|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
 )
 """Names of files, which no folder has."""
 HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap

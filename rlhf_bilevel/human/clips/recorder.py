@@ -11,11 +11,10 @@ rows from r on again, and both files become, byte for byte, those of a run that 
 from __future__ import annotations
 
 import base64
-import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import mujoco
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
@@ -32,11 +30,10 @@ from rlhf_bilevel.envs import dm_control, registry, wrappers
 from rlhf_bilevel.envs.interface import InvalidEnvError
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import scene
+from rlhf_bilevel.human.clips.renderer import jpeg
 from rlhf_bilevel.utils.files import plain, written
 
 POSES, RECORDS = "poses.bin", "records.bin"
-PIXELS = 256  # a picture's longer side, at most about
-QUALITY = 80  # of its JPEG
 
 HEAD = struct.Struct("<8sQ")  # of RECORDS: what it is, bytes of a row of POSES
 LENGTH = struct.Struct("<Q")  # before each record; a row of POSES begins with its record's offset, 0 where none is
@@ -119,10 +116,7 @@ class Pictures:
         return self.next()
 
     def next(self) -> Pose:
-        picture = Image.fromarray(np.asarray(self._env.render()))
-        file = io.BytesIO()
-        picture.reduce(max(1, round(max(picture.size) / PIXELS))).save(file, "JPEG", quality=QUALITY)
-        return Pose(file.getvalue(), np.zeros(0, np.float32))
+        return Pose(jpeg(np.asarray(self._env.render())), np.zeros(0, np.float32))
 
 
 def _simulator(env: Any) -> tuple[Any, Any]:
@@ -189,6 +183,11 @@ class RecordedEnv(wrappers.EpisodeCounter):
         self._record, self._values = pose.record or self._record, pose.values
 
 
+def picture(jpg: bytes) -> str:
+    """As a data: URL."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpg).decode()}"
+
+
 class ClipRecorder:
     """Of the run in ``folder``. Nothing is touched on the disk before the first row is written."""
 
@@ -227,30 +226,46 @@ class ClipRecorder:
             os.close(self._poses)
             os.close(self._records)
             self._poses = self._records = -1
+        if self._stage:
+            self._stage.close()
 
     def clip(self, rows: Tensor | Sequence[int]) -> dict[str, Any]:
         """What a person sees of ``rows`` (T,), which follow one another in one episode: JSON-ready, see docs.
 
         ValueError where a row has not been filmed.
         """
+        told, table = self._filmed(rows)
+        if not told.model:
+            return {"kind": "frames", "fps": told.fps, "frames": [picture(jpg) for jpg in self._jpegs(table)]}
+        stage = self._staged(told, table)
+        number, shown = stage.scene()
+        self._shown[number] = shown
+        return {"kind": "scene", "scene": number, "fps": told.fps, "frames": stage.frames(table["values"])}
+
+    def pictures(self, rows: Tensor | Sequence[int], steps: Sequence[int]) -> list[str]:
+        """The same at some ``steps`` of the rows, as data: URLs of JPEGs. RuntimeError where OpenGL is missing."""
+        told, table = self._filmed(rows)
+        if not told.model:
+            return [picture(jpg) for jpg in self._jpegs(table[steps])]
+        stage = self._staged(told, table)
+        return [picture(stage.draw(values)) for values in table["values"][steps]]
+
+    def _filmed(self, rows: Tensor | Sequence[int]) -> tuple[Set, np.ndarray]:
         first, count = int(rows[0]), len(rows)
         data = os.pread(self._poses, count * self._width, first * self._width) if self._poses >= 0 else b""
         table = np.frombuffer(data, self._row()) if len(data) == count * self._width > 0 else None
         if table is None or not table["record"].all() or self._set is None:
             raise ValueError(f"rows {first} to {first + count - 1} have not all been filmed")
-        if not self._set.model:
-            pictures = (base64.b64encode(self._read(int(offset))).decode() for offset in table["record"])
-            return {
-                "kind": "frames",
-                "fps": self._set.fps,
-                "frames": [f"data:image/jpeg;base64,{picture}" for picture in pictures],
-            }
+        return self._set, table
+
+    def _staged(self, told: Set, table: np.ndarray) -> scene.Stage:
         if self._stage is None:
-            self._stage = scene.Stage(self._set.model, self._set.camera)
+            self._stage = scene.Stage(told.model, told.camera)
         self._stage.set(self._read(int(table["record"][0])))
-        number, shown = self._stage.scene()
-        self._shown[number] = shown
-        return {"kind": "scene", "scene": number, "fps": self._set.fps, "frames": self._stage.frames(table["values"])}
+        return self._stage
+
+    def _jpegs(self, table: np.ndarray) -> Iterator[bytes]:
+        return (self._read(int(offset)) for offset in table["record"])
 
     def scene(self, number: str) -> dict[str, Any]:
         """The scene that a clip of this process named."""

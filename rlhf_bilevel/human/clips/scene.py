@@ -1,7 +1,8 @@
 """A MuJoCo scene for a browser to draw: what there is to see, once; where each part of it is, frame by frame.
 
-Nothing is rendered here. A part is a geom or a site that MuJoCo itself would draw: of the groups 0 to 2, and not wholly
-transparent. Poses come from forward kinematics on a private copy of the model, on the CPU and without OpenGL.
+Nothing is rendered but by ``Stage.draw``. A part is a geom or a site that MuJoCo itself would draw: of the groups 0 to
+2, and not wholly transparent. Poses come from forward kinematics on a private copy of the model, on the CPU and without
+OpenGL.
 
 Numbers that vary are integers in a unit that the scene and the clip name, so that JSON stays short: a position is exact
 to extent / 2^16, a quaternion to 2^-15.
@@ -19,6 +20,7 @@ import mujoco
 import numpy as np
 
 from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.human.clips.renderer import Renderer, jpeg
 
 SHAPES = {0: "plane", 1: "hfield", 2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 PLACED = ("qpos0", "body_pos", "body_quat", "jnt_pos", "jnt_axis", "geom_pos", "geom_quat", "site_pos", "site_quat",
@@ -60,6 +62,7 @@ class Stage:
         self._meshes: dict[int, dict[str, Any]] = {}
         self._scenes: dict[bytes, tuple[str, dict[str, Any]]] = {}  # by what of the model is seen
         self._look = b""
+        self._renderer: Renderer | None = None
 
     def set(self, look: bytes) -> None:
         """The model as it was when ``look`` was taken. CorruptFileError where that was another model."""
@@ -113,6 +116,19 @@ class Stage:
             "focus": [_track(column) for column in (focus / self._unit).T],
             "parts": [[_track(column) for column in part.T] for part in parts.transpose(1, 0, 2)],
         }
+
+    def draw(self, values: np.ndarray) -> bytes:
+        """A JPEG of the model in a pose (n,), from the camera. RuntimeError where OpenGL is missing."""
+        if self._renderer is None:
+            self._renderer = Renderer(self._model, self._camera)
+        self._place(values)
+        return jpeg(self._renderer.draw(self._data))
+
+    def close(self) -> None:
+        """Gives back what was drawn with."""
+        if self._renderer:
+            self._renderer.close()
+            self._renderer = None
 
     def _choose(self) -> None:
         """The parts: geoms, then sites."""
