@@ -96,9 +96,9 @@ class RequestLog:
             os.fsync(file.fileno())
 
     def _count(self, told: dict[str, Any]) -> None:
-        self.requests += 1
         if told["answer"] is not None:
-            self.answers[told["pair"]] = checked(told["answer"], told["strength"])
+            self.answers[str(told["pair"])] = checked(told["answer"], told["strength"])
+        self.requests += 1
 
     def _read(self, path: Path) -> None:
         """What follows the last newline was cut short by a kill: it is removed."""

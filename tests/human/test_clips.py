@@ -22,6 +22,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.envs.interface import FAULT
+from rlhf_bilevel.envs.opengl import _find_opengl
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import recorder as films
@@ -30,6 +31,7 @@ from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.snapshot import capture, restore
 from tests.conftest import Steer, build
 
+CARTPOLE = "dm_control/cartpole-balance-v0"
 WALKER, DOOR, ANT = "dm_control/walker-walk-v0", "Meta-World/door-open-v3", "Ant-v5"
 
 
@@ -220,6 +222,7 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
     where = play(env, store, 2, 4, seen=lambda: float(env.unwrapped.x[0]))  # type: ignore[attr-defined]
     clip = film.clip(range(4, 8))
     assert clip["kind"] == "frames" and clip["fps"] == 20
+    assert film.pictures(range(4, 8), [0, 2]) == clip["frames"][::2]
     for x, source in zip(where[4:], clip["frames"], strict=True):
         kind, _, data = source.partition(",")
         assert kind == "data:image/jpeg;base64"
@@ -227,6 +230,32 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
         middle = (picture.mean(0) @ np.arange(96)) / picture.mean(0).sum()
         assert abs(middle - np.clip(24 * (x + 2), 4, 91)) < 2
     film.close()
+
+
+@pytest.mark.parametrize("env_id", [CARTPOLE, pytest.param(DOOR, marks=pytest.mark.slow)])
+def test_pictures_are_those_that_the_env_draws_itself(env_id: str, tmp_path: Path) -> None:
+    try:
+        _find_opengl()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    env, store, film = filmed(env_id, tmp_path, 40)
+    play(env, store, 1, 40)
+    shown, steps = list[np.ndarray](), [0, 20, 39]
+    drawn = registry.make(env_id, 0, render_mode="rgb_array")
+    play(drawn, ReplayBuffer(store.obs.shape[1], store.act.shape[1], 40), 1, 40, seen=lambda: shown.append(see(drawn)))
+    pictures = [jpeg_of(url).astype(float) for url in film.pictures(range(40), steps)]
+    film.close()
+    apart = [[np.abs(picture - shown[step]).mean() for step in steps] for picture in pictures]
+    assert [int(np.argmin(row)) for row in apart] == [0, 1, 2] and np.diag(apart).max() < 8, apart
+
+
+def see(env: Any) -> np.ndarray:
+    """What it draws, as large as our pictures."""
+    return np.asarray(Image.fromarray(env.render()).resize((256, 256)), float)
+
+
+def jpeg_of(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))))
 
 
 def test_who_cannot_be_shown_is_refused_in_one_line() -> None:

@@ -41,7 +41,10 @@ class Renderer:
             self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
 
     def draw(self, data: mujoco.MjData) -> np.ndarray:
-        """A picture (PIXELS, PIXELS, 3) uint8 of what forward kinematics have placed in ``data``."""
+        """A picture (PIXELS, PIXELS, 3) uint8 of what forward kinematics have placed in ``data``.
+
+        Where the camera hangs upside down, as Meta-World's does, it is turned by half a circle.
+        """
         self._gl.make_current()
         for field in range(self._model.nhfield):
             mujoco.mjr_uploadHField(self._model, self._context, field)
@@ -50,7 +53,9 @@ class Renderer:
         view, pixels = mujoco.MjrRect(0, 0, PIXELS, PIXELS), np.empty((PIXELS, PIXELS, 3), np.uint8)
         mujoco.mjr_render(view, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, view, self._context)
-        return pixels[::-1]
+        number = self._camera.fixedcamid
+        hangs = number >= 0 and data.cam_xmat[number].reshape(3, 3)[2, 1] < 0
+        return pixels[:, ::-1] if hangs else pixels[::-1]  # OpenGL's rows begin at the bottom
 
     def close(self) -> None:
         self._gl.make_current()
