@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from rlhf_bilevel.config import TOKEN, Config
 from rlhf_bilevel.data.label_log import sessions
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback import http_teacher
 from rlhf_bilevel.feedback.http_teacher import FAILURES, TRIES, HttpTeacher
@@ -515,6 +517,17 @@ def test_what_is_no_chat_completion_costs_no_label(server: Server) -> None:
     asks, asked, _ = filmed(server, teacher_url=f"vlm:{server.url}?model=m")
     with pytest.warns(UserWarning, match="the reply is no chat completion"):
         assert not len(asks(asked).label)
+
+
+def test_the_documents_show_what_is_sent_and_what_comes_back(server: Server, tmp_path: Path) -> None:
+    sent, back = map(json.loads, re.findall(r"```json\n(.*?)```", (ROOT / "docs/teachers.md").read_text(), re.DOTALL))
+    server.does = lambda pair, number: back
+    asks, asked, _ = filmed(server)
+    assert asks(asked).label.tolist() == [pytest.approx(0.9)]
+    assert server.asked[0].keys() == sent.keys() and server.asked[0]["first"].keys() == sent["first"].keys()
+    assert server.asked[0]["version"] == sent["version"] and server.asked[0]["names"].keys() == sent["names"].keys()
+    env = registry.make(sent["env"], 0)
+    assert registry.names(env) == sent["names"]["obs"] + sent["names"]["act"]
 
 
 def take_one(asked: Any) -> Any:
