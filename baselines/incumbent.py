@@ -28,7 +28,7 @@ class IncumbentOptions(Options):
     visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
 
     def numbers(self, config: Config, inputs: int) -> int:
-        return self.visit_batch * config.members * 2 * sum(config.reward_hidden)
+        return self.visit_batch * config.ensemble_size * 2 * sum(config.reward_net_arch)
 
 
 def reference(run: Run) -> Occupancy:

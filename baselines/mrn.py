@@ -33,7 +33,7 @@ def outer(run: Run, batch: Preferences, rows: Tensor) -> Tensor:
 def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     if not (run.tracked and run.options.weight):
         return cross_entropy(logits, batch.label).mean()
-    rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch))
+    rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch_size))
     return run.options.weight * outer(run, batch, rows)
 
 

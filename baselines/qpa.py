@@ -34,6 +34,6 @@ QPA = Method(
     learners=1,
     sees=lambda run: [run.store.learned(run.reward)],
     upper=upper,
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "members": 1},
+    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "ensemble_size": 1},
     options=QpaOptions,
 )

@@ -98,29 +98,14 @@ class Agent:
     def _be(self, spec: RunSpec, parts: Parts) -> None:
         self._spec = replace(spec, out=spec.out and spec.out.absolute())  # whatever folder the program goes to
         self._parts = parts
+        self.method, self.teacher = parts.method, parts.teacher  # None: who answers is as the settings say
+        self.env_id, self.out = self._spec.env, self._spec.out
         self.model: Any = None
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
         self._origin: Origin | None = None  # of an agent that was loaded or forked
         self._session: Session | None = None
-
-    @property
-    def method(self) -> Method:
-        return self._parts.method
-
-    @property
-    def env_id(self) -> str:
-        return self._spec.env
-
-    @property
-    def teacher(self) -> Teacher | Replayed | None:
-        """The one that was given as an object; None where settings say who it is."""
-        return self._parts.teacher
-
-    @property
-    def out(self) -> Path | None:
-        return self._spec.out
 
     @property
     def asks_people(self) -> bool:
@@ -150,12 +135,12 @@ class Agent:
         """A run at its first step, with its folder, which no other process can take until ``recording`` ends."""
         if self.run is not None:
             raise RuntimeError("this agent has learnt already: make a new one, or fork its folder")
-        steps = settle({"steps": total_timesteps}).steps
+        steps = settle({"total_timesteps": total_timesteps}).total_timesteps
         if self._origin:
             return self._follow(session.go_on(self._spec, self._parts, self._origin, steps))
-        if steps != (given := self._spec.settings.get("steps", steps)):
-            raise UserError(f"steps={given} was given to the agent, and learn({steps}) now")
-        return self._follow(session.begin(self._spec.having(steps=steps), self._parts))
+        if steps != (given := self._spec.settings.get("total_timesteps", steps)):
+            raise UserError(f"total_timesteps={given} was given to the agent, and learn({steps}) now")
+        return self._follow(session.begin(self._spec.having(total_timesteps=steps), self._parts))
 
     def _follow(self, found: Session) -> Run:
         self._session, self.run, self.config = found, found.run, found.run.config
@@ -226,6 +211,9 @@ class Agent:
         if method is not None:  # what makes the new method goes before what made the old one
             new = METHODS[method] if isinstance(method, str) else method
             before |= {"options": {}} | dict(new.settings)
+            settings = renamed(settings, [new.name])
+        else:
+            settings = renamed(settings, [parts.method.name])
         agent = cls(
             parts.method if method is None else method,
             spec.env,
@@ -247,8 +235,11 @@ class Agent:
             )
         loaded = fork.load(Path(folder), at)
         session.apart(agent.out, source)
-        least = 0 if "steps" in settings else loaded.step + 1
-        agent._origin, agent._spec = Origin(source, loaded), agent._spec.having(steps=max(agent._spec.steps, least))
+        least = 0 if "total_timesteps" in settings else loaded.step + 1
+        agent._origin, agent._spec = (
+            Origin(source, loaded),
+            agent._spec.having(total_timesteps=max(agent._spec.steps, least)),
+        )
         fork.check(loaded, settle(spec.settings), agent._spec.resolve(agent.method))
         return agent
 

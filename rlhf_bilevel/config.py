@@ -1,4 +1,5 @@
-"""Every setting of a run, with its unit and range. Phases that are left out scale with ``steps`` and ``labels``.
+"""Every setting of a run, with its unit and range. Phases that are left out scale with
+``total_timesteps`` and ``labels``.
 
 This file imports neither torch nor an environment, so that a wrong value is refused before anything slow is loaded.
 """
@@ -15,7 +16,7 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
 
@@ -38,6 +39,14 @@ Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_cen
 """Rules of ``query.RULES``."""
 
 
+def temperature(value: Any) -> Any:
+    """``ent_coef`` as SB3's SAC takes it: a positive number, ``auto`` or ``auto_0.1``. ValueError where it is none."""
+    kind, _, start = value.partition("_") if str(value).startswith("auto") else ("auto", "", value)
+    if value == "auto" or (kind == "auto" and "_" not in str(start) and 0 < number(start) <= 1e9):
+        return value
+    raise ValueError("must be a positive number, auto or auto_NUMBER")
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -58,7 +67,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Budget
-    steps: Size  # environment steps, those of all learners together
+    total_timesteps: Size  # environment steps, those of all learners together
     labels: Count = 100  # answers that may be asked of the teacher
     seed: Count = 0
     action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1  # simulator steps in a step, their rewards summed
@@ -68,28 +77,29 @@ class Config(BaseModel):
     # the time limit; or nothing, where the reward of a step is never negative
     termination: Literal["as_is", "absorb", "nonnegative"] = "as_is"
 
-    # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
+    # Phases, in environment steps; left out, they follow from total_timesteps and labels (see fill_phases)
     learning_starts: Count  # steps with random actions before any learning
     pretrain_steps: Count  # steps that follow with state entropy as the reward
-    session_every: Size  # between two query sessions; the first is at the end of pre-training
-    session_labels: Size  # labels asked in one session; more only to catch up on what had no new pair to ask about
+    num_interact: Size  # between two query sessions; the first is at the end of pre-training
+    queries_per_session: Size  # labels asked in one session; more only to catch up on what had no new pair to ask about
     # decreasing: sessions go on to the end, and ask for ever fewer labels, as B-Pref's reward_schedule=1 does:
-    # proportional to the steps that are left. session_labels has no say then
+    # proportional to the steps that are left. queries_per_session has no say then
     label_schedule: Literal["constant", "decreasing"] = "constant"
     refresh_every: Count  # between two reward updates without new labels; 0 for never
-    eval_every: Size  # between two evaluations
-    eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
+    eval_freq: Size  # between two evaluations
+    n_eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
 
     # Learners (SB3)
-    hidden: Layers = (256, 256)  # units of the actor's and of each critic's layers
-    batch: Size = 256  # transitions
+    net_arch: Layers = (256, 256)  # units of the actor's and of each critic's layers
+    batch_size: Size = 256  # transitions
     learning_rate: Rate = 5e-4
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
     tau: Fraction = 0.005  # step of the target critics, at each update
-    initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
+    # SAC's temperature: a number, or tuned: auto from 1, auto_0.1 from .1
+    ent_coef: Annotated[str, BeforeValidator(str), AfterValidator(temperature)] = "auto_0.1"
     other_every: Turns = 2  # of two learners, the one that is not the agent acts in every so many episodes
-    update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
-    updates: Often = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
+    train_freq: Size = 1  # environment steps between two updates of each learner
+    gradient_steps: Often = 1  # in an update (the paper's K is gradient_steps * refresh_every / train_freq)
     reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward
     reset_updates: Times = 100  # gradient steps right then
     critic_layer_norm: bool = False  # SAC: a layer normalisation before each activation of the critics
@@ -101,12 +111,12 @@ class Config(BaseModel):
     entropy_states: Size = 1024  # stored states, drawn anew each time, among which neighbours are looked for
 
     # Reward
-    members: Size = 3
+    ensemble_size: Size = 3  # members
     reward_form: Literal["network", "linear", "quadratic"] = "network"  # of observation and action: reward.py
-    reward_hidden: Layers = (256, 256, 256)  # of a network
+    reward_net_arch: Layers = (256, 256, 256)  # of a network
     reward_units: Literal["measured", "raw"] = "measured"  # of what it sees: standard deviations, or as B-Pref has them
     reward_clip: bool = False  # to the range that labels have shown, each of its inputs by itself
-    reward_learning_rate: Rate = 3e-4
+    reward_lr: Rate = 3e-4
     reward_batch: Size = 128  # pairs
     reward_epochs: Often = 50  # at most, per session
     refresh_epochs: Often = 2  # per refresh
@@ -122,7 +132,7 @@ class Config(BaseModel):
     query: Query = "disagreement"  # policy_aligned for [QPA]'s: uniform ones, and the setting below
     policy_aligned: bool = False  # candidates are cut from the newest episodes only
     query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
-    oversample: Size = 10  # candidate pairs per label that is asked
+    large_batch: Size = 10  # candidate pairs per label that is asked
     recent_episodes: Size = 100  # that segments are cut from
     aligned_episodes: Size = 10  # the same where policy_aligned
     anchor_share: Share = 0.0  # of a session's pairs: a segment of the aligned episodes against an anchor
@@ -156,46 +166,46 @@ class Config(BaseModel):
         filled = {
             key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in given.items() if v is not None
         }
-        if not isinstance(filled.get("steps"), int):
-            raise ValueError(f"steps={given.get('steps')!r} is no number of steps")
-        if filled["steps"] < 1:
+        if not isinstance(filled.get("total_timesteps"), int):
+            raise ValueError(f"total_timesteps={given.get('total_timesteps')!r} is no number of steps")
+        if filled["total_timesteps"] < 1:
             return filled  # let the field's own check say so
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
-        steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
+        steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random = filled["learning_starts"]
         if isinstance(random, int):
             filled.setdefault("pretrain_steps", min(9000, max(0, steps // 10 - random)))
-        filled.setdefault("session_every", max(1, steps // 20))
-        phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "session_every")]
+        filled.setdefault("num_interact", max(1, steps // 20))
+        phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         known = [number for number in phases if isinstance(number, int)]
         if isinstance(labels, int) and len(known) == 3:  # else one of them is at fault: its own check says so
             fit = min(10, max(1, _sessions(steps, *known)))
-            filled.setdefault("session_labels", max(1, math.ceil(labels / fit)))
-        filled.setdefault("session_labels", labels)
+            filled.setdefault("queries_per_session", max(1, math.ceil(labels / fit)))
+        filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
-        filled.setdefault("eval_every", max(1000, steps // 20))  # a short run is not spent on its evaluations
+        filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run is not spent on its evaluations
         return filled
 
     @model_validator(mode="after")
     def leave_steps_to_learn(self) -> Config:
-        if self.learning_starts + self.pretrain_steps >= self.steps:
+        if self.learning_starts + self.pretrain_steps >= self.total_timesteps:
             raise ValueError(
                 f"learning_starts={self.learning_starts} and pretrain_steps={self.pretrain_steps} leave no step "
-                f"of steps={self.steps} to learn from labels"
+                f"of {self.total_timesteps} to learn from labels"
             )
         return self
 
     @property
     def first_session(self) -> int:
         """Environment step."""
-        return self.learning_starts + self.pretrain_steps or self.session_every
+        return self.learning_starts + self.pretrain_steps or self.num_interact
 
     @property
     def sessions(self) -> int:
         """How many there may be until the last step."""
-        return _sessions(self.steps, self.learning_starts, self.pretrain_steps, self.session_every)
+        return _sessions(self.total_timesteps, self.learning_starts, self.pretrain_steps, self.num_interact)
 
     @model_validator(mode="after")
     def check_teacher(self) -> Config:
@@ -249,6 +259,14 @@ def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
                 raise UserError(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
 
 
+RENAMED = {
+    "steps": "total_timesteps", "batch": "batch_size", "hidden": "net_arch", "initial_alpha": "ent_coef",
+    "update_every": "train_freq", "updates": "gradient_steps", "eval_every": "eval_freq",
+    "eval_episodes": "n_eval_episodes", "session_every": "num_interact", "session_labels": "queries_per_session",
+    "oversample": "large_batch", "members": "ensemble_size", "reward_hidden": "reward_net_arch",
+    "reward_learning_rate": "reward_lr",
+}  # fmt: skip
+"""Names that settings had once, and those of Stable-Baselines3 and B-Pref that they have now. They are still read."""
 FORMER: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sigma", "sigma_spread", "upper_weight", "gap_share", "gap_surgery", "sides", "careful_from",
                      "fork_response", "use_gap"), ("penalty",)),
@@ -261,12 +279,12 @@ FORMER: dict[str, tuple[str, ...]] = {
 """Names that settings of all runs had once, and the methods whose options they are now. They are still read."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
-              "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5, "action_repeat": 4,
+    "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
+              "reward_lr": 3e-3, "reward_batch": 32, "n_eval_episodes": 5, "action_repeat": 4,
               "segment_length": 25},
     "cpu": {},
-    "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
-    "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,
+    "paper": {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
+    "paper/Meta-World": {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
                          "reward_epochs": 10},
 }  # fmt: skip
 """Differences from Config's defaults. ``paper`` holds B-Pref's sizes, which differ between the two suites.
@@ -288,16 +306,16 @@ def reaching(config: Config) -> Config:
 
     Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
     """
-    c, most = config, config.sessions * config.session_labels
+    c, most = config, config.sessions * config.queries_per_session
     if c.labels <= most or (c.label_schedule == "decreasing" and c.sessions):
         return c
-    told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
+    told = f"labels={c.labels}: only {most} can be asked in {c.total_timesteps} steps"
     if not c.sessions:
-        raise UserError(f"{told}, as no session comes: session_every={c.steps} or less")
-    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.session_labels)
-    every = (c.steps - start) // (needed - (start > 0))
-    would = f"session_labels={math.ceil(c.labels / c.sessions)}" + (f" or session_every={every}" if every else "")
-    raise UserError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
+        raise UserError(f"{told}, as no session comes: num_interact={c.total_timesteps} or less")
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.queries_per_session)
+    every = (c.total_timesteps - start) // (needed - (start > 0))
+    would = f"queries_per_session={math.ceil(c.labels / c.sessions)}" + (f" or num_interact={every}" if every else "")
+    raise UserError(f"{told} ({c.sessions} sessions of queries_per_session={c.queries_per_session}): {would} would do")
 
 
 def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
@@ -306,12 +324,12 @@ def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
     A segment length of the user's ``own`` that does not fit is refused; another is shortened, and what is to be said of
     it comes with the settings: else nothing.
     """
-    last = config.first_session + (config.sessions - 1) * config.session_every  # step of the last session
+    last = config.first_session + (config.sessions - 1) * config.num_interact  # step of the last session
     steps = math.inf if limit is None else math.ceil(limit / config.action_repeat)
     if config.segment_length <= steps and config.segment_length < last:  # a pair has two segments
         return config, ""
     longest = int(steps) if steps < last else max(1, last // 2)
-    why = f"the last labels are asked at step {last} of {config.steps}"
+    why = f"the last labels are asked at step {last} of {config.total_timesteps}"
     if config.segment_length > steps:
         why = f"an episode has at most {steps} steps"
         if config.action_repeat > 1:
@@ -396,8 +414,8 @@ def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def spread(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """``gather`` undone, for the settings in a run's config.yaml, which may have ``FORMER`` names."""
-    plain = {key: value for key, value in settings.items() if key not in FORMER}
+    """``gather`` undone, for the settings in a run's config.yaml, which may have ``RENAMED`` and ``FORMER`` names."""
+    plain = dict(now(key, value) for key, value in settings.items() if key not in FORMER)
     own = {key: value for key, value in settings.items() if method in FORMER.get(key, ())}
     if isinstance(plain.get("options", {}), Mapping):
         own |= plain.pop("options", {})
@@ -405,20 +423,30 @@ def spread(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def renamed(given: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
-    """What a user gave for ``methods``, with the options that ``FORMER`` names mean in place of them.
+    """What a user gave for ``methods``, by today's names in place of those of ``RENAMED`` and ``FORMER``.
 
-    Warns where one of the methods has it; elsewhere it is another method's option. UserError where a setting is given
-    by both names.
+    Warns where a name is an old one, unless it is another method's option. UserError where a setting is given by both
+    names.
     """
-    names: dict[str, list[str]] = {}
-    for key in filter(FORMER.__contains__, given):
-        owners = [method for method in FORMER[key] if method in methods]
-        names[key] = [f"{method}.{key}" for method in owners or FORMER[key]]
-        if both := [name for name in names[key] if name in given]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        names = [now(key, value)[0]]
+        if key in FORMER:
+            owners = [method for method in FORMER[key] if method in methods]
+            names = [f"{method}.{key}" for method in owners or FORMER[key]]
+        if both := [name for name in names if name != key and name in given]:
             raise UserError(f"{key} and {both[0]} are the same setting: give it once")
-        if owners:
-            warnings.warn(f"{key} is called {' or '.join(names[key])} now", stacklevel=2)
-    return {name: value for key, value in given.items() for name in names.get(key, [key])}
+        if key in RENAMED or (key in FORMER and owners):
+            warnings.warn(f"{key} is called {' or '.join(names)} now", stacklevel=2)
+        found |= dict.fromkeys(names, now(key, value)[1])
+    return found
+
+
+def now(key: str, value: Any) -> tuple[str, Any]:
+    """A setting by its name of today, and its value as that takes it."""
+    if key == "initial_alpha":
+        value = f"auto_{value}"
+    return RENAMED.get(key, key), value
 
 
 def nearest(value: str, known: Collection[str], others: Mapping[str, str] = {}) -> str:
@@ -487,7 +515,7 @@ def networks(config: Config, arguments: Mapping[str, Any], critics: int) -> Netw
     A policy class of a user's own may be made in another way: what is not as SB3 has it is left out, as are SB3's own
     defaults, which are small.
     """
-    given = arguments.get("policy_kwargs", {"net_arch": config.hidden})
+    given = arguments.get("policy_kwargs", {"net_arch": config.net_arch})
     chosen: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     arch, number = chosen.get("net_arch"), chosen.get("n_critics")
     parts = (arch.get("pi"), arch.get("qf", arch.get("vf"))) if isinstance(arch, Mapping) else (arch, arch)
@@ -521,17 +549,17 @@ def footprint(
     policy, critic, critics = networks(c, arguments, critics=2)
     row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
     nets = learners * (4 * weights(inputs, *policy, 1) + 5 * critics * weights(inputs, *critic, 1))
-    nets += 7 * c.members * weights(inputs, *c.reward_hidden, 1)
+    nets += 7 * c.ensemble_size * weights(inputs, *c.reward_net_arch, 1)
     labels = 2 * c.labels * 2 * c.segment_length * (inputs + 1)
-    candidates = min(c.session_labels, c.labels) * c.oversample * of_pair(c, inputs)
-    batch = learners * c.batch * (row + 2 * (sum(policy) + critics * sum(critic)))
-    batch += c.entropy_states * (obs_size + 2 + c.batch)
-    reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.members * 2 * sum(c.reward_hidden)
+    candidates = min(c.queries_per_session, c.labels) * c.large_batch * of_pair(c, inputs)
+    batch = learners * c.batch_size * (row + 2 * (sum(policy) + critics * sum(critic)))
+    batch += c.entropy_states * (obs_size + 2 + c.batch_size)
+    reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.ensemble_size * 2 * sum(c.reward_net_arch)
     rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # of PPO
-    numbers = c.steps * row + labels + nets + candidates + batch + reward + rollout
+    numbers = c.total_timesteps * row + labels + nets + candidates + batch + reward + rollout
     return 4 * (numbers + options.numbers(c, inputs))
 
 
 def of_pair(config: Config, inputs: int) -> int:
     """Numbers that an unlabelled pair takes, with the members' rewards of its steps."""
-    return 2 * config.segment_length * (3 * (inputs + 1) + 2 * config.members)
+    return 2 * config.segment_length * (3 * (inputs + 1) + 2 * config.ensemble_size)

@@ -85,7 +85,7 @@ THREE = seeds(3) | {ONE_LEARNER: 3}
 QUADRATIC_SEEDS = THREE | {"penalty without gap": 3}  # decided on after the three with it had fallen
 DOOR_SEEDS = THREE | {"pebble": 5, "penalty": 5}  # three against three cannot leave it out
 
-SMALL = {"preset": "quick", "hidden": [32], "batch": 32, "eval_episodes": 1, "session_every": 500}
+SMALL = {"preset": "quick", "net_arch": [32], "batch_size": 32, "n_eval_episodes": 1, "num_interact": 500}
 SCALES = {
     "smoke": {
         "walker-100": Panel("walker-walk, 20 labels", WALKER, 2000, 20, seeds(2, 1), SMALL),

@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.out.exists():
         told = f"--preset quick --steps {args.steps} --labels {args.labels} --seed {args.seed} --teacher human"
-        told += f" --max-pending-share {args.share} --set eval_every={args.steps} --out {args.out}"
+        told += f" --max-pending-share {args.share} --set eval_freq={args.steps} --out {args.out}"
         command = f"train {args.method} --env {ENV} {told}"
         began = time.time()
         training = subprocess.Popen([sys.executable, "-m", "rlhf_bilevel", *command.split()])

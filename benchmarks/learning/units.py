@@ -32,10 +32,10 @@ def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
     """By the sessions of ``config``, until ``reward_accuracy`` each time."""
     sizes = answers.first.obs.shape[-1], answers.first.act.shape[-1]
     reward = RewardEnsemble.of(config, *sizes, torch.Generator().manual_seed(config.seed))
-    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_lr)
     store, rng = PreferenceBuffer(), np.random.default_rng(config.seed)
-    for start in range(0, count, config.session_labels):
-        new = take(answers, slice(start, min(count, start + config.session_labels)))
+    for start in range(0, count, config.queries_per_session):
+        new = take(answers, slice(start, min(count, start + config.queries_per_session)))
         store.add(new, torch.zeros(len(new.label)))
         if not start and config.reward_units == "measured":
             reward.measure(*store.steps())

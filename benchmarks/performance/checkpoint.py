@@ -47,12 +47,12 @@ class Cost(NamedTuple):
 
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
-    config = settle({"steps": rows + (REPEATS + 1) * NEW})
+    config = settle({"total_timesteps": rows + (REPEATS + 1) * NEW})
     run = build(RunSpec("penalty", registry.resolve(ENV), {}), Parts.of("penalty"), config)
     grow(run, rows)
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last
-        learner._view._known[: min(rows, config.refresh_every * config.batch)] = True  # type: ignore[attr-defined]
+        learner._view._known[: min(rows, config.refresh_every * config.batch_size)] = True  # type: ignore[attr-defined]
     run.reward(run.store.obs[:8], run.store.act[:8]).sum().backward()
     run.reward_optimizer.step()
     return run

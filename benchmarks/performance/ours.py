@@ -36,7 +36,7 @@ class Plain(SAC):
 def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
     """A run of walker's sizes with random transitions in its store."""
     spec = RunSpec(method, registry.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
-    config = settle({"steps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    config = settle({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
     run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
     for start in range(0, rows, 1000):
         run.store.begin(start // 1000 % len(run.learners))
@@ -76,7 +76,7 @@ def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disag
     def work() -> int:
         quarter = steps // 4
         run = run_of(
-            method, 0, steps, learning_starts=quarter, session_every=quarter, session_labels=20, labels=60,
+            method, 0, steps, learning_starts=quarter, num_interact=quarter, queries_per_session=20, labels=60,
             reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0, query=query,
         )  # fmt: skip
         for _ in train(run):
@@ -87,7 +87,7 @@ def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disag
 
 
 def reward_update(hidden: tuple[int, ...]) -> Work:
-    run = run_of("pebble", 10, reward_hidden=hidden, reward_batch=PAIRS, reward_accuracy=1.0)
+    run = run_of("pebble", 10, reward_net_arch=hidden, reward_batch=PAIRS, reward_accuracy=1.0)
     queries = pairs(PAIRS)
     label = torch.from_numpy(np.random.default_rng(0).integers(0, 2, PAIRS)).float()
     run.prefs.add(Preferences(*queries, label), torch.zeros(PAIRS))
@@ -132,7 +132,7 @@ def k_center(count: int = 10_000) -> Work:
 
 
 def checkpoint(rows: int = 100_000, new: int = 1000) -> Work:
-    run = run_of("pebble", rows, steps=20 * rows)
+    run = run_of("pebble", rows, total_timesteps=20 * rows)
     kept = Checkpoints(Path(tempfile.mkdtemp()), "")
     state, tables = capture(run)
     kept.save(0, state, tables)

@@ -87,7 +87,7 @@ def fork(args: argparse.Namespace) -> Work:
     from rlhf_bilevel.agent import Agent  # what can be forked is known when the checkpoint has been read
 
     run_folder(args.dir)
-    asked = {"steps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
+    asked = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
     changes = {key: value for key, value in asked.items() if value is not None}
     changes |= traits(args.teacher) if args.teacher is not None else {}
     checkpoint_interval(args.checkpoint_every)
@@ -104,7 +104,7 @@ def fork(args: argparse.Namespace) -> Work:
         **changes,
     )
     its_own(agent.method.name, assigned(args.set))
-    steps = args.steps or RunFolder(args.dir).read_config()["settings"]["steps"]
+    steps = args.steps or RunFolder(args.dir).trusted_config(args.trust)["settings"]["total_timesteps"]
     if steps <= agent.forked_at:
         raise UserError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
 
@@ -225,8 +225,8 @@ def fit_reward(args: argparse.Namespace) -> Work:
         raise UserError(f"{args.data}: no such file or folder")
     if args.data.is_dir():
         run_folder(args.data)
-    settings = assigned(args.set, unused=("steps", "labels"))
-    settle({"steps": 1000, "seed": args.seed} | settings)
+    settings = assigned(args.set, unused=("total_timesteps", "steps", "labels"))
+    settle({"total_timesteps": 1000, "seed": args.seed} | settings)
     out = args.out and new_folder(args.out)
     registry.make(args.env, args.seed).close()
 
@@ -247,7 +247,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
 def import_minari(args: argparse.Namespace) -> Work:
     if not find_spec("minari"):
         raise UserError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
-    settle({"steps": 1000, "seed": args.seed})
+    settle({"total_timesteps": 1000, "seed": args.seed})
     out = new_file("--out", args.out, ".parquet")
 
     def work() -> None:

@@ -20,13 +20,13 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
     Raises UserError, in one line, on the first mistake.
     """
-    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
+    given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
     given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
     filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
-    if "steps" not in settings:
+    if "total_timesteps" not in settings:
         raise UserError("--steps is missing, and no --config gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
     return RunSpec.of(method, env, settings, **options | others)
@@ -57,8 +57,8 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
             raise UserError(f"--set takes key=value, not {pair!r}")
         if key in unused:
             raise UserError(f"--set {pair:.60}: {key} means nothing to this command")
-        if key in ("steps", "labels", "seed"):
-            raise UserError(f"{key} has an option of its own: --{key}")
+        if key in ("total_timesteps", "steps", "labels", "seed"):
+            raise UserError(f"{key} has an option of its own: --{'steps' if key == 'total_timesteps' else key}")
         given[key] = value
         if key == "options" or "." in key:
             try:

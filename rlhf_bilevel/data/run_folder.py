@@ -229,7 +229,7 @@ class RunFolder:
         learnt = weights(obs_size, *policy) + critics * weights(obs_size, *critic)
         inputs, form = obs_size + act_size, config.reward_form
         inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
-        rewarded = config.members * weights(inputs, *(config.reward_hidden if form == "network" else ()), 1)
+        rewarded = config.ensemble_size * weights(inputs, *(config.reward_net_arch if form == "network" else ()), 1)
         for file, least in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
             if 4 * least > size:

@@ -63,7 +63,7 @@ class HumanTeacher:
         self._book = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         told, c = RunFolder(self._folder).read_config(), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
-        self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
+        self._book.begin(facts | {"steps": c.total_timesteps, "labels": c.labels, "votes": c.teacher_votes})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
@@ -93,7 +93,7 @@ class HumanTeacher:
         )
         doing += f", {(run.step - step) / (now - before):.0f} steps a second."
         try:
-            self._beat(False, *self._needed(min(c.session_labels, c.labels - self._used)), doing)
+            self._beat(False, *self._needed(min(c.queries_per_session, c.labels - self._used)), doing)
         except Away:  # training needs no book to go on
             self._next = now + 30 * INTERVAL
 
@@ -121,7 +121,8 @@ class HumanTeacher:
         step, c = self._store.size, self._config
         while (told := self._patiently(self._needed))[0]:
             needed = told[0]
-            doing = f"Training waits at step {step:,} of {c.steps:,} for {needed} more answer{'s' * (needed > 1)}."
+            doing = f"Training waits at step {step:,} of {c.total_timesteps:,} for {needed} more "
+            doing += f"answer{'s' * (needed > 1)}."
             self._patiently(partial(self._beat, True, *told, doing))
             time.sleep(INTERVAL)
 
@@ -136,7 +137,7 @@ class HumanTeacher:
 
     def _beat(self, waiting: bool, needed: int, spare: int | None, doing: str) -> None:
         c = self._config
-        status = Status(self._store.size, c.steps, self._used, c.labels, waiting, needed, doing, spare=spare)
+        status = Status(self._store.size, c.total_timesteps, self._used, c.labels, waiting, needed, doing, spare=spare)
         self._book.beat(status)
 
     def _patiently(self, work: Callable[[], T]) -> T:

@@ -13,21 +13,26 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlhf_bilevel.config import Count, Fraction, Often, Positive, Rate, Share, Size, Times, Weight, nearest, number
+from rlhf_bilevel.config import (
+    Count,
+    Fraction,
+    Often,
+    Positive,
+    Rate,
+    Share,
+    Size,
+    Times,
+    Weight,
+    nearest,
+    number,
+    temperature,
+)
 from rlhf_bilevel.errors import UserError
 
 Units = Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=16)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Log = Annotated[float, Field(ge=-20, le=20)]
 SDE = Annotated[int, Field(ge=-1, le=10**9)]
-
-
-def _temperature(value: Any) -> Any:
-    """``ent_coef`` of SAC: a number, ``auto`` or ``auto_0.1``."""
-    kind, _, start = value.partition("_") if isinstance(value, str) else ("auto", "", value)
-    if value == "auto" or (kind == "auto" and "_" not in str(start) and 0 < number(start) <= 1e9):
-        return value
-    raise ValueError("must be a positive number, auto or auto_NUMBER")
 
 
 def _entropy(value: Any) -> Any:
@@ -110,7 +115,7 @@ class _OffPolicy(_Algorithm):
 
 
 class _SAC(_OffPolicy):
-    ent_coef: Annotated[Any, AfterValidator(_temperature)] = "auto"
+    ent_coef: Annotated[Any, AfterValidator(temperature)] = "auto"
     target_entropy: Annotated[Any, AfterValidator(_entropy)] = "auto"
     target_update_interval: Size = 1
     use_sde: bool = False

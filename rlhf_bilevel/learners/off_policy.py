@@ -45,18 +45,18 @@ def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = 
         "policy": "MlpPolicy",
         "learning_rate": config.learning_rate,
         "learning_starts": config.learning_starts,
-        "batch_size": config.batch,
+        "batch_size": config.batch_size,
         "gamma": config.gamma,
         "tau": config.tau,
-        "train_freq": config.update_every,
-        "gradient_steps": config.updates,
+        "train_freq": config.train_freq,
+        "gradient_steps": config.gradient_steps,
         "seed": config.seed,
         "device": device,
         # Fused Adam is the same rule in one call; a third of an update at small sizes is the loop over tensors
-        "policy_kwargs": {"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
+        "policy_kwargs": {"net_arch": list(config.net_arch), "optimizer_kwargs": {"fused": True}},
     }
     if issubclass(algorithm, SAC):
-        chosen["ent_coef"] = f"auto_{config.initial_alpha}"
+        chosen["ent_coef"] = config.ent_coef if config.ent_coef.startswith("auto") else float(config.ent_coef)
         if config.critic_layer_norm:
             chosen["policy"] = NormedPolicy
     return chosen
@@ -151,9 +151,9 @@ class SB3Learner:
         return action[0], scaled[0]
 
     def improve(self, updates: int, step: int) -> dict[str, float]:
-        self.model._update_current_progress_remaining(step, self._config.steps)
+        self.model._update_current_progress_remaining(step, self._config.total_timesteps)
         with drawing_from(self._rng), logging_to(self._metrics, self.model):
-            self.model.train(updates, self._config.batch)
+            self.model.train(updates, self._config.batch_size)
         values = dict(self._metrics.name_to_value)
         for key, value in values.items():
             if not np.isfinite(value):

@@ -47,7 +47,7 @@ class PPOLearner:
             "gamma": config.gamma,
             "seed": config.seed + number * 100_003,
             "device": device,
-            "policy_kwargs": {"net_arch": list(config.hidden)},
+            "policy_kwargs": {"net_arch": list(config.net_arch)},
         }
         self.model: Any = algorithm(env=env, **arguments | overrides)
         self._rng = torch.Generator()  # a stream of its own, from where SB3's seed has put torch's
@@ -74,7 +74,7 @@ class PPOLearner:
         if len(self._taken) < model.n_steps:
             return {}
         model.rollout_buffer = self._rollout()
-        model._update_current_progress_remaining(step, self._config.steps)
+        model._update_current_progress_remaining(step, self._config.total_timesteps)
         with drawing_from(self._rng), logging_to(self._metrics, model):
             model.train()
         self._forget()

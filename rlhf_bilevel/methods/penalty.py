@@ -45,7 +45,9 @@ class PenaltyOptions(CostOptions):
     use_gap: bool = True  # ablation: the value gap in the reward's loss
 
     def numbers(self, config: Config, inputs: int) -> int:
-        return super().numbers(config, inputs) + self.visit_batch * config.members * 2 * sum(config.reward_hidden)
+        return super().numbers(config, inputs) + self.visit_batch * config.ensemble_size * 2 * sum(
+            config.reward_net_arch
+        )
 
 
 def sides(run: Run) -> tuple[float, float]:

@@ -66,7 +66,9 @@ class RewardEnsemble(nn.Module):
     def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
         """As the settings say."""
         level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
-        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form, level=level)
+        return cls(
+            obs_size, act_size, config.ensemble_size, config.reward_net_arch, rng, form=config.reward_form, level=level
+        )
 
     def members(self, obs: Tensor, act: Tensor) -> Tensor:
         """obs (..., o) and act (..., a) to (M, ...), each value within [level - bound, level + bound]."""

@@ -40,9 +40,9 @@ def fit_entropy(
     visited states and the rows. Adam's moments are not those of any other fit.
     """
     entropy = state_entropy_reward(store, config, rngs[0])
-    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_lr)
     for _ in range(steps):
-        rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch))
+        rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch_size))
         target = entropy(rows)
         target = target - target.mean()
         target = reward.level + target / target.abs().max().clamp_min(1e-8)

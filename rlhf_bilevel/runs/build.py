@@ -111,7 +111,7 @@ def build(
     """
     training = training_envs(spec, config, parts.method) if training is None else training
     sizes = weigh(parts, config, training)
-    store, prefs, film = ReplayBuffer(*sizes, config.steps), PreferenceBuffer(), None
+    store, prefs, film = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
@@ -159,7 +159,7 @@ def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[B
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
         reward.pessimism = config.pessimism
         RunFolder(folder).read_models(model, reward)
-    model.num_timesteps = config.steps
+    model.num_timesteps = config.total_timesteps
     return model, reward
 
 

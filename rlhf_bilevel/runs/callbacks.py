@@ -40,13 +40,18 @@ class Hooks:
         model: Any = run.learners[agent].model  # type: ignore[attr-defined]
         self._run, self._agent, self._model, self._began = run, agent, model, time.monotonic()
         model.num_timesteps = model._num_timesteps_at_start = run.step
-        model._total_timesteps, model.start_time, model._episode_num = run.config.steps, time.time_ns(), 0
+        model._total_timesteps, model.start_time, model._episode_num = run.config.total_timesteps, time.time_ns(), 0
         model.ep_info_buffer, model.ep_success_buffer = (deque(maxlen=model._stats_window_size) for _ in range(2))
         model.set_logger(logger)
         if hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer = partial(_unmoved, run, model.save_replay_buffer)
         self._hook = model._init_callback(callback)
-        told = {"self": model, "total_timesteps": run.config.steps, "callback": self._hook, "tb_log_name": "run"}
+        told = {
+            "self": model,
+            "total_timesteps": run.config.total_timesteps,
+            "callback": self._hook,
+            "tb_log_name": "run",
+        }
         told |= {"log_interval": 1, "reset_num_timesteps": True, "progress_bar": False, "env": model.get_env()}
         self._hook.on_training_start(told, globals())
         self._hook.on_rollout_start()
@@ -70,7 +75,7 @@ class Hooks:
         if rollout_over:
             self._hook.on_rollout_end()
             self._steps = self._episodes = 0
-            if run.step < run.config.steps:
+            if run.step < run.config.total_timesteps:
                 self._hook.on_rollout_start()
         return True
 
@@ -80,7 +85,7 @@ class Hooks:
 
     def _rollout_over(self, row: Row) -> bool:
         if isinstance(self._model, OffPolicyAlgorithm):
-            return self._run.step % self._run.config.update_every == 0
+            return self._run.step % self._run.config.train_freq == 0
         return any(key.startswith(f"learner_{self._agent}/") for key in row)  # PPO has learnt from one
 
     def _locals(self, row: Row, done: bool) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from rlhf_bilevel.utils.files import reading, sha256, sync, write, written
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
-    "reward_hidden", "cost_hidden",
+    "action_repeat", "protocol", "segment_length", "net_arch", "critic_layer_norm", "ensemble_size", "reward_form",
+    "reward_net_arch", "cost_hidden",
 )  # fmt: skip
 """Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
@@ -69,8 +69,10 @@ def check(loaded: Loaded, old: Config, new: Config) -> None:
                 f"{name}={here[name]}: a fork keeps the {name} of its run, {there[name]}, as what was stored and "
                 "learnt depends on it"
             )
-    if new.steps <= loaded.step:
-        raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
+    if new.total_timesteps <= loaded.step:
+        raise UserError(
+            f"steps={new.total_timesteps}: the checkpoint is at step {loaded.step}, and a fork must end after it"
+        )
     used = sum(loaded.tree["sessions"])
     if new.labels < used:
         raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")

@@ -133,7 +133,7 @@ class Session:
             def record(row: Row) -> bool:
                 interrupts.check()
                 bar.update()
-                if run.step % config.eval_every == 0 or run.step == config.steps:
+                if run.step % config.eval_freq == 0 or run.step == config.total_timesteps:
                     row |= evaluated(run, test_env, self.agent, log)
                     told = f"{row['eval/true_return']:.0f}"
                     bar.set_postfix(true_return=told, labels=len(run.prefs), refresh=False)
@@ -217,7 +217,7 @@ def go_on(spec: RunSpec, parts: Parts, origin: Origin, more: int) -> Session:
     if told["teacher"] not in OURS and parts.teacher is None:
         raise UserError(f"{origin.folder} was taught by a teacher of your own, {told['teacher']}: give it as teacher=")
     loaded = origin.loaded or fork.load(origin.folder, None)
-    config = spec.having(steps=loaded.step + more).resolve(parts.method)
+    config = spec.having(total_timesteps=loaded.step + more).resolve(parts.method)
     fork.check(loaded, old, config)
     was = METHODS.get(told["method"], parts.method)
     before, after = ((m.learners, int(m.agent(m.options_of(c)))) for m, c in ((was, old), (parts.method, config)))
@@ -353,7 +353,7 @@ def evaluated(run: Run, env: Any, agent: int, log: Log) -> Row:
     row = Row()
     for number, learner in enumerate(run.learners):
         env.episode = 0  # the same episodes each time: curves differ by the policy alone
-        result = evaluate(partial(acts, learner), env, run.config.eval_episodes)
+        result = evaluate(partial(acts, learner), env, run.config.n_eval_episodes)
         log.evaluation(result, run.step, len(run.prefs), number, number == agent)
         prefix = "eval" if number == agent else "eval_other"
         row[f"{prefix}/true_return"] = float(result.returns.mean())
@@ -373,7 +373,7 @@ def progress(run: Run, shown: bool) -> Any:
     on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
     every = 1 if on_screen else LINE_EVERY
     return tqdm(
-        total=run.config.steps,
+        total=run.config.total_timesteps,
         initial=run.step,
         unit="step",
         mininterval=every,

@@ -88,7 +88,7 @@ class RunSpec:
     @property
     def steps(self) -> int:
         """Environment steps, those of all learners together; KeyError where none were given."""
-        return self.settings["steps"]
+        return self.settings["total_timesteps"]
 
     @property
     def seed(self) -> int:
@@ -111,7 +111,9 @@ class RunSpec:
         """
         method = method or method_named(self.method)
         check_options(self.settings, method)
-        given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
+        given = (
+            {"total_timesteps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
+        )
         config = settle(gather(given, method.name))
         return reaching(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
@@ -148,7 +150,7 @@ def _sound(settings: Mapping[str, Any]) -> dict[str, Any]:
         found[key] = deepcopy(value)
         if isinstance(key, str) and "." in key:  # its method's file knows it
             continue
-        others = {} if key == "steps" else {"steps": ANY_STEPS}
+        others = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
         read = settle(others | {key: value}).model_dump(mode="json").get(key)
         if not isinstance(read, str | dict):  # text stays as it is written: ``query`` has values that stand for others
             found[key] = read

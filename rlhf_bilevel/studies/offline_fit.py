@@ -69,13 +69,18 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
     """Fits a reward to a dataset, told as such, as a Parquet file or as a run's folder; validates it on ``env_id``.
 
     Episodes are of uniform random actions and, where a folder holds one for this environment, of its policy.
-    ``settings`` are fields of ``Config``: those of the reward, ``eval_episodes``, ``action_repeat`` and ``protocol``
+    ``settings`` are fields of ``Config``: those of the reward, ``n_eval_episodes``, ``action_repeat`` and ``protocol``
     (the dataset's unless given) are used. ``trust`` is as in ``Agent.load``. Raises ValueError where a setting is
     wrong, where the environment's sizes are not the dataset's, and where there are too few labels to hold some out.
     """
     env_id = registry.resolve(env_id)
     source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data), trust))
-    told = {"steps": 1000, "reward_epochs": EPOCHS, "action_repeat": data.action_repeat, "protocol": data.protocol}
+    told = {
+        "total_timesteps": 1000,
+        "reward_epochs": EPOCHS,
+        "action_repeat": data.action_repeat,
+        "protocol": data.protocol,
+    }
     config = settle(told | {"seed": seed} | settings)
     repeat, absorb = config.action_repeat, config.termination == "absorb"
     env = registry.make(env_id, config.seed, TEST, config.protocol, action_repeat=repeat, absorb=absorb)
@@ -100,7 +105,7 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
         "epochs": epochs,
         **{name: judged(reward, data.preferences(rows)) for name, rows in (("train", train), ("test", test))},
         "correlation": {
-            name: correlations(reward, env, policy, config.eval_episodes) for name, policy in policies.items()
+            name: correlations(reward, env, policy, config.n_eval_episodes) for name, policy in policies.items()
         },
         "settings": config.model_dump(mode="json"),
     }
@@ -130,9 +135,9 @@ def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tens
 def descend(reward: RewardEnsemble, store: PreferenceBuffer, validation: Preferences, config: Config) -> int:
     """Adam on the members' mean cross-entropy, damped; the reward is left where that of the mean reward on
     ``validation`` was lowest. The epochs until then."""
-    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_lr)
     rng = np.random.default_rng([config.seed, 1])
-    weights = bootstrap(len(store), config.members, config.seed) if config.member_weights == "bootstrap" else None
+    weights = bootstrap(len(store), config.ensemble_size, config.seed) if config.member_weights == "bootstrap" else None
     best, lowest = 0, _loss(reward, validation)
     kept = {name: value.clone() for name, value in reward.state_dict().items()}
     for epoch in range(1, config.reward_epochs + 1):

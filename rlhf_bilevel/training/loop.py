@@ -41,14 +41,14 @@ def train(run: Run) -> Iterator[Row]:
 def interact(run: Run) -> Iterator[tuple[Row, int]]:
     """All but the learners' gradient steps: after every environment step, what was measured, and how many are due."""
     c, told = run.config, run.method.upper is None or not run.config.labels or run.config.termination != "as_is"
-    while run.step < c.steps:
+    while run.step < c.total_timesteps:
         who = turn(run)
         run.episode += 1
         learner, env = run.learners[who], run.envs[who]
         run.store.begin(who)
         obs, _ = env.reset()
         start, done = run.store.size, False
-        while not done and run.step < c.steps:
+        while not done and run.step < c.total_timesteps:
             action, scaled = learner.act(obs, run.step)
             next_obs, truth, terminated, truncated, info = env.step(action)
             if FAULT in info:  # the environment failed: nothing of this step is stored, and the episode is cut
@@ -60,8 +60,8 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
                 told = True
                 warnings.warn(f"step {run.step}: {ENDS}", stacklevel=2)
             row, updates = move_reward(run)
-            if run.step > c.learning_starts and run.step % c.update_every == 0:
-                updates += c.updates
+            if run.step > c.learning_starts and run.step % c.train_freq == 0:
+                updates += c.gradient_steps
             if done:
                 row |= episode_metrics(run, start)
             yield row, updates
@@ -80,7 +80,7 @@ def move_reward(run: Run) -> tuple[Row, int]:
     since = run.step - run.on_policy_since
     if since < 0 or c.labels == 0 or run.method.upper is None:
         return {}, 0
-    if since % c.session_every == 0 and (count := due(run)):
+    if since % c.num_interact == 0 and (count := due(run)):
         if not ask(run, count):
             return {}, 0
         epochs, run.tracked = c.reward_epochs, False
@@ -111,9 +111,11 @@ def due(run: Run) -> int:
     """How many labels this session asks for; what earlier ones had no new pair for comes on top."""
     c = run.config
     left = c.labels - len(run.prefs)
-    to_come = [c.steps - step for step in range(run.step, c.steps + 1, c.session_every)]  # steps left, at each session
+    to_come = [
+        c.total_timesteps - step for step in range(run.step, c.total_timesteps + 1, c.num_interact)
+    ]  # steps left, at each session
     if c.label_schedule == "constant":
-        return min(left, max(c.session_labels, math.ceil((c.labels - len(run.asked)) / len(to_come))))
+        return min(left, max(c.queries_per_session, math.ceil((c.labels - len(run.asked)) / len(to_come))))
     return round(left * to_come[0] / sum(to_come)) if len(to_come) > 1 else left
 
 
@@ -149,14 +151,14 @@ def chosen(run: Run, count: int) -> Queries | None:
 
 
 def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Queries | None:
-    """``oversample`` random pairs for each of ``count`` labels, without those that no label would tell anything of.
+    """``large_batch`` random pairs for each of ``count`` labels, without those that no label would tell anything of.
 
     Draws more only where fewer than ``count`` are left; with a warning where that stays so. None where none is left.
     """
     c, found = run.config, list[Queries]()
     try:
         for _ in range(DRAWS):
-            found.append(sample(count * c.oversample))
+            found.append(sample(count * c.large_batch))
             candidates = run.asked.new(queries.joined(found) if len(found) > 1 else found[0])
             found = [candidates]
             if (there := len(candidates.first.obs)) >= count:
@@ -172,9 +174,9 @@ def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Qu
 def fruitless(run: Run) -> str | None:
     """Why a run that has come to its end has learnt no reward; None where it has, or was never to learn one."""
     c = run.config
-    if run.step < c.steps or run.method.upper is None or not c.labels or len(run.prefs):
+    if run.step < c.total_timesteps or run.method.upper is None or not c.labels or len(run.prefs):
         return None
-    told = f"no label was given in {c.steps} steps, and no reward was learnt: "
+    told = f"no label was given in {c.total_timesteps} steps, and no reward was learnt: "
     if run.asked:
         return told + f"the teacher gave no answer that can be used to any of {len(run.asked)} queries"
     longest = max(end - start for start, end in run.store.episodes())
@@ -189,7 +191,7 @@ def update_reward(run: Run, epochs: int) -> Row:
     c, upper = run.config, run.method.upper
     assert upper is not None
     losses, right, passed = list[float](), 0.0, 0
-    weights = bootstrap(len(run.prefs), c.members, c.seed) if c.member_weights == "bootstrap" else None
+    weights = bootstrap(len(run.prefs), c.ensemble_size, c.seed) if c.member_weights == "bootstrap" else None
     while passed < epochs and right < c.reward_accuracy:
         right, passed = 0.0, passed + 1
         for rows in run.prefs.batches(c.reward_batch, run.rng["reward"]):
@@ -208,7 +210,7 @@ def update_reward(run: Run, epochs: int) -> Row:
         "reward/accuracy": right,
         "reward/epochs": passed,
         "reward/labels": len(run.prefs),
-        "reward/fresh_loss": run.prefs.fresh_loss[-c.session_labels :].mean().item(),
+        "reward/fresh_loss": run.prefs.fresh_loss[-c.queries_per_session :].mean().item(),
     }
 
 

@@ -45,7 +45,7 @@ class Run:
     weights: Tensor | None = None  # (M, B) of the labels of this reward step; None where all weigh alike
 
     def __post_init__(self) -> None:
-        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_learning_rate)
+        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_lr)
         self.health = health.Health(self.reward, self.reward_optimizer)
         # One generator a purpose, so that switching one part off leaves the draws of the others as they were
         purposes = ("query", "reward", "visits", "entropy", "method")

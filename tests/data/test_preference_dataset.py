@@ -206,7 +206,7 @@ def folder(tmp_path: Path) -> Path:
     """Of a run that has only been begun."""
     told: dict = {"method": "pebble", "algorithm": "SAC", "algorithm_settings": {}, "device": "cpu", "threads": 1}
     told |= {"versions": {}}
-    settings = {"steps": 100, "query": "k_center", "action_repeat": 2}
+    settings = {"total_timesteps": 100, "query": "k_center", "action_repeat": 2}
     config = told | {"env": "stranger:Theirs-v0", "teacher": "Scripted", "settings": settings}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     return tmp_path

@@ -78,7 +78,7 @@ def poisoned(fault: str) -> FaultTolerantEnv:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.filterwarnings("ignore:episode")
 def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault: str) -> None:
-    run = build("pebble", steps=300)
+    run = build("pebble", total_timesteps=300)
     run.envs = [poisoned(fault)]
     assert len(list(train(run))) == 300
     store = run.store
@@ -92,7 +92,7 @@ def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:episode")
 def test_ten_thousand_poisoned_steps_store_no_row_that_is_not_finite() -> None:
-    run = build("pebble", steps=10_000, update_every=20)
+    run = build("pebble", total_timesteps=10_000, train_freq=20)
     run.envs = [poisoned("obs")]
     assert len(list(train(run))) == 10_000
     assert all(np.isfinite(column.numpy()).all() for column in run.store.columns().values())
@@ -195,7 +195,7 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
 
 def test_a_run_with_a_timeout_equals_one_without(tmp_path: Any) -> None:
     def learnt(**settings: Any) -> Callable:
-        agent = Agent("pebble", "Steer-v0", **(SMALL | {"update_every": 5} | settings)).learn(120)
+        agent = Agent("pebble", "Steer-v0", **(SMALL | {"train_freq": 5} | settings)).learn(120)
         assert agent.run is not None
         return agent.run.store.obs.numpy().tobytes  # type: ignore[return-value]
 

@@ -262,7 +262,7 @@ def test_train_says_where_the_reference_has_nothing_to_compare_with(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = written(tmp_path / "run", one("pebble"))
-    write_table(one("sac", steps=(100, 200, 400)), tmp_path / "sac.csv")
+    write_table(one("sac", total_timesteps=(100, 200, 400)), tmp_path / "sac.csv")
     tell(out, tmp_path / "sac.csv")
     told = capsys.readouterr().out
     assert "has no run of sac on dm_control/walker-walk-v0 that was evaluated at the same steps (200, 300, 400)" in told
@@ -283,7 +283,7 @@ def test_train_says_success_where_the_environment_knows_it_and_nothing_where_no_
 
 def test_a_sweeps_table_is_by_what_compare_goes_by_and_says_when_runs_have_fewer_evaluations() -> None:
     door = runs("pebble", DOOR, lambda seed, _: 0.1 * seed, seeds=4, success=True)
-    lines = results.table(door + one("surf", steps=(100, 200))).splitlines()
+    lines = results.table(door + one("surf", total_timesteps=(100, 200))).splitlines()
     assert lines[1].split() == ["pebble", DOOR, "success", "0.15", "0.00", "0.30", "4"]
     assert lines[2].split() == ["surf", WALKER, "true_return", "150.0", "150.0", "150.0", "1"]
     assert "mean of the last 2 evaluations, 10 to 15 episodes" in lines[3]
@@ -340,7 +340,7 @@ def test_scores_lie_between_random_and_sac_where_both_were_run() -> None:
 
 
 def test_json_is_valid_and_says_evaluations_episodes_and_bounds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    write_table(one("surf", env="Mine-v0", steps=(100, 200)) + runs("pebble", "Mine-v0"), tmp_path / "a.csv")
+    write_table(one("surf", env="Mine-v0", total_timesteps=(100, 200)) + runs("pebble", "Mine-v0"), tmp_path / "a.csv")
     out, _ = said(capsys, "compare", tmp_path / "a.csv", "--json")
     surf, pebble = json.loads("".join(out), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert surf["low"] is None and pebble["low"] is not None and surf["improvement_low"] is None
@@ -351,7 +351,7 @@ def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsy
     for seed in (0, 1):
         written(tmp_path / f"sweep/pebble-{seed}", one("pebble", seed))
         written(tmp_path / f"sweep/more/surf-{seed}", one("surf", seed))
-    written(tmp_path / "sweep/pebble-2", one("pebble", 2, steps=(100,)), ended=False)
+    written(tmp_path / "sweep/pebble-2", one("pebble", 2, total_timesteps=(100,)), ended=False)
     (written(tmp_path / "sweep/pebble-3", one("pebble", 3)) / "evaluations.csv").unlink()
     (tmp_path / "sweep/pebble-0/checkpoints").mkdir()
     (tmp_path / "sweep/pebble-0/checkpoints/config.yaml").write_text("a: 1\n")  # no run, whatever it is
@@ -380,14 +380,14 @@ def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsy
 def test_runs_of_one_method_with_other_settings_are_not_pooled_without_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    a = written(tmp_path / "a", one("pebble"), batch=64, steps=400, options={"x": 1})
-    b = written(tmp_path / "b", one("pebble", 1), batch=128, steps=400, options={"x": 2})
-    c = written(tmp_path / "c", one("pebble", 2), batch=64, steps=400, options={"x": 1})
+    a = written(tmp_path / "a", one("pebble"), batch_size=64, total_timesteps=400, options={"x": 1})
+    b = written(tmp_path / "b", one("pebble", 1), batch_size=128, total_timesteps=400, options={"x": 2})
+    c = written(tmp_path / "c", one("pebble", 2), batch_size=64, total_timesteps=400, options={"x": 1})
     assert said(capsys, "compare", a, c)[1] == []  # they differ in the seed alone
     _, err = said(capsys, "compare", a, b)
     how = "batch (64, 128), pebble.x (1, 2)"
     assert err == [f"warning: pebble on {WALKER}: runs count as seeds of one method, but differ in {how}"]
-    d = written(tmp_path / "d", one("pebble"), batch=128, steps=400, options={"x": 1})
+    d = written(tmp_path / "d", one("pebble"), batch_size=128, total_timesteps=400, options={"x": 1})
     twice = refused(capsys, "compare", a, d)
     assert f"pebble with seed 0 on {WALKER} was given twice: {a} and {d}, which differ in batch (64, 128)" in twice
     assert f"was given twice: {a} and {a}\n" in refused(capsys, "compare", a, a)

@@ -161,7 +161,7 @@ def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
 
 
 def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
-    settings = {"steps": 120, "pretrain_steps": 20, "labels": 20, "session_labels": 10}
+    settings = {"total_timesteps": 120, "pretrain_steps": 20, "labels": 20, "queries_per_session": 10}
     run, calls = build("pebble", query="k_center+entropy", **settings), []
 
     def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
@@ -198,7 +198,10 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
 @pytest.mark.parametrize("name", ["uniform", "disagreement", "k_center"])
 def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
     """Each episode is one segment: few pairs, and each session asks as many as are new."""
-    run, seen = build("pebble", steps=400, segment_length=50, labels=30, query=name, recent_episodes=4), list[Queries]()
+    run, seen = (
+        build("pebble", total_timesteps=400, segment_length=50, labels=30, query=name, recent_episodes=4),
+        list[Queries](),
+    )
     oracle = run.teacher
 
     def spy(queries: Queries) -> Preferences:
@@ -216,7 +219,7 @@ def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
 
 
 def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
-    settings = {"steps": 400, "pretrain_steps": 200, "oversample": 1, "update_every": 100}
+    settings = {"total_timesteps": 400, "pretrain_steps": 200, "large_batch": 1, "train_freq": 100}
     first, second = (build("pebble", **settings) for _ in range(2))
     second.asked.new = lambda candidates: candidates  # type: ignore[method-assign]
     for run in (first, second):
@@ -231,7 +234,7 @@ def test_config_knows_the_rules_by_their_names() -> None:
 
 
 def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:
-    run = build("pebble", steps=1000, aligned_episodes=2, recent_episodes=3)
+    run = build("pebble", total_timesteps=1000, aligned_episodes=2, recent_episodes=3)
     for episode in range(5):
         run.store.begin(0)
         for _ in range(20):

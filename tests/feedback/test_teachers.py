@@ -55,7 +55,7 @@ def pairs_of(truths: list) -> Queries:
 
 
 def simulated(store: ReplayBuffer, seed: int = 0, **settings: Any) -> SimulatedTeacher:
-    return SimulatedTeacher(Config(steps=1000, seed=seed, **settings), store)
+    return SimulatedTeacher(Config(total_timesteps=1000, seed=seed, **settings), store)
 
 
 def law(first: tuple, second: tuple, beta: float, discount: float, mistake: float, skip: float, equal: float) -> dict:
@@ -196,7 +196,7 @@ def test_a_run_with_a_noisy_teacher_that_is_killed_goes_on_bit_for_bit(tmp_path:
 def test_a_run_on_replayed_labels_that_is_killed_goes_on_after_those_that_it_has(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
-    words: dict[str, Any] = {"teacher": f"replay={whole[0]}/labels.sqlite", "seed": 1, "session_labels": 3}
+    words: dict[str, Any] = {"teacher": f"replay={whole[0]}/labels.sqlite", "seed": 1, "queries_per_session": 3}
     killed(130, lambda: started("pebble", tmp_path / "run", **words))
     before = labels_of(tmp_path / "run")
     Agent.resume(tmp_path / "run", checkpoint_every=EVERY)

@@ -170,7 +170,7 @@ def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(t
     """Records too: those of rows that are written again go, and none is there twice."""
 
     def run_of(folder: Path) -> tuple[Any, ClipRecorder]:
-        run, film = build("random", "Drawn-v0", steps=200), ClipRecorder(folder)
+        run, film = build("random", "Drawn-v0", total_timesteps=200), ClipRecorder(folder)
         run.envs = [RecordedEnv(FaultTolerantEnv(partial(films.make, "Drawn-v0", 0)), run.store, film)]
         return run, film
 

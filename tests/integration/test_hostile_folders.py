@@ -44,7 +44,7 @@ from tests.data.test_label_log import Never, answers, queries
 from tests.runs.test_checkpoint import saved
 from tests.support.faults import at_call, child, full_disk, kill
 
-FEW: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 10, "reward_form": "linear", "labels": 20}
+FEW: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 10, "reward_form": "linear", "labels": 20}
 HOLES = 2**40  # bytes
 
 
@@ -131,7 +131,7 @@ READING: dict[str, Callable[[Path, Path], list[str]]] = {
     "plot": lambda run, out: ["plot", str(run), "--out", f"{out}/a.svg"],
     "fork": lambda run, out: ["fork", str(run), "--steps", "250", "--out", f"{out}/fork"],
     "fit-reward": lambda run, out: ["fit-reward", str(run), "--env", "Steer-v0", "--set", "reward_epochs=2",
-                                    "--set", "eval_episodes=1"],
+                                    "--set", "n_eval_episodes=1"],
 }  # fmt: skip
 WRITING: dict[str, tuple[str, Callable[[Path, Path], list[str]]]] = {
     "resume": ("cut", lambda run, out: ["resume", str(run)]),
@@ -370,7 +370,7 @@ def test_runs_without_a_folder_of_their_own_are_numbered(
               for name in ("sac-Steer-v0-0", "sac-Steer-v0-0-2")]  # fmt: skip
     assert gammas == [0.99, 0.9]
     with pytest.raises(SystemExit):
-        main([*train, "--set", f"hidden={','.join(['65536'] * 16)}"])  # no memory holds it: no folder is left
+        main([*train, "--set", f"net_arch={','.join(['65536'] * 16)}"])  # no memory holds it: no folder is left
     assert sorted(path.name for path in Path("runs").iterdir()) == ["sac-Steer-v0-0", "sac-Steer-v0-0-2"]
 
 
@@ -544,8 +544,8 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
 # What exhausts memory
 
 
-@pytest.mark.parametrize("settings", [{"hidden": [65536] * 8}, {"members": 10**9}, {"reward_form": "network",
-    "reward_hidden": [65536] * 8}])  # fmt: skip
+@pytest.mark.parametrize("settings", [{"net_arch": [65536] * 8}, {"ensemble_size": 10**9}, {"reward_form": "network",
+    "reward_net_arch": [65536] * 8}])  # fmt: skip
 def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -899,7 +899,7 @@ LAYERS = (65536, 65536, 65536)
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("pebble", {"batch": 10**9}),
+        ("pebble", {"batch_size": 10**9}),
         ("penalty", {"penalty.cost_hidden": LAYERS}),
         ("hypergradient", {"hypergradient.cost_hidden": LAYERS}),
         ("incumbent", {"reward_form": "network", "incumbent.visit_batch": 10**9}),

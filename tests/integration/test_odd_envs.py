@@ -213,11 +213,11 @@ gymnasium.register("UserError/OldLimited-v0", OldStep, max_episode_steps=50)
 REFUSED["OldLimited"] = (OldStep, r"step\(action\) must return .*not enough values to unpack")
 
 TINY = SMALL | {
-    "hidden": (8,),
+    "net_arch": (8,),
     "labels": 12,
-    "session_labels": 4,
-    "update_every": 30,
-    "eval_episodes": 1,
+    "queries_per_session": 4,
+    "train_freq": 30,
+    "n_eval_episodes": 1,
     "reset_updates": 1,
 }
 

@@ -33,7 +33,7 @@ def filled(rows: int = 200) -> ReplayBuffer:
 def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = None, **own: Any) -> list[SB3Learner]:
     """They meet the same rows and noise whatever the algorithm."""
     env, store = registry.make("Pendulum-v1", 0), filled()
-    config = small_config(hidden=own.pop("hidden", (16, 12)), initial_alpha=0.3)
+    config = small_config(net_arch=own.pop("hidden", (16, 12)), ent_coef="auto_0.3")
     return [SB3Learner(env, config, store, number, algorithm, **own) for number in numbers or range(count)]
 
 
@@ -67,8 +67,8 @@ def assert_alike(left: SB3Learner, right: SB3Learner, within: float) -> None:
     "own",
     [
         {},
-        {"hidden": (24,)},
-        {"hidden": (8, 8, 8)},
+        {"net_arch": (24,)},
+        {"net_arch": (8, 8, 8)},
         {"ent_coef": 0.2},
         {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 12]}, "n_critics": 3}},
         {"gamma": 0.5, "tau": 0.3, "target_entropy": -3.0},
@@ -151,7 +151,7 @@ def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
 
 
 def test_a_run_is_plain_sb3s_but_for_rounding() -> None:
-    settings: dict[str, Any] = {"steps": 90, "learning_starts": 40, "hidden": (32, 32), "seed": 3}
+    settings: dict[str, Any] = {"total_timesteps": 90, "learning_starts": 40, "net_arch": (32, 32), "seed": 3}
     ours, theirs = (
         build("sac", "Pendulum-v1", **settings),
         build("sac", "Pendulum-v1", {"algorithm": Plain}, **settings),

@@ -18,7 +18,7 @@ ROLLOUT = {"n_steps": 70, "batch_size": 35, "n_epochs": 3, "learning_rate": 1e-3
 
 def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
-    config = small_config(steps=210, learning_starts=0, pretrain_steps=0, seed=3)
+    config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
     learner = PPOLearner(registry.make("Steer-v0", 3), config, ReplayBuffer(1, 1, 210), **ROLLOUT)
     run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
     run.learners = [learner]
@@ -75,7 +75,7 @@ def test_a_step_of_which_nothing_was_stored_leaves_no_trace() -> None:
 
 
 def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
-    run = build("prefppo", steps=100, options=ROLLOUT)
+    run = build("prefppo", total_timesteps=100, options=ROLLOUT)
     learner, seen = run.learners[0], [torch.zeros(0)]
     for _ in train(run):
         pass
@@ -91,7 +91,9 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
 def test_prefppo_learns_a_task_from_labels_alone() -> None:
     """True return on the probe: random is about 15, the best possible about 46 of 50. Some seeds are misled."""
     options = {"n_steps": 96, "batch_size": 32, "n_epochs": 10, "learning_rate": 1e-2, "clip_range": 0.2}
-    run = build("prefppo", steps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1)
+    run = build(
+        "prefppo", total_timesteps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1
+    )
     returns = [row["rollout/true_return"] for row in train(run) if "rollout/true_return" in row]
     assert np.mean(returns[-6:]) > 32 > 1.5 * np.mean(returns[:4])
 

@@ -38,7 +38,13 @@ OFF: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OFF)
 def test_what_sets_it_apart_switched_off_leaves_pebble_bit_for_bit(name: str) -> None:
-    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
+    settings: dict[str, Any] = {
+        "total_timesteps": 80,
+        "train_freq": 4,
+        "refresh_every": 20,
+        "labels": 16,
+        "reward_epochs": 2,
+    }
     if name == "surf":  # whose crops have a graph of their own: gradients would be added in another order
         settings["reward_damping"] = 0
     plain = trained("pebble", **settings, **METHODS[name].settings)
@@ -179,7 +185,7 @@ def test_qpa_averages_over_crops_and_asks_the_newest_policy(run: Run) -> None:
         means.append(torch.stack(terms).mean().item())
     assert losses[1] == pytest.approx(np.mean(means), rel=5e-3) and losses[0] != pytest.approx(losses[1], rel=1e-4)
     config = trained("qpa").config
-    assert (config.policy_aligned, config.newest_share, config.members) == (True, 0.5, 1)
+    assert (config.policy_aligned, config.newest_share, config.ensemble_size) == (True, 0.5, 1)
 
 
 # RIME
@@ -231,7 +237,7 @@ def test_rime_learns_from_labels_of_which_a_third_is_wrong(run: Run) -> None:
 
 
 def test_rimes_warm_start_fits_the_state_entropy_and_spares_the_labels_optimizer() -> None:
-    one = build("rime", steps=300, options={"warm_updates": 20}, update_every=4)
+    one = build("rime", total_timesteps=300, options={"warm_updates": 20}, train_freq=4)
     for _ in train(one):
         if one.step == one.on_policy_since - 1:
             break
@@ -309,7 +315,7 @@ def test_parls_gradient_is_that_of_the_loss_after_a_step_of_policy_gradient(run:
 @pytest.fixture(scope="module")
 def answered() -> Run:
     """Of ``hypergradient``, at the end, in a refresh; its cost is fitted."""
-    return fresh("hypergradient", steps=240, update_every=4)
+    return fresh("hypergradient", total_timesteps=240, train_freq=4)
 
 
 def written_out(run: Run) -> Tensor:
@@ -349,7 +355,13 @@ def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
 
 
 def test_without_cost_the_hypergradient_is_pebble_bit_for_bit() -> None:
-    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
+    settings: dict[str, Any] = {
+        "total_timesteps": 80,
+        "train_freq": 4,
+        "refresh_every": 20,
+        "labels": 16,
+        "reward_epochs": 2,
+    }
     assert same_weights(trained("pebble", **settings), fresh("hypergradient", use_cost=False, **settings))
 
 
@@ -440,7 +452,7 @@ def test_what_looks_at_the_learner_waits_until_it_has_answered(run: Run, name: s
 
 
 def test_random_acts_uniformly_and_never_learns() -> None:
-    one = build("random", steps=300)
+    one = build("random", total_timesteps=300)
     before = [p.clone() for p in one.learners[0].model.policy.parameters()]  # type: ignore[attr-defined]
     list(train(one))
     model = one.learners[0].model  # type: ignore[attr-defined]
@@ -454,7 +466,10 @@ def test_random_acts_uniformly_and_never_learns() -> None:
 
 def test_unlabelled_is_pre_training_without_end() -> None:
     """Bit for bit what PEBBLE is whose teacher has no label to give."""
-    one, other = build("unlabelled", steps=80, update_every=2), build("pebble", steps=80, update_every=2, labels=0)
+    one, other = (
+        build("unlabelled", total_timesteps=80, train_freq=2),
+        build("pebble", total_timesteps=80, train_freq=2, labels=0),
+    )
     list(train(one)), list(train(other))
     weights = [list(each.learners[0].model.policy.parameters()) for each in (one, other)]  # type: ignore[attr-defined]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
@@ -465,8 +480,10 @@ def test_unlabelled_is_pre_training_without_end() -> None:
 
 
 def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None:
-    given = config.gather({"steps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf")
-    assert given == {"steps": 9, "options": {"weight": 2, "threshold": 0.5}}
+    given = config.gather(
+        {"total_timesteps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf"
+    )
+    assert given == {"total_timesteps": 9, "options": {"weight": 2, "threshold": 0.5}}
     with pytest.raises(ValueError, match=r"unknown setting 'surf.treshold'; did you mean 'surf.threshold'\?"):
         build("surf", options={"treshold": 0.5})
     with pytest.raises(ValueError, match=r"surf.threshold=2: .* less than or equal to 1"):

@@ -98,7 +98,7 @@ def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
 
 
 def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> None:
-    run = build("penalty", steps=160, fork_response=True)
+    run = build("penalty", total_timesteps=160, fork_response=True)
     for _ in train(run):
         pass
     penalty.estimate(run)
@@ -110,7 +110,7 @@ def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> Non
 
 def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
     """With the same batches and the same noise they differ by the cost alone."""
-    run = build("penalty", steps=160, use_cost=False)
+    run = build("penalty", total_timesteps=160, use_cost=False)
     for _ in train(run):
         pass
     run.options = run.options.model_copy(update={"fork_response": True})

@@ -17,7 +17,7 @@ from tests.conftest import FEW, build
 
 
 def fresh(method: str, **settings) -> Run:
-    run = build(method, **({"steps": 160} | settings))
+    run = build(method, **({"total_timesteps": 160} | settings))
     for _ in train(run):
         pass
     run.tracked = True
@@ -174,14 +174,14 @@ def test_without_cost_the_penalty_method_is_the_control_bit_for_bit(use_gap: boo
 
 
 def test_cost_and_gap_each_move_a_run() -> None:
-    costly = trained("penalty", steps=300, use_gap=False)
-    assert not same_weights(costly, trained("twin", steps=300))
-    assert not same_weights(costly, trained("penalty", steps=300))
+    costly = trained("penalty", total_timesteps=300, use_gap=False)
+    assert not same_weights(costly, trained("twin", total_timesteps=300))
+    assert not same_weights(costly, trained("penalty", total_timesteps=300))
 
 
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
-    lone = build("pebble", steps=160)
+    lone = build("pebble", total_timesteps=160)
     lone.method = penalty.PENALTY.__class__("lone", 1, lambda run: penalty.sees(run)[:1], penalty.upper)
     lone.options = penalty.PenaltyOptions(use_cost=False, use_gap=False)
     lone.state = penalty.PENALTY.state(lone)
@@ -216,7 +216,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_three_hundred_steps_of_each(name: str) -> None:
     """Only a method with an upper objective asks for labels, and learns a reward from them; what is learnt is sound."""
-    run = build(name, steps=300, update_every=4, refresh_every=30, **FEW.get(name, {}))
+    run = build(name, total_timesteps=300, train_freq=4, refresh_every=30, **FEW.get(name, {}))
     before = [p.clone() for p in run.reward.parameters()]
     rows = list(train(run))
     learns = METHODS[name].upper is not None

@@ -61,7 +61,7 @@ def test_features_have_the_suites_names() -> None:
 
 
 def test_the_command_tells_a_runs_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set eval_episodes=1 --steps 120"
+    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set n_eval_episodes=1 --steps 120"
     main(f"train pebble --env Pendulum-v1 --labels 4 {quick} --out {tmp_path / 'run'}".split())
     capsys.readouterr()
     main(["explain", str(tmp_path / "run"), "--top", "3"])

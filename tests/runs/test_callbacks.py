@@ -25,7 +25,7 @@ from tests.conftest import SMALL
 from tests.support.faults import tables
 
 STEPS = 120
-FEW: dict[str, Any] = SMALL | {"eval_every": STEPS, "eval_episodes": 1, "reset_updates": 1, "labels": 10}
+FEW: dict[str, Any] = SMALL | {"eval_freq": STEPS, "n_eval_episodes": 1, "reset_updates": 1, "labels": 10}
 
 
 def learnt(callback: Any, steps: int = STEPS, method: str = "pebble", **settings: Any) -> Agent:
@@ -85,7 +85,7 @@ def test_locals_hold_each_step_as_in_sb3() -> None:
 
 
 @pytest.mark.parametrize(("method", "settings", "length"), [
-    ("pebble", {"update_every": 4}, 4),
+    ("pebble", {"train_freq": 4}, 4),
     ("prefppo", {"options": {"n_steps": 40}}, 40),
 ])  # fmt: skip
 def test_rollouts_begin_and_end_as_in_sb3(method: str, settings: dict[str, Any], length: int) -> None:

@@ -139,7 +139,7 @@ def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> 
         ("--steps 200", "a fork must end after it"),
         ("--labels 10", "has used 40 labels already"),
         ("--set segment_length=5", "segment_length=5: a fork keeps the segment_length of its run, 10"),
-        ("--set hidden=8,8", "a fork keeps the hidden of its run"),
+        ("--set net_arch=8,8", "a fork keeps the hidden of its run"),
         ("--set critic_layer_norm=true", "a fork keeps the critic_layer_norm of its run"),
         ("--set sigm=3", "did you mean 'penalty.sigma'?"),
         ("--set surf.threshold=.9", "surf alone has it"),
@@ -334,7 +334,7 @@ def test_nothing_else_than_an_unfinished_fork_is_cleared(tmp_path: Path, whole: 
 
 def test_a_fork_that_no_memory_holds_makes_no_folder(tmp_path: Path, whole: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match="GiB of memory"):
-        Agent.fork(whole[0], out=tmp_path / "fork", batch=10**9).learn(10)
+        Agent.fork(whole[0], out=tmp_path / "fork", batch_size=10**9).learn(10)
     assert not (tmp_path / "fork").exists()
 
 

@@ -28,12 +28,12 @@ OLD: dict[str, Any] = {
 }  # fmt: skip
 """As config.yaml had them, of a method that has them all."""
 FEW = SMALL | {
-    "eval_every": 160,
-    "update_every": 10,
+    "eval_freq": 160,
+    "train_freq": 10,
     "labels": 20,
     "reset_updates": 0,
     "refresh_every": 80,
-    "eval_episodes": 1,
+    "n_eval_episodes": 1,
 }
 TRAIN = "--env Pendulum-v1 --steps 300"
 

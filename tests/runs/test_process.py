@@ -30,7 +30,7 @@ from tests.conftest import SMALL, Steer
 from tests.support.faults import child, tables
 
 STEPS = 120
-FEW: dict[str, Any] = SMALL | {"eval_every": 60, "eval_episodes": 1, "reset_updates": 1, "labels": 10}
+FEW: dict[str, Any] = SMALL | {"eval_freq": 60, "n_eval_episodes": 1, "reset_updates": 1, "labels": 10}
 
 
 def agent(out: Path | None = None, **settings: Any) -> Agent:

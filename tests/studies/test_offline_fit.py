@@ -30,7 +30,7 @@ from tests.conftest import SMALL
 
 WEIGHT = torch.tensor([0.5, -0.3, 0.4])  # of two observations and an action in [-1, 1]
 SETTINGS: dict[str, Any] = {
-    "members": 2, "reward_hidden": (32,), "reward_learning_rate": 3e-3, "reward_batch": 64, "eval_episodes": 5,
+    "ensemble_size": 2, "reward_net_arch": (32,), "reward_lr": 3e-3, "reward_batch": 64, "n_eval_episodes": 5,
 }  # fmt: skip
 
 
@@ -95,12 +95,12 @@ def test_labels_without_a_pattern_teach_nothing_and_stop_early() -> None:
     label = torch.randint(2, (300,), generator=rng).float()
     queries = Queries(*data.preferences()[:2])
     noise = Dataset.of(queries, label, env_id="Linear-v0", labeller="coin", sampler="uniform")
-    settings = SETTINGS | {"reward_learning_rate": 0.05, "reward_epochs": 120}
+    settings = SETTINGS | {"reward_lr": 0.05, "reward_epochs": 120}
     train, validation, test = offline_fit.split(noise, np.random.default_rng(0))
 
     def fitted(stopped_by: Tensor) -> tuple[int, float, float]:
         reward = RewardEnsemble(2, 1, 2, (32,), torch.Generator().manual_seed(0))
-        config = Config(steps=100, **settings)
+        config = Config(total_timesteps=100, **settings)
         epochs = offline_fit.descend(reward, noise.store(train), noise.preferences(stopped_by), config)
         held, last = (
             offline_fit.judged(reward, noise.preferences(rows))["cross_entropy"] for rows in (validation, test)
@@ -188,7 +188,7 @@ def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    settings = SMALL | {"labels": 200, "eval_every": 1000, "reward_epochs": 1, "update_every": 40}
+    settings = SMALL | {"labels": 200, "eval_freq": 1000, "reward_epochs": 1, "train_freq": 40}
     Agent("pebble", "Steer-v0", out=out, **settings).learn(1200)
     return out
 
@@ -197,8 +197,8 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "fit"
-    command = ["fit-reward", str(run), "--env", "Steer-v0", "--seed", "3", "--set", "reward_hidden=16"]
-    command += ["--set", "reward_learning_rate=0.01", "--set", "reward_batch=32", "--set", "eval_episodes=3"]
+    command = ["fit-reward", str(run), "--env", "Steer-v0", "--seed", "3", "--set", "reward_net_arch=16"]
+    command += ["--set", "reward_lr=0.01", "--set", "reward_batch=32", "--set", "n_eval_episodes=3"]
     command += ["--set", "reward_epochs=30"]
     main([*command, "--out", str(out), "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -222,7 +222,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
             "Pendulum-v1 has observations of 3 and actions of 1 numbers, the dataset's",
         ),
         ("fit-reward RUN --env Pendulm-v1", "Pendulum-v1"),
-        ("fit-reward RUN --env Steer-v0 --set reward_hiden=3", "did you mean 'reward_hidden'?"),
+        ("fit-reward RUN --env Steer-v0 --set reward_hiden=3", "did you mean 'reward_net_arch'?"),
         ("fit-reward RUN --env Steer-v0 --seed -1", "seed=-1"),
         ("fit-reward nowhere --env Steer-v0", "nowhere: no such file or folder"),
         ("fit-reward RUN/config.yaml --env Steer-v0", "is damaged or no Parquet file"),
@@ -277,7 +277,7 @@ def test_one_held_out_label_has_no_interval_and_ties_have_no_accuracy(
     answers = Queries(*data.preferences()[:2])
     file, out = tmp_path / "few.parquet", tmp_path / "fit"
     Dataset.of(answers, label, env_id="Linear-v0", labeller="few", sampler="uniform").write(file)
-    quick = ["--set", "reward_epochs=1", "--set", "eval_episodes=1", "--set", "reward_hidden=8"]
+    quick = ["--set", "reward_epochs=1", "--set", "n_eval_episodes=1", "--set", "reward_net_arch=8"]
     main(["fit-reward", str(file), "--env", "Linear-v0", *quick, "--out", str(out)])
     told = capsys.readouterr().out
     assert "1 held out" in told and re.search(f"held-out accuracy: {accuracy}", told)

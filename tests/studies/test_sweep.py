@@ -32,11 +32,13 @@ from tests.conftest import SMALL
 from tests.support.faults import child, kill
 
 ENV = "tests.conftest:Steer-v0"
-SETTINGS: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4, "labels": 20}
+SETTINGS: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4, "labels": 20}
 
 
 def planned(out: Path, steps: int = 300) -> RunSpec:
-    return RunSpec.of("pebble", ENV, SETTINGS | {"steps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50")
+    return RunSpec.of(
+        "pebble", ENV, SETTINGS | {"total_timesteps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50"
+    )
 
 
 def uninterrupted(out: Path, steps: int = 300) -> Path:
@@ -190,11 +192,13 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
 
 def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    agree(run, {"steps": 300})  # it has not begun
-    (tmp_path / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, batch: 2}}\n")
-    agree(run, {"steps": 300, "later_setting": 1})
-    with pytest.raises(ValueError, match=r"with batch=2, not 3: choose another --out"):
-        agree(run, {"steps": 300, "batch": 3})
+    agree(run, {"total_timesteps": 300})  # it has not begun
+    (tmp_path / "config.yaml").write_text(
+        f"method: pebble\nenv: {ENV}\nsettings: {{total_timesteps: 300, batch_size: 2}}\n"
+    )
+    agree(run, {"total_timesteps": 300, "later_setting": 1})
+    with pytest.raises(ValueError, match=r"with batch_size=2, not 3: choose another --out"):
+        agree(run, {"total_timesteps": 300, "batch_size": 3})
     with pytest.raises(ValueError, match="method=pebble, not sac"):
         agree(replace(run, method="sac"), {})
 
@@ -203,7 +207,9 @@ def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: p
     """Another process may have begun a run there since the sweep looked."""
     run = planned(tmp_path / "run")
     run.out.mkdir()
-    (run.out / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
+    (run.out / "config.yaml").write_text(
+        f"method: pebble\nenv: {ENV}\nsettings: {{total_timesteps: 300, gamma: 0.5}}\n"
+    )
     before = (run.out / "config.yaml").read_text()
     assert work(run) == 2
     assert "is a run with gamma=0.5, not 0.99: choose another --out" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path
 
 
 def planned(out: Path, seed: int, steps: int) -> RunSpec:
-    return RunSpec("pebble", "Steer-v0", {"steps": steps, "seed": seed}, out=out / str(seed))
+    return RunSpec("pebble", "Steer-v0", {"total_timesteps": steps, "seed": seed}, out=out / str(seed))
 
 
 class Recorded:
@@ -237,7 +237,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'penalty.sigma'?"),
         ("--tune tau=-1..1", "tau=-1: Input should be greater than 0"),
         ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
-        ("--tune batch=16..64.5", "batch='64.5': must be a whole number"),
+        ("--tune batch_size=16..64.5", "batch_size='64.5': must be a whole number"),
         ("--tune reward_damping=5..1", "the first number must be the smaller one"),
         ("--tune reward_damping=one..5", "'one' is not a number"),
         ("--tune reward_damping=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),
@@ -270,11 +270,9 @@ def test_a_tiny_study_by_the_command_line(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("space.yaml").write_text(
-        "reward_learning_rate: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n"
-    )
-    command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_every=100", "--space", "space.yaml", "--tune",
-               "batch=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
+    Path("space.yaml").write_text("reward_lr: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n")
+    command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_freq=100", "--space", "space.yaml", "--tune",
+               "batch_size=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
     main(command)
     told = capsys.readouterr().out
     study = open_study(Path("out/tune.db"), "median", 300)
@@ -287,7 +285,7 @@ def test_a_tiny_study_by_the_command_line(
         assert trial.value == pytest.approx(sum(values.values()) / 3)  # the last three, as compare has it
         settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
         assert settings["batch"] == trial.params["batch"] in range(16, 33)
-        assert settings["reward_learning_rate"] == trial.params["reward_learning_rate"]
+        assert settings["reward_lr"] == trial.params["reward_lr"]
         assert ",".join(map(str, settings["hidden"])) == trial.params["hidden"]
 
     best_run = Path(f"out/trial-{best(study).number:04}-seed-1000/config.yaml")
