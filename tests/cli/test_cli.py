@@ -624,7 +624,8 @@ def test_a_run_that_has_not_ended_is_named(capsys: pytest.CaptureFixture, tmp_pa
 def test_settings_come_from_a_file_and_options_go_before_it(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(
-        "total_timesteps: 120\nlabels: 8\nnet_arch: [16, 16]\nsegment_length: 10\nn_eval_episodes: 1\nreward_net_arch: [8]\n"
+        "total_timesteps: 120\nlabels: 8\nnet_arch: [16, 16]\nsegment_length: 10\n"
+        "n_eval_episodes: 1\nreward_net_arch: [8]\n"
     )
     train = ["train", "pebble", "--env", "Steer-v0", "--config", str(file)]
     main([*train, "--labels", "6", "--out", str(tmp_path / "run")])
