@@ -39,7 +39,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
         for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
             out = args.out / f"{method}-{kind.env.split('/')[-1]}-{seed}"
             if out in runs:
-                raise ValueError(f"two runs of this sweep would share the folder {out}")
+                raise UserError(f"two runs of this sweep would share the folder {out}")
             runs[writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
             if not number:
                 limit = registry.check(run.env, dict(run.resolve()))
@@ -69,9 +69,9 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def one_teacher(spec: RunSpec) -> RunSpec:
-    """ValueError where people would have to answer many runs at once."""
+    """UserError where people would have to answer many runs at once."""
     if spec.settings.get("teacher_human"):
-        raise ValueError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
+        raise UserError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
     return spec
 
 
@@ -81,7 +81,7 @@ def on_cluster(args: argparse.Namespace) -> None:
         return
     for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
         if used:
-            raise ValueError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
+            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
     if not find_spec("ray"):
         raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
 
@@ -96,14 +96,14 @@ def engine_of(args: argparse.Namespace) -> Engine:
 
 def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
-        raise ValueError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
+        raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     kind = one_teacher(run_options.spec(args, args.method, args.env))
     config = kind.resolve()
     tuned = read_space(args.space, args.tune)
     its_own(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
-            raise ValueError(f"{key} is both set and to be tuned")
+            raise UserError(f"{key} is both set and to be tuned")
     limit = registry.check(kind.env, dict(config))
 
     def trial(chosen: Mapping[str, Any]) -> RunSpec:

@@ -34,7 +34,6 @@ from rlhf_bilevel.config import (
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.utils.files import one_line
 
 if TYPE_CHECKING:

@@ -364,7 +364,7 @@ def test_numbers_are_taken_as_people_write_them() -> None:
         20,
     )
     assert settings.tau == 1e-3 and type(settings.batch_size) is int
-    assert settle({"total_timesteps": 300, "net_arch": np.array([8, 9])}).hidden == (8, 9)
+    assert settle({"total_timesteps": 300, "net_arch": np.array([8, 9])}).net_arch == (8, 9)
     assert (
         settle({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
     )
@@ -542,10 +542,10 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
 def test_a_fault_of_our_own_in_a_check_shows_its_traceback_and_no_usage_error(tmp_path: Path) -> None:
     code = f"""
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs.registry import Episodes
+from rlhf_bilevel.envs.episodes import SeededEpisodes
 def fault(*_):
     raise ValueError("shapes differ")
-Episodes.__init__ = fault
+SeededEpisodes.__init__ = fault
 main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 """
     told = python(code=code)
@@ -557,7 +557,7 @@ main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 def test_an_environment_in_the_current_folder_is_found(tmp_path: Path) -> None:
     module = "import gymnasium\ngymnasium.register('Here-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
     (tmp_path / "here_only.py").write_text(module)
-    code = "import sys; sys.path.remove(''); from rlhf_bilevel import envs; before = list(sys.path)\n"
+    code = "import sys; sys.path.remove(''); from rlhf_bilevel.envs import registry as envs; before = list(sys.path)\n"
     code += "envs.make('here_only:Here-v0', 0); assert sys.path == before"
     told = python(code=code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     assert told.returncode == 0, told.stderr

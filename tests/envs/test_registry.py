@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import episodes, registry
 from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED, NotFiniteError, unlearnable
 from rlhf_bilevel.envs.registry import make, names, resolve
@@ -295,7 +295,7 @@ def length(env: gymnasium.Env, most: int) -> int:
 
 
 def test_an_episode_without_a_time_limit_is_cut_and_one_with_its_own_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "LONGEST", 10)
+    monkeypatch.setattr(episodes, "LONGEST", 10)
     for repeat, expected in ((1, 10), (4, 3)):  # steps of the environment itself
         with pytest.warns(UserWarning, match=r"cut after 10 steps.*max_episode_steps"):
             env = make("Counter-v0", 0, action_repeat=repeat)
@@ -337,7 +337,7 @@ def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
     [
         (lambda: 3, "must inherit from the gymnasium.Env class"),
         (lambda goal: None, "missing 1 required positional argument: 'goal'"),
-        ("tests.test_envs:Nothing", "has no attribute 'Nothing'"),
+        ("tests.envs.test_registry:Nothing", "has no attribute 'Nothing'"),
         ("no_such_module:Nothing", "No module named 'no_such_module'"),
     ],
 )
@@ -355,7 +355,7 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
-    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_envs.py, line \d+") as caught:
+    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_registry.py, line \d+") as caught:
         make("Buggy-v0", 0)
     assert isinstance(caught.value.__cause__, error)
 

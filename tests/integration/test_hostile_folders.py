@@ -1,6 +1,7 @@
 """A run's folder may come from a stranger: what it holds leads nowhere else, hides nothing and exhausts nothing."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import shutil
@@ -596,7 +597,7 @@ def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
     algorithm: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
     before = seen(tmp_path)
@@ -628,7 +629,7 @@ def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path,
         "prefppo" if algorithm == "PPO" else "pebble",
         "Steer-v0",
         algorithm=ALGORITHMS[algorithm],
-        algorithm_settings=SOUND[algorithm],
+        algorithm_settings=copy.deepcopy(SOUND[algorithm]),
         out=tmp_path / "run",
         **FEW,
     ).learn(100)
@@ -652,7 +653,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
 ) -> None:
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(tmp_path / "ended")
     with pytest.raises(UserError, match="GiB of memory"):

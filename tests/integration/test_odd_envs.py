@@ -19,7 +19,7 @@ from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics, R
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import episodes, registry
 from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL
 
@@ -227,7 +227,7 @@ TINY = SMALL | {
 def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "LONGEST", 100)
+    monkeypatch.setattr(episodes, "LONGEST", 100)
     told = {"Never": "cut after 100 steps", "OwnWords": r"info\['success'\] is nan"}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -40,7 +40,7 @@ def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = 
 def stack(several: Sequence[SB3Learner], batched: bool) -> BatchedSAC:
     """``batched``: as on a GPU."""
     views, rngs = [learner._view for learner in several], [learner._rng for learner in several]
-    return BatchedSAC([learner.model for learner in several], views, rngs, several[0]._config.batch, batched)
+    return BatchedSAC([learner.model for learner in several], views, rngs, several[0]._config.batch_size, batched)
 
 
 def everything(learner: SB3Learner) -> dict[str, Tensor]:

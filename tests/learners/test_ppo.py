@@ -103,7 +103,7 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
         Agent("pebble", "Steer-v0", algorithm=PPO)
     from stable_baselines3 import TD3
 
-    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
+    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes RandomPolicy"):
         Agent("random", "Steer-v0", algorithm=TD3)
     with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
         Agent("parl", "Steer-v0", algorithm=TD3)

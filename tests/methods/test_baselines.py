@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from torch import Tensor
 
 from rlhf_bilevel import Agent, config
-from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from rlhf_bilevel.methods import detached
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy, logits
@@ -493,7 +493,7 @@ def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None
 
 
 def test_settings_go_defaults_preset_method_user_and_are_written_down(tmp_path: Path) -> None:
-    settings = SMALL | {"newest_share": 0.25, "qpa.copies": 3, "surf.threshold": 0.7, "pretrain_steps": 20}
+    settings = SMALL | {"newest_share": 0.25, "qpa.copies": 3, "pretrain_steps": 20}
     Agent("qpa", "Steer-v0", preset="quick", out=tmp_path / "run", **settings).learn(50)
     told = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
     assert (told["policy_aligned"], told["newest_share"], told["action_repeat"]) == (True, 0.25, 4)

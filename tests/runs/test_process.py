@@ -264,7 +264,7 @@ def test_a_run_in_a_thread_is_the_same(tmp_path: Path, whole: Path) -> None:
 
 
 def test_a_run_without_standard_error_and_output_goes_on(tmp_path: Path) -> None:
-    program = "from tests.test_process import *\nimport sys\nassert sys.stderr is None is sys.stdout\n"
+    program = "from tests.runs.test_process import *\nimport sys\nassert sys.stderr is None is sys.stdout\n"
     program += "agent(Path(sys.argv[1])).learn(STEPS, progress_bar=True, screen=True)"
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
     shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]

@@ -66,8 +66,8 @@ def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_
     assert spec.having(other_every=7).resolve().other_every == 7
     bare = replace(method, settings={})
     assert spec.resolve(bare).other_every == default
-    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch"]
-    assert quick.resolve().batch == batch != spec.resolve().batch
+    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch_size"]
+    assert quick.resolve().batch_size == batch != spec.resolve().batch_size
     assert quick.resolve(replace(method, settings={"batch_size": 9})).batch_size == 9
     assert quick.having(batch_size=8).resolve(replace(method, settings={"batch_size": 9})).batch_size == 8
 
