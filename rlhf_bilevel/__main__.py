@@ -11,42 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import (
-    EPISODES,
-    JOBS,
-    SEEDS,
-    THREADS,
-    TRIALS,
-    Parser,
-    fail,
-    integer,
-    natural,
-    one_of,
-    positive,
-    up_to,
-)
-from rlhf_bilevel.cli.commands import (
-    Work,
-    compare,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    fit_reward,
-    fork,
-    import_minari,
-    plot,
-    resume,
-    train,
-)
-from rlhf_bilevel.cli.label import label
-from rlhf_bilevel.cli.studies import sweep, tune
-from rlhf_bilevel.config import PRESETS
-from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.evaluation.plot import KINDS
-from rlhf_bilevel.runs.report import mistake, prepare
-from rlhf_bilevel.utils.versions import versions
-
 
 @contextmanager
 def loading() -> Iterator[None]:

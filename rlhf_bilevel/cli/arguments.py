@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import FORMER, Config, nearest, whole
+from rlhf_bilevel.config import FORMER, RENAMED, Config, nearest, whole
 from rlhf_bilevel.runs.report import say
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
@@ -43,6 +43,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             option = unknown[0].split("=")[0]
             setting = option.lstrip("-").replace("-", "_")
+            setting = RENAMED.get(setting, setting)
             name = f"{FORMER[setting][0]}.{setting}" if setting in FORMER else setting
             if (
                 option.startswith("--")

@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
         ("TRAIN pebble --env Pendulum-v1 --steps 9", "unknown command 'TRAIN'; did you mean 'train'?"),
         ("train PEBBLE --env Pendulum-v1 --steps 9", "unknown method 'PEBBLE'; did you mean 'pebble'?"),
-        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch is a setting: --set batch_size=VALUE"),
+        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch_size is a setting: --set batch_size=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --learning-rate=3", "--set learning_rate=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf_bilevel/config.py has"),
         ("train pebble --env Pendulum-v1 --steps 9 --set surf.threshold=.9", "surf alone has it, and this is pebble"),
@@ -199,7 +199,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TRAIN} --config number.yaml", "number.yaml: 5 is no name of a setting"),
         (f"{TRAIN} --config null.yaml", "null.yaml: None is no name of a setting"),
         (f"{TRAIN} --config date.yaml", "date.yaml: datetime.date(2020, 1, 1) is no name of a setting"),
-        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'steps' is given twice"),
+        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'total_timesteps' is given twice"),
         (f"{TRAIN} --config list.yaml", "list.yaml holds no mapping"),
         (f"{TRAIN} --config later.yaml", "later.yaml has version 99"),
         (f"{TRAIN} --config unsettled.yaml", "unsettled.yaml: settings=[300]"),
@@ -505,7 +505,7 @@ def test_the_keyboard_may_stop_the_loading_of_libraries() -> None:
 import os, signal, sys
 class Interrupts:
     def find_spec(self, name, *_):
-        if name == "rlhf_bilevel.config":
+        if name == "rlhf_bilevel.cli.arguments":
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:
@@ -630,7 +630,7 @@ def test_settings_come_from_a_file_and_options_go_before_it(capsys: pytest.Captu
     train = ["train", "pebble", "--env", "Steer-v0", "--config", str(file)]
     main([*train, "--labels", "6", "--out", str(tmp_path / "run")])
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
-    assert (settings["steps"], settings["labels"], settings["hidden"]) == (120, 6, [16, 16])
+    assert (settings["total_timesteps"], settings["labels"], settings["net_arch"]) == (120, 6, [16, 16])
     main(["train", "pebble", "--env", "Steer-v0", "--config", str(tmp_path / "run" / "config.yaml"),
           "--out", str(tmp_path / "again")])  # fmt: skip
     for name in ("policy.safetensors", "evaluations.csv"):
@@ -703,7 +703,12 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
         ["--steps", "999999999"],
         *(
             ["--steps", "9", "--set", setting]
-            for setting in ("hidden=65536,65536", "batch=1000000000", "large_batch=1000000000", "members=1000000000")
+            for setting in (
+                "net_arch=65536,65536",
+                "batch_size=1000000000",
+                "large_batch=1000000000",
+                "ensemble_size=1000000000",
+            )
         ),
     ],
 )

@@ -33,7 +33,7 @@ def filled(rows: int = 200) -> ReplayBuffer:
 def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = None, **own: Any) -> list[SB3Learner]:
     """They meet the same rows and noise whatever the algorithm."""
     env, store = registry.make("Pendulum-v1", 0), filled()
-    config = small_config(net_arch=own.pop("hidden", (16, 12)), ent_coef="auto_0.3")
+    config = small_config(net_arch=own.pop("net_arch", (16, 12)), ent_coef="auto_0.3")
     return [SB3Learner(env, config, store, number, algorithm, **own) for number in numbers or range(count)]
 
 

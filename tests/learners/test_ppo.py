@@ -20,7 +20,7 @@ def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
     config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
     learner = PPOLearner(registry.make("Steer-v0", 3), config, ReplayBuffer(1, 1, 210), **ROLLOUT)
-    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
+    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))
     run.learners = [learner]
     run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
     run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
