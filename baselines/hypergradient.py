@@ -18,7 +18,7 @@ from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Preferences, Row
+from rlhf_bilevel.types import Metrics, Preferences
 
 RIDGE = 1e-3  # on the weights of a value that is linear in standardised features
 
@@ -67,7 +67,7 @@ def coefficients(run: Run, episodes: list[tuple[int, int]]) -> tuple[Tensor, Ten
     return rows, e / run.learners[0].temperature()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label).mean()
     o, share = run.options, run.options.gradient_share
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
@@ -89,13 +89,13 @@ def fit_cost(run: Run) -> None:
         run.state.refit(run)
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
     """How many times as long as the labels' gradient the answer's was, before it was scaled."""
     memory = run.state.memory
     return {"hypergradient/ratio": memory["ratio"]} if "ratio" in memory else {}
 
 
 HYPERGRADIENT = Method(
-    "hypergradient", 1, lambda run: [run.store.learned(run.reward)], upper, estimate=fit_cost, diagnose=diagnose,
-    state=CostState.of, options=HypergradientOptions, densities=True,
+    "hypergradient", 1, lambda run: [run.store.learned(run.reward)], reward_loss, update_estimates=fit_cost,
+    diagnose=diagnose, state=CostState.of, options=HypergradientOptions, needs_log_prob=True,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from rlhf_bilevel.config import Config, Fraction, Options, Positive, Size
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Occupancy, Preferences, Row
+from rlhf_bilevel.types import Metrics, Occupancy, Preferences
 
 
 class IncumbentOptions(Options):
@@ -41,7 +41,7 @@ def reference(run: Run) -> Occupancy:
     return Occupancy(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss, o, memory = cross_entropy(logits, batch.label).mean(), run.options, run.state
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
     if not (run.tracked and episodes):  # the policy has to have answered the reward as it is
@@ -54,15 +54,15 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return total
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
     return {f"incumbent/{name}": value for name, value in sorted(run.state.items())}
 
 
 INCUMBENT = Method(
     "incumbent",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     diagnose=diagnose,
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5},
     options=IncumbentOptions,

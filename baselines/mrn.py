@@ -30,7 +30,7 @@ def outer(run: Run, batch: Preferences, rows: Tensor) -> Tensor:
     return cross_entropy(first - second, batch.label).mean(-1).sum()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     if not (run.tracked and run.options.weight):
         return cross_entropy(logits, batch.label).mean()
     rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch_size))
@@ -40,8 +40,8 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 MRN = Method(
     "mrn",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     settings={"refresh_epochs": 1},
     options=MrnOptions,
 )

@@ -41,7 +41,7 @@ def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[in
     return torch.cat([run.config.gamma ** torch.arange(len(part)) * part.cumsum(0) for part in parts])
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label)
     episodes = run.store.episodes(0, run.on_policy_since)[-run.options.visit_episodes :]
     if not (run.options.weight and run.tracked and episodes):
@@ -52,4 +52,6 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return loss.mean() + run.options.weight * response
 
 
-PARL = Method("parl", 1, lambda run: [run.store.learned(run.reward)], upper, options=ParlOptions, densities=True)
+PARL = Method(
+    "parl", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=ParlOptions, needs_log_prob=True
+)

@@ -11,8 +11,10 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return cross_entropy(logits, batch.label).mean()
 
 
-PEBBLE = Method("pebble", learners=1, sees=lambda run: [run.store.learned(run.reward)], upper=upper)
+PEBBLE = Method(
+    "pebble", learners=1, learner_rewards=lambda run: [run.store.learned(run.reward)], reward_loss=reward_loss
+)

@@ -27,8 +27,8 @@ class PrefPPOOptions(Options):
 PREFPPO = Method(
     "prefppo",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
     options=PrefPPOOptions,
     algorithm="PPO",
     arguments=lambda options: options.model_dump(),

@@ -21,7 +21,7 @@ class QpaOptions(Options):
     longest: Fraction = 0.9
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     o = run.options
     if o.copies:
         first, second = (run.reward.members(part.obs, part.act) for part in batch[:2])
@@ -32,8 +32,8 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 QPA = Method(
     "qpa",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "ensemble_size": 1},
     options=QpaOptions,
 )

@@ -52,7 +52,7 @@ def remember(memory: dict[str, float], trusted: Tensor) -> dict[str, float]:
     return m | {"seen": total, "variance": squares / total, "mean": m["mean"] + 0.1 * delta, "rho": rho}
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     if not run.options.denoise:
         return cross_entropy(logits, batch.label).mean()
     surprise = binary_cross_entropy(logits.detach().sigmoid().mean(0), batch.label, reduction="none")  # (B,)
@@ -72,8 +72,8 @@ def warm_start(run: Run) -> None:
 RIME = Method(
     "rime",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     diagnose=lambda run: {f"rime/{key}": run.state[key] for key in run.state.keys() & {"trusted", "flipped"}},
     prepare=warm_start,
     settings={"reset_critics": False},

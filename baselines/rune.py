@@ -12,7 +12,7 @@ from rlhf_bilevel.config import Fraction, Options, Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row
+from rlhf_bilevel.types import Metrics
 
 
 class RuneOptions(Options):
@@ -29,15 +29,15 @@ def optimistic(run: Run, obs: Tensor, act: Tensor) -> Tensor:
     return members.mean(0) + weight(run) * members.std(0, correction=0)
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
     return {"rune/beta": weight(run)}
 
 
 RUNE = Method(
     "rune",
     learners=1,
-    sees=lambda run: [run.store.learned(lambda obs, act: optimistic(run, obs, act))],
-    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    learner_rewards=lambda run: [run.store.learned(lambda obs, act: optimistic(run, obs, act))],
+    reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
     diagnose=diagnose,
     options=RuneOptions,
 )

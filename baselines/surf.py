@@ -39,7 +39,7 @@ def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return (logits > 0).float(), (logits.abs().sigmoid() >= threshold).float()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(run.weigh(cropped(run, batch)), batch.label).mean()
     if not run.options.weight:
         return loss
@@ -49,4 +49,4 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return loss + run.options.weight * (sure * cross_entropy(cropped(run, pairs), label)).mean()
 
 
-SURF = Method("surf", 1, lambda run: [run.store.learned(run.reward)], upper, options=SurfOptions)
+SURF = Method("surf", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=SurfOptions)

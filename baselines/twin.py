@@ -9,8 +9,8 @@ from rlhf_bilevel.training.method import Method
 TWIN = Method(
     "twin",
     learners=2,
-    sees=lambda run: [run.store.learned(run.reward)] * 2,
-    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    learner_rewards=lambda run: [run.store.learned(run.reward)] * 2,
+    reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
     # Pairs at the policies' own visits are where the upper level has them; both settings are [QPA]'s
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},
 )

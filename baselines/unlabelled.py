@@ -9,6 +9,6 @@ from rlhf_bilevel.training.method import Method
 UNLABELLED = Method(
     "unlabelled",
     learners=1,
-    sees=lambda run: [state_entropy_reward(run.store, run.config, run.rng["entropy"])],
-    keep=False,
+    learner_rewards=lambda run: [state_entropy_reward(run.store, run.config, run.rng["entropy"])],
+    cache_rewards=False,
 )

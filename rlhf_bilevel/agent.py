@@ -28,7 +28,7 @@ from rlhf_bilevel.runs.session import Origin, Session
 from rlhf_bilevel.runs.spec import RunSpec, its_own
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row, Teacher
+from rlhf_bilevel.types import Metrics, Teacher
 
 ARGUMENTS = ("device", "out", "checkpoint_every", "keep_every", "algorithm", "algorithm_settings")
 
@@ -150,7 +150,7 @@ class Agent:
     @contextmanager
     def recording(
         self, run: Run, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Row], bool]]:
+    ) -> Iterator[Callable[[Metrics], bool]]:
         """All that goes on around the run of ``start``: see ``Session.recording``."""
         assert self._session is not None and self._session.run is run
         with self._session.recording(callback, progress_bar, screen) as record:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-Row = dict[str, float]
+Metrics = dict[str, float]
 """Metrics by their log key."""
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +27,7 @@ class Segments(NamedTuple):
 
     obs: Tensor  # (B, T, o)
     act: Tensor  # (B, T, a), in [-1, 1]
-    truth: Tensor  # (B, T) the environment's own reward: for the teacher and for evaluation only
+    env_reward: Tensor  # (B, T) the environment's own reward: for the teacher and for evaluation only
 
 
 class Queries(NamedTuple):
@@ -68,13 +68,13 @@ class Learner(Protocol):
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The exploring action for the environment, and the same scaled to [-1, 1]."""
 
-    def improve(self, updates: int, step: int) -> Row:
+    def improve(self, updates: int, step: int) -> Metrics:
         """So many gradient steps, each on a batch of the store, at environment step ``step``; their metrics.
 
         Raises FloatingPointError where the learner has diverged.
         """
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
         """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
 
     def follow(self, other: Any) -> None:
@@ -107,13 +107,13 @@ class Learner(Protocol):
     def temperature(self) -> float:
         """SAC's alpha: reward that a nat of the policy's entropy is worth."""
 
-    def state(self) -> Any:
+    def state_dict(self) -> Any:
         """All that moves in it, as a tree of plain values and tensors, which are not copied (see ``tree``)."""
 
-    def load(self, state: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on from the ``state`` of a learner of the same kind; what it sees stays as it is."""
 
 
-Improve = Callable[[int, int], Sequence[Row]]
+Improve = Callable[[int, int], Sequence[Metrics]]
 """So many gradient steps of every learner, each on a batch of the store rewarded by what it sees, at environment step
 so and so; the metrics of each."""

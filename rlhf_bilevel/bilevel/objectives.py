@@ -26,11 +26,14 @@ Objective = Callable[[RewardFn, Occupancy], Tensor]
 """A reward and a policy's visits to the scalar G that the upper level minimises, nats unless it says otherwise."""
 
 
-def preference_loss(truth: RewardFn) -> Objective:
-    """The reward's expected loss (nats) on pairs that the policy itself visits; ``truth`` is the teacher's reward."""
+def preference_loss(teacher_reward: RewardFn) -> Objective:
+    """G of ``preference_loss``: the reward's expected loss on pairs that the policy itself visits.
+
+    ``teacher_reward`` is the reward R by which the teacher prefers. The objective gives nats.
+    """
 
     def objective(reward: RewardFn, visits: Occupancy) -> Tensor:
-        target = torch.sigmoid(_differences(truth, visits, visits))
+        target = torch.sigmoid(_differences(teacher_reward, visits, visits))
         loss = binary_cross_entropy_with_logits(_differences(reward, visits, visits), target, reduction="none")
         share = _share(visits)
         return share @ loss @ share
@@ -38,12 +41,12 @@ def preference_loss(truth: RewardFn) -> Objective:
     return objective
 
 
-def win_rate(truth: RewardFn, data: Occupancy, reference: Occupancy, weight: float) -> Objective:
+def win_rate(teacher_reward: RewardFn, data: Occupancy, reference: Occupancy, weight: float) -> Objective:
     """The loss (nats) on pairs of ``data`` less ``weight`` times the policy's chance to win against ``reference``."""
-    fit = preference_loss(truth)
+    fit = preference_loss(teacher_reward)
 
     def objective(reward: RewardFn, visits: Occupancy) -> Tensor:
-        wins = torch.sigmoid(_differences(truth, visits, reference))
+        wins = torch.sigmoid(_differences(teacher_reward, visits, reference))
         return fit(reward, data) - weight * (_share(visits) @ wins @ _share(reference))
 
     return objective

@@ -148,11 +148,11 @@ class Asked:
     def add(self, pairs: Queries) -> None:
         self._known |= dict.fromkeys(_names(pairs))
 
-    def state(self) -> Tensor:
+    def state_dict(self) -> Tensor:
         """(N, 2) int64."""
         return torch.tensor([*self._known], dtype=torch.long).reshape(-1, 2)
 
-    def load(self, state: Tensor) -> None:
+    def load_state_dict(self, state: Tensor) -> None:
         self._known = {(first, second): None for first, second in state.tolist()}
 
 

@@ -26,7 +26,7 @@ class Replayed:
         shapes = {tuple(tuple(column.shape[1:]) for column in side) for answers in parts for side in answers[:2]}
         if len(shapes) > 1:
             raise UserError(
-                f"labels to replay must be of segments of one shape (obs, act, truth), not {sorted(shapes)}"
+                f"labels to replay must be of segments of one shape (obs, act, env_reward), not {sorted(shapes)}"
             )
         first, second = (
             Segments(*map(torch.cat, zip(*(answers[side] for answers in parts), strict=True))) for side in (0, 1)
@@ -37,7 +37,7 @@ class Replayed:
         """The teacher of a run with these labels: it goes on after as many as the run has, also when it is resumed."""
 
         def teacher(queries: Queries) -> Preferences:
-            return take(self._answers, slice(len(prefs), len(prefs) + len(queries.first.truth)))
+            return take(self._answers, slice(len(prefs), len(prefs) + len(queries.first.env_reward)))
 
         return teacher
 

@@ -49,7 +49,7 @@ class SimulatedTeacher:
         self._config, self._store = config, store
 
     def __call__(self, queries: Queries) -> Preferences:
-        c, count = self._config, len(queries.first.truth)
+        c, count = self._config, len(queries.first.env_reward)
         noise = torch.from_numpy(np.random.default_rng([c.seed, STREAM, self._store.size]).random((2, count)))
         better = margin(queries, c.teacher_discount)
         if c.teacher_beta < math.inf:
@@ -57,9 +57,9 @@ class SimulatedTeacher:
         else:
             label = (better >= 0).float() if c.teacher_bpref_compat else rational(better)
         label = torch.where(noise[1] < c.teacher_mistake, 1 - label, label)
-        skip, equal = self._thresholds(queries.first.truth.shape[1])
+        skip, equal = self._thresholds(queries.first.env_reward.shape[1])
         label = torch.where(margin(queries).abs() < equal, 0.5, label)
-        good = torch.maximum(*(segments.truth.sum(-1) for segments in queries)) > skip
+        good = torch.maximum(*(segments.env_reward.sum(-1) for segments in queries)) > skip
         return take(Preferences(*queries, label), good if skip > 0 else slice(None))
 
     def _thresholds(self, length: int) -> tuple[float, float]:
@@ -68,7 +68,7 @@ class SimulatedTeacher:
         if not (c.teacher_skip or c.teacher_equal):
             return 0.0, 0.0
         start = store.episodes()[-EPISODES:][0][0]  # an episode that is not over counts by the steps it has
-        average = length * store.truth[start : store.size].double().mean().item()
+        average = length * store.env_reward[start : store.size].double().mean().item()
         if average <= 0:
             warnings.warn("skip and equal do nothing: recent episodes have no positive return", stacklevel=3)
         later = store.size > c.learning_starts + c.pretrain_steps  # B-Pref's code: epsilon twice from then on
@@ -78,8 +78,8 @@ class SimulatedTeacher:
 
 def margin(queries: Queries, discount: float = 1.0) -> Tensor:
     """R'_first - R'_second (B,): true returns in which the step t before a segment's last weighs discount^t."""
-    weight = discount ** torch.arange(queries.first.truth.shape[1]).flip(0)
-    first, second = ((segments.truth * weight).sum(-1) for segments in queries)
+    weight = discount ** torch.arange(queries.first.env_reward.shape[1]).flip(0)
+    first, second = ((segments.env_reward * weight).sum(-1) for segments in queries)
     return first - second
 
 

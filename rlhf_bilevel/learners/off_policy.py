@@ -160,8 +160,8 @@ class SB3Learner:
                 raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
         return values
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        self._view.see(signal, keep)
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        self._view.set_reward(reward, cache)
 
     def reset_critic(self) -> None:
         critic = self.model.critic
@@ -174,7 +174,7 @@ class SB3Learner:
                 moment.zero_()
         self.model.critic_target.load_state_dict(critic.state_dict())
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
         modules, variables = self.model._get_torch_save_params()
         noise = self.model.action_noise
         return {
@@ -184,10 +184,10 @@ class SB3Learner:
             "actions": self.model.action_space.np_random.bit_generator.state,
             "noise": torch.from_numpy(noise.noise_prev) if isinstance(noise, OrnsteinUhlenbeckActionNoise) else None,
             "rng": self._rng.get_state(),
-            "view": self._view.state(),
+            "view": self._view.state_dict(),
         }
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
         for name, saved in state["modules"].items():
             part = attrgetter(name)(self.model)
             if isinstance(part, torch.optim.Optimizer):
@@ -201,13 +201,13 @@ class SB3Learner:
         if state["noise"] is not None:
             self.model.action_noise.noise_prev = state["noise"].numpy()
         self._rng.set_state(state["rng"])
-        self._view.load(state["view"])
+        self._view.load_state_dict(state["view"])
 
     def follow(self, other: SB3Learner) -> None:
-        theirs = copy.deepcopy(other.state())
-        mine = self.state()
+        theirs = copy.deepcopy(other.state_dict())
+        mine = self.state_dict()
         view = mine["view"] | {"rng": theirs["view"]["rng"]}
-        self.load(theirs | {"view": view, "actions": mine["actions"]})
+        self.load_state_dict(theirs | {"view": view, "actions": mine["actions"]})
 
     def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
         """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
@@ -267,7 +267,7 @@ class SB3Learner:
         """A buffer of SB3's with all that is stored, with rewards as this learner sees them now."""
         model, store, size = self.model, self._view.store, self._view.store.size
         spaces = model.observation_space, model.action_space
-        buffer = SB3ReplayBuffer(len(store.truth), *spaces, model.device)
+        buffer = SB3ReplayBuffer(len(store.env_reward), *spaces, model.device)
         columns = {"observations": store.obs, "next_observations": store.next_obs, "actions": store.act}
         for name, column in columns.items():
             getattr(buffer, name)[:size, 0] = column[:size]

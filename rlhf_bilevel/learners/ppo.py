@@ -55,7 +55,7 @@ class PPOLearner:
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         self._metrics = Logger(folder=None, output_formats=[])
         self._store, self._config = store, config
-        self._signal: RowReward = store.true_reward
+        self._row_reward: RowReward = store.true_reward
         self._begin = 0  # first row of the rollout
         self._taken: list[Tensor] = []  # of its rows: the action before it was clipped, its log-probability, V(s)
 
@@ -89,7 +89,7 @@ class PPOLearner:
         spaces = model.observation_space, model.action_space
         buffer = RolloutBuffer(len(rows), *spaces, model.device, gae_lambda=model.gae_lambda, gamma=model.gamma)
         starts, terminated = torch.isin(rows, store.index()["starts"]).numpy(), store.terminated[rows].numpy()
-        reward = self._signal(rows).numpy().copy()
+        reward = self._row_reward(rows).numpy().copy()
         for end in np.flatnonzero(starts[1:] & (terminated[:-1] == 0)):  # an episode that a time limit has cut
             reward[end] += model.gamma * self._value(rows[end])
         columns = (store.obs[rows], taken[:, :-2], reward, starts, taken[:, -1], taken[:, -2])
@@ -106,9 +106,9 @@ class PPOLearner:
             return self.model.policy.predict_values(self._store.next_obs[row][None].to(self.model.device))[0].cpu()
 
     def follow(self, other: PPOLearner) -> None:
-        theirs = copy.deepcopy(other.state())
-        mine = self.state()
-        self.load(mine | {name: theirs[name] for name in ("policy", "optimizer", "updates")})
+        theirs = copy.deepcopy(other.state_dict())
+        mine = self.state_dict()
+        self.load_state_dict(mine | {name: theirs[name] for name in ("policy", "optimizer", "updates")})
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """V(s): there is no critic of actions."""
@@ -119,8 +119,8 @@ class PPOLearner:
     def _forget(self) -> None:
         self._begin, self._taken = self._store.size, []
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        self._signal = signal  # asked for once a rollout: there is nothing to keep
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        self._row_reward = reward  # asked once a rollout: there is nothing to cache
 
     def reset_critic(self) -> None:
         """The rollout is forgotten too: its steps were valued by the critic that was."""
@@ -134,7 +134,7 @@ class PPOLearner:
                             moment.zero_()
         self._forget()
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
         return {
             "policy": self.model.policy.state_dict(),
             "optimizer": optimizer_state(self.model.policy.optimizer),
@@ -144,7 +144,7 @@ class PPOLearner:
             "rng": self._rng.get_state(),
         }
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
         self.model.policy.load_state_dict(state["policy"])
         load_optimizer(self.model.policy.optimizer, state["optimizer"])
         self.model._n_updates, self._begin = state["updates"], state["begin"]

@@ -85,34 +85,27 @@ class LearnedCost(nn.Module):
         self._scale = (1 - config.gamma) * config.segment_length
         self._batch, self._rng = options.cost_pairs, rng
         bound = BOUND / config.segment_length
-        self.step = RewardEnsemble(obs_size, act_size, 1, options.cost_hidden, rng, bound=bound)
-        self._optimizer = torch.optim.Adam(self.parameters(), options.cost_learning_rate)
+        self.per_step = RewardEnsemble(obs_size, act_size, 1, options.cost_hidden, rng, bound=bound)
+        self.optimizer = torch.optim.Adam(self.parameters(), options.cost_learning_rate)
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        return self._scale * self.step(obs, act)
+        return self._scale * self.per_step(obs, act)
 
     @property
     def fitted(self) -> bool:
-        return bool(self._optimizer.state)
+        return bool(self.optimizer.state)
 
     def fit(self, pairs: Queries | Preferences, targets: Tensor, steps: int) -> float:
         """Gradient steps on the squared error of the decomposition; returns the last one's, in nats squared."""
         error = torch.zeros(())
         for _ in range(steps):
             rows = torch.randint(len(targets), (min(self._batch, len(targets)),), generator=self._rng)
-            first, second = (self.step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
+            first, second = (self.per_step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
             error = (first + self._sign * second - targets[rows]).square().mean()
-            self._optimizer.zero_grad()
+            self.optimizer.zero_grad()
             error.backward()
-            self._optimizer.step()
+            self.optimizer.step()
         return error.item()
-
-    def state(self) -> Tree:
-        return {"step": self.step.state_dict(), "optimizer": optimizer_state(self._optimizer)}
-
-    def load(self, state: Tree) -> None:
-        self.step.load_state_dict(state["step"])
-        load_optimizer(self._optimizer, state["optimizer"])
 
 
 @dataclass
@@ -134,9 +127,9 @@ class CostState:
         """
         c, o = run.config, run.options
         if c.reward_clip and not run.tracked:
-            self.cost.step.clip(*run.prefs.steps())
+            self.cost.per_step.clip(*run.prefs.steps())
         if c.reward_units == "measured" and not self.cost.fitted:
-            self.cost.step.measure(*run.prefs.steps())
+            self.cost.per_step.measure(*run.prefs.steps())
         if o.cost == "labels":
             newest = slice(-o.cost_labels, None)
             answers = run.prefs[newest]
@@ -146,8 +139,12 @@ class CostState:
             self.cost.fit(pairs, posterior_targets(o, run.reward.members, pairs), o.cost_steps)
 
     def state_dict(self) -> Tree:
-        return self.memory.state_dict() | {"cost": self.cost.state()}
+        return self.memory.state_dict() | {
+            "cost": self.cost.state_dict(),
+            "optimizer": optimizer_state(self.cost.optimizer),
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         self.memory.load_state_dict(state)
-        self.cost.load(state["cost"])
+        self.cost.load_state_dict(state["cost"])
+        load_optimizer(self.cost.optimizer, state["optimizer"])

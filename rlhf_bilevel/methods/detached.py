@@ -19,9 +19,9 @@ class DetachedOptions(Options):
     weight: Weight = 0.1  # nats per unit of discounted return
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     first, second = (run.learners[0].value(part.obs, part.act).mean(-1) for part in batch[:2])  # (B,)
     return cross_entropy(logits + run.options.weight * (first - second), batch.label).mean()
 
 
-DETACHED = Method("detached", 1, lambda run: [run.store.learned(run.reward)], upper, options=DetachedOptions)
+DETACHED = Method("detached", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=DetachedOptions)

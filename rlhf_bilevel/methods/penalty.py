@@ -22,7 +22,7 @@ from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Occupancy, Preferences, RewardFn, Row, RowReward
+from rlhf_bilevel.types import Metrics, Occupancy, Preferences, RewardFn, RowReward
 
 
 class PenaltyOptions(CostOptions):
@@ -68,7 +68,7 @@ def sample_visits(run: Run) -> tuple[Occupancy, Occupancy] | None:
     return first, second
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     loss = cross_entropy(logits, batch.label).mean()
     # Danskin's theorem holds at best responses. A session moves the reward by many steps with none in between, so the
     # gap acts in refreshes only, which are few steps each and far apart
@@ -102,11 +102,11 @@ def rewards(run: Run) -> Sequence[RewardFn]:
     return [tilted(run.reward, run.state.cost, run.options.upper_weight * tilt) for tilt in sides(run)]
 
 
-def sees(run: Run) -> Sequence[RowReward]:
+def learner_rewards(run: Run) -> Sequence[RowReward]:
     return [run.store.learned(reward) for reward in rewards(run)]
 
 
-def estimate(run: Run) -> None:
+def update_estimates(run: Run) -> None:
     if run.options.use_cost:
         run.state.refit(run)
         if run.options.sigma_spread:
@@ -123,11 +123,11 @@ def set_sigma(run: Run) -> None:
     run.state.memory["sigma"] = o.sigma_spread * reward / max(o.upper_weight * cost, 1e-8)
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
     visits, o, memory = sample_visits(run), run.options, run.state.memory
     if visits is None:
         return {}
-    row = Row({"penalty/stale": float(stale(run, visits))})
+    row = Metrics({"penalty/stale": float(stale(run, visits))})
     if o.use_cost:
         # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
         reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.state.cost))
@@ -146,6 +146,7 @@ def agent(options: PenaltyOptions) -> int:
 
 
 PENALTY = Method(
-    "penalty", 2, sees, upper, agent, estimate, diagnose, state=CostState.of, options=PenaltyOptions,
+    "penalty", 2, learner_rewards, reward_loss, agent, update_estimates, diagnose, state=CostState.of,
+    options=PenaltyOptions,
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},  # twin's
 )  # fmt: skip

@@ -57,10 +57,10 @@ class Health:
             gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
         return Vitals(loss, right, int((answers.label != 0.5).sum()), spread, gradient)
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
         return self._sound
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
         self._sound = state
 
 

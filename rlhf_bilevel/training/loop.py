@@ -20,7 +20,7 @@ from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.rewards.bradley_terry import accuracy, bootstrap, cross_entropy, logits, smoothed
 from rlhf_bilevel.training import monitor
 from rlhf_bilevel.training.run import Run, show
-from rlhf_bilevel.types import Queries, Row
+from rlhf_bilevel.types import Metrics, Queries
 
 ENDS = (
     "an episode ended early, and labels do not say what that is worth: a learnt reward can make ending, or not ending, "
@@ -29,7 +29,7 @@ ENDS = (
 DRAWS = 10  # of candidates, at most, until there are enough that were not asked before
 
 
-def train(run: Run) -> Iterator[Row]:
+def train(run: Run) -> Iterator[Metrics]:
     """Yields after every environment step, with what was measured in it."""
     for row, updates in interact(run):
         if updates:
@@ -38,9 +38,9 @@ def train(run: Run) -> Iterator[Row]:
         yield row
 
 
-def interact(run: Run) -> Iterator[tuple[Row, int]]:
+def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
     """All but the learners' gradient steps: after every environment step, what was measured, and how many are due."""
-    c, told = run.config, run.method.upper is None or not run.config.labels or run.config.termination != "as_is"
+    c, told = run.config, run.method.reward_loss is None or not run.config.labels or run.config.termination != "as_is"
     while run.step < c.total_timesteps:
         who = turn(run)
         run.episode += 1
@@ -50,10 +50,10 @@ def interact(run: Run) -> Iterator[tuple[Row, int]]:
         start, done = run.store.size, False
         while not done and run.step < c.total_timesteps:
             action, scaled = learner.act(obs, run.step)
-            next_obs, truth, terminated, truncated, info = env.step(action)
+            next_obs, env_reward, terminated, truncated, info = env.step(action)
             if FAULT in info:  # the environment failed: nothing of this step is stored, and the episode is cut
                 break
-            run.store.add(obs, scaled, next_obs, truth, terminated)
+            run.store.add(obs, scaled, next_obs, env_reward, terminated)
             obs, done = next_obs, terminated or truncated
             run.step, run.info = run.step + 1, info
             if terminated and not told:
@@ -74,11 +74,11 @@ def turn(run: Run) -> int:
     return others[block % len(others)] if others and place == run.config.other_every - 1 else agent
 
 
-def move_reward(run: Run) -> tuple[Row, int]:
+def move_reward(run: Run) -> tuple[Metrics, int]:
     """The upper level at this step: a session with new labels, a refresh without, or nothing; and updates due to it."""
     c = run.config
     since = run.step - run.on_policy_since
-    if since < 0 or c.labels == 0 or run.method.upper is None:
+    if since < 0 or c.labels == 0 or run.method.reward_loss is None:
         return {}, 0
     if since % c.num_interact == 0 and (count := due(run)):
         if not ask(run, count):
@@ -97,7 +97,7 @@ def move_reward(run: Run) -> tuple[Row, int]:
     row = update_reward(run, epochs)
     if fault := run.health.check(run.prefs, session=not run.tracked):
         warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
-    run.method.estimate(run)
+    run.method.update_estimates(run)
     show(run)
     row |= run.method.diagnose(run) | monitor.newest_episode(run)
     if not (first and run.learnt):
@@ -174,7 +174,7 @@ def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Qu
 def fruitless(run: Run) -> str | None:
     """Why a run that has come to its end has learnt no reward; None where it has, or was never to learn one."""
     c = run.config
-    if run.step < c.total_timesteps or run.method.upper is None or not c.labels or len(run.prefs):
+    if run.step < c.total_timesteps or run.method.reward_loss is None or not c.labels or len(run.prefs):
         return None
     told = f"no label was given in {c.total_timesteps} steps, and no reward was learnt: "
     if run.asked:
@@ -186,9 +186,9 @@ def fruitless(run: Run) -> str | None:
     return told + f"no two different segments of segment_length={c.segment_length} (longest episode: {steps})"
 
 
-def update_reward(run: Run, epochs: int) -> Row:
+def update_reward(run: Run, epochs: int) -> Metrics:
     """Adam on the method's upper objective, damped, until the labels are fitted or ``epochs`` have passed."""
-    c, upper = run.config, run.method.upper
+    c, upper = run.config, run.method.reward_loss
     assert upper is not None
     losses, right, passed = list[float](), 0.0, 0
     weights = bootstrap(len(run.prefs), c.ensemble_size, c.seed) if c.member_weights == "bootstrap" else None
@@ -214,9 +214,9 @@ def update_reward(run: Run, epochs: int) -> Row:
     }
 
 
-def episode_metrics(run: Run, start: int) -> Row:
+def episode_metrics(run: Run, start: int) -> Metrics:
     rows = torch.arange(start, run.store.size)
-    row = {"rollout/true_return": run.store.truth[rows].sum().item(), "rollout/length": float(len(rows))}
+    row = {"rollout/true_return": run.store.env_reward[rows].sum().item(), "rollout/length": float(len(rows))}
     if run.learnt:  # a diagnostic only: a rising learned return proves nothing
         row["rollout/learned_return"] = run.store.learned(run.reward)(rows).sum().item()
     return row

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from rlhf_bilevel.config import Config, Options, complete
-from rlhf_bilevel.types import Preferences, Row, RowReward
+from rlhf_bilevel.types import Metrics, Preferences, RowReward
 from rlhf_bilevel.utils.serialization import Tree
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ class Memory(dict[str, float]):
 class Method:
     name: str
     learners: int
-    sees: Callable[[Run], Sequence[RowReward]]
+    learner_rewards: Callable[[Run], Sequence[RowReward]]
     """What each learner is rewarded with; asked at the start and after each move of the reward model. Moves nothing."""
-    upper: Callable[[Run, Preferences, Tensor], Tensor] | None = None
+    reward_loss: Callable[[Run, Preferences, Tensor], Tensor] | None = None
     """The scalar that the reward model descends, from labelled pairs and the members' logits on them (M, B).
     None: no reward is learnt and no label is asked."""
     agent: Callable[[Any], int] = lambda options: 0
     """The learner whose policy a user gets, by its options."""
-    estimate: Callable[[Run], None] = lambda run: None
+    update_estimates: Callable[[Run], None] = lambda run: None
     """What is estimated anew after each move of the reward model, before learners see it."""
-    diagnose: Callable[[Run], Row] = lambda run: {}
+    diagnose: Callable[[Run], Metrics] = lambda run: {}
     """Metrics at each move of the reward model."""
     prepare: Callable[[Run], None] = lambda run: None
     """What happens to the reward model before its first label."""
@@ -57,9 +57,9 @@ class Method:
     """What it keeps, at the start of a run. Initial weights come from ``run.generator``."""
     settings: Mapping[str, Any] = field(default_factory=dict)  # where the published method leaves Config's defaults
     options: type[Options] = Options  # hyper-parameters of its own, with their published values
-    keep: bool = True  # whether a row's reward stays as it is until the reward model moves
+    cache_rewards: bool = True  # whether a row's reward stays as it is until the reward model moves
     algorithm: str = "SAC"  # its learners', by the name that SB3 has for it
-    densities: bool = False  # whether it needs their actions' probabilities: no deterministic policy will do
+    needs_log_prob: bool = False  # whether it needs their actions' probabilities: no deterministic policy will do
     arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}  # of that algorithm
 
     def options_of(self, config: Config) -> Any:

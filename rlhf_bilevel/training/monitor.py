@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row
+from rlhf_bilevel.types import Metrics
 
 if TYPE_CHECKING:
     from rlhf_bilevel.training.run import Run
@@ -28,7 +28,7 @@ STEPS, LABELLED = 256, 4096  # that are looked at, evenly spaced
 
 
 @torch.no_grad()
-def newest_episode(run: Run) -> Row:
+def newest_episode(run: Run) -> Metrics:
     """The metrics of the agent's newest episode that is as long as a segment; none before there is a label or one."""
     agent = run.method.agent(run.options)
     length = run.config.segment_length

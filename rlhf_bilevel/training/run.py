@@ -101,8 +101,8 @@ def show(run: Run) -> None:
     """Let each learner see its reward as it is now: state entropy until a reward has been learnt."""
     careful = run.config.pessimism_from == "start" or len(run.prefs) >= run.config.labels
     run.reward.pessimism = run.config.pessimism if careful else 0.0
-    pretraining = run.method.upper is not None and not run.learnt
+    pretraining = run.method.reward_loss is not None and not run.learnt
     exploring = state_entropy_reward(run.store, run.config, run.rng["entropy"])
-    signals = [exploring] * len(run.learners) if pretraining else run.method.sees(run)
-    for learner, signal in zip(run.learners, signals, strict=True):
-        learner.see(signal, keep=run.method.keep and not pretraining)
+    rewards = [exploring] * len(run.learners) if pretraining else run.method.learner_rewards(run)
+    for learner, reward in zip(run.learners, rewards, strict=True):
+        learner.set_reward(reward, cache=run.method.cache_rewards and not pretraining)

@@ -28,14 +28,14 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
         "tracked": run.tracked,
         "method": run.state.state_dict(),
         "generator": run.generator.get_state(),
-        "asked": run.asked.state(),
+        "asked": run.asked.state_dict(),
         "fresh_loss": run.prefs.fresh_loss,
         "envs": [env.episode for env in run.envs],
         "store": run.store.index(),
         "reward": run.reward.state_dict(),
         "reward_optimizer": optimizer_state(run.reward_optimizer),
-        "health": run.health.state(),
-        "learners": [learner.state() for learner in run.learners],
+        "health": run.health.state_dict(),
+        "learners": [learner.state_dict() for learner in run.learners],
         "rng": {purpose: rng.bit_generator.state for purpose, rng in run.rng.items()},
         "global_rng": {
             "python": random.getstate(),
@@ -49,20 +49,20 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequence[Preferences | None]) -> None:
     """Into a run that was built from the same settings; ``sessions`` are the answers that it had."""
     run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
-    run.asked.load(tree["asked"])
+    run.asked.load_state_dict(tree["asked"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
     run.store.load(tables["rows"], tree["store"])
     run.prefs.load(sessions, tree["fresh_loss"])
     run.reward.load_state_dict(tree["reward"])
     load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
-    run.health.load(tree["health"])
+    run.health.load_state_dict(tree["health"])
     if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
         run.state.load_state_dict(tree["method"])
         run.generator.set_state(tree["generator"])
     show(run)
     for learner, state in zip(run.learners, tree["learners"], strict=True):
-        learner.load(state)  # after show: what it remembers of its reward is part of it
+        learner.load_state_dict(state)  # after show: what it remembers of its reward is part of it
     for purpose, rng in run.rng.items():
         rng.bit_generator.state = tree["rng"][purpose]
     version, internal, gauss = tree["global_rng"]["python"]

@@ -99,7 +99,7 @@ def test_labels_are_distributed_as_the_paper_says(own: dict) -> None:
     traits, count = REST | own, 20_000
     teacher = simulated(store_of(4 * AVERAGE), **{f"teacher_{key}": value for key, value in traits.items()})
     answered = teacher(pairs_of([pair for pair in PAIRS for _ in range(count)]))
-    given = torch.stack([answered.first.truth, answered.second.truth], 1)
+    given = torch.stack([answered.first.env_reward, answered.second.env_reward], 1)
     for pair in PAIRS:
         expected = law(*pair, **traits)
         label = answered.label[(given == torch.tensor(pair)).all(2).all(1)]
@@ -114,7 +114,7 @@ def test_labels_are_distributed_as_the_paper_says(own: dict) -> None:
 def test_pairs_are_left_out_whole_and_in_order() -> None:
     queries = pairs_of([((0, 0, 1), (0, 1, 0)), ((5, 5, 5), (0, 0, 0)), ((0, 0, 0), (6, 6, 6))])
     answered = simulated(store_of(4 * AVERAGE), teacher_skip=0.5)(queries)
-    assert torch.equal(answered.first.truth, queries.first.truth[1:]) and answered.label.tolist() == [1, 0]
+    assert torch.equal(answered.first.env_reward, queries.first.env_reward[1:]) and answered.label.tolist() == [1, 0]
     assert torch.equal(answered.second.obs, queries.second.obs[1:])
 
 
@@ -302,7 +302,7 @@ def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> No
 
 def test_labels_to_replay_are_numbers_of_one_shape() -> None:
     longer = Preferences(*random_queries(2), torch.zeros(2))
-    longer = longer._replace(first=longer.first._replace(truth=torch.zeros(2, 9)))
+    longer = longer._replace(first=longer.first._replace(env_reward=torch.zeros(2, 9)))
     with pytest.raises(UserError, match=r"segments of one shape .*9"):
         Replayed([answers(2), longer])
     with pytest.raises(UserError, match=r"not 'first' .str"):

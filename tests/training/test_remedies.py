@@ -28,7 +28,7 @@ def asked_in(run: Run) -> Queries:
 
     def teacher(queries: Queries) -> Preferences:
         told.append(queries)
-        return Preferences(*queries, label=torch.ones(len(queries.first.truth)))
+        return Preferences(*queries, label=torch.ones(len(queries.first.env_reward)))
 
     run.teacher = teacher
     ask(run, due(run))
