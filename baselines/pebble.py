@@ -1,6 +1,9 @@
-"""PEBBLE: one learner on the reward that fits the labels; the policy's share in the loss is ignored [Lee 2021].
+"""PEBBLE: the reward fits the labels, and one policy learns from it [Lee, Smith and Abbeel, ICML 2021].
 
-phi descends the cross-entropy of labelled pairs under Bradley-Terry; the learner sees the ensemble's mean.
+    phi descends        CE, the cross-entropy of labelled pairs under Bradley-Terry
+    the learner gets    mean_m r_m
+
+That the loss also depends on the policy is ignored.
 """
 
 from torch import Tensor
@@ -12,6 +15,7 @@ from rlhf_bilevel.types import Preferences
 
 
 def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """The mean cross-entropy over pairs and members, in nats. ``logits`` are (M, B)."""
     return cross_entropy(logits, batch.label).mean()
 
 

@@ -1,4 +1,4 @@
-"""The control that never learns: it acts uniformly at random, in training and when it is evaluated."""
+"""A control that never learns: it acts uniformly at random, in training and in evaluation."""
 
 from rlhf_bilevel.training.method import Method
 

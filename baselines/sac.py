@@ -1,4 +1,7 @@
-"""SAC on the true reward: what could be reached if nothing had to be learnt from labels [Haarnoja 2018]."""
+"""SAC on the environment's reward [Haarnoja et al. 2018].
+
+It shows what could be reached if nothing had to be learnt from labels.
+"""
 
 from rlhf_bilevel.training.method import Method
 

@@ -39,7 +39,7 @@ from rlhf_bilevel.runs.logger import Log
 from rlhf_bilevel.runs.process import Interrupts, generators_kept, held, training
 from rlhf_bilevel.runs.spec import RunSpec, device_here
 from rlhf_bilevel.training import loop
-from rlhf_bilevel.training.loop import fruitless
+from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Metrics
@@ -92,7 +92,7 @@ class Session:
         finally:
             if self._lock:
                 self._lock.release()
-        if fault := fruitless(self.run):
+        if fault := why_no_label(self.run):
             raise UserError(fault)
 
     @contextmanager
@@ -102,7 +102,7 @@ class Session:
         """What the run yields after each step goes in, and whether to go on comes out.
 
         If there is a checkpoint, the run goes to it first. What was learnt is written at the end, unless that is an
-        error or no label was given (see ``algorithm.fruitless``).
+        error or no label was given (see ``query_session.why_no_label``).
         """
         callback = None if callback is None else checked(callback)
         spec, run, config, people = self.spec, self.run, self.run.config, self._people
@@ -158,7 +158,7 @@ class Session:
             if hooks:
                 hooks.end()
                 log.flush()
-            if keeper and spec.out and not fruitless(run):
+            if keeper and spec.out and not why_no_label(run):
                 with held():
                     if questions := asked_queries.of_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)

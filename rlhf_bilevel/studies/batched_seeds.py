@@ -9,7 +9,8 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.off_policy import stacked
 from rlhf_bilevel.runs.process import training
-from rlhf_bilevel.training.loop import fruitless, interact
+from rlhf_bilevel.training.loop import interact
+from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Metrics
 
@@ -33,7 +34,7 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
         for rows in train(runs):
             for record, row in zip(records, rows, strict=True):
                 record(row)
-    for fault in filter(None, map(fruitless, runs)):
+    for fault in filter(None, map(why_no_label, runs)):
         raise UserError(fault)
 
 

@@ -1,7 +1,7 @@
-"""Everything that moves in a run: after ``restore(run, *capture(other), answers)`` run goes on as other would.
+"""All that changes in a run: after ``restore(run, *capture(other), answers)`` ``run`` goes on as ``other`` would.
 
-Not part of it, because they follow from the rest: what learners see, and the environments, whose episode k is a
-function of the seed and of k. A state is therefore taken between two episodes.
+Two things are left out, because they follow from the rest: the learners' rewards, and the environments, whose episode
+k is a function of the seed and of k. So a state can only be taken between two episodes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from rlhf_bilevel.training.run import Run, show
+from rlhf_bilevel.training.run import Run, set_learner_rewards
 from rlhf_bilevel.types import Preferences
 from rlhf_bilevel.utils.serialization import Table, Tree, load_optimizer, optimizer_state, random_state
 
 
 def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
-    """A tree of what changes, and the table of transitions, which only grows. Tensors are not copied.
+    """A tree of what changes, and the table ``rows`` of transitions, which only grows. Tensors are not copied.
 
-    The answers are not in it: they are in the log of labels (see ``labels``).
+    The teacher's answers are not in it: the label log keeps them.
     """
     tree = {
         "step": run.step,
         "episode": run.episode,
-        "tracked": run.tracked,
+        "in_refresh": run.in_refresh,
         "method": run.state.state_dict(),
         "generator": run.generator.get_state(),
         "asked": run.asked.state_dict(),
@@ -47,8 +47,11 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
 
 
 def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequence[Preferences | None]) -> None:
-    """Into a run that was built from the same settings; ``sessions`` are the answers that it had."""
-    run.step, run.episode, run.tracked = tree["step"], tree["episode"], tree["tracked"]
+    """Puts a captured state into ``run``, which has the same settings.
+
+    ``sessions`` are the answers of each query session until then, None for a session without answers.
+    """
+    run.step, run.episode, run.in_refresh = tree["step"], tree["episode"], tree["in_refresh"]
     run.asked.load_state_dict(tree["asked"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode
@@ -60,9 +63,9 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequenc
     if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
         run.state.load_state_dict(tree["method"])
         run.generator.set_state(tree["generator"])
-    show(run)
+    set_learner_rewards(run)
     for learner, state in zip(run.learners, tree["learners"], strict=True):
-        learner.load_state_dict(state)  # after show: what it remembers of its reward is part of it
+        learner.load_state_dict(state)  # after its reward is set: the rewards that it has cached are part of its state
     for purpose, rng in run.rng.items():
         rng.bit_generator.state = tree["rng"][purpose]
     version, internal, gauss = tree["global_rng"]["python"]

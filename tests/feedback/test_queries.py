@@ -182,13 +182,13 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
     distinct = pairs(6)
     again = Queries(distinct.second, distinct.first)
     itself = Queries(distinct.first, distinct.first)
-    asked = queries.Asked()
+    asked = queries.AskedPairs()
     assert asked.new(distinct) is distinct
     mixed = queries.joined([itself, distinct, again, distinct])
     assert rows(asked.new(mixed), mixed) == list(range(6, 12))
     asked.add(best(distinct, torch.zeros(6), 2))
     assert rows(asked.new(mixed), mixed) == list(range(8, 12)) and len(asked) == 2
-    copy = queries.Asked()
+    copy = queries.AskedPairs()
     copy.load_state_dict(asked.state_dict())
     assert torch.equal(copy.state_dict(), asked.state_dict()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
     copy.add(again)

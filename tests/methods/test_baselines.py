@@ -444,7 +444,7 @@ def test_mrns_gradient_is_the_implicit_one(run: Run) -> None:
 def test_what_looks_at_the_learner_waits_until_it_has_answered(run: Run, name: str) -> None:
     one = of(run, name)
     assert not torch.equal(gradient(one, METHODS[name]), gradient(run, pebble.PEBBLE))
-    one.tracked = False
+    one.in_refresh = False
     assert torch.equal(gradient(one, METHODS[name]), gradient(run, pebble.PEBBLE))
 
 

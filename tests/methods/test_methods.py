@@ -20,7 +20,7 @@ def fresh(method: str, **settings) -> Run:
     run = build(method, **({"total_timesteps": 160} | settings))
     for _ in train(run):
         pass
-    run.tracked = True
+    run.in_refresh = True
     return run
 
 
@@ -134,7 +134,7 @@ def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
 
 
 def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "tracked", False)
+    monkeypatch.setattr(run, "in_refresh", False)
     assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 

@@ -405,7 +405,7 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
 def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on() -> None:
     run, sessions = build("penalty", total_timesteps=160, reward_clip=True), 0
     for _ in train(run):
-        if len(run.prefs) and not run.tracked:
+        if len(run.prefs) and not run.in_refresh:
             sessions += 1
             shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
             for network in run.reward, run.state.cost.per_step:
