@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_bilevel.types import Occupancy, RewardFn
@@ -44,7 +45,7 @@ def tilts(sigma: float, two_sided: bool) -> tuple[float, float]:
     return (sigma if two_sided else 0.0, -sigma)
 
 
-def value(reward: RewardFn, visits: Occupancy) -> Tensor:
+def value(reward: RewardFn, visits: Occupancy) -> Float[Tensor, ""]:
     """E[sum_t gamma^t r(s_t, a_t)]: the part of J that depends on phi. Differentiable in r and in the weights."""
     return (visits.weight * reward(visits.obs, visits.act)).sum()
 
@@ -55,8 +56,13 @@ def tilted(reward: RewardFn, cost: RewardFn, tilt: float) -> RewardFn:
 
 
 def bounded(
-    loss: Tensor, gap: Tensor, parameters: Sequence[Tensor], norms: tuple[float, float], share: float, surgery: bool
-) -> tuple[Tensor, tuple[float, float], float]:
+    loss: Float[Tensor, ""],
+    gap: Float[Tensor, ""],
+    parameters: Sequence[Tensor],
+    norms: tuple[float, float],
+    share: float,
+    surgery: bool,
+) -> tuple[Float[Tensor, ""], tuple[float, float], float]:
     """loss + s gap, with s <= 1 such that the gap's gradient is at most ``share`` times as long as the loss's.
 
     Both lengths are running means over calls: ``norms`` are those of the loss and of the gap until now, 0 if there are
@@ -84,7 +90,7 @@ def proxy(
     upper: Callable[[Response], Tensor],
     responses: tuple[Response, Response],
     sides: tuple[float, float],
-) -> Tensor:
+) -> Float[Tensor, "*problems"]:
     """A scalar whose gradient in phi is that of Phi_sigma, if ``responses`` attain h at ``sides`` = (a, b).
 
     If ``lower`` leaves out terms without phi, such as the policies' entropies, only the gradient has a meaning: the

@@ -25,10 +25,17 @@ Response = TypeVar("Response")
 class Problem(Protocol[Response]):
     """x is the upper variable, a tensor; a response is the lower variable, of any type."""
 
-    def lower(self, x: Tensor, response: Response, /) -> Tensor: ...  # J, a scalar, with every term that depends on y
-    def upper(self, x: Tensor, response: Response, /) -> Tensor: ...  # f, a scalar
-    def respond(self, x: Tensor, tilt: float, /) -> Response: ...  # argmax of J + tilt f, carrying no gradient
-    def gradient(self, x: Tensor, /) -> Tensor: ...  # grad F, the shape of x
+    def lower(self, x: Tensor, response: Response, /) -> Tensor:
+        """J, a scalar, with all terms that depend on the response."""
+
+    def upper(self, x: Tensor, response: Response, /) -> Tensor:
+        """f, a scalar."""
+
+    def respond(self, x: Tensor, tilt: float, /) -> Response:
+        """The response that maximises J + tilt f, without gradient."""
+
+    def gradient(self, x: Tensor, /) -> Tensor:
+        """grad F, in the shape of x."""
 
 
 def phi_sigma(problem: Problem[Response], x: Tensor, sigma: float, two_sided: bool) -> Tensor:

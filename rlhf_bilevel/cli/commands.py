@@ -302,7 +302,7 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``points.Point``) of the runs that the paths stand for; what is odd about them is told."""
+    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; what is odd about them is told."""
     from rlhf_bilevel.evaluation.sources import gather
 
     rows, told = gather(paths)

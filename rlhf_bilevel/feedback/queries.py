@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_bilevel.rewards.bradley_terry import logits
@@ -32,33 +33,33 @@ Rule = Callable[[Members, Queries, Preferences, int], Queries]
 """Takes the members, the candidates, the labelled pairs and a count, returns at most ``count`` of the candidates."""
 
 
-def uniform(members: Members, candidates: Queries) -> Tensor:
+def uniform(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
     """Zeros (B,): candidates come in random order, so that the first ones are a uniform draw."""
     return torch.zeros(len(candidates.first.obs))
 
 
-def disagreement(members: Members, candidates: Queries) -> Tensor:
+def disagreement(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
     """std_m p_m, (B,)."""
     return logits(members, candidates).sigmoid().std(0, correction=0)
 
 
-def entropy(members: Members, candidates: Queries) -> Tensor:
+def entropy(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
     """mean_m H(p_m), (B,) in nats."""
     return _entropies(members, candidates)[1]
 
 
-def entropy_of_mean(members: Members, candidates: Queries) -> Tensor:
+def entropy_of_mean(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
     """H(mean_m p_m), (B,) in nats."""
     return _entropies(members, candidates)[0]
 
 
-def information_gain(members: Members, candidates: Queries) -> Tensor:
+def information_gain(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
     """H(mean_m p_m) - mean_m H(p_m), (B,) in nats."""
     of_mean, mean = _entropies(members, candidates)
     return of_mean - mean
 
 
-def _entropies(members: Members, candidates: Queries) -> tuple[Tensor, Tensor]:
+def _entropies(members: Members, candidates: Queries) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
     """H(mean_m p_m) and mean_m H(p_m), each (B,) in nats."""
     output = logits(members, candidates)  # (M, B)
     answers = torch.stack([output.sigmoid(), (-output).sigmoid()])  # 1 - p would round to 0
@@ -86,17 +87,17 @@ def k_center(candidates: Queries, asked: Queries | Preferences | None, count: in
     return _take(candidates, torch.tensor(picks))
 
 
-def _points(pairs: Queries | Preferences) -> Tensor:
+def _points(pairs: Queries | Preferences) -> Float[Tensor, "B x"]:
     """Each pair as the vector of its observations: (B, 2 T o)."""
     return torch.cat([segments.obs.flatten(1) for segments in pairs[:2]], dim=1)
 
 
-def best(candidates: Queries, score: Tensor, count: int) -> Queries:
+def best(candidates: Queries, score: Float[Tensor, " B"], count: int) -> Queries:
     """The ``count`` candidates with the highest scores (B,); of equal scores the earlier ones."""
     return _take(candidates, score.argsort(descending=True, stable=True)[:count])
 
 
-def _take(candidates: Queries, rows: Tensor) -> Queries:
+def _take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
     first, second = (Segments(*(column[rows] for column in segments)) for segments in candidates)
     return Queries(first, second)
 
@@ -156,11 +157,11 @@ class AskedPairs:
         """Records that these pairs have been asked about."""
         self._hashes |= dict.fromkeys(_hashes(pairs))
 
-    def state_dict(self) -> Tensor:
+    def state_dict(self) -> Int[Tensor, "N 2"]:
         """Two hashes for each pair asked about: (N, 2), int64."""
         return torch.tensor([*self._hashes], dtype=torch.long).reshape(-1, 2)
 
-    def load_state_dict(self, state: Tensor) -> None:
+    def load_state_dict(self, state: Int[Tensor, "N 2"]) -> None:
         """Replaces all pairs by those of ``state_dict``."""
         self._hashes = {(first, second): None for first, second in state.tolist()}
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ class CostOptions(Options):
         return 7 * weights(inputs, *self.cost_hidden, 1) + self.cost_labels * of_pair(config, inputs) + batch
 
 
-def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Tensor) -> Tensor:
+def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """What U(first) + U(second), or for the win rate U(first) - U(second), is fitted to: (B,), in nats.
 
     ``fresh_loss`` (B,) are the losses of the answers before the reward was trained on them.
@@ -68,7 +69,7 @@ def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Tensor
     return 2 * fresh_loss if options.objective == "preference_loss" else -options.win_weight * (answers.label - 0.5)
 
 
-def posterior_targets(options: CostOptions, members: RewardFn, queries: Queries) -> Tensor:
+def posterior_targets(options: CostOptions, members: RewardFn, queries: Queries) -> Float[Tensor, " B"]:
     """The same without labels: its expectation under the ensemble's mean preference, (B,), in nats.
 
     For the preference loss this is twice the entropy of the mean preference. ``cost=information`` takes of the entropy
@@ -97,7 +98,7 @@ class LearnedCost(nn.Module):
         self.per_step = RewardEnsemble(obs_size, act_size, 1, options.cost_hidden, rng, bound=bound)
         self.optimizer = torch.optim.Adam(self.parameters(), options.cost_learning_rate)
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+    def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
         """c, in nats per discounted visit."""
         return self._scale * self.per_step(obs, act)
 
@@ -106,7 +107,7 @@ class LearnedCost(nn.Module):
         """Whether ``fit`` has made a step yet."""
         return bool(self.optimizer.state)
 
-    def fit(self, pairs: Queries | Preferences, targets: Tensor, steps: int) -> float:
+    def fit(self, pairs: Queries | Preferences, targets: Float[Tensor, " B"], steps: int) -> float:
         """Takes gradient steps on ``squared_error`` of random pairs, with ``targets`` (B,). Returns the last error."""
         error = torch.zeros(())
         for _ in range(steps):
@@ -117,7 +118,9 @@ class LearnedCost(nn.Module):
             self.optimizer.step()
         return error.item()
 
-    def squared_error(self, pairs: Queries | Preferences, targets: Tensor, rows: Tensor) -> Tensor:
+    def squared_error(
+        self, pairs: Queries | Preferences, targets: Float[Tensor, " B"], rows: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
         """The mean of (U(first) +- U(second) - target)^2 over the pairs ``rows``: a scalar, in nats squared."""
         first, second = (self.per_step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
         return (first + self._sign * second - targets[rows]).square().mean()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,23 +19,23 @@ from rlhf_bilevel.types import Preferences, Queries, RewardFn
 STREAM = 5  # of random numbers, for bootstrap weights
 
 
-def logits(reward: RewardFn, pairs: Queries | Preferences) -> Tensor:
+def logits(reward: RewardFn, pairs: Queries | Preferences) -> Float[Tensor, "*lead B"]:
     """z of each pair: (..., B), with the leading axes that ``reward`` gives, such as the members' (M, B)."""
     first, second = (reward(segment.obs, segment.act).sum(-1) for segment in pairs[:2])
     return first - second
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """The loss of each pair in nats, with the shape of ``logits`` (..., B). ``label`` (B,) is y."""
+def cross_entropy(logits: Float[Tensor, "*lead B"], label: Float[Tensor, "... B"]) -> Float[Tensor, "*lead B"]:
+    """The loss of each pair in nats: (..., B). ``label`` is y, of shape (B,) or as ``logits``."""
     return functional.binary_cross_entropy_with_logits(logits, label.expand_as(logits), reduction="none")
 
 
-def smoothed(label: Tensor, share: float) -> Tensor:
+def smoothed(label: Float[Tensor, " B"], share: float) -> Float[Tensor, " B"]:
     """Label smoothing: (1 - share) y + share / 2, for labels (B,) [Szegedy et al. 2016]."""
     return label + share * (0.5 - label)
 
 
-def bootstrap(count: int, members: int, seed: int) -> Tensor:
+def bootstrap(count: int, members: int, seed: int) -> Float[Tensor, "members count"]:
     """Bootstrap weights: how often each label is in each member's resample, Poisson(1) [Oza and Russell 2001].
 
     Returns (members, count). The weights of a label stay the same when more labels come.
@@ -42,15 +43,15 @@ def bootstrap(count: int, members: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, STREAM]).poisson(1.0, (count, members)).T).float()
 
 
-def weighed(logits: Tensor, weight: Tensor) -> Tensor:
-    """The same logits (M, B), with a gradient that is multiplied by ``weight`` (M, B).
+def weighed(logits: Float[Tensor, "*lead M B"], weight: Float[Tensor, "M B"]) -> Float[Tensor, "*lead M B"]:
+    """The same logits (..., M, B), with a gradient that is multiplied by ``weight`` (M, B).
 
     The gradient of any loss that is a sum over pairs becomes that of the weighted loss.
     """
     return weight * logits + ((1 - weight) * logits).detach()
 
 
-def accuracy(logits: Tensor, label: Tensor) -> Tensor:
+def accuracy(logits: Float[Tensor, "*lead B"], label: Float[Tensor, " B"]) -> Float[Tensor, "*lead"]:
     """The share of the pairs that ``logits`` (..., B) order as ``label`` (B,) says: (...).
 
     Labels that are ties do not count; if all are, the share is 1.
@@ -60,8 +61,12 @@ def accuracy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def crops(
-    first: Tensor, second: Tensor, shares: tuple[float, float], rng: np.random.Generator, copies: int = 1
-) -> Tensor:
+    first: Float[Tensor, "*lead B T"],
+    second: Float[Tensor, "*lead B T"],
+    shares: tuple[float, float],
+    rng: np.random.Generator,
+    copies: int = 1,
+) -> Float[Tensor, "copies *lead B"]:
     """Logits of ``copies`` random crops of each pair: (copies, ..., B), from rewards of each step (..., B, T).
 
     Both segments of a pair are cut to the same length, uniform between ``shares`` of T; each start is uniform [temporal

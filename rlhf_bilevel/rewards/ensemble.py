@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -76,11 +77,11 @@ class RewardEnsemble(nn.Module):
             obs_size, act_size, config.ensemble_size, config.reward_net_arch, rng, form=config.reward_form, level=level
         )
 
-    def members(self, obs: Tensor, act: Tensor) -> Tensor:
+    def members(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """r_m of each member: (M, ...), in [level - bound, level + bound]."""
         return self.level + self.bound * torch.tanh(self.unbounded(obs, act))
 
-    def compare(self, pairs: Queries | Preferences) -> tuple[Tensor, Tensor]:
+    def compare(self, pairs: Queries | Preferences) -> tuple[Float[Tensor, "M B"], Float[Tensor, ""]]:
         """The members' logits (M, B) of B pairs, and the mean of f^2, a scalar that the loss uses for damping.
 
         Why damp: labels do not fix the level of f, so it drifts. Where tanh is flat, no later label could move it back.
@@ -89,7 +90,7 @@ class RewardEnsemble(nn.Module):
         better, worse = ((self.bound * torch.tanh(f)).sum(-1) for f in (first, second))
         return better - worse, (first.square().mean() + second.square().mean()) / 2
 
-    def unbounded(self, obs: Tensor, act: Tensor) -> Tensor:
+    def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
@@ -104,7 +105,7 @@ class RewardEnsemble(nn.Module):
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
         return y.reshape(len(y), *shape)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
         """The inputs of f for [s, a] (N, o + a): clipped, and in a quadratic reward followed by their products."""
         x = x.clamp(self.low, self.high)
         if self.form != "quadratic":
@@ -112,7 +113,7 @@ class RewardEnsemble(nn.Module):
         first, second = torch.triu_indices(x.shape[1], x.shape[1])
         return torch.cat([x, x[:, first] * x[:, second]], 1)
 
-    def measure(self, obs: Tensor, act: Tensor) -> None:
+    def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
         """Sets the units of the features to their standard deviations over obs (..., o), act (..., a).
 
         A feature that does not vary keeps the unit 1.
@@ -120,7 +121,7 @@ class RewardEnsemble(nn.Module):
         spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
-    def clip(self, obs: Tensor, act: Tensor) -> None:
+    def clip(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
         """From now on clips x to the range, entry by entry, of obs (..., o) and act (..., a).
 
         Outside the range of the labelled steps a network's value is arbitrary. Where it is low by chance, learners
@@ -141,7 +142,7 @@ class RewardEnsemble(nn.Module):
         products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
         return [*names, *(products if self.form == "quadratic" else [])]
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+    def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
         """r, the reward of the learners: (...) for obs (..., o) and act (..., a)."""
         members = self.members(obs, act)
         if not self.pessimism:
