@@ -39,7 +39,7 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
 
 
 def train(runs: Sequence[Run]) -> Iterator[list[Metrics]]:
-    """``algorithm.train`` of all runs, in step."""
+    """``loop.train`` of all runs, in step."""
     stack = stacked([learner for run in runs for learner in run.learners])
     if stack is None:
         raise UserError("a cohort takes learners of plain SAC, alike in all settings but the seed")
