@@ -17,7 +17,7 @@ from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
 from rlhf_bilevel.feedback.recorded import Replayed
-from rlhf_bilevel.feedback.teacher_spec import traits
+from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, session
@@ -28,7 +28,7 @@ from rlhf_bilevel.runs.session import Origin, Session
 from rlhf_bilevel.runs.spec import RunSpec, its_own
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row, Teacher
+from rlhf_bilevel.types import Metrics, Teacher
 
 ARGUMENTS = ("device", "out", "checkpoint_every", "keep_every", "algorithm", "algorithm_settings")
 
@@ -41,8 +41,8 @@ class Agent:
 
     ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
-    ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
-    asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
+    ``"mistake=0.1,skip=0.1"`` (see ``teacher_spec``; default: the oracle), or ``"human"``: people who
+    are asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
     algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
     it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
     ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
@@ -73,7 +73,7 @@ class Agent:
             told = "an environment is made anew for each purpose, so it is named by its id"
             raise UserError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         if isinstance(teacher, str):
-            settings, teacher = traits(teacher) | settings, None
+            settings, teacher = teacher_settings(teacher) | settings, None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
             raise UserError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
         parts = Parts.of(method, algorithm, algorithm_settings, teacher)
@@ -150,7 +150,7 @@ class Agent:
     @contextmanager
     def recording(
         self, run: Run, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Row], bool]]:
+    ) -> Iterator[Callable[[Metrics], bool]]:
         """All that goes on around the run of ``start``: see ``Session.recording``."""
         assert self._session is not None and self._session.run is run
         with self._session.recording(callback, progress_bar, screen) as record:

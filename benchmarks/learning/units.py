@@ -59,7 +59,7 @@ def judged(reward: RewardEnsemble, answers: Preferences) -> tuple[float, float, 
     decided = answers.label != 0.5
     right = (logits(reward, answers) > 0) == (answers.label > 0.5)
     learnt = torch.cat([reward(part.obs, part.act) for part in answers[:2]])
-    truth = torch.cat([part.truth for part in answers[:2]])
+    truth = torch.cat([part.env_reward for part in answers[:2]])
 
     def correlation(one: Tensor, other: Tensor) -> float:
         return float(np.corrcoef(one.flatten(), other.flatten())[0, 1])

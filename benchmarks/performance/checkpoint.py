@@ -52,7 +52,7 @@ def filled(rows: int) -> Run:
     grow(run, rows)
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last
-        learner._view._known[: min(rows, config.refresh_every * config.batch_size)] = True  # type: ignore[attr-defined]
+        learner._view._cached[: min(rows, config.refresh_every * config.batch_size)] = True  # type: ignore[attr-defined]
     run.reward(run.store.obs[:8], run.store.act[:8]).sum().backward()
     run.reward_optimizer.step()
     return run
@@ -64,7 +64,7 @@ def grow(run: Run, rows: int) -> None:
     for begun in range(0, rows, 1000):
         store.begin(begun // 1000 % 2)
         end = store.size + min(1000, rows - begun)
-        for column in (store.obs, store.act, store.next_obs, store.truth):
+        for column in (store.obs, store.act, store.next_obs, store.env_reward):
             column[store.size : end] = torch.from_numpy(rng.normal(size=column[store.size : end].shape))
         store.size = end
     run.step = store.size

@@ -144,7 +144,7 @@ def store_mib(obs: int, act: int, rows: int, learners: int) -> float:
     store.table.fill_(1.0)
     for view in views:
         view._reward.fill_(1.0)
-        view._known.fill_(True)
+        view._cached.fill_(True)
     return resident() - before
 
 

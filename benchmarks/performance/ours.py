@@ -41,7 +41,7 @@ def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device:
     for start in range(0, rows, 1000):
         run.store.begin(start // 1000 % len(run.learners))
         run.store.size = min(rows, start + 1000)
-        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.truth):
+        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.env_reward):
             part = column[start : run.store.size]
             part.copy_(torch.from_numpy(rng.uniform(-1, 1, part.shape)))
     return run
@@ -60,7 +60,7 @@ def pairs(count: int, length: int = LENGTH) -> Queries:
 def update(algorithm: Any = SAC, method: str = "sac") -> Work:
     run = run_of(method, 10_000, algorithm=algorithm)
     for learner in run.learners:
-        learner.see(run.store.true_reward)
+        learner.set_reward(run.store.true_reward)
 
     def work() -> int:
         for _ in range(UPDATES):  # one by one, as in a run

@@ -23,7 +23,7 @@ from rlhf_bilevel.config import checkpoint_interval, settle
 from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
-from rlhf_bilevel.feedback.teacher_spec import traits
+from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.runs.report import tell
 from rlhf_bilevel.runs.spec import its_own
 from rlhf_bilevel.utils.files import made_new, to_json, writable, write
@@ -89,7 +89,7 @@ def fork(args: argparse.Namespace) -> Work:
     run_folder(args.dir)
     asked = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
     changes = {key: value for key, value in asked.items() if value is not None}
-    changes |= traits(args.teacher) if args.teacher is not None else {}
+    changes |= teacher_settings(args.teacher) if args.teacher is not None else {}
     checkpoint_interval(args.checkpoint_every)
     table_of(args.reference)
     out = new_folder(args.out)
@@ -302,7 +302,7 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``points.Point``) of the runs that the paths stand for; what is odd about them is told."""
+    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; what is odd about them is told."""
     from rlhf_bilevel.evaluation.sources import gather
 
     rows, told = gather(paths)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_bilevel.config import recorded, renamed, spread
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, traits
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
 
@@ -21,7 +21,7 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     Raises UserError, in one line, on the first mistake.
     """
     given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
-    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
     given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
     filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}

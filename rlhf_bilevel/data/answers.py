@@ -21,7 +21,7 @@ def take(answers: Preferences, rows: Tensor | slice) -> Preferences:
 
 def nothing(queries: Queries) -> Preferences:
     """An answer to none of them."""
-    return take(Preferences(*queries, torch.zeros(len(queries.first.truth))), slice(0))
+    return take(Preferences(*queries, torch.zeros(len(queries.first.env_reward))), slice(0))
 
 
 def answered(teacher: Teacher, queries: Queries) -> Preferences:

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS skipped (
 ) STRICT;
 """
 COLUMNS = ("number", "asked", "answered_at", "sha256", "asked_at")
+SEGMENT = ("obs", "act", "truth")  # names in the file of the columns of ``Segments``
 Pair = tuple[bytes, bytes]
 Answer = tuple[float, bytes, bytes]
 
@@ -202,7 +203,7 @@ class Recorded:
         asked_at = time.time()
         answers = answered(self._teacher, queries)
         skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
-        self._log.append(len(queries.first.truth), answers, list(skipped.elements()), asked_at)
+        self._log.append(len(queries.first.env_reward), answers, list(skipped.elements()), asked_at)
         return answers
 
 
@@ -235,8 +236,8 @@ def pairs(asked: Queries | Preferences) -> list[Pair]:
     """Each pair's segments as safetensors; the same segments give the same bytes."""
     first, second = (
         [
-            to_bytes({name: column[i].contiguous() for name, column in segments._asdict().items()})
-            for i in range(len(segments.truth))
+            to_bytes({name: column[i].contiguous() for name, column in zip(SEGMENT, segments, strict=True)})
+            for i in range(len(segments.env_reward))
         ]
         for segments in asked[:2]
     )
@@ -247,7 +248,7 @@ def stacked(rows: Iterable[bytes]) -> Segments:
     """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. CorruptFileError where it is something else."""
     parts = [tensors(row, "a segment") for row in rows]
     try:
-        return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+        return Segments(*(torch.stack([part[name] for part in parts]) for name in SEGMENT))
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(f"a segment is damaged: {' '.join(str(error).split())}") from None
 

@@ -251,10 +251,10 @@ class Dataset:
     def _fault(self) -> str | None:
         """What breaks the rules of the format, if anything does."""
         count, used = len(self.segments.obs), torch.stack([self.first, self.second])
-        truth = self.segments.truth.isfinite()
+        truth = self.segments.env_reward.isfinite()
         if not (self.segments.obs.isfinite().all() and self.segments.act.isfinite().all()):
             return "an observation or action is not finite"
-        if (truth.any(1) != truth.all(1)).any() or self.segments.truth.isinf().any():
+        if (truth.any(1) != truth.all(1)).any() or self.segments.env_reward.isinf().any():
             return "a segment's truth is known in part, or not finite"
         if (int(used.min()), int(used.max())) != (0, count - 1) if len(self) else count:
             return f"queries name segments other than the {count} that there are"

@@ -21,16 +21,16 @@ class ReplayBuffer:
     """Transitions in the order in which they happened, in whole episodes, one writer (learner) an episode.
 
     ``table`` has ``capacity`` rows, of which the first ``size`` are filled. Its columns, as views: obs (., o),
-    act (., a) in [-1, 1], next_obs (., o), truth (.,) the environment's reward, terminated (.,) 1 where the episode
+    act (., a) in [-1, 1], next_obs (., o), env_reward (.,) the environment's own, terminated (.,) 1 where the episode
     ended for good (not by a time limit).
     """
 
-    COLUMNS = ("obs", "act", "next_obs", "truth", "terminated")
+    COLUMNS = ("obs", "act", "next_obs", "env_reward", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
         self.table = torch.zeros(capacity, 2 * obs_size + act_size + 2)  # one gather a batch, not one a column
         self.obs, self.act, self.next_obs, ends = self.table.split([obs_size, act_size, obs_size, 2], dim=-1)
-        self.truth, self.terminated = ends.unbind(-1)
+        self.env_reward, self.terminated = ends.unbind(-1)
         self.size = 0
         self._starts: list[int] = []  # first row of each episode
         self._writers: list[int] = []  # who acted in it
@@ -46,7 +46,7 @@ class ReplayBuffer:
         return {"starts": torch.tensor(self._starts), "writers": torch.tensor(self._writers)}
 
     def load(self, columns: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
-        self.size = len(columns["truth"])
+        self.size = len(columns["env_reward"])
         for name in self.COLUMNS:
             getattr(self, name)[: self.size] = columns[name]
         self._starts, self._writers = index["starts"].tolist(), index["writers"].tolist()
@@ -56,8 +56,8 @@ class ReplayBuffer:
         self._starts.append(self.size)
         self._writers.append(writer)
 
-    def add(self, obs: np.ndarray, act: np.ndarray, next_obs: np.ndarray, truth: float, terminated: bool) -> None:
-        for column, value in zip(self._rows, (obs, act, next_obs, truth, terminated), strict=True):
+    def add(self, obs: np.ndarray, act: np.ndarray, next_obs: np.ndarray, env_reward: float, terminated: bool) -> None:
+        for column, value in zip(self._rows, (obs, act, next_obs, env_reward, terminated), strict=True):
             column[self.size] = value
         self.size += 1
 
@@ -83,20 +83,20 @@ class ReplayBuffer:
             longest = max((end - start for start, end in self.episodes()), default=0)
             raise UserError(f"segment_length={length} is longer than every episode so far (longest: {longest} steps)")
         rows = torch.from_numpy(rng.choice(starts, count)[:, None] + np.arange(length))  # (B, T)
-        return Segments(self.obs[rows], self.act[rows], self.truth[rows])
+        return Segments(self.obs[rows], self.act[rows], self.env_reward[rows])
 
     def rows_of(self, segments: Segments) -> Tensor:
         """First rows (B,) of segments that were cut from here: the newest where equal steps occur more than once.
 
         Raises ValueError where a segment was cut elsewhere.
         """
-        starts, length, found = torch.tensor(self._starts), segments.truth.shape[1], list[int]()
-        for number, (obs, act, truth) in enumerate(zip(*segments, strict=True)):
+        starts, length, found = torch.tensor(self._starts), segments.env_reward.shape[1], list[int]()
+        for number, (obs, act, env_reward) in enumerate(zip(*segments, strict=True)):
             rows = (self.obs[: max(0, self.size - length + 1), 0] == obs[0, 0]).nonzero().squeeze(-1)
             for step in range(length):
                 at = rows + step
                 equal = (self.obs[at] == obs[step]).all(-1) & (self.act[at] == act[step]).all(-1)
-                rows = rows[equal & (self.truth[at] == truth[step])]
+                rows = rows[equal & (self.env_reward[at] == env_reward[step])]
             first, last = (torch.searchsorted(starts, at, right=True) for at in (rows, rows + length - 1))
             rows = rows[first == last]  # not across two episodes
             if not len(rows):
@@ -127,7 +127,7 @@ class ReplayBuffer:
         return signal
 
     def true_reward(self, rows: Tensor) -> Tensor:
-        return self.truth[rows]
+        return self.env_reward[rows]
 
 
 class Mirror:
@@ -155,15 +155,15 @@ class RelabelledView:
     def __init__(self, store: ReplayBuffer, seed: int, newest: tuple[float, int] = (0.0, 1)) -> None:
         self.store, self._newest = store, newest
         self._rng = np.random.RandomState(seed)  # generator and call are those of SB3's buffer: equal runs, equal rows
-        self._signal: RowReward = store.true_reward
-        self._keep = True
-        self._reward = torch.zeros(len(store.truth))
-        self._known = torch.zeros(len(store.truth), dtype=torch.bool)
+        self._row_reward: RowReward = store.true_reward
+        self._cache = True
+        self._reward = torch.zeros(len(store.env_reward))
+        self._cached = torch.zeros(len(store.env_reward), dtype=torch.bool)
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        """From now on rows are rewarded by ``signal``; ``keep=False`` where it changes by itself."""
-        self._signal, self._keep = signal, keep
-        self._known[:] = False
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        """From now on rows are rewarded by ``reward``; ``cache=False`` where it changes by itself."""
+        self._row_reward, self._cache = reward, cache
+        self._cached[:] = False
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows (N,) with replacement, uniform but for the share of the newest, and their rewards (N,)."""
@@ -172,26 +172,26 @@ class RelabelledView:
         rows = self._rng.randint(0, size, size=count - newest)
         if newest:
             rows = np.concatenate([rows, self._rng.randint(max(0, size - rows_there), size, size=newest)])
-        drawn, known, reward = torch.from_numpy(rows), self._known.numpy(), self._reward.numpy()
-        if not self._keep:
-            return drawn, self._signal(drawn)
-        stale = rows[~known[rows]]
+        drawn, cached, reward = torch.from_numpy(rows), self._cached.numpy(), self._reward.numpy()
+        if not self._cache:
+            return drawn, self._row_reward(drawn)
+        stale = rows[~cached[rows]]
         if len(stale):
-            reward[stale] = self._signal(torch.from_numpy(stale)).numpy()
-            known[stale] = True
+            reward[stale] = self._row_reward(torch.from_numpy(stale)).numpy()
+            cached[stale] = True
         return drawn, torch.from_numpy(reward[rows])  # numpy's indexing costs a tenth of torch's
 
     def reward(self, rows: Tensor) -> Tensor:
         """What rows (N,) are rewarded with as the signal is now."""
-        return self._signal(rows)
+        return self._row_reward(rows)
 
-    def state(self) -> Tree:
-        known = self._known.nonzero().squeeze(-1)
+    def state_dict(self) -> Tree:
+        rows = self._cached.nonzero().squeeze(-1)
         # The rewards too, although they follow from the signal: computed in other batches, their last bits would differ
-        return {"rng": random_state(self._rng), "known": known.int(), "reward": self._reward[known]}
+        return {"rng": random_state(self._rng), "cached": rows.int(), "reward": self._reward[rows]}
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
         """Go on from ``state``, whose signal is the one that is seen now."""
         self._rng.set_state(state["rng"])
-        known = state["known"].long()
-        self._known[known], self._reward[known] = True, state["reward"]
+        rows = state["cached"].long()
+        self._cached[rows], self._reward[rows] = True, state["reward"]

@@ -1,6 +1,6 @@
 """Evaluations as rows: of runs' folders, and of the tables that ``benchmarks/results`` holds.
 
-A ``Point`` is one learner of one run at one evaluation.
+An ``EvaluationRecord`` is one learner of one run at one evaluation.
 """
 
 from __future__ import annotations

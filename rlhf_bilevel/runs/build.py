@@ -75,7 +75,7 @@ def _algorithm_of(method: Method, algorithm: type[BaseAlgorithm] | None) -> type
     if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
         takes = "any off-policy algorithm" if own is SAC else own.__name__
         raise UserError(f"algorithm={algorithm.__name__}: the method {method.name} takes {takes}")
-    if method.densities and not issubclass(algorithm, SAC):
+    if method.needs_log_prob and not issubclass(algorithm, SAC):
         told = f"the method {method.name} needs probabilities of actions, which only SAC has"
         raise UserError(f"algorithm={algorithm.__name__}: {told}")
     return algorithm

@@ -16,7 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row
+from rlhf_bilevel.types import Metrics
 
 CallbackLike = BaseCallback | Sequence[BaseCallback] | Any
 """A callback, several, or a function of (locals, globals), as SB3's ``learn`` takes them."""
@@ -57,7 +57,7 @@ class Hooks:
         self._hook.on_rollout_start()
         self._steps, self._episodes = 0, 0  # of this rollout
 
-    def step(self, row: Row) -> bool:
+    def step(self, row: Metrics) -> bool:
         """After a step of the run, in which ``row`` was measured: whether to go on."""
         run, model, rollout_over = self._run, self._model, self._rollout_over(row)
         model.num_timesteps = run.step
@@ -83,15 +83,17 @@ class Hooks:
         self._hook.on_training_end()
         self._model.set_logger(Logger(folder=None, output_formats=[]))  # the run's is closed now
 
-    def _rollout_over(self, row: Row) -> bool:
+    def _rollout_over(self, row: Metrics) -> bool:
         if isinstance(self._model, OffPolicyAlgorithm):
             return self._run.step % self._run.config.train_freq == 0
         return any(key.startswith(f"learner_{self._agent}/") for key in row)  # PPO has learnt from one
 
-    def _locals(self, row: Row, done: bool) -> dict[str, Any]:
+    def _locals(self, row: Metrics, done: bool) -> dict[str, Any]:
         """As of SB3's ``collect_rollouts``, of the newest step: one environment, whose axis comes first."""
         model, store, at = self._model, self._run.store, slice(self._run.step - 1, self._run.step)
-        new_obs, actions, rewards = (column[at].numpy().copy() for column in (store.next_obs, store.act, store.truth))
+        new_obs, actions, rewards = (
+            column[at].numpy().copy() for column in (store.next_obs, store.act, store.env_reward)
+        )
         info = dict(self._run.info)
         if done:
             info["terminal_observation"] = new_obs[0].copy()

@@ -32,7 +32,7 @@ from rlhf_bilevel.utils.files import JSON_LIMIT, read, read_json, reading, sha25
 from rlhf_bilevel.utils.serialization import Table, Tree, pack, unpack
 
 KEPT = 2
-FORMAT: Literal[2] = 2  # 1 held the answers too
+FORMAT: Literal[3] = 3  # 1 held the answers too; 2 had other names
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 KEPT_NAME = "-kept"
 STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
@@ -52,7 +52,7 @@ class Piece(Entry):
 
 
 class Manifest(BaseModel):
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     step: int
     settings: str
     files: dict[Literal["state.json", "state.safetensors"], Entry]
@@ -67,7 +67,7 @@ class Manifest(BaseModel):
         """CorruptFileError unless every byte is as it was written."""
         told = read_json(path)
         if isinstance(told, dict) and told.get("format") != FORMAT:
-            raise CorruptFileError(f"it has format {told.get('format')!r:.20}, and this version reads {FORMAT}")
+            raise OtherFormatError(f"it has format {told.get('format')!r:.20}, and this version reads {FORMAT}")
         manifest = cls.model_validate(told)
         if manifest.seal() != read(path, JSON_LIMIT):
             raise CorruptFileError(f"{path.name} is not as it was written")
@@ -81,6 +81,10 @@ class Manifest(BaseModel):
 
 class OtherSettingsError(CorruptFileError):
     """A checkpoint was made with another config.yaml."""
+
+
+class OtherFormatError(CorruptFileError):
+    """A checkpoint was made by another version of this package."""
 
 
 class Loaded(NamedTuple):
@@ -136,7 +140,7 @@ class Checkpoints:
 
         With ``at``, of those at that step or before it. CorruptFileError where there are some and not one is sound.
         """
-        others, gone = 0, False
+        others, formats, gone = 0, 0, False
         matches = [match for match in map(STEP.fullmatch, self._names()) if match]
         found = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
         for path in (self.folder / name for _, name in reversed(found)):
@@ -151,6 +155,7 @@ class Checkpoints:
                     gone = True
                     continue
                 others += isinstance(error, OtherSettingsError)
+                formats += isinstance(error, OtherFormatError)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
@@ -160,6 +165,8 @@ class Checkpoints:
         if found:
             way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
             way = "put back the config.yaml that they were made with" if others == len(found) else way
+            if formats == len(found):
+                way = f"go on with the version that made them, or remove {self.folder}, and resume begins anew"
             raise CorruptFileError(
                 f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed: {way}"
             )

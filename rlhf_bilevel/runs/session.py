@@ -39,10 +39,10 @@ from rlhf_bilevel.runs.logger import Log
 from rlhf_bilevel.runs.process import Interrupts, generators_kept, held, training
 from rlhf_bilevel.runs.spec import RunSpec, device_here
 from rlhf_bilevel.training import loop
-from rlhf_bilevel.training.loop import fruitless
+from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
-from rlhf_bilevel.types import Learner, Row
+from rlhf_bilevel.types import Learner, Metrics
 from rlhf_bilevel.utils.files import trusted
 from rlhf_bilevel.utils.versions import versions
 
@@ -92,17 +92,17 @@ class Session:
         finally:
             if self._lock:
                 self._lock.release()
-        if fault := fruitless(self.run):
+        if fault := why_no_label(self.run):
             raise UserError(fault)
 
     @contextmanager
     def recording(
         self, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Row], bool]]:
+    ) -> Iterator[Callable[[Metrics], bool]]:
         """What the run yields after each step goes in, and whether to go on comes out.
 
         If there is a checkpoint, the run goes to it first. What was learnt is written at the end, unless that is an
-        error or no label was given (see ``algorithm.fruitless``).
+        error or no label was given (see ``query_session.why_no_label``).
         """
         callback = None if callback is None else checked(callback)
         spec, run, config, people = self.spec, self.run, self.run.config, self._people
@@ -130,7 +130,7 @@ class Session:
             bar = stack.enter_context(closing(progress(run, progress_bar)))
             hooks = None if callback is None else Hooks(run, self.agent, callback, log.logger)
 
-            def record(row: Row) -> bool:
+            def record(row: Metrics) -> bool:
                 interrupts.check()
                 bar.update()
                 if run.step % config.eval_freq == 0 or run.step == config.total_timesteps:
@@ -158,7 +158,7 @@ class Session:
             if hooks:
                 hooks.end()
                 log.flush()
-            if keeper and spec.out and not fruitless(run):
+            if keeper and spec.out and not why_no_label(run):
                 with held():
                     if questions := asked_queries.of_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)
@@ -348,9 +348,9 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
     }
 
 
-def evaluated(run: Run, env: Any, agent: int, log: Log) -> Row:
+def evaluated(run: Run, env: Any, agent: int, log: Log) -> Metrics:
     """Metrics of all learners on whole episodes of ``env``, the agent's number among them; each episode is logged."""
-    row = Row()
+    row = Metrics()
     for number, learner in enumerate(run.learners):
         env.episode = 0  # the same episodes each time: curves differ by the policy alone
         result = evaluate(partial(acts, learner), env, run.config.n_eval_episodes)

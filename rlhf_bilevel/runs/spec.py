@@ -123,7 +123,7 @@ class RunSpec:
         said of it comes with the settings; one that was given is refused.
         """
         method = method or method_named(self.method)
-        asks = method.upper is not None and config.labels > 0
+        asks = method.reward_loss is not None and config.labels > 0
         return fitting(config, limit, "segment_length" in self.settings) if asks else (config, "")
 
     def to_json(self) -> str:

@@ -9,9 +9,10 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.off_policy import stacked
 from rlhf_bilevel.runs.process import training
-from rlhf_bilevel.training.loop import fruitless, interact
+from rlhf_bilevel.training.loop import interact
+from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Row
+from rlhf_bilevel.types import Metrics
 
 
 def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: bool = False) -> None:
@@ -33,12 +34,12 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
         for rows in train(runs):
             for record, row in zip(records, rows, strict=True):
                 record(row)
-    for fault in filter(None, map(fruitless, runs)):
+    for fault in filter(None, map(why_no_label, runs)):
         raise UserError(fault)
 
 
-def train(runs: Sequence[Run]) -> Iterator[list[Row]]:
-    """``algorithm.train`` of all runs, in step."""
+def train(runs: Sequence[Run]) -> Iterator[list[Metrics]]:
+    """``loop.train`` of all runs, in step."""
     stack = stacked([learner for run in runs for learner in run.learners])
     if stack is None:
         raise UserError("a cohort takes learners of plain SAC, alike in all settings but the seed")
@@ -49,7 +50,7 @@ def train(runs: Sequence[Run]) -> Iterator[list[Row]]:
     for told in zip(*map(interact, runs), strict=True):
         rows, due = [row for row, _ in told], [updates for _, updates in told]
         shared = min(due)
-        measured = stack.improve(shared, runs[0].step) if shared else [Row() for _ in range(end)]
+        measured = stack.improve(shared, runs[0].step) if shared else [Metrics() for _ in range(end)]
         for run, at, row, updates in zip(runs, own, rows, due, strict=True):
             if updates > shared:  # as after the first labels, which a teacher may not give to all runs at once
                 measured[at] = stack.improve(updates - shared, run.step, at)

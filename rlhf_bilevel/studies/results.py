@@ -1,7 +1,7 @@
 """What the runs of a folder came to: one tidy table, a row an evaluation of a learner, as CSV and as Parquet.
 
-The rows are ``points.Point``s of the runs that have ended; ``points.read_table`` reads the CSV. Both are written anew
-each time, whole and atomically, so that a reader meets what there was or what there is now.
+The rows are ``EvaluationRecord``s of the runs that have ended; ``records.read_table`` reads the CSV. Both are written
+anew each time, whole and atomically, so that a reader meets what there was or what there is now.
 """
 
 from __future__ import annotations

@@ -193,7 +193,10 @@ def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
             good._replace(first=good.first._replace(act=good.first.act[:, :4])),
             r"first.act must have the shape \(3, 5, 1\)",
         ),
-        (good._replace(second=good.second._replace(truth=np.array(["a", "b"]))), "second.truth must be numbers"),
+        (
+            good._replace(second=good.second._replace(env_reward=np.array(["a", "b"]))),
+            "second.env_reward must be numbers",
+        ),
     ):
         with pytest.raises(UserError, match=told) as caught:
             checked(wrong, queries(3))
@@ -237,7 +240,9 @@ def test_an_answer_that_is_refused_leaves_no_trace_in_the_log(tmp_path: Path) ->
 
 def test_what_float32_cannot_hold_is_left_out_with_its_pair() -> None:
     far = answers(3)
-    far = far._replace(first=far.first._replace(truth=far.first.truth.double() * torch.tensor([1, 1e300, 1])[:, None]))
+    far = far._replace(
+        first=far.first._replace(env_reward=far.first.env_reward.double() * torch.tensor([1, 1e300, 1])[:, None])
+    )
     with pytest.warns(UserWarning, match="left out"):
         assert len(checked(far, queries(3)).label) == 2
 

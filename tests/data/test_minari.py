@@ -66,7 +66,7 @@ def test_pairs_are_uniform_runs_of_steps_with_scaled_actions_and_oracle_labels(e
         assert np.allclose(episodes[number].rewards[steps], reward.numpy())
         places.append((number, start))
     assert len(places) == len(set(places)) == 20 + 2 + 40  # all that there are, each once
-    returns = data.segments.truth.double().sum(-1)
+    returns = data.segments.env_reward.double().sum(-1)
     assert torch.equal(data.label == 1, returns[data.first] > returns[data.second])
     share = np.bincount([places[i][0] for i in torch.cat([data.first, data.second]).tolist()]) / 800
     assert np.allclose(share, np.array([20, 2, 40]) / 62, atol=0.06)  # three standard errors

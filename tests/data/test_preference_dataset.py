@@ -35,7 +35,7 @@ TIMES = [1.7e9 + 0.123456, torch.nan, 3.5, 4.0, 5.0, 6.0]
 def small(label: Tensor = LABELS, **more: Any) -> Dataset:
     """Six queries about nine segments of five steps, of which two have no truth."""
     first, second = queries(6)
-    first.truth[4] = second.truth[4] = torch.nan
+    first.env_reward[4] = second.env_reward[4] = torch.nan
     for mine, other in zip(second, first, strict=True):
         mine[1:4] = other[0]  # one segment in four queries
     told = {"env_id": "Steer-v0", "labeller": "Someone", "sampler": "uniform", "t_shown": TIMES} | more
@@ -86,7 +86,7 @@ def test_any_tool_reads_the_queries_and_each_segment_once(tmp_path: Path) -> Non
             segment = segments[row[name]]
             assert segment["obs"] == source.obs[j].flatten().tolist()
             assert segment["act"] == source.act[j].flatten().tolist()
-            assert segment["truth"] == (None if j == 4 else source.truth[j].tolist())
+            assert segment["truth"] == (None if j == 4 else source.env_reward[j].tolist())
 
 
 def test_answers_are_the_queries_with_a_label() -> None:
@@ -170,7 +170,7 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
 def test_absurd_sizes_are_refused_before_they_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, shape = tmp_path / "a.parquet", (20, 10_000)
     nothing = Segments(torch.zeros(*shape, 40), torch.zeros(*shape, 1), torch.zeros(shape))
-    other = nothing._replace(truth=torch.ones(shape))
+    other = nothing._replace(env_reward=torch.ones(shape))
     told = {"env_id": "e", "labeller": "l", "sampler": "s"}
     data = Dataset.of(Queries(nothing, other), torch.zeros(20), **told)
     big = Segments(*(column[:1].expand(20, *column.shape[1:]) for column in data.segments))

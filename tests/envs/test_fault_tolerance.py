@@ -82,7 +82,7 @@ def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault
     run.envs = [poisoned(fault)]
     assert len(list(train(run))) == 300
     store = run.store
-    assert not (store.truth == 0).any()  # what stands in for the reward of a step that failed is not stored
+    assert not (store.env_reward == 0).any()  # what stands in for the reward of a step that failed is not stored
     assert store.size == 300 and all(np.isfinite(column.numpy()).all() for column in store.columns().values())
     lengths = [end - start for start, end in store.episodes()]
     assert min(lengths) < 50 if fault != "reset" else max(lengths) == 50  # some were cut

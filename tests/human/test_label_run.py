@@ -55,7 +55,7 @@ def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
 
 def oracle(first: bytes, second: bytes) -> float:
     """The label by the environment's own reward."""
-    better, worse = stacked([first, second]).truth.sum(-1).tolist()
+    better, worse = stacked([first, second]).env_reward.sum(-1).tolist()
     return 0.5 if better == worse else float(better > worse)
 
 

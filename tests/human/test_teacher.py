@@ -44,7 +44,7 @@ class Film:
         self.store, self.flushed = store, 0
 
     def clip(self, rows: torch.Tensor) -> dict[str, Any]:
-        return {"scene": "0", "reward": self.store.truth[rows].tolist()}
+        return {"scene": "0", "reward": self.store.env_reward[rows].tolist()}
 
     def scene(self, name: str) -> dict[str, Any]:
         return {"name": name}

@@ -245,7 +245,7 @@ def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
     if name in ("Terminates", "RewardInt", "BigReward", "ZeroReward"):
         reward = {"Terminates": torch.ones_like, "RewardInt": torch.round, "BigReward": lambda r: r * 1e12,
                   "ZeroReward": torch.zeros_like}[name](reward)  # fmt: skip
-    torch.testing.assert_close(store.truth.double(), reward, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(store.env_reward.double(), reward, rtol=1e-5, atol=1e-5)
     if name not in ("ScalarObs", "IntObs", "ConstObs"):
         place, speed = (store.obs[:, -2], store.obs[:, -1])
         torch.testing.assert_close(torch.stack([place, speed]).double(), torch.stack([x, v]), rtol=1e-5, atol=1e-5)

@@ -24,7 +24,7 @@ def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
     run.learners = [learner]
     run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
     run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
-    learner.see(run.store.true_reward)
+    learner.set_reward(run.store.true_reward)
     np.random.seed(3)  # SB3 shuffles its minibatches by numpy's global generator
     told = [row for row in train(run) if "learner_0/train/loss" in row]
     theirs = PPO("MlpPolicy", registry.make("Steer-v0", 3), seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
@@ -47,7 +47,7 @@ def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> Non
         obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
         _, scaled = learner.act(obs, row)
         store.add(obs, scaled, next_obs, 0.0, ends.get(row, False))
-    learner.see(lambda rows: rows.float() / 10)
+    learner.set_reward(lambda rows: rows.float() / 10)
     buffer = learner._rollout()
 
     def value(obs: torch.Tensor) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
     learner.reset_critic()
     assert torch.equal(policy.get_distribution(obs).distribution.mean, seen[0])
     assert not torch.allclose(policy.predict_values(obs), seen[1])
-    assert learner.state()["taken"] is None and learner.state()["begin"] == 100
+    assert learner.state_dict()["taken"] is None and learner.state_dict()["begin"] == 100
 
 
 def test_prefppo_learns_a_task_from_labels_alone() -> None:

@@ -20,7 +20,7 @@ def learnt(form: Form, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble
     reward = RewardEnsemble(obs.shape[-1], 1, 2, (8,), torch.Generator().manual_seed(0), form=form)
     act = torch.zeros(*obs.shape[:2], 1)
     first, second = (Segments(obs[i::2], act[i::2], truth[i::2]) for i in (0, 1))
-    pairs = Preferences(first, second, (first.truth.sum(-1) > second.truth.sum(-1)).float())
+    pairs = Preferences(first, second, (first.env_reward.sum(-1) > second.env_reward.sum(-1)).float())
     reward.measure(obs, act)
     optimizer = torch.optim.Adam(reward.parameters(), 0.02)
     for _ in range(300):

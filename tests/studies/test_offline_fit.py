@@ -71,7 +71,7 @@ def boltzmann(count: int, steps: int = 8, seed: int = 0) -> Dataset:
         return Segments(obs, act, truth(obs, act))
 
     queries = Queries(segments(), segments())
-    chance = (queries.first.truth.sum(-1) - queries.second.truth.sum(-1)).sigmoid()
+    chance = (queries.first.env_reward.sum(-1) - queries.second.env_reward.sum(-1)).sigmoid()
     label = (torch.rand(count, generator=rng) < chance).float()
     return Dataset.of(queries, label, env_id="Linear-v0", labeller="Boltzmann", sampler="uniform")
 
@@ -82,7 +82,7 @@ def test_a_linear_reward_is_found_from_boltzmann_labels() -> None:
     assert agreement["step"]["pearson"] > 0.9 and agreement["step"]["spearman"] > 0.9
     assert agreement["return"]["pearson"] > 0.9 and agreement["steps"] == 200
     data = boltzmann(20_000, seed=1)
-    margin = torch.stack([data.segments.truth[ids].sum(-1) for ids in (data.first, data.second)])
+    margin = torch.stack([data.segments.env_reward[ids].sum(-1) for ids in (data.first, data.second)])
     chance = (margin[0] - margin[1]).sigmoid()
     best = torch.maximum(chance, 1 - chance).mean().item()  # what the true reward itself gets right
     assert best - 0.08 < found["test"]["accuracy"]["mean"] < best + 0.08  # 225 pairs: standard error 0.03
@@ -136,7 +136,7 @@ def test_the_calibration_error_is_that_of_another_library() -> None:
 def test_a_bradley_terry_true_reward_is_calibrated_and_an_overconfident_one_is_not() -> None:
     data = boltzmann(20_000)
     answers = data.preferences()
-    output = answers.first.truth.sum(-1) - answers.second.truth.sum(-1)
+    output = answers.first.env_reward.sum(-1) - answers.second.env_reward.sum(-1)
     assert (
         offline_fit.calibration(output, answers.label)["calibration_error"] < 0.015
     )  # 10 bins of 2,000: .01 by chance

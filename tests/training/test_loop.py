@@ -60,13 +60,13 @@ class Recorder:
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, queries: Queries) -> Preferences:
-        count = len(queries.first.truth)
+        count = len(queries.first.env_reward)
         self.asked.append((self.run.step, count))
         if self.skip:
             none = torch.zeros(0, dtype=torch.long)
             first, second = (type(part)(*(column[none] for column in part)) for part in queries)
             return Preferences(first, second, torch.zeros(0))
-        label = (queries.first.truth.sum(1) > queries.second.truth.sum(1)).float()
+        label = (queries.first.env_reward.sum(1) > queries.second.env_reward.sum(1)).float()
         return Preferences(*queries, torch.full_like(label, 0.5) if self.tie else label)
 
 
@@ -251,7 +251,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
 
 
 def unusable(queries: Queries) -> Preferences:
-    return Preferences(*queries, torch.full((len(queries.first.truth),), torch.nan))
+    return Preferences(*queries, torch.full((len(queries.first.env_reward),), torch.nan))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
     assert not run.store.terminated.any()
     alive = run.store.obs[:, 1] == 0
     assert torch.equal(alive.reshape(3, 50), (torch.arange(50) < 20).expand(3, 50))
-    assert not run.store.truth[~alive].any() and (run.store.truth[alive] != 0).all()
+    assert not run.store.env_reward[~alive].any() and (run.store.env_reward[alive] != 0).all()
     plain = Agent("pebble", "Falling-v0", **SMALL)
     plain.config = agent.config.model_copy(update={"termination": "as_is"})
     policy = lambda obs: agent.predict(np.append(obs, np.float32(0)))[0]  # noqa: E731
@@ -383,8 +383,8 @@ def true_return(method: str, seed: int) -> float:
         obs, done, total = env.reset()[0], False, 0.0
         while not done:
             action = run.learners[0].model.predict(obs, deterministic=True)[0]
-            obs, truth, terminated, truncated, _ = env.step(action)
-            total, done = total + truth, terminated or truncated
+            obs, env_reward, terminated, truncated, _ = env.step(action)
+            total, done = total + env_reward, terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
 
@@ -395,7 +395,7 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
     seen = []
     for _ in train(run):
         if len(run.prefs):
-            seen.append(torch.cat([run.reward.unit, run.state.cost.step.unit]))
+            seen.append(torch.cat([run.reward.unit, run.state.cost.per_step.unit]))
     first = run.prefs[: run.config.queries_per_session]
     steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
     spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
@@ -405,9 +405,9 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
 def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on() -> None:
     run, sessions = build("penalty", total_timesteps=160, reward_clip=True), 0
     for _ in train(run):
-        if len(run.prefs) and not run.tracked:
+        if len(run.prefs) and not run.in_refresh:
             sessions += 1
             shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
-            for network in run.reward, run.state.cost.step:
+            for network in run.reward, run.state.cost.per_step:
                 assert torch.equal(network.low, shown.amin(0)) and torch.equal(network.high, shown.amax(0))
     assert sessions > 1
