@@ -12,10 +12,10 @@ PROTOCOLS = ("bpref", "mt1")
 
 
 class MetaWorldEnv(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """A Meta-World v3 task whose goal is drawn from ``reset(seed)`` in every episode of 500 steps.
+    """A Meta-World v3 task with episodes of 500 steps, whose goal is drawn from the seed given to ``reset``.
 
-    Meta-World by itself ignores that seed; its own ``seed()`` would also reseed the action space, and so make random
-    exploration repeat itself in every episode.
+    Meta-World itself ignores that seed. Its own ``seed()`` would also reseed the action space, so that random actions
+    would be the same in every episode.
     """
 
     def __init__(self, task: str, protocol: str, render_mode: str | None = None) -> None:
@@ -31,6 +31,7 @@ class MetaWorldEnv(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
         super().__init__(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Starts an episode. ``seed`` fixes the goal and the start."""
         if seed is not None:
             self.unwrapped.np_random = np.random.default_rng(seed)
         return self.env.reset(options=options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, did_you_mean
 from rlhf_bilevel.errors import UserError
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
@@ -32,12 +32,12 @@ OURS = (BY_SETTINGS, "OracleTeacher")
 
 
 def traits(told: str) -> dict[str, Any]:
-    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
+    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.validate``."""
     found: dict[str, Any] = {}
     for word in told.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {did_you_mean(name, [ORACLE, *NAMES])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):

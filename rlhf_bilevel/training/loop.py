@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from rlhf_bilevel.data.answers import answered, take
+from rlhf_bilevel.data.answers import ask_teacher, select
 from rlhf_bilevel.envs.interface import FAULT
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import queries
@@ -127,8 +127,8 @@ def ask(run: Run, count: int) -> int:
     if queries is None:
         return 0
     with torch.no_grad():
-        answers = answered(run.teacher, queries)
-        answers = take(answers, slice(left))  # late answers may come on top of those asked for now
+        answers = ask_teacher(run.teacher, queries)
+        answers = select(answers, slice(left))  # late answers may come on top of those asked for now
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Config, Options, complete
+from rlhf_bilevel.config import Config, Options, validate_as
 from rlhf_bilevel.types import Preferences, Row, RowReward
 from rlhf_bilevel.utils.serialization import Tree
 
@@ -64,4 +64,4 @@ class Method:
 
     def options_of(self, config: Config) -> Any:
         """Its ``options``, as they are in a run with these settings."""
-        return complete(self.options, config.options, f"{self.name}.")
+        return validate_as(self.options, config.options, f"{self.name}.")

@@ -12,20 +12,21 @@ PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", 
 """Those whose versions decide what a run does; they are recorded with every run."""
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of PACKAGES; "missing" if one is not installed."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this file is tracked in, with a + where files differ from it; else None.
+def current_commit() -> str | None:
+    """The commit of the checkout that this file is tracked in, with a + if files differ from it; None if there is none.
 
-    An installed package may lie in the folder of some other repository; and git may be missing.
+    An installed package may be inside some other repository, and git may be missing.
     """
     file = Path(__file__)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # as in a git hook
