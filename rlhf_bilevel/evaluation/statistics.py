@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from rlhf_bilevel.errors import UserError
 
@@ -192,20 +192,4 @@ def correction(draws: np.ndarray, picks: Sequence[np.ndarray], level: float) -> 
     total = np.where(spread, variance.sum(-1), 1)
     freedom = total**2 / np.where(spread, (variance**2 / (n - 1)).sum(-1), 1)
     unbiased = np.sqrt(total / np.where(spread, narrow.sum(-1), 1))
-    return unbiased * student((1 + level) / 2, freedom) / NormalDist().inv_cdf((1 + level) / 2)
-
-
-def student(probability: float, freedom: np.ndarray) -> np.ndarray:
-    """Quantile (probability >= 1/2) of Student's t, a value for each number (...) >= 1 of degrees of freedom.
-
-    With t = sqrt(d) tan(angle) the density of the angle is cos(angle)^(d - 1), which a sum integrates.
-    """
-    angles = np.linspace(0, np.pi / 2, 4001)
-    cosines = np.cos(angles)
-
-    def quantile(d: float) -> float:
-        density = cosines ** (d - 1)
-        mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-        return float(np.sqrt(d) * np.tan(np.interp((2 * probability - 1) * mass[-1], mass, angles)))
-
-    return np.vectorize(quantile, otypes=[float])(freedom)
+    return unbiased * stdtrit(freedom, (1 + level) / 2) / ndtri((1 + level) / 2)
