@@ -95,7 +95,7 @@ class Agent:
         }
         spec_fields |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
         spec = RunSpec.of(parts.method.name, env_id, settings, **spec_fields)
-        spec.resolve(parts.method)  # what does not go together is told now
+        spec.resolve(parts.method)  # settings that do not fit together are refused now
         check_owners(spec.method, settings)
         self._set_up(spec, parts)
 
@@ -107,15 +107,15 @@ class Agent:
         return agent
 
     def _set_up(self, spec: RunSpec, parts: Parts) -> None:
-        self._spec = replace(spec, out=spec.out and spec.out.absolute())  # whatever folder the program goes to
+        self._spec = replace(spec, out=spec.out and spec.out.absolute())  # also if the program changes its folder
         self._parts = parts
-        self.method, self.teacher = parts.method, parts.teacher  # None: who answers is as the settings say
+        self.method, self.teacher = parts.method, parts.teacher  # None: as the settings say
         self.env_id, self.out = self._spec.env, self._spec.out
         self.model: Any = None
         self.reward: RewardEnsemble | None = None
         self.config: Config | None = None
         self.run: Run | None = None
-        self._origin: Origin | None = None  # of an agent that was loaded or forked
+        self._origin: Origin | None = None  # only of an agent that was loaded or forked
         self._session: Session | None = None
 
     @property
@@ -228,7 +228,7 @@ class Agent:
         old_settings = dict(spec.settings)
         if parts.teacher is not None:
             old_settings = {key: value for key, value in old_settings.items() if not key.startswith("teacher_")}
-        if method is not None:  # what makes the new method goes before what made the old one
+        if method is not None:  # the new method's settings replace the old one's
             new_method = METHODS[method] if isinstance(method, str) else method
             old_settings |= {"options": {}} | dict(new_method.settings)
             settings = current_names(settings, [new_method.name])
@@ -322,7 +322,9 @@ class Agent:
         Raises CorruptFileError if a file does not hold what was written.
         """
         folder = Path(folder)
-        spec, parts, _ = session.read_folder(folder, trust, {"teacher": None} | custom)  # it will not be asked
+        spec, parts, _ = session.read_folder(
+            folder, trust, {"teacher": None} | custom
+        )  # no teacher is needed to predict
         spec = replace(spec, device="cpu", out=None if out is None else Path(out))
         agent = cls.of(spec, parts)
         agent.config = validate(spec.settings)

@@ -23,12 +23,12 @@ from rlhf_bilevel.errors import CorruptFileError, UserError
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
 Turns = Annotated[int, Field(ge=2, le=10**9)]
-Times = Annotated[int, Field(ge=0, le=100_000)]  # so often in a row, with nothing in between
+Times = Annotated[int, Field(ge=0, le=100_000)]  # repeated without a pause for checks
 Often = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
 Few = Annotated[int, Field(ge=0, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1)]  # of Adam, whose steps are about so long: no weight survives longer ones
+Rate = Annotated[float, Field(gt=0, le=1)]  # a step of Adam is about this long
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -36,7 +36,7 @@ Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_
 
 Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
                 "k_center+entropy", "k_center+information_gain"]  # fmt: skip
-"""Rules of ``query.RULES``."""
+"""Names in ``feedback.queries.RULES``."""
 
 
 def check_ent_coef(value: Any) -> Any:
@@ -252,7 +252,7 @@ class Config(BaseModel):
         if not isinstance(filled.get("total_timesteps"), int):
             raise ValueError(f"total_timesteps={settings.get('total_timesteps')!r} is no number of steps")
         if filled["total_timesteps"] < 1:
-            return filled  # let the field's own check say so
+            return filled  # refused by the field's own check
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
         steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
@@ -263,12 +263,12 @@ class Config(BaseModel):
         filled.setdefault("num_interact", max(1, steps // 20))
         phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         phase_steps = [number for number in phases if isinstance(number, int)]
-        if isinstance(labels, int) and len(phase_steps) == 3:  # else one of them is at fault: its own check says so
+        if isinstance(labels, int) and len(phase_steps) == 3:  # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
             filled.setdefault("queries_per_session", max(1, math.ceil(labels / sessions)))
         filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
-        filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run is not spent on its evaluations
+        filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run should not spend its time on evaluations
         return filled
 
     @model_validator(mode="after")
@@ -354,7 +354,7 @@ RENAMED = {
     "oversample": "large_batch", "members": "ensemble_size", "reward_hidden": "reward_net_arch",
     "reward_learning_rate": "reward_lr",
 }  # fmt: skip
-"""Names that settings had once, and those of Stable-Baselines3 and B-Pref that they have now. They are still read."""
+"""Old names of settings, still read, and today's: those of Stable-Baselines3 and B-Pref."""
 MOVED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sigma", "sigma_spread", "upper_weight", "gap_share", "gap_surgery", "sides", "careful_from",
                      "fork_response", "use_gap"), ("penalty",)),
@@ -364,7 +364,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "visit_batch": ("penalty", "incumbent"),
     "visit_discount": ("penalty", "hypergradient", "incumbent"),
 }  # fmt: skip
-"""Names that settings of all runs had once, and the methods whose options they are now. They are still read."""
+"""Old settings of all runs, still read, and the methods whose options they are today."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
@@ -375,9 +375,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper/Meta-World": {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
                          "reward_epochs": 10},
 }  # fmt: skip
-"""Differences from Config's defaults. ``paper`` holds B-Pref's sizes, which differ between the two suites.
+"""Differences from Config's defaults. ``paper`` has B-Pref's sizes, which differ between the two suites.
 
-B-Pref moves the target critics by .005 every second update; SB3 moves them at every one, hence half the step.
+B-Pref updates the target critics by .005 at every second update; SB3 does it at every update, hence half of that.
 """
 
 
@@ -449,7 +449,7 @@ def validate_as(model: type[Model], settings: Mapping[str, Any], prefix: str = "
         name = f"{prefix}{key}"
         if name not in names or not isinstance(key, str):
             raise UserError(f"unknown setting {name!r:.60}; {did_you_mean_setting(name, names)}")
-        value = value.tolist() if hasattr(value, "shape") else value  # a number or numbers of NumPy's or torch's
+        value = value.tolist() if hasattr(value, "shape") else value  # numbers from NumPy or torch
         try:
             values[key] = parse_value(model.model_fields[key].annotation, value)
         except ValueError as error:
@@ -458,7 +458,7 @@ def validate_as(model: type[Model], settings: Mapping[str, Any], prefix: str = "
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        # A fault without a place is one of several settings together
+        # An error without a place concerns several settings together
         place = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
         raise UserError(place + first["msg"].removeprefix("Value error, ")) from None
 
@@ -483,7 +483,7 @@ def parse_value(kind: Any, value: Any) -> Any:
 
 def parse_int(value: object) -> int:
     """A whole number: ``5000``, ``5_000``, ``5e3`` and ``5000.0`` are the same. ValueError for anything else."""
-    with suppress(ValueError, OverflowError):  # of an infinity
+    with suppress(ValueError, OverflowError):  # int(infinity)
         parsed = parse_number(value)
         if parsed == int(parsed):
             return int(parsed)
@@ -552,7 +552,7 @@ def did_you_mean(value: str, names: Collection[str], aliases: Mapping[str, str] 
 
     ``aliases`` are more spellings; each maps to the name that is shown for it.
     """
-    # PEBBLE is as near to pebble as can be
+    # upper and lower case do not matter
     name_of = {**aliases, **{name.casefold(): name for name in reversed([*names])}}
     matches = difflib.get_close_matches(value.casefold(), name_of, n=1, cutoff=0.5)
     return f"did you mean {name_of[matches[0]]!r}?" if matches else f"known are {', '.join(names) or 'none'}"
@@ -571,7 +571,7 @@ def check_database(url: str) -> None:
     """UserError unless ``url`` is that of a PostgreSQL database, without a password: config.yaml would show it."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # is checked only when it is read
+        _ = parts.port  # checked only when read
     except ValueError as error:
         raise UserError(f"{url!r:.60} is no labels database: {error}") from None
     if parts.scheme not in ("postgresql", "postgresql+psycopg"):
@@ -652,7 +652,7 @@ def memory_needed(
     """
     c, arguments, inputs = config, arguments or {}, obs_size + act_size
     policy, critic, critics = network_sizes(c, arguments, critics=2)
-    row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
+    row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, with the rewards that learners keep
     nets = learners * (4 * num_weights(inputs, *policy, 1) + 5 * critics * num_weights(inputs, *critic, 1))
     nets += 7 * c.ensemble_size * num_weights(inputs, *c.reward_net_arch, 1)
     labels = 2 * c.labels * 2 * c.segment_length * (inputs + 1)
@@ -660,7 +660,7 @@ def memory_needed(
     batch = learners * c.batch_size * (row + 2 * (sum(policy) + critics * sum(critic)))
     batch += c.entropy_states * (obs_size + 2 + c.batch_size)
     reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.ensemble_size * 2 * sum(c.reward_net_arch)
-    rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # of PPO
+    rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # PPO's
     numbers = c.total_timesteps * row + labels + nets + candidates + batch + reward + rollout
     return 4 * (numbers + options.numbers(c, inputs))
 

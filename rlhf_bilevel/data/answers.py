@@ -81,6 +81,6 @@ def _float32(name: str, column: Any) -> Tensor:
         tensor = torch.as_tensor(column).detach()
         if not tensor.is_complex():
             return tensor.to("cpu", torch.float32, copy=True)
-    except Exception:  # whatever it is, it is no tensor
+    except Exception:  # not a tensor, whatever it is
         pass
     raise UserError(f"a teacher's {name} must be numbers, not {value_text(column)}")

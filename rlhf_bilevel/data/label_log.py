@@ -31,7 +31,7 @@ from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 from rlhf_bilevel.utils.files import load_tensors
 from rlhf_bilevel.utils.sqlite import check_files, check_schema, naming_errors, read_only_copy, table_definitions
 
-FORM = 2  # 1 knew neither when a session was asked nor what was skipped
+FORM = 2  # form 1 has neither the time of asking nor skipped pairs
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL, asked_at REAL

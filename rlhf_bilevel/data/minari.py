@@ -40,13 +40,13 @@ def import_minari(
         raise UserError(f"{dataset_id}: {fault}")
     numbers = data.episode_indices
     lengths = np.array([int(metadata["total_steps"]) for metadata in data.storage.get_episode_metadata(numbers)])
-    starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
+    starts = np.maximum(lengths - segment_length + 1, 0)  # number of segments in each episode
     if not starts.sum():
         raise UserError(
             f"segment_length={segment_length} is longer than every episode of {dataset_id} (longest: "
             f"{lengths.max(initial=0)} steps)"
         )
-    row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats of a step
+    row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats in a step
     check_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
     possible = int(starts.sum()) * (int(starts.sum()) - 1) // 2
     if not possible:
@@ -57,7 +57,7 @@ def import_minari(
         warnings.warn(f"{dataset_id} has only {possible} different pairs, not {pairs}: these are all", stacklevel=2)
         pairs = possible
     drawn = _distinct_pairs(int(starts.sum()), pairs, np.random.default_rng(seed)).ravel()
-    episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # of each segment
+    episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # the episode of each segment
     start = drawn - (starts.cumsum() - starts)[episode]
 
     obs = np.zeros((2 * pairs, segment_length, int(np.prod(obs_space.shape))), np.float32)
@@ -87,7 +87,9 @@ def _distinct_pairs(total: int, pairs: int, rng: np.random.Generator) -> np.ndar
     chosen: dict[tuple[int, int], tuple[int, int]] = {}
     while still_needed := pairs - len(chosen):
         drawn = rng.integers(total, size=2 * still_needed).reshape(2, -1).T
-        if chosen and total * (total - 1) < 8 * pairs:  # a quarter of all or more: what is left is soon hard to hit
+        if (
+            chosen and total * (total - 1) < 8 * pairs
+        ):  # at least a quarter of all pairs: new ones are hard to hit by chance
             unused = np.array([pair for pair in combinations(range(total), 2) if pair not in chosen])
             drawn = rng.permuted(rng.permutation(unused), axis=1)[:still_needed]
         for first, second in drawn.tolist():

@@ -19,7 +19,7 @@ class PreferenceBuffer:
     """
 
     def __init__(self) -> None:
-        self.sessions: list[int] = []  # answers of each
+        self.sessions: list[int] = []  # number of answers in each
         self.fresh_loss = torch.zeros(0)
         self._columns: list[Tensor] = []
 

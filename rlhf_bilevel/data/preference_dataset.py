@@ -55,7 +55,7 @@ SEGMENT = pa.struct(
         _required("segment_id", pa.int64()),
         _required("obs", FLOATS),  # T * o floats, step by step
         _required("act", FLOATS),
-        pa.field("truth", FLOATS),  # null where it is not known
+        pa.field("truth", FLOATS),  # null if not known
     ]
 )
 SCHEMA = pa.schema(
@@ -74,11 +74,11 @@ SCHEMA = pa.schema(
         _required("segments", _list(SEGMENT)),
     ]
 )
-ROWS = 1000  # in a row group
-LONGEST = 1000  # letters of a name
-UNFOLDED, RATIO = 2**28, 200  # bytes that any file may unfold to; times its size, that a larger one may
-COPIES = 3  # of a file's content that reading it holds at a time
-# Segments of one run overlap, and zstd finds that where its window and a page are large: 3 MB in place of 10
+ROWS = 1000  # rows in a row group
+LONGEST = 1000  # most letters in a name
+UNFOLDED, RATIO = 2**28, 200  # a file may decompress to this many bytes, or to this multiple of its size
+COPIES = 3  # copies of a file's content in memory while it is read
+# Segments of one run overlap. zstd can use that if its window and the pages are large: 3 MB instead of 10
 STORED: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 12,
@@ -107,10 +107,10 @@ class Metadata(BaseModel):
 class Dataset:
     """Q queries about S segments. Unknown numbers are NaN. ``action_repeat`` and ``protocol`` are the environment's."""
 
-    segments: Segments  # (S, T, ...); truth NaN where it is not known
+    segments: Segments  # (S, T, ...); truth NaN if not known
     first: Tensor  # (Q,) int64, rows of ``segments``
     second: Tensor
-    label: Tensor  # (Q,) float32, NaN where there is none
+    label: Tensor  # (Q,) float32, NaN without a label
     t_shown: Tensor  # (Q,) float64, seconds since 1970 to the microsecond
     t_answered: Tensor
     env_id: tuple[str, ...]  # (Q,)
@@ -220,7 +220,7 @@ class Dataset:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         with open_to_read(path, math.inf):
-            pass  # a plain file, and no trap
+            pass  # UserError unless it is a plain file
         try:
             with pq.ParquetFile(path) as file:
                 facts = _check_metadata(path, file)
@@ -229,7 +229,7 @@ class Dataset:
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
-            if isinstance(error, OSError) and error.errno:  # Arrow's own have none
+            if isinstance(error, OSError) and error.errno:  # Arrow's own errors have none
                 raise UserError(f"{path} cannot be read: {error.strerror}") from None
             raise CorruptFileError(
                 f"{path} is damaged or no Parquet file: {' '.join(str(error).split())[:200]}"
@@ -244,7 +244,7 @@ class Dataset:
         """Hash of everything in the dataset: two datasets are equal if their hashes are."""
         total = hashlib.sha256()
         for column in (*self.segments, self.first, self.second, self.label, self.t_shown, self.t_answered):
-            values, is_known = column.numpy(), ~column.isnan().numpy()  # a NaN has more than one form
+            values, is_known = column.numpy(), ~column.isnan().numpy()  # the bits of a NaN can differ
             total.update(json.dumps([str(values.dtype), values.shape]).encode())
             total.update(np.where(is_known, values, values.dtype.type(0)).tobytes() + np.packbits(is_known).tobytes())
         texts = [list(getattr(self, name)) for name in TEXTS]
@@ -317,7 +317,7 @@ class Dataset:
 
         obs, act = floats("obs", length * facts.obs_size)[0], floats("act", length * facts.act_size)[0]
         values, is_known = floats("truth", length)
-        truth = torch.full((count, length), torch.nan)  # as many as there are actions, at most
+        truth = torch.full((count, length), torch.nan)  # NaN: not known
         truth[is_known] = values
         columns: dict[str, Any] = {
             name: torch.from_numpy(table[column].to_numpy().copy())
@@ -348,7 +348,7 @@ def _check_metadata(path: Path, file: pq.ParquetFile) -> Metadata:
     for actual, expected in zip(schema, SCHEMA, strict=True):
         if actual != expected:
             raise UserError(f"{path}: the column {expected.name} is {_type(actual)} and must be {_type(expected)}")
-    if metadata.keys() != {KEY}:  # another schema among them would change what the columns are read as
+    if metadata.keys() != {KEY}:  # another schema there would change how columns are read
         others = ", ".join(map(repr, metadata.keys() - {KEY}))
         raise UserError(f"{path} has metadata of others: {others:.200} (pyarrow: store_schema=False)")
     columns = [

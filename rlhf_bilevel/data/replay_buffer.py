@@ -28,13 +28,15 @@ class ReplayBuffer:
     COLUMNS = ("obs", "act", "next_obs", "truth", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
-        self.table = torch.zeros(capacity, 2 * obs_size + act_size + 2)  # one gather a batch, not one a column
+        self.table = torch.zeros(
+            capacity, 2 * obs_size + act_size + 2
+        )  # one table: a batch needs one gather, not one for each column
         self.obs, self.act, self.next_obs, ends = self.table.split([obs_size, act_size, obs_size, 2], dim=-1)
         self.truth, self.terminated = ends.unbind(-1)
         self.size = 0
         self._starts: list[int] = []  # first row of each episode
-        self._writers: list[int] = []  # who acted in it
-        # numpy views of the same memory: writing one row through them is far cheaper than through torch
+        self._writers: list[int] = []  # learner that acted in it
+        # numpy views of the same memory: writing a row is much faster than with torch
         self._rows = [getattr(self, name).numpy() for name in self.COLUMNS]
 
     def columns(self) -> dict[str, Tensor]:
@@ -159,7 +161,7 @@ class RelabelledView:
 
     def __init__(self, store: ReplayBuffer, seed: int, newest: tuple[float, int] = (0.0, 1)) -> None:
         self.store, self._newest = store, newest
-        self._rng = np.random.RandomState(seed)  # generator and call are those of SB3's buffer: equal runs, equal rows
+        self._rng = np.random.RandomState(seed)  # SB3's generator and calls: equal seeds give equal rows
         self._signal: RowReward = store.true_reward
         self._keep = True
         self._reward = torch.zeros(len(store.truth))
@@ -184,7 +186,7 @@ class RelabelledView:
         if len(stale):
             reward[stale] = self._signal(torch.from_numpy(stale)).numpy()
             computed[stale] = True
-        return drawn, torch.from_numpy(reward[rows])  # numpy's indexing costs a tenth of torch's
+        return drawn, torch.from_numpy(reward[rows])  # numpy's indexing takes a tenth of torch's time
 
     def reward(self, rows: Tensor) -> Tensor:
         """The rewards of rows (N,) under the current reward function."""
@@ -193,7 +195,7 @@ class RelabelledView:
     def state(self) -> Tree:
         """Its random numbers and the rewards that it keeps."""
         computed = self._computed.nonzero().squeeze(-1)
-        # The rewards too, although they follow from the signal: computed in other batches, their last bits would differ
+        # Rewards too: computed again in other batches, their last bits would differ
         return {"rng": random_state(self._rng), "known": computed.int(), "reward": self._reward[computed]}
 
     def load(self, state: Tree) -> None:

@@ -56,14 +56,14 @@ if TYPE_CHECKING:
 
 CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
-OWN = "own"  # in place of algorithm settings that no file can hold
-HEADER = 2**20  # bytes of a safetensors file that are no weights, at most
+OWN = "own"  # stands for algorithm settings that no file can hold
+HEADER = 2**20  # the most bytes of a safetensors file that are not weights
 FORKING = "fork.unfinished"
 BEGINNING = re.compile(
     rf"\.lock|{re.escape(FORKING)}(\.tmp)?|config\.yaml(\.tmp)?|(progress|evaluations)\.csv|labels\.sqlite(-\w+)?|"
     r"events\.out\.tfevents\..*|checkpoints"
 )
-"""Names of what a fork begins with. ``FORKING`` is there before any of them until the folder is a run's."""
+"""Names of the files that a fork begins with. ``FORKING`` exists from before the first of them until all exist."""
 TAIL = 2**16  # bytes at the end of PROGRESS that hold its last row
 
 
@@ -72,22 +72,22 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / CONFIG  # what is run; the first to be written
-        self.progress = path / PROGRESS  # metrics, a row an episode
-        self.evaluations = path / EVALUATIONS  # true returns, a row an episode of an evaluation
+        self.config = path / CONFIG  # all settings; written first
+        self.progress = path / PROGRESS  # metrics, a row for each episode
+        self.evaluations = path / EVALUATIONS  # true returns, a row for each evaluation episode
         self.labels = path / "labels.sqlite"  # all answers that training has used
         self.checkpoints = path / "checkpoints"  # a folder
         self.model = path / "model.zip"  # for other programs
         self.policy = path / "policy.safetensors"
         self.reward = path / "reward.safetensors"
-        self.preferences = path / "preferences.parquet"  # all that was asked, as a dataset
+        self.preferences = path / "preferences.parquet"  # all queries, as a preference dataset
         self.learning_curve = path / "learning_curve.png"
-        self.sums = path / SUMS  # of the files above; the last to be written
-        self.book = path / "book.sqlite"  # what people were asked and answered
+        self.sums = path / SUMS  # checksums of the files above; written last
+        self.book = path / "book.sqlite"  # queries to people and their answers
         self.run_id = path / "run_id"  # the run's name in the book
-        self.clips = path / "clips"  # a folder: what people see
+        self.clips = path / "clips"  # a folder: the clips that people see
         self.lock_file = path / ".lock"
-        self.forking = path / FORKING  # while a fork begins
+        self.forking = path / FORKING  # exists while a fork begins
 
     def __str__(self) -> str:
         return str(self.path)
@@ -206,9 +206,9 @@ class RunFolder:
             with open_to_read(self.progress, math.inf) as file:
                 names = file.readline(TAIL)
                 file.seek(max(file.tell(), file.seek(0, io.SEEK_END) - TAIL))
-                last = file.read().split(b"\n")[-2:-1]  # what follows the last newline is no whole row
+                last = file.read().split(b"\n")[-2:-1]  # after the last newline there is no whole row
             return next((int(row[STEP]) for row in parse_csv(b"".join((names, *last, b"\n")))), 0)
-        except (ValueError, LookupError, TypeError):  # it is not there yet, or being renewed
+        except (ValueError, LookupError, TypeError):  # it does not exist yet, or is being rewritten
             return 0
 
     def read_evaluations(self) -> Iterator[dict[str, str]]:
@@ -254,7 +254,7 @@ class RunFolder:
         inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
         rewarded = config.ensemble_size * num_weights(inputs, *(config.reward_net_arch if form == "network" else ()), 1)
         for file, least_weights in ((self.policy, learnt), (self.reward, rewarded)):
-            size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
+            size = file.stat().st_size if file.is_file() else math.inf  # a missing file is reported later
             if 4 * least_weights > size:
                 raise CorruptFileError(
                     f"{file} does not fit {CONFIG}, which tells of at least {least_weights:,} weights"

@@ -22,11 +22,11 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, domain: str, task: str, render_mode: str | None = None) -> None:
         self._env = _load_suite().load(domain, task)
         self.physics, self.task = self._env.physics, self._env.task
-        # quadruped-escape asks for an OpenGL context at every reset; None is its own word for "nothing is drawn".
+        # quadruped-escape wants an OpenGL context at every reset; with None it draws nothing
         self.physics._make_rendering_contexts = lambda: None
         spec = self._env.action_spec()
         self._centre, self._radius = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
-        bound = 1.0 if self._radius.max() < 1e10 else np.inf  # 1e10 is MuJoCo's word for "no limit"
+        bound = 1.0 if self._radius.max() < 1e10 else np.inf  # 1e10 means "no limit" in MuJoCo
         self.action_space = Box(-bound, bound, spec.shape, np.float32)
         size = sum(int(np.prod(part.shape)) for part in self._env.observation_spec().values())
         self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
@@ -52,7 +52,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self.task.random.seed(seed)
-        self.close()  # a picture's terrain is uploaded when its context is made, so each episode makes its own
+        self.close()  # terrain is uploaded once for each renderer, so each episode needs a new one
         return _flatten(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:

@@ -14,7 +14,7 @@ from rlhf_bilevel.envs import interface
 from rlhf_bilevel.envs.interface import InvalidEnvError
 from rlhf_bilevel.errors import UserError
 
-LONGEST = 10_000  # steps of an episode that has no time limit of Gymnasium's
+LONGEST = 10_000  # the most steps in an episode without a time limit of Gymnasium's
 
 
 class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray]):

@@ -19,7 +19,7 @@ from rlhf_bilevel.envs.interface import FAULT, InvalidEnvError, NotFiniteError
 from rlhf_bilevel.envs.wrappers import EpisodeCounter
 from rlhf_bilevel.errors import UserError
 
-LIMIT = 10
+LIMIT = 10  # failed episodes in a row
 
 
 class FaultTolerantEnv(EpisodeCounter):

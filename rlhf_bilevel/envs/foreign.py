@@ -28,7 +28,7 @@ def faults_as_user_errors(what: str) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
             message += f"; pip install {error.name.partition('.')[0]}"
         elif not isinstance(error, ImportError | gymnasium.error.Error):
-            frame = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises it again
+            frame = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises errors again
             message = f"{type(error).__name__}: {message} ({frame.filename}, line {frame.lineno})"
         raise UserError(f"{what}: {message}") from error
 
@@ -45,7 +45,7 @@ def current_folder_importable() -> Iterator[None]:
             sys.path.remove(path)
 
 
-UNGUARDED = 78  # exit code of a process that would start processes as it is itself being started; EX_CONFIG
+UNGUARDED = 78  # exit code of a child process that tries to start processes while it starts (EX_CONFIG)
 
 
 class RemoteError(RuntimeError):

@@ -17,12 +17,12 @@ from gymnasium.spaces import Box
 from rlhf_bilevel.errors import UserError
 
 FLOAT32 = np.dtype(np.float32)
-LARGEST = 1e30  # size of a reward: the sum of 10^8 of them is a float32
+LARGEST = 1e30  # largest size of a reward: the sum of 10^8 such rewards is still a float32
 FAULT: Final = object()
 """Key of a step's info under which ``FaultTolerantEnv`` says why the environment failed. No environment can have it."""
 ABSORBED: Final = object()
-"""Key of a step's info from the step on that leads into ``AbsorbingState``'s absorbing state; as ``FAULT``."""
-SUCCESS = ("success", "is_success")  # keys of an info: Meta-World's, and Stable-Baselines3's
+"""Key of the infos from the step that leads to the absorbing state (``AbsorbingState``). No environment can have it."""
+SUCCESS = ("success", "is_success")  # keys of an info in Meta-World and in Stable-Baselines3
 RESET = "(observation, info)"
 STEP = "(observation, reward, terminated, truncated, info)"
 WRAPPER = "gymnasium.wrappers.TransformAction"
@@ -194,10 +194,10 @@ def _as_numbers(value: Any) -> np.ndarray | None:
     """``value`` as an array of numbers; None if it is not."""
     try:
         array = np.asarray(value)
-    except Exception:  # of the user's own class, or lists of unequal lengths
+    except Exception:  # objects of a user's class, lists of unequal lengths
         return None
     return array if array.dtype.kind in "fiub" else None
 
 
 def _short(value: Any) -> str:
-    return " ".join(str(value).split())[:200]  # a long space prints on many lines
+    return " ".join(str(value).split())[:200]  # the text of a large space has many lines

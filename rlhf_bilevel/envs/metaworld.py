@@ -22,11 +22,11 @@ class MetaWorldEnv(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndar
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         env: Any = ALL_V3_ENVIRONMENTS[task](render_mode=render_mode, camera_name="corner2")  # type: ignore[arg-type]
-        env._set_task_called = True  # what set_task would fix, the goal above all, is free here
+        env._set_task_called = True  # nothing is fixed by set_task, above all not the goal
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True  # draw from the env's generator, not from numpy's global one
         env._partially_observable = protocol == "bpref"
-        del env.sawyer_observation_space  # cached, and what clips the goal: to zero when it is hidden
+        del env.sawyer_observation_space  # a cached space, which would clip the goal to zero
         env.observation_space = env.sawyer_observation_space
         super().__init__(env)
 

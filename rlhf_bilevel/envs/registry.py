@@ -141,7 +141,7 @@ def _make_raw(canonical: str, protocol: str, render_mode: str | None) -> gymnasi
         return DMControlEnv(domain, task, render_mode)
     if family == "Meta-World":
         return MetaWorldEnv(name, protocol, render_mode)
-    # Not every env takes the argument
+    # Not every environment takes this argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with faults_as_user_errors(f"{canonical} cannot be made"), current_folder_importable():
         return gymnasium.make(canonical, disable_env_checker=True, **drawn)
@@ -156,7 +156,7 @@ def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
     for own_names, space, prefix in zip(suite_names, spaces, ("obs", "act"), strict=True):
         size = int(np.prod(space.shape or ()))
         entries = own_names or [f"{prefix}[{i}]" for i in range(size)]
-        all_names += [*entries, *["absorbed"] * (size - len(entries))]  # the entry of ``Absorb``
+        all_names += [*entries, *["absorbed"] * (size - len(entries))]  # the entry of ``AbsorbingState``
     return all_names
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_bilevel.envs.foreign import UNGUARDED, RemoteError, error_line
 from rlhf_bilevel.errors import UserError
 
-START = 120.0  # seconds that a new process may take: simulators are slow to load
+START = 120.0  # seconds until a new process must be ready: simulators are slow to load
 
 
 class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -35,7 +35,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         self._timeout = timeout
-        # The new process does not know what was registered in this one
+        # The new process does not have the environments registered in this one
         payload = cloudpickle.dumps((make, gymnasium.registry.get(env_id)))
         self._process = context.Process(target=_serve, args=(child_pipe, payload), daemon=True)
         self._process.start()
@@ -64,7 +64,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._process.join()
 
     def _ask(self, *request: Any) -> Any:
-        with contextlib.suppress(BrokenPipeError):  # the process has ended: that is what will be received
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: receiving will say so
             self._pipe.send(request)
         return self._receive(self._timeout)
 
@@ -88,7 +88,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
 def _serve(pipe: Connection, payload: bytes) -> None:
     """The child process of ``SubprocessEnv``. It ends when the pipe closes, or after the first failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard is for the run's own process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run's process
     warned: list[str] = []
     warnings.showwarning = lambda message, *_: warned.append(str(message))
     try:

@@ -22,7 +22,7 @@ from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
 
 LAST = 3
-"""Evaluations at the end of a run whose mean stands for the run: ``final_score``."""
+"""Number of last evaluations in a run's value, see ``final_score``."""
 REFERENCE, FLOOR, BASELINE = "sac", "random", "pebble"
 ONE_SEED = "one seed, no interval"
 UNBOUNDED = "bounds not known: intervals may pass them"
@@ -32,17 +32,17 @@ BOUNDS = {
     **dict.fromkeys(("InvertedPendulum-v4", "InvertedPendulum-v5"), (0.0, 1000.0)),
     **dict.fromkeys(("Reacher-v4", "Reacher-v5", "Pusher-v4", "Pusher-v5"), (-inf, 0.0)),
 }
-"""Least and most that an episode can pay, as follows from Gymnasium's source and its limit of steps."""
+"""Least and most return of an episode, derived from Gymnasium's source and its time limit."""
 
 
 class Group(NamedTuple):
     """The runs of one method on one environment."""
 
     steps: np.ndarray  # (steps,) at which each of the runs was evaluated
-    values: np.ndarray  # (seeds, steps): success, or true return where the environment knows no success
-    labels: tuple[int, int]  # fewest and most that a run had at the last of these steps
-    ends: tuple[int, int]  # earliest and latest step at which a run was evaluated last
-    episodes: tuple[int, int]  # fewest and most of a run in the evaluations that it counts with
+    values: np.ndarray  # (seeds, steps): success, or true return if the environment does not know success
+    labels: tuple[int, int]  # fewest and most labels of a run at the last of these steps
+    ends: tuple[int, int]  # earliest and latest step of a run's last evaluation
+    episodes: tuple[int, int]  # fewest and most episodes of a run in its last evaluations
 
 
 class Task(NamedTuple):
@@ -68,7 +68,7 @@ class Scores(NamedTuple):
     """Scores of all runs of each method, their possible range, and how they were made comparable."""
 
     values: dict[str, np.ndarray]  # of each method, (tasks, seeds)
-    within: tuple[float, float]  # what a score can be
+    within: tuple[float, float]  # least and most possible score
     rule: str  # how they were made comparable
 
 
@@ -88,11 +88,11 @@ class Row(NamedTuple):
     improvement: float | None  # P(a run is better than one of the baseline)
     improvement_low: float | None
     improvement_high: float | None
-    evaluations: int  # the last ones, whose mean a run counts with
-    episodes: int  # of a run in these, the fewest
-    least: float | None  # that the measure can be; None: not known, and low may be below it
-    most: float | None  # the same above
-    rule: str  # how runs were made comparable between environments; empty in the environment's own measure
+    evaluations: int  # number of last evaluations in a run's value
+    episodes: int  # fewest episodes of a run in these
+    least: float | None  # least possible value; None: not known, so low may be too low
+    most: float | None  # greatest possible value
+    rule: str  # how a score was computed; empty in the environment's own measure
 
 
 def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:

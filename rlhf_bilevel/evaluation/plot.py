@@ -29,8 +29,8 @@ from rlhf_bilevel.utils.files import write
 
 KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
 AGGREGATES = {"median": median, "interquartile mean": iqm, "mean": mean, "optimality gap": optimality_gap}
-DATES = {".svg": "Date", ".pdf": "CreationDate"}  # what a file would tell of when it was made
-WIDE = 36  # letters of an axis' name in a line
+DATES = {".svg": "Date", ".pdf": "CreationDate"}  # metadata with the time of writing
+WIDE = 36  # letters in a line of an axis label
 STEPS = "environment steps (all learners)"
 
 

@@ -27,7 +27,7 @@ class EvaluationRecord(NamedTuple):
     learner: int
     is_agent: bool  # whether a user gets this learner's policy
     true_return: float  # mean over the episodes
-    success: float | None  # share of the episodes; None where the environment knows no success
+    success: float | None  # share of the episodes; None if the environment does not know success
     episodes: int
     commit: str
 
@@ -95,7 +95,7 @@ def read_table(file: Path) -> list[EvaluationRecord]:
         ]  # fmt: skip
     except UserError:
         raise
-    except TypeError:  # None for a number
+    except TypeError:  # a cell is missing
         raise CorruptFileError(f"{file} is no table of evaluations: one of its rows is too short") from None
     except (ValueError, csv.Error) as error:
         raise CorruptFileError(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None

@@ -26,7 +26,7 @@ class Evaluation:
     """Episodes of one policy, in their order."""
 
     returns: np.ndarray  # (episodes,) undiscounted sums of the environment's own reward
-    successes: np.ndarray | None  # (episodes,) bool: success at any step; None where the env never speaks of it
+    successes: np.ndarray | None  # (episodes,) bool: success at any step; None if the env never mentions it
 
     def summary(self, within: tuple[float, float] = (-inf, inf)) -> dict[str, Any]:
         """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, as plain numbers.

@@ -15,17 +15,17 @@ from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table
 
-TABLE = "results.csv"  # a sweep's
-SHOWN = 4  # differences in a line
+TABLE = "results.csv"  # table of a study
+SHOWN = 4  # most names in a line
 ORDER = tuple(Config.model_fields)
 TASK = {
     "action_repeat": "equal steps are not equal simulator steps",
     "protocol": "they do not see the same environment",
 }
-"""Settings that make an environment another one, and what it means where runs on it differ in them."""
+"""Settings that change the environment, and what follows if runs differ in them."""
 TEACHER = "they learnt from other answers"
 TEACHERS = ("teacher", *(key for key in ORDER if key.startswith("teacher_") and key != "teacher_labels_db"))
-"""The same of the answers, for runs that had any."""
+"""Settings that change the answers; for runs with labels."""
 
 
 class Source(NamedTuple):
@@ -33,7 +33,7 @@ class Source(NamedTuple):
 
     source: Path  # a run's folder, or a table
     rows: list[EvaluationRecord]
-    settings: Mapping[str, Any]  # of a run, but for its seed; a table tells none
+    settings: Mapping[str, Any]  # of a run, except its seed; empty for a table
 
 
 def gather_records(paths: Sequence[Path]) -> tuple[list[EvaluationRecord], list[str]]:

@@ -32,7 +32,7 @@ from rlhf_bilevel.errors import UserError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Scores (..., tasks, runs) to (...)."""
-AT_ONCE = 2**22  # numbers that a batch of resamples may hold
+AT_ONCE = 2**22  # most numbers in a batch of resamples
 
 
 class Interval(NamedTuple):
@@ -188,7 +188,7 @@ def correction(draws: np.ndarray, picks: Sequence[np.ndarray], level: float) -> 
         runs += [count] * tasks
     narrow, n = np.concatenate(parts, axis=-1), np.array(runs)
     variance = narrow * n / (n - 1)
-    spread = variance.sum(-1) > 0  # where there is none, any c will do
+    spread = variance.sum(-1) > 0  # without any variance, c does not matter
     total = np.where(spread, variance.sum(-1), 1)
     freedom = total**2 / np.where(spread, (variance**2 / (n - 1)).sum(-1), 1)
     unbiased = np.sqrt(total / np.where(spread, narrow.sum(-1), 1))

@@ -25,10 +25,10 @@ def read_run(folder: Path, trust: bool = False) -> Dataset | None:
     in the folder changes. ``trust`` allows it to name a database elsewhere, in which people's answers are.
     """
     run = RunFolder(folder)
-    record = run.trusted_config(trust=True)  # nothing that it names is imported here
+    record = run.trusted_config(trust=True)  # no module is imported here
     config = validate(record["settings"])
     if config.teacher_human:
-        from rlhf_bilevel.human.dataset import of_book  # a database's libraries, which only people's labels need
+        from rlhf_bilevel.human.dataset import of_book  # needs a database library
 
         return of_book(folder, record, config, trust)
     if not run.labels.is_file():

@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
     method: Method
     algorithm: type[BaseAlgorithm]  # of SB3, of all learners
-    algorithm_settings: Mapping[str, Any] = {}  # its arguments, which go before those that follow from the settings
+    algorithm_settings: Mapping[str, Any] = {}  # its arguments; they take precedence over the settings
     teacher: Teacher | Replayed | None = None  # None: as the settings say
 
     @classmethod

@@ -60,7 +60,7 @@ class Hooks:
         }
         self._hook.on_training_start(training_locals, globals())
         self._hook.on_rollout_start()
-        self._steps, self._episodes = 0, 0  # of this rollout
+        self._steps, self._episodes = 0, 0  # in this rollout
 
     def step(self, row: Row) -> bool:
         """To be called after a step of the run, with its metrics. Whether to go on. UserError if a callback returns
@@ -94,7 +94,7 @@ class Hooks:
     def _rollout_over(self, row: Row) -> bool:
         if isinstance(self._model, OffPolicyAlgorithm):
             return self._run.step % self._run.config.train_freq == 0
-        return any(key.startswith(f"learner_{self._agent}/") for key in row)  # PPO has learnt from one
+        return any(key.startswith(f"learner_{self._agent}/") for key in row)  # after PPO's update
 
     def _locals(self, row: Row, done: bool) -> dict[str, Any]:
         """The locals of SB3's ``collect_rollouts`` for the newest step; arrays (1, ...) are for one environment."""

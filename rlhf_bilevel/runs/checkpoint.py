@@ -32,7 +32,7 @@ from rlhf_bilevel.utils.files import JSON_LIMIT, load_tensors, open_to_read, rea
 from rlhf_bilevel.utils.serialization import Table, Tree, pack, unpack
 
 KEPT = 2
-FORMAT: Literal[2] = 2  # 1 held the answers too
+FORMAT: Literal[2] = 2  # format 1 had the answers, too
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 KEPT_NAME = "-kept"
 STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
@@ -78,7 +78,7 @@ class Manifest(BaseModel):
             raise CorruptFileError(f"{path.name} is not as it was written")
         for name, pieces in manifest.tables.items():
             ends = [0, *(piece.end for piece in pieces)]
-            for piece, start in zip(pieces, ends, strict=False):  # each rows of its own, and so each file once
+            for piece, start in zip(pieces, ends, strict=False):  # no gap, no overlap, and each file once
                 if not start == piece.start < piece.end or piece.file != f"{name}-{start}-{piece.end}.safetensors":
                     raise CorruptFileError(f"{path.name} names {piece.file} in a place that is not its own")
         return manifest
@@ -104,7 +104,7 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder, self._settings = folder, settings
         self._sound: list[Path] = []  # written or checked by this object, oldest first
-        self._tables: dict[str, list[TablePiece]] = {}  # what of each table is on the disk
+        self._tables: dict[str, list[TablePiece]] = {}  # pieces of each table that are on the disk
 
     def save(self, step: int, tree: Tree, tables: Mapping[str, Table], keep: bool = False) -> Path:
         """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay as they
@@ -124,7 +124,7 @@ class Checkpoints:
         for name, data in state.items():
             write(unfinished / name, data)
         write(unfinished / MANIFEST, manifest.seal())
-        if target.exists():  # a damaged one, or the run would have gone on from there
+        if target.exists():  # it must be damaged, or the run would have continued from it
             shutil.rmtree(target)
         os.replace(unfinished, target)
         sync(self.folder)
@@ -158,7 +158,7 @@ class Checkpoints:
                 tree = unpack(read_json(path / "state.json"), load_tensors(read(state, size), state))
                 tables = {name: self._joined(pieces) for name, pieces in manifest.tables.items()}
             except (ValueError, OSError, LookupError, RuntimeError, TypeError) as error:
-                if not path.exists():  # removed just now by the run, which goes on and has a newer one
+                if not path.exists():  # just removed by the run, which has a newer one
                     removed_meanwhile = True
                     continue
                 other_settings += isinstance(error, OtherSettingsError)
@@ -224,7 +224,7 @@ class Checkpoints:
         try:
             manifests = [Manifest.unseal(path / MANIFEST) for path in stay]
         except ValueError:
-            return  # which pieces a damaged one needs is not known
+            return  # a damaged one does not say which pieces it needs
         needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
         for path in self.folder.iterdir():
             if path.suffix in (".safetensors", ".tmp") and path.name not in needed:

@@ -21,9 +21,9 @@ from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import capture, restore
 
-THRIFT = 100  # a run takes at least so many times as long as its checkpoints, unless it is told the steps between them
+THRIFT = 100  # checkpoints by time take at most 1 / THRIFT of a run's time
 Marks = dict[str, Any]
-"""Of the logs, ready for JSON: see ``logger.Log.marks``."""
+"""How far the logs were written, for JSON; see ``logger.Log.marks``."""
 Whole = Annotated[int, Field(ge=0)]
 
 
@@ -51,7 +51,7 @@ class CheckpointState(BaseModel):
     model_config = ConfigDict(strict=True)
 
     run: dict[str, Any]
-    sessions: list[Whole]  # answers that were used of each
+    sessions: list[Whole]  # number of used answers in each
     labels: str  # ``LabelLog.sha256`` of these sessions
     marks: Annotated[Marks, AfterValidator(_check_marks)]
 

@@ -32,7 +32,7 @@ SHAPES = (
     "action_repeat", "protocol", "segment_length", "net_arch", "critic_layer_norm", "ensemble_size", "reward_form",
     "reward_net_arch", "cost_hidden",
 )  # fmt: skip
-"""Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
+"""Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 
 
@@ -137,11 +137,11 @@ def begin(source: Path, target: Path, loaded: Checkpoint, tree: Tree, config: by
     for log in (old.progress, old.evaluations):
         GrowingCSV(log, saved.marks.get(log.name))
     with LabelLog.copy(old.labels) as labels:
-        labels.used(saved.sessions, saved.labels)  # checks them
+        labels.used(saved.sessions, saved.labels)  # raises if they are damaged
         labels.write(run.labels, len(saved.sessions))
     events = [path for path in old.events() if path.name in saved.marks.get("events", {})]
     for log in (old.progress, old.evaluations, *events):
-        if log.is_file():  # what it holds beyond the step is cut when the run goes on
+        if log.is_file():  # rows after the checkpoint are cut when the run continues
             copy = target / log.name
             with open_to_read(log, math.inf) as original, naming_write_errors(copy), copy.open("xb") as duplicate:
                 shutil.copyfileobj(original, duplicate)
@@ -165,4 +165,4 @@ def undo(target: Path) -> None:
     for path in target.iterdir():
         if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.forking):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    run.forking.unlink(missing_ok=True)  # last, as it says what the others are
+    run.forking.unlink(missing_ok=True)  # last: it marks the others

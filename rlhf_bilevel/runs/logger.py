@@ -35,7 +35,7 @@ from rlhf_bilevel.evaluation.rollout import Evaluation
 from rlhf_bilevel.runs.process import delayed_interrupts
 from rlhf_bilevel.utils.files import append, naming_write_errors, open_to_read, sync, truncate, write
 
-LONGEST = 2**17  # bytes of a line
+LONGEST = 2**17  # most bytes in a line
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
 
@@ -168,7 +168,7 @@ class GrowingCSV:
     def __init__(self, path: Path, mark: Mapping[str, Any] | None = None) -> None:
         self._path, self._columns = path, list[str]()
         self._count, self._sum = 0, hashlib.sha256()
-        self._end = 0  # bytes of the rows that stay
+        self._end = 0  # bytes until the end of the marked rows
         expected = int(mark["rows"]) if mark else 0
         if expected:
             with open_to_read(path, math.inf) as file:

@@ -114,6 +114,6 @@ class Interrupts:
     def _strike(self, number: int, frame: FrameType | None) -> None:
         try:
             self._before(number, frame)
-        except KeyboardInterrupt:  # a handler of the program's own may do something else
+        except KeyboardInterrupt:  # the program's own handler may do something else
             self._struck = True
             raise

@@ -33,9 +33,9 @@ def _warn(message: object) -> None:
 
 def user_message(error: BaseException) -> str | None:
     """One line about an error that is not a fault of this program; None if it is one and needs its traceback."""
-    if isinstance(error, UserError | OSError | FloatingPointError):  # the last: a learner diverged
+    if isinstance(error, UserError | OSError | FloatingPointError):  # FloatingPointError: a learner diverged
         return one_line(error)
-    memory = "you tried to allocate" in str(error) or "out of memory" in str(error)  # as torch says it
+    memory = "you tried to allocate" in str(error) or "out of memory" in str(error)  # torch's messages
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
         return f"there is not enough memory: {one_line(error)}"
     return None

@@ -47,7 +47,7 @@ from rlhf_bilevel.types import Learner, Row
 from rlhf_bilevel.utils.files import check_trust
 from rlhf_bilevel.utils.versions import installed_versions
 
-LINE_EVERY = 60  # seconds between two lines of a progress bar that goes into a file
+LINE_EVERY = 60  # seconds between two lines of a progress bar in a file
 
 
 class Origin(NamedTuple):
@@ -74,7 +74,7 @@ class Session:
         origin: Path | None = None,
     ) -> None:
         self.spec, self.parts, self.run = spec, parts, run
-        self.agent = int(run.method.agent(run.options))  # the number of the learner whose policy a user gets
+        self.agent = int(run.method.agent(run.options))  # number of the learner whose policy a user gets
         self.going = False  # while ``recording``
         self._lock, self._begins, self._origin = lock, begins, origin
         self._people: Any = run.teacher if run.config.teacher_human and parts.teacher is None else None
@@ -191,12 +191,12 @@ def train(
 
 def begin(spec: RunSpec, parts: Parts) -> Session:
     """A run at its first step, with its folder; no other process can take it until the run ends."""
-    spec = replace(spec, out=spec.out and spec.out.absolute())  # whatever folder the program goes to meanwhile
+    spec = replace(spec, out=spec.out and spec.out.absolute())  # also if the program changes its folder
     config = spec.resolve(parts.method)
     if spec.out:
         check_vacant(spec.out)
         with preserved_generators(), Interrupts():
-            registry.check(spec.env, config.model_dump())  # an environment that is refused leaves no folder
+            registry.check(spec.env, config.model_dump())  # before the folder is created
     environments = training_envs(spec, config, parts.method)
     config, notice = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
@@ -215,7 +215,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
     UserError if it cannot continue from there (see ``fork.check``); then nothing is left in its folder.
     """
     source = RunFolder(origin.folder)
-    record = source.trusted_config(trust=True)  # what it names was imported before
+    record = source.trusted_config(trust=True)  # its modules were imported before
     old = validate(record["settings"])
     if record["teacher"] not in OURS and parts.teacher is None:
         raise UserError(
@@ -277,7 +277,7 @@ def resume(
     with exclusive_training():
         lock = spec.folder.lock()
         try:
-            if spec.folder.ended:  # asked under the lock, as another process may have been about to end it
+            if spec.folder.ended:  # under the lock, as another process may just have ended it
                 raise UserError(f"{folder} has come to its end: there is nothing to resume")
             for name, version in installed_versions().items():
                 if (version_then := record["versions"].get(name)) != version:
@@ -362,7 +362,7 @@ def evaluate_learners(run: Run, env: Any, agent: int, log: Log) -> Row:
     """Evaluates all learners on whole episodes of ``env`` and logs each episode. Returns their mean metrics."""
     row = Row()
     for number, learner in enumerate(run.learners):
-        env.episode = 0  # the same episodes each time: curves differ by the policy alone
+        env.episode = 0  # the same episodes each time, so that only the policy makes a difference
         result = evaluate(partial(act_greedily, learner), env, run.config.n_eval_episodes)
         log.evaluation(result, run.step, len(run.prefs), number, number == agent)
         prefix = "eval" if number == agent else "eval_other"
@@ -379,7 +379,7 @@ def act_greedily(learner: Learner, obs: np.ndarray) -> np.ndarray:
 
 def make_progress_bar(run: Run, shown: bool) -> Any:
     """A bar on standard error: on a terminal it changes each second, in a log file each minute."""
-    stream = sys.stderr  # None where it has been closed
+    stream = sys.stderr  # None if it was closed
     on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
     every = 1 if on_screen else LINE_EVERY
     return tqdm(

@@ -40,7 +40,7 @@ from rlhf_bilevel.utils.files import one_line
 if TYPE_CHECKING:
     from rlhf_bilevel.training.method import Method
 
-ANY_STEPS = 10**9  # of settings that are looked at before their number of steps is known
+ANY_STEPS = 10**9  # in place of a number of steps that is not known yet
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class RunSpec:
     settings: Mapping[str, Any]
     preset: str = "cpu"
     device: str = "cpu"
-    threads: int | None = None  # of the CPU that torch may use; None: as many as the process has
+    threads: int | None = None  # CPU threads of torch; None: as many as the process has
     out: Path | None = None  # the run's folder; None: nothing is written
     checkpoint_every: str = "1m"  # see ``config.parse_checkpoint_every``
-    keep_every: int = 0  # environment steps between two checkpoints that stay; 0: none
+    keep_every: int = 0  # environment steps between two checkpoints that are kept; 0: none
 
     @classmethod
     def of(cls, method: str, env: str, settings: Mapping[str, Any], **other_fields: Any) -> RunSpec:
@@ -156,7 +156,7 @@ def _parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         plain_values[key] = deepcopy(value)
-        if isinstance(key, str) and "." in key:  # its method's file knows it
+        if isinstance(key, str) and "." in key:  # checked by its method
             continue
         budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
         value_read = validate(budget | {key: value}).model_dump(mode="json").get(key)
@@ -201,7 +201,7 @@ def resolve_device(device: object) -> str:
     name = str(device)
     if name == "cpu":
         return name
-    import torch  # slow, but nothing else can tell
+    import torch  # slow, but only torch knows
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

@@ -51,7 +51,7 @@ def train(runs: Sequence[Run]) -> Iterator[list[Row]]:
         shared = min(updates_due)
         measured = stack.improve(shared, runs[0].step) if shared else [Row() for _ in range(end)]
         for run, at, row, updates in zip(runs, learner_slices, rows, updates_due, strict=True):
-            if updates > shared:  # as after the first labels, which a teacher may not give to all runs at once
+            if updates > shared:  # after the first labels, for example, which some runs may get later
                 measured[at] = stack.improve(updates - shared, run.step, at)
             for number, values in enumerate(measured[at]):
                 row |= {f"learner_{number}/{key}": value for key, value in values.items()}

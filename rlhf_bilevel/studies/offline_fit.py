@@ -44,8 +44,8 @@ from rlhf_bilevel.utils.files import reserve_new_file, to_json, write
 
 REPORT = "report.json"
 BINS = 10
-HELD_OUT = 0.15  # of the labelled queries for validation, and as many again for the test
-EPOCHS, PATIENCE = 200, 20  # at most; without a lower validation loss
+HELD_OUT = 0.15  # share of the labelled queries for validation, and again for the test
+EPOCHS, PATIENCE = 200, 20  # most epochs; epochs without a lower validation loss
 
 Policy = Callable[[np.ndarray], np.ndarray]
 """obs (o,) to an action (a,) of the environment."""
@@ -56,7 +56,7 @@ class RewardFit:
     """A fitted reward model, and a report on it."""
 
     reward: RewardEnsemble
-    report: dict[str, Any]  # plain values, None where a figure is undefined
+    report: dict[str, Any]  # plain values, None for what is undefined
 
     def write(self, folder: Path | str) -> None:
         """Writes the reward as safetensors and the report as JSON. UserError if these files exist."""

@@ -18,7 +18,7 @@ from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
-ROOM = 8  # lines of a terminal that are not the table's rows
+ROOM = 8  # lines of a terminal that the table's rows cannot use
 
 
 class Pace:
@@ -29,7 +29,7 @@ class Pace:
 
     def update(self, now: float, step: int) -> None:
         """Takes note that the run was at ``step`` at time ``now`` in seconds."""
-        if self._seen and step < self._seen[-1][1]:  # it was cut off, and goes on from a checkpoint
+        if self._seen and step < self._seen[-1][1]:  # it continues from a checkpoint
             self._seen.clear()
         if not self._seen or step > self._seen[-1][1]:
             self._seen.append((now, step))
@@ -90,7 +90,7 @@ class ProgressBoard:
 
     def __exit__(self, *raised: object) -> None:
         if self._live:
-            self._live.update(self.table(self._states))  # as it is at the end
+            self._live.update(self.table(self._states))  # the final state
             self._live.stop()
 
     def update(self, states: Mapping[RunSpec, State]) -> None:

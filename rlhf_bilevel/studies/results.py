@@ -32,7 +32,7 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("learner", pyarrow.int64(), nullable=False),
         pyarrow.field("is_agent", pyarrow.bool_(), nullable=False),
         pyarrow.field("true_return", pyarrow.float64(), nullable=False),
-        pyarrow.field("success", pyarrow.float64()),  # null where the environment knows no success
+        pyarrow.field("success", pyarrow.float64()),  # null if the environment does not know success
         pyarrow.field("episodes", pyarrow.int64(), nullable=False),
         pyarrow.field("commit", pyarrow.string(), nullable=False),
     ]
@@ -44,7 +44,7 @@ def collect(folder: Path) -> list[EvaluationRecord]:
 
     A run that cannot be read is left out with a warning.
     """
-    with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
+    with lock(folder / ".results.lock", timeout=-1):  # of two studies, the later one has more runs
         rows: list[EvaluationRecord] = []
         for out in sorted(folder.iterdir()):
             if not RunFolder(out).ended:

@@ -25,10 +25,10 @@ from rlhf_bilevel.studies.worker import ELSEWHERE
 from rlhf_bilevel.utils.files import open_in_place
 
 State = Literal["queued", "running", "ended", "failed"]
-TICK = 0.2  # seconds between two looks at what is running
-PATIENCE = 5.0  # seconds before a run that another process has is tried again
-TAIL = 2**16  # bytes of a log in which its last line is looked for
-GRACE = 10.0  # seconds that a process has to end when it is told to
+TICK = 0.2  # seconds between two checks of the running processes
+PATIENCE = 5.0  # seconds until a run that another process has is tried again
+TAIL = 2**16  # bytes at the end of a log in which its last line is searched
+GRACE = 10.0  # seconds until a process that should end is killed
 
 
 class StartedRun(Protocol):
@@ -100,7 +100,7 @@ def run_all(
     However this is left, no run that it started goes on afterwards.
     """
     states: dict[RunSpec, State] = {run: "ended" if run.folder.ended else "queued" for run in runs}
-    queue = {run: 0.0 for run in runs if states[run] == "queued"}  # when it may be started
+    queue = {run: 0.0 for run in runs if states[run] == "queued"}  # earliest time of the start
     elsewhere: set[RunSpec] = set()
     running: dict[RunSpec, StartedRun] = {}
     try:
@@ -114,7 +114,7 @@ def run_all(
                 running[run] = executor.start(run)
             for run, started in list(running.items()):
                 code = started.poll()
-                states[run] = "running" if run.folder.begun else "queued"  # it may wait for its turn on a cluster
+                states[run] = "running" if run.folder.begun else "queued"  # it may wait on a cluster
                 if code is None:
                     continue
                 del running[run]

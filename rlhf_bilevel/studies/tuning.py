@@ -74,7 +74,7 @@ class TrialRuns:
             if code is None:
                 return None
             self._started = None
-            if code == ELSEWHERE:  # as after a kill of the search, which its runs survive
+            if code == ELSEWHERE:  # for example, after the search was killed and its runs were not
                 self._not_before = time.monotonic() + PATIENCE
                 return None
             if code:
@@ -109,7 +109,7 @@ def true_returns(run: RunFolder) -> dict[int, float]:
     """A run's true return by environment step, as far as it is."""
     try:
         rows = run.read_progress()
-    except UserError:  # it is not there yet
+    except UserError:  # it does not exist yet
         return {}
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}
 

@@ -76,7 +76,7 @@ def work(spec: RunSpec) -> int:
             traceback.print_exc()
             return 1
         report.print_error(line)
-        if is_locked(out):  # another process has come between
+        if is_locked(out):  # another process took it first
             return ELSEWHERE
         return 0 if out.ended else 2
 

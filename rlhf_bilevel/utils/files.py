@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
-ROOM = 16  # letters of a file's name that are left for what stands beside it, such as NAME.lock
-# Bytes of a file that is read whole, by its kind; ours are far below
+ROOM = 16  # letters that a file's name leaves for names such as NAME.lock
+# Most bytes of a file that is read whole; our own files are much smaller
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
-ENTRIES, DEPTH = 100_000, 8  # files and folders in a run's folder, and how deep they lie
+ENTRIES, DEPTH = 100_000, 8  # most files in a run's folder, and most levels of folders
 OURS = re.compile(
     r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
 )
-"""Names of files, which no folder has."""
-HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap
+"""Names that only files have, not folders."""
+HOLES = 2**24, 100  # larger files with less than this share of their bytes on the disk are refused
 
 
 def check_trust(trust: bool, would: str) -> None:
@@ -53,7 +53,7 @@ def check_memory(purpose: object, needed: float) -> None:
 def check_writable(path: Path) -> Path:
     """Returns ``path``. UserError if it, or its folders, could not be created. Writes nothing."""
     existing, missing = path.absolute(), list[str]()
-    while not os.path.lexists(existing):  # False also where a name is too long
+    while not os.path.lexists(existing):  # also False if a name is too long
         missing, existing = [*missing, existing.name], existing.parent
     if missing and not existing.is_dir():
         raise UserError(f"{path} cannot be made: {existing} is not a folder")
@@ -87,7 +87,7 @@ def check_folder(folder: Path, writes: bool = False) -> None:
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
-                continue  # of a run that goes on meanwhile
+                continue  # the run that is training removed it
             # run_id is created by a second name, and never changed
             single_name = writes and not entry.name.startswith("run_id")
             if stat.S_ISDIR(status.st_mode) and not OURS.search(entry.name):
@@ -100,7 +100,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except FileNotFoundError:  # of a run that goes on meanwhile
+    except FileNotFoundError:  # the run that is training removed it
         return []
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
@@ -134,7 +134,7 @@ def _bytes_on_disk(path: Path) -> int:
     total = end = 0
     with suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         for _ in range(ENTRIES):
-            start = os.lseek(file.fileno(), end, os.SEEK_DATA)  # an OSError where there is nothing more
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)  # OSError at the end
             end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             total += end - start
     return total
@@ -160,13 +160,13 @@ def write(path: Path, data: bytes) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with naming_write_errors(path):
         try:
-            unfinished.unlink(missing_ok=True)  # of a process that was killed, or a link that a stranger has laid
+            unfinished.unlink(missing_ok=True)  # left by a killed process, or a stranger's link
             with open(unfinished, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-        except OSError:  # above all a full disk: leave it no fuller
+        except OSError:  # usually a full disk: remove what was written
             with suppress(OSError):
                 unfinished.unlink()
             raise
@@ -191,7 +191,7 @@ def open_in_place(path: Path, flags: int) -> BufferedWriter:
     """
     check_plain_file(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "wb")  # truncates nothing by itself
+    return os.fdopen(descriptor, "wb")  # does not truncate
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def open_to_read(path: Path, limit: float) -> Iterator[BufferedReader]:
     """Opens a plain file to read. Raises as ``read``. It does not wait for a pipe or a device, which may never end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # the latter where a zero byte is in the name
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         status = os.fstat(descriptor)
@@ -280,7 +280,7 @@ def open_to_read(path: Path, limit: float) -> Iterator[BufferedReader]:
 def load_tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
     """The tensors in a safetensors file's content. CorruptFileError, with ``source``, if it is not valid."""
     from safetensors import SafetensorError
-    from safetensors.torch import load  # not before it is needed: the command line checks its input without torch
+    from safetensors.torch import load  # only when needed: the command line checks its input without torch
 
     try:
         return load(data)

@@ -77,7 +77,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tree: Tree) -> None:
     state = {index: entry for index, entry in entries if entry is not None}
     old_state = dict(optimizer.state)
     optimizer.load_state_dict({"state": state, "param_groups": tree["groups"]})
-    for parameter in old_state.keys() & optimizer.state.keys():  # in place, as a CUDA graph may hold them
+    for parameter in old_state.keys() & optimizer.state.keys():  # in place: a CUDA graph may hold them
         loaded = optimizer.state[parameter]
         optimizer.state[parameter] = {name: moment.copy_(loaded[name]) for name, moment in old_state[parameter].items()}
 

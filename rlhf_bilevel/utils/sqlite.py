@@ -23,10 +23,10 @@ DISK = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
 }  # fmt: skip
-"""Codes of what is no fault of a file's content."""
-BESIDE = "-wal", "-shm", "-journal"  # ends of the names of the files that SQLite keeps beside one
-NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that does
-STEPS = 10**6  # of SQLite's machine, in which every list of tables is read
+"""Error codes that do not mean that a file's content is damaged."""
+BESIDE = "-wal", "-shm", "-journal"  # name endings of the files that SQLite keeps beside a database
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # last bytes of a journal that names another one
+STEPS = 10**6  # most steps of SQLite's virtual machine to list the tables
 TRIES = 20
 
 
@@ -70,7 +70,7 @@ def table_definitions(connection: sqlite3.Connection) -> dict[str, str]:
 def check_schema(connection: sqlite3.Connection, path: Path, allowed: Mapping[str, Collection[str]]) -> None:
     """CorruptFileError unless the file is valid and has only ``allowed`` definitions (see ``table_definitions``)."""
     size = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
-    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # a value that is longer goes round
+    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # longer values are refused
     with naming_errors(path):
         for name, definition in table_definitions(connection).items():
             if definition not in allowed.get(name, ()):

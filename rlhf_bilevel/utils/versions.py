@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "dm-control", "metaworld")
-"""Those whose versions decide what a run does; they are recorded with every run."""
+"""Packages whose versions affect a run. They are recorded with every run."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -29,7 +29,9 @@ def current_commit() -> str | None:
     An installed package may be inside some other repository, and git may be missing.
     """
     file = Path(__file__)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # as in a git hook
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("GIT_")
+    }  # a git hook sets them
     for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
         try:
             call = subprocess.run(["git", *words], cwd=file.parent, env=environment, capture_output=True, timeout=30)

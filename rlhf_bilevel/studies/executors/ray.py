@@ -20,7 +20,7 @@ from rlhf_bilevel.studies.scheduler import GRACE
 from rlhf_bilevel.studies.worker import main
 from rlhf_bilevel.utils.files import check_plain_file
 
-RETRIES = 100  # times that a run's worker may die; machines that are lent may go often, and each run goes on
+RETRIES = 100  # times that a run's worker may die: preemptible machines go often
 
 
 class RayExecutor:
@@ -34,7 +34,7 @@ class RayExecutor:
     def __init__(self, cpus: int = 1) -> None:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
-        # A process of its own for each run: nothing of another run is left in it
+        # A new process for each run, with nothing left from another run
         self._run = ray.remote(num_cpus=cpus, max_retries=RETRIES, max_calls=1)(work_remotely)
 
     def start(self, run: RunSpec) -> RayTask:
