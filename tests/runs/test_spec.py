@@ -185,3 +185,8 @@ def test_a_wrong_spec_is_one_line_and_the_worker_writes_nothing(
 def test_what_is_no_spec_is_called_so(text: str) -> None:
     with pytest.raises(UserError, match="is no specification of a run"):
         RunSpec.from_json(text)
+
+
+def test_every_setting_says_what_it_is_at_run_time() -> None:
+    assert [name for name, field in Config.model_fields.items() if not field.description] == []
+    assert Config.model_fields["eval_freq"].description == "Steps between two evaluations."
