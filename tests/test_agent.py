@@ -255,15 +255,15 @@ def test_the_commit_is_that_of_the_checkout_that_holds_this_package_or_none(
     git("add", "thesis.tex")
     git("commit", "-m", "mine")
     monkeypatch.setattr(versions, "__file__", str(installed / "versions.py"))
-    assert versions.commit() is None
+    assert versions.current_commit() is None
     git("add", ".venv/rlhf_bilevel/versions.py")
     git("commit", "-m", "a checkout of it")
     expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout[:12]
-    assert versions.commit() == expected
+    assert versions.current_commit() == expected
     (installed / "versions.py").write_text("changed")
-    assert versions.commit() == f"{expected}+"
+    assert versions.current_commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
-    assert versions.commit() is None
+    assert versions.current_commit() is None
     Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL).start(100)
     assert "commit: null" in (tmp_path / "run" / "config.yaml").read_text()
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.theory.laboratory import write
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.runs.build import Parts, build
 from rlhf_bilevel.runs.checkpoint import Checkpoints
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
 
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
-    config = settle({"total_timesteps": rows + (REPEATS + 1) * NEW})
+    config = validate({"total_timesteps": rows + (REPEATS + 1) * NEW})
     run = build(RunSpec("penalty", registry.resolve(ENV), {}), Parts.of("penalty"), config)
     grow(run, rows)
     for learner in run.learners:

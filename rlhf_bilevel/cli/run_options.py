@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import recorded, renamed, spread
+from rlhf_bilevel.config import check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.runs.spec import RunSpec
@@ -23,7 +23,9 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
     given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
-    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
+    given = {key: value for key, value in given.items() if value is not None} | current_names(
+        assigned(args.set), methods
+    )
     filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
     if "total_timesteps" not in settings:
@@ -38,17 +40,21 @@ def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, A
     """
     told = read_yaml(file)
     if "settings" not in told:
-        return renamed(told, methods)
-    recorded(file, told, whole=False)
+        return current_names(told, methods)
+    check_record(file, told, must_be_complete=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
+    return (
+        flatten_options(told["settings"], told["method"])
+        if "method" in told
+        else current_names(told["settings"], methods)
+    )
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
-    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    ``config.validate_as`` knows what a setting takes: only a method's own are read here.
     """
     given: dict[str, Any] = {}
     for pair in pairs:

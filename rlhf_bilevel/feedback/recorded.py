@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from rlhf_bilevel.data.answers import nothing, plain, take
+from rlhf_bilevel.data.answers import no_answers, select, to_float32
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
@@ -21,7 +21,7 @@ class Replayed:
     """
 
     def __init__(self, sessions: Iterable[Preferences | None]) -> None:
-        parts = [plain(answers) for answers in sessions if answers is not None]
+        parts = [to_float32(answers) for answers in sessions if answers is not None]
         if not sum(len(answers.label) for answers in parts):
             raise UserError("there are no labels to replay")
         shapes = {tuple(tuple(column.shape[1:]) for column in side) for answers in parts for side in answers[:2]}
@@ -41,7 +41,7 @@ class Replayed:
         """
 
         def teacher(queries: Queries) -> Preferences:
-            return take(self._answers, slice(len(prefs), len(prefs) + len(queries.first.env_reward)))
+            return select(self._answers, slice(len(prefs), len(prefs) + len(queries.first.env_reward)))
 
         return teacher
 
@@ -58,4 +58,4 @@ class Rerun:
     def __call__(self, queries: Queries) -> Preferences:
         number, self._number = self._number, self._number + 1
         answers = self._sessions[number] if number < len(self._sessions) else None
-        return nothing(queries) if answers is None else answers
+        return no_answers(queries) if answers is None else answers

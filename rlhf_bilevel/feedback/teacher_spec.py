@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, did_you_mean
 from rlhf_bilevel.errors import UserError
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
@@ -32,15 +32,15 @@ OURS = (BY_SETTINGS, "OracleTeacher")
 
 
 def teacher_settings(spec: str) -> dict[str, Any]:
-    """All settings ``teacher_*`` of the teacher that ``spec`` describes. UserError for a wrong word.
+    """All settings ``teacher_*`` of the teacher that ``spec`` describes. UserError, in one line, for a wrong word.
 
-    Whether values are in range, ``config.settle`` checks.
+    Whether values are in range, ``config.validate`` checks.
     """
     chosen: dict[str, Any] = {}
     for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {did_you_mean(name, [ORACLE, *NAMES])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.types import Preferences, Queries
 
@@ -62,7 +62,7 @@ class SimulatedTeacher:
         skip, equal = self._thresholds(queries.first.env_reward.shape[1])
         label = torch.where(margin(queries).abs() < equal, 0.5, label)
         good = torch.maximum(*(segments.env_reward.sum(-1) for segments in queries)) > skip
-        return take(Preferences(*queries, label), good if skip > 0 else slice(None))
+        return select(Preferences(*queries, label), good if skip > 0 else slice(None))
 
     def _thresholds(self, length: int) -> tuple[float, float]:
         """``skip`` A and ``equal`` A, in return of a segment of ``length`` steps."""

@@ -35,7 +35,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from torch import Tensor, nn
 
-from rlhf_bilevel.data.replay_buffer import Mirror, RelabelledView
+from rlhf_bilevel.data.replay_buffer import DeviceCopy, RelabelledView
 
 Piece = Sequence[Tensor]
 """Parameters that are used as one tensor, stacked along the first axis: two layers on the same input are one layer."""
@@ -276,7 +276,7 @@ class BatchedSAC:
         self._memories: list[Memory] = [{} for _ in range(1 + self._critics)]  # the policy's, the critics'
         self._parts: dict[tuple[int, int], Parts] = {}
         self._obs, self._act = model.observation_space.shape[0], model.action_space.shape[0]
-        self._stores = {view.store: Mirror(view.store, device) for view in views}
+        self._stores = {view.store: DeviceCopy(view.store, device) for view in views}
         self._drawn = torch.zeros(len(models), batch, 2 * self._obs + self._act + 2, device=device)
         copies = self._critics if self._batched else 1  # products of many at once need each factor in full
         width = self._obs + self._act

@@ -23,9 +23,9 @@ from rlhf_bilevel.config import (
     Size,
     Times,
     Weight,
-    nearest,
-    number,
-    temperature,
+    check_ent_coef,
+    did_you_mean,
+    parse_number,
 )
 from rlhf_bilevel.errors import UserError
 
@@ -36,7 +36,7 @@ SDE = Annotated[int, Field(ge=-1, le=10**9)]
 
 
 def _entropy(value: Any) -> Any:
-    if value == "auto" or (not isinstance(value, str) and abs(number(value)) <= 1e9):
+    if value == "auto" or (not isinstance(value, str) and abs(parse_number(value)) <= 1e9):
         return value
     raise ValueError("must be a number or auto")
 
@@ -115,7 +115,7 @@ class _OffPolicy(_Algorithm):
 
 
 class _SAC(_OffPolicy):
-    ent_coef: Annotated[Any, AfterValidator(temperature)] = "auto"
+    ent_coef: Annotated[Any, AfterValidator(check_ent_coef)] = "auto"
     target_entropy: Annotated[Any, AfterValidator(_entropy)] = "auto"
     target_update_interval: Size = 1
     use_sde: bool = False
@@ -157,9 +157,9 @@ def check(file: object, algorithm: type[BaseAlgorithm], settings: Mapping[str, A
         names = [str(part) for part in fault["loc"]]
         why = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            why = f"no file may set it; {nearest(names[-1], _names(kind, names[:-1]))}"
-        message = f"algorithm_settings: {'.'.join(names)}={fault['input']!r:.60}: {why}"
-        raise UserError(f"{file}: {message}. If it is your own, give algorithm_settings= in Python") from None
+            why = f"no file may set it; {did_you_mean(names[-1], _names(kind, names[:-1]))}"
+        told = f"algorithm_settings: {'.'.join(names)}={fault['input']!r:.60}: {why}"
+        raise UserError(f"{file}: {told}. If it is your own, give algorithm_settings= in Python") from None
 
 
 def _names(model: Any, below: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, of_pair, weights
+from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, num_weights, pair_size
 from rlhf_bilevel.feedback.queries import entropy_of_mean, information_gain
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -58,7 +58,7 @@ class CostOptions(Options):
     def numbers(self, config: Config, inputs: int) -> int:
         """How many floats the cost needs at most; ``inputs`` is o + a."""
         batch = min(self.cost_pairs, self.cost_labels) * 2 * config.segment_length * 2 * sum(self.cost_hidden)
-        return 7 * weights(inputs, *self.cost_hidden, 1) + self.cost_labels * of_pair(config, inputs) + batch
+        return 7 * num_weights(inputs, *self.cost_hidden, 1) + self.cost_labels * pair_size(config, inputs) + batch
 
 
 def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -35,5 +35,5 @@ METHODS: Registry[Method] = Registry(
             )
         },
     },
-    of="rlhf_bilevel.training.method:Method",
+    base="rlhf_bilevel.training.method:Method",
 )

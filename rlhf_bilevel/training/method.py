@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Config, Options, complete
+from rlhf_bilevel.config import Config, Options, validate_as
 from rlhf_bilevel.types import Metrics, Preferences, RowReward
 from rlhf_bilevel.utils.serialization import Tree
 
@@ -84,5 +84,5 @@ class Method:
     """Arguments of the algorithm, by the method's options."""
 
     def options_of(self, config: Config) -> Any:
-        """Its ``options`` with the values of a run with these settings."""
-        return complete(self.options, config.options, f"{self.name}.")
+        """Its ``options``, as they are in a run with these settings."""
+        return validate_as(self.options, config.options, f"{self.name}.")

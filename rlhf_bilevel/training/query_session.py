@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from rlhf_bilevel.data.answers import answered, take
+from rlhf_bilevel.data.answers import ask_teacher, select
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
@@ -38,9 +38,9 @@ def query_session(run: Run, count: int) -> int:
     if pairs is None:
         return 0
     with torch.no_grad():
-        answers = answered(run.teacher, pairs)
+        answers = ask_teacher(run.teacher, pairs)
         # A teacher may also answer older queries now, so that more answers come than were asked for
-        answers = take(answers, slice(run.config.labels - len(run.prefs)))
+        answers = select(answers, slice(run.config.labels - len(run.prefs)))
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))

@@ -19,7 +19,7 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.cli.run_options import assigned, spec
-from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.config import parse_checkpoint_every, validate
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registry
@@ -355,7 +355,7 @@ def test_numbers_are_taken_as_people_write_them() -> None:
     args = parser().parse_args(f"{TRAIN} --steps 1e5 --labels 1e3 --seed 5.0 --threads 1_0".split())
     assert (args.steps, args.labels, args.seed, args.threads) == (100_000, 1_000, 5, 10)
     given = assigned(["net_arch=[64,64]", "reward_net_arch=(64, 32)", "batch_size=1e2", "num_interact=2_0.0"])
-    settings = settle({"total_timesteps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
+    settings = validate({"total_timesteps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
     assert (settings.net_arch, settings.reward_net_arch) == ((64, 64), (64, 32))
     assert (settings.total_timesteps, settings.learning_starts, settings.batch_size, settings.num_interact) == (
         100_000,
@@ -364,11 +364,11 @@ def test_numbers_are_taken_as_people_write_them() -> None:
         20,
     )
     assert settings.tau == 1e-3 and type(settings.batch_size) is int
-    assert settle({"total_timesteps": 300, "net_arch": np.array([8, 9])}).net_arch == (8, 9)
+    assert validate({"total_timesteps": 300, "net_arch": np.array([8, 9])}).net_arch == (8, 9)
     assert (
-        settle({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
+        validate({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
     )
-    assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
+    assert parse_checkpoint_every("5_000") == parse_checkpoint_every("5e3") == parse_checkpoint_every("5000")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -673,8 +673,8 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
                 kill()
             return evaluated(run, *rest)
 
-        evaluated = session.evaluated
-        session.evaluated = stop
+        evaluated = session.evaluate_learners
+        session.evaluate_learners = stop
         main([*arguments, "--out", str(tmp_path / "run")])
 
     assert child(interrupted) == 9
@@ -690,7 +690,7 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "evaluated", interrupt)
+    monkeypatch.setattr(session, "evaluate_learners", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
     assert stop.value.code == 130

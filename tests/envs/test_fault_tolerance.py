@@ -269,7 +269,7 @@ def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monke
     env.reset()
     with pytest.raises(RuntimeError, match=r"(?s)1 episodes in a row.*in step.*ZeroDivisionError: a bug") as told:
         env.step(np.zeros(1, np.float32))
-    assert foreign._line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
+    assert foreign.error_line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
     env.close()
 
 

@@ -14,7 +14,7 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.label_log import LabelLog, sessions
+from rlhf_bilevel.data.label_log import LabelLog, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.errors import UserError
@@ -171,7 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def oracle_of(out: Path) -> list[float]:
-    answered = [Queries(*session[:2]) for session in sessions(out / "labels.sqlite") if session]
+    answered = [Queries(*session[:2]) for session in read_sessions(out / "labels.sqlite") if session]
     return torch.cat([OracleTeacher()(queries).label for queries in answered]).tolist()
 
 
@@ -224,10 +224,10 @@ def test_sessions_of_a_label_log_are_read_as_they_were_given(tmp_path: Path) -> 
     for session in given:
         log.append(5, session)
     log.close()
-    first, second, third = sessions(tmp_path / "labels.sqlite")
+    first, second, third = read_sessions(tmp_path / "labels.sqlite")
     assert first and third and same(first, given[0]) and second is None and same(third, given[2])
     with pytest.raises(UserError, match="no such file"):
-        list(sessions(tmp_path / "none.sqlite"))
+        list(read_sessions(tmp_path / "none.sqlite"))
     assert not (tmp_path / "none.sqlite").exists()
 
 

@@ -10,7 +10,7 @@ import torch
 from stable_baselines3 import SAC, TD3
 from torch import Tensor
 
-from rlhf_bilevel.data.replay_buffer import Mirror, ReplayBuffer
+from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
 from rlhf_bilevel.learners.off_policy import SB3Learner, on_its_own, together
@@ -191,7 +191,7 @@ def test_clamped_deviations_and_actions_at_the_border_have_sb3s_derivatives() ->
 
 def test_a_mirror_has_every_row_as_it_comes() -> None:
     store = filled(20)
-    mirror = Mirror(store, torch.device("cpu"))
+    mirror = DeviceCopy(store, torch.device("cpu"))
     mirror._table = torch.zeros_like(store.table)  # as on another device
     store.size, out = 10, torch.zeros(3, store.table.shape[1])
     for size in (10, 11, 20):

@@ -480,7 +480,7 @@ def test_unlabelled_is_pre_training_without_end() -> None:
 
 
 def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None:
-    given = config.gather(
+    given = config.nest_options(
         {"total_timesteps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf"
     )
     assert given == {"total_timesteps": 9, "options": {"weight": 2, "threshold": 0.5}}

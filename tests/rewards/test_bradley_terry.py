@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
@@ -83,7 +83,7 @@ def test_a_store_comes_back_from_its_sessions_and_their_losses() -> None:
     store, again = PreferenceBuffer(), PreferenceBuffer()
     sessions = [Preferences(*pairs(3), torch.ones(3)), None, Preferences(*pairs(2, 1), torch.zeros(2))]
     for answers in sessions:
-        store.add(answers or take(sessions[0], slice(0)), torch.rand(0 if answers is None else len(answers.label)))
+        store.add(answers or select(sessions[0], slice(0)), torch.rand(0 if answers is None else len(answers.label)))
     again.load(sessions, store.fresh_loss)
     assert again.sessions == store.sessions == [3, 0, 2] and torch.equal(again.fresh_loss, store.fresh_loss)
     for column, known in zip([*again[:].first, *again[:].second], [*store[:].first, *store[:].second], strict=True):

@@ -14,7 +14,7 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.runs.checkpoint import Checkpoints, Entry, Manifest
+from rlhf_bilevel.runs.checkpoint import Checkpoints, FileEntry, Manifest
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
 from tests.conftest import FEW, SMALL
@@ -174,7 +174,7 @@ def retold(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         change(told)
         data = json.dumps(told).encode()
         (path / "state.json").write_bytes(data)
-        manifest.files["state.json"] = Entry(size=len(data), sha256=sha256(data))
+        manifest.files["state.json"] = FileEntry(size=len(data), sha256=sha256(data))
         (path / "manifest.json").write_bytes(manifest.seal())
 
 

@@ -23,8 +23,8 @@ from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.runs.checkpoint import Checkpoints
-from rlhf_bilevel.runs.logger import Log, Progress
-from rlhf_bilevel.runs.process import Interrupts, held
+from rlhf_bilevel.runs.logger import CSVWriter, Log
+from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from tests.conftest import SMALL, Steer
 from tests.support.faults import child, tables
@@ -105,7 +105,7 @@ def where_all_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("strike", [
     in_a_finalizer, where_all_is_caught, before(Steer, "step"), before(Steer, "reset"), before(LabelLog, "append"),
-    before(Progress, "write"), before(Log, "evaluation"), before(Checkpoints, "save"), before(Checkpoints, "_check"),
+    before(CSVWriter, "write"), before(Log, "evaluation"), before(Checkpoints, "save"), before(Checkpoints, "_check"),
     before(torch.optim.Adam, "step"),
 ])  # fmt: skip
 def test_one_ctrl_c_stops_a_run_wherever_it_strikes_and_it_goes_on_bit_for_bit(
@@ -180,7 +180,7 @@ def test_a_programs_own_handler_of_ctrl_c_is_called_and_kept(tmp_path: Path, who
     previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         agent(tmp_path / "run").learn(STEPS, callback=Strikes())
-        with held():
+        with delayed_interrupts():
             ctrl_c()
             assert len(came) == 2
         assert len(came) == 3

@@ -14,15 +14,15 @@ import torch
 from benchmarks.learning import ending, evidence, figure1
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.config import PRESETS, Config, check_budget, fit_segment_length
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.worker import whole
+from rlhf_bilevel.studies.worker import all_settings
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
@@ -156,19 +156,19 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
 def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
     ones = {"labels": 500, "queries_per_session": 1}
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 or num_interact=3 would do"):
-        reaching(Config(total_timesteps=2000, **ones))
+        check_budget(Config(total_timesteps=2000, **ones))
     assert Config(total_timesteps=2000, labels=500, queries_per_session=27).sessions == 19
-    reaching(Config(total_timesteps=2000, labels=500, queries_per_session=27))
+    check_budget(Config(total_timesteps=2000, labels=500, queries_per_session=27))
     assert (
         Config(total_timesteps=2000, num_interact=3, **ones).sessions
         >= 500
         > Config(total_timesteps=2000, num_interact=4).sessions
     )
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 would do"):
-        reaching(Config(total_timesteps=200, **ones))
+        check_budget(Config(total_timesteps=200, **ones))
     at_once = {"learning_starts": 0, "pretrain_steps": 0}
     with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: num_interact=30 or less"):
-        reaching(Config(total_timesteps=30, num_interact=31, **at_once))
+        check_budget(Config(total_timesteps=30, num_interact=31, **at_once))
     assert Config(total_timesteps=30, num_interact=30, **at_once).queries_per_session == 100  # of its own accord
 
 
@@ -215,17 +215,17 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert read_yaml(tmp_path / "run" / "config.yaml")["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
     run = RunSpec.of("pebble", "Limited-v0", settings | {"total_timesteps": 300}, preset="quick")
-    assert whole(run, 30)["segment_length"] == 8
+    assert all_settings(run, 30)["segment_length"] == 8
     with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
         few = {"total_timesteps": 300, "segment_length": 31, "labels": labels}
-        whole(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
+        all_settings(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
     config = Config(total_timesteps=300, segment_length=30)
-    assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
+    assert fit_segment_length(config, 30, chosen=True) == fit_segment_length(config, None, chosen=True) == (config, "")
     with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
-        fitting(Config(total_timesteps=30, segment_length=30), None, own=True)
+        fit_segment_length(Config(total_timesteps=30, segment_length=30), None, chosen=True)
 
 
 def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
@@ -241,7 +241,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     assert stop.value.code == 2
     line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
     assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
-    assert [point.labels for point in points(out)][-1] == 0 and not RunFolder(out).ended
+    assert [point.labels for point in read_records(out)][-1] == 0 and not RunFolder(out).ended
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
@@ -319,7 +319,7 @@ def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and
 def test_a_decreasing_schedule_asks_again_for_what_a_teacher_skipped_and_keeps_the_budget() -> None:
     run = build("pebble", total_timesteps=430, labels=60, num_interact=20, label_schedule="decreasing")
     oracle = run.teacher
-    run.teacher = lambda queries: take(oracle(queries), slice(0, None, 2))
+    run.teacher = lambda queries: select(oracle(queries), slice(0, None, 2))
     list(train(run))
     assert len(run.asked) > 60 >= len(run.prefs) > 40
 
