@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.types import Queries
-from rlhf_bilevel.utils.files import opened, reading, truncate, written
+from rlhf_bilevel.utils.files import naming_write_errors, open_in_place, open_to_read, truncate
 
 LINE = 2**16  # bytes of a line, at most
 WORDS = ("first", "second", "tie", "skip")
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
         return None if share is None else 0.5 + share * self.strength
 
 
-def checked(answer: Any, strength: Any = None) -> Answer:
+def check_answer(answer: Any, strength: Any = None) -> Answer:
     """ValueError, which says what is wrong, where it is no answer. A strength of None is 1."""
     if answer not in WORDS:
         raise ValueError(f"the answer {_shown(answer)} is none of {', '.join(WORDS)}")
@@ -90,20 +90,20 @@ class RequestLog:
         self._count(told)
         if self._path is None:
             return
-        with written(self._path), opened(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+        with naming_write_errors(self._path), open_in_place(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
             file.write(json.dumps(told).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _count(self, told: dict[str, Any]) -> None:
         if told["answer"] is not None:
-            self.answers[str(told["pair"])] = checked(told["answer"], told["strength"])
+            self.answers[str(told["pair"])] = check_answer(told["answer"], told["strength"])
         self.requests += 1
 
     def _read(self, path: Path) -> None:
         """What follows the last newline was cut short by a kill: it is removed."""
         end = 0
-        with reading(path, math.inf) as file:
+        with open_to_read(path, math.inf) as file:
             while (line := file.readline(LINE + 1)).endswith(b"\n"):
                 try:
                     self._count(json.loads(line))

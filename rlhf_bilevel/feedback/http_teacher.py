@@ -32,9 +32,9 @@ from urllib.parse import urlsplit
 import torch
 
 from rlhf_bilevel.config import TOKEN, VLM, Config
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.data.request_log import Answer, RequestLog, checked, names
+from rlhf_bilevel.data.request_log import Answer, RequestLog, check_answer, names
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import vision_language
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -119,7 +119,7 @@ class HttpTeacher:
             warnings.warn(f"{failed} of {len(labels)} pairs got no answer from {self._url}", stacklevel=2)
         rows = torch.tensor([number for number, label in enumerate(labels) if label is not None], dtype=torch.long)
         known = torch.tensor([math.nan if label is None else label for label in labels])
-        return take(Preferences(*queries, known), rows)
+        return select(Preferences(*queries, known), rows)
 
     def _used_up(self) -> bool:
         most = self._config.teacher_max_requests
@@ -170,7 +170,7 @@ class HttpTeacher:
             told = self._read(json.loads(text))
             if not isinstance(told, dict) or "answer" not in told:
                 raise ValueError(f"it answered {_excerpt(text)}, and no object with an answer")
-            return checked(told["answer"], told.get("strength"))
+            return check_answer(told["answer"], told.get("strength"))
         except (json.JSONDecodeError, RecursionError):
             raise Failed(f"it answered {_excerpt(text)}, which is no JSON", status, text) from None
         except ValueError as error:

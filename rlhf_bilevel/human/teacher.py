@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import nothing
-from rlhf_bilevel.data.label_log import count, pairs, preferences
+from rlhf_bilevel.data.answers import no_answers
+from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.human.records import Question, Status
@@ -63,7 +63,7 @@ class HumanTeacher:
         self._book = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         told, c = RunFolder(self._folder).read_config(), self._config
         facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
-        self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
+        self._book.begin(facts | {"steps": c.total_timesteps, "labels": c.labels, "votes": c.teacher_votes})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
@@ -73,13 +73,13 @@ class HumanTeacher:
         self._book.close()
 
     def __call__(self, queries: Queries) -> Preferences:
-        book, number = self._book, count(RunFolder(self._folder).labels)
+        book, number = self._book, count_sessions(RunFolder(self._folder).labels)
         self._used = self._patiently(lambda: book.used(number))
         left = self._config.labels - self._used
         self._ask(number, queries, left)
         self._wait()
         answers = self._patiently(lambda: book.collect(number, left))
-        return preferences(answers) if answers else nothing(queries)
+        return decode_answers(answers) if answers else no_answers(queries)
 
     def beat(self, run: Run) -> None:
         """To be called after each step of the run: now and then a sign of life goes into the book."""
@@ -93,7 +93,7 @@ class HumanTeacher:
         )
         doing += f", {(run.step - step) / (now - before):.0f} steps a second."
         try:
-            self._beat(False, *self._needed(min(c.session_labels, c.labels - self._used)), doing)
+            self._beat(False, *self._needed(min(c.queries_per_session, c.labels - self._used)), doing)
         except Away:  # training needs no book to go on
             self._next = now + 30 * INTERVAL
 
@@ -101,7 +101,7 @@ class HumanTeacher:
         if self._patiently(lambda: self._book.asked(number)) == 0:
             rows = torch.stack([self._store.rows_of(segments) for segments in queries], 1)  # (B, 2)
             clips = [[self._clip(int(first)) for first in pair] for pair in rows]
-            questions = [Question(*pair, *both) for pair, both in zip(pairs(queries), clips, strict=True)]
+            questions = [Question(*pair, *both) for pair, both in zip(encode_pairs(queries), clips, strict=True)]
             self._patiently(lambda: self._book.ask(number, questions, self._config.teacher_votes, left))
         if not self._told:
             self._told = True
@@ -121,7 +121,8 @@ class HumanTeacher:
         step, c = self._store.size, self._config
         while (told := self._patiently(self._needed))[0]:
             needed = told[0]
-            doing = f"Training waits at step {step:,} of {c.steps:,} for {needed} more answer{'s' * (needed > 1)}."
+            doing = f"Training waits at step {step:,} of {c.total_timesteps:,} for {needed} more "
+            doing += f"answer{'s' * (needed > 1)}."
             self._patiently(partial(self._beat, True, *told, doing))
             time.sleep(INTERVAL)
 
@@ -136,7 +137,7 @@ class HumanTeacher:
 
     def _beat(self, waiting: bool, needed: int, spare: int | None, doing: str) -> None:
         c = self._config
-        status = Status(self._store.size, c.steps, self._used, c.labels, waiting, needed, doing, spare=spare)
+        status = Status(self._store.size, c.total_timesteps, self._used, c.labels, waiting, needed, doing, spare=spare)
         self._book.beat(status)
 
     def _patiently(self, work: Callable[[], T]) -> T:

@@ -20,14 +20,14 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.config import TOKEN, Config
-from rlhf_bilevel.data.label_log import sessions
+from rlhf_bilevel.data.label_log import read_sessions
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback import http_teacher
 from rlhf_bilevel.feedback.http_teacher import FAILURES, TRIES, HttpTeacher
-from rlhf_bilevel.feedback.teacher_spec import traits
+from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.types import Queries, Segments
 from tests.data.test_label_log import queries
 from tests.runs.test_resume import EVERY, equal, killed, started
@@ -88,7 +88,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def teacher(server: Server, log: RequestLog | None = None, **settings: Any) -> HttpTeacher:
     url = settings.pop("url", server.url)
-    config = Config(**{"steps": 100, "teacher_url": url, "teacher_timeout": 20, **settings})
+    config = Config(**{"total_timesteps": 100, "teacher_url": url, "teacher_timeout": 20, **settings})
     return HttpTeacher(config, "Point-v0", ENTRIES, log or RequestLog(None), ReplayBuffer(2, 1, 10))
 
 
@@ -313,7 +313,7 @@ def test_a_wrong_url_is_one_clear_line(url: str, fault: str) -> None:
 
 def test_a_url_is_a_teacher_and_how_it_is_asked_stays(tmp_path: Path) -> None:
     url = "https://example.org/judge?a=1,2"
-    assert traits(url)["teacher_url"] == url and traits("oracle")["teacher_url"] == ""
+    assert teacher_settings(url)["teacher_url"] == url and teacher_settings("oracle")["teacher_url"] == ""
     (tmp_path / "own.yaml").write_text(f"teacher_url: {url}\nteacher_question: Which is calmer?\nteacher_skip: 0.1\n")
     words = ["train", "pebble", "--env", "Pendulum-v1", "--steps", "100", "--config", str(tmp_path / "own.yaml")]
     with pytest.raises(UserError, match=r"names a teacher elsewhere.*--teacher"):
@@ -324,7 +324,7 @@ def test_a_url_is_a_teacher_and_how_it_is_asked_stays(tmp_path: Path) -> None:
         Agent("pebble", "Pendulum-v1", teacher=url, teacher_human=True)
 
 
-CHEAP: dict[str, Any] = {"update_every": 50, "eval_every": 1000, "eval_episodes": 1, "refresh_every": 0}
+CHEAP: dict[str, Any] = {"train_freq": 50, "eval_freq": 1000, "n_eval_episodes": 1, "refresh_every": 0}
 
 
 def by_obs(pair: dict[str, Any], number: int) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit_and_asks_for_no_answer_twice(s
         started("pebble", tmp_path / "whole", **words)
     count = len(server.asked)
     assert count == 40 and server.asked[0]["names"] == {"obs": ["obs[0]"], "act": ["act[0]"]}
-    labels = torch.cat([part.label for part in sessions(tmp_path / "whole" / "labels.sqlite") if part])
+    labels = torch.cat([part.label for part in read_sessions(tmp_path / "whole" / "labels.sqlite") if part])
     assert set(labels.tolist()) == {torch.tensor(0.9).item(), torch.tensor(0.1).item()}
     server.asked.clear()
     killed(130, lambda: started("pebble", tmp_path / "run", **words))
@@ -370,13 +370,13 @@ def test_a_run_whose_teacher_goes_away_stops_with_one_line_and_goes_on_later(
     server.does = by_obs
     main(["resume", str(tmp_path / "run"), "--trust"])
     answered = [line["pair"] for line in lines(log) if line["answer"]]
-    labels = [part.label for part in sessions(tmp_path / "run" / "labels.sqlite") if part]
+    labels = [part.label for part in read_sessions(tmp_path / "run" / "labels.sqlite") if part]
     assert len(set(answered)) == len(answered) == len(torch.cat(labels)) == 40  # none asked twice, none lost
 
 
 def test_a_fork_goes_to_no_place_that_its_source_names(server: Server, tmp_path: Path) -> None:
     server.does = by_obs
-    started("pebble", tmp_path / "run", steps=200, **CHEAP, teacher=server.url, teacher_frames=0)
+    started("pebble", tmp_path / "run", total_timesteps=200, **CHEAP, teacher=server.url, teacher_frames=0)
     count, more = len(server.asked), {"labels": 50}
     with pytest.raises(UserError, match="would send its pairs to"):
         Agent.fork(tmp_path / "run", out=tmp_path / "fork", **more).learn(100)
@@ -431,10 +431,10 @@ def filmed(server: Server, **settings: Any) -> tuple[HttpTeacher, Queries, Drawi
     for row in range(20):
         store.add(np.full(2, row, np.float32), np.zeros(1, np.float32), np.zeros(2, np.float32), 0.0, False)
     first, second = (
-        Segments(*(column[None, start : start + 5] for column in (store.obs, store.act, store.truth)))
+        Segments(*(column[None, start : start + 5] for column in (store.obs, store.act, store.env_reward)))
         for start in (0, 6)
     )
-    config = Config(steps=100, **{"teacher_url": server.url, "teacher_frames": 3, **settings})
+    config = Config(total_timesteps=100, **{"teacher_url": server.url, "teacher_frames": 3, **settings})
     return HttpTeacher(config, "Point-v0", ENTRIES, RequestLog(None), store, film), Queries(first, second), film
 
 
@@ -527,7 +527,7 @@ def test_the_documents_show_what_is_sent_and_what_comes_back(server: Server, tmp
     assert server.asked[0].keys() == sent.keys() and server.asked[0]["first"].keys() == sent["first"].keys()
     assert server.asked[0]["version"] == sent["version"] and server.asked[0]["names"].keys() == sent["names"].keys()
     env = registry.make(sent["env"], 0)
-    assert registry.names(env) == sent["names"]["obs"] + sent["names"]["act"]
+    assert registry.entry_names(env) == sent["names"]["obs"] + sent["names"]["act"]
 
 
 def take_one(asked: Any) -> Any:

@@ -22,7 +22,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.envs.interface import FAULT
-from rlhf_bilevel.envs.opengl import _find_opengl
+from rlhf_bilevel.envs.opengl import find_opengl
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import recorder as films
@@ -78,8 +78,8 @@ def play(
         for _ in range(steps):
             told.append(seen())
             action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-            following, truth, terminated, _, info = env.step(action)
-            store.add(obs, action, following, truth, terminated)
+            following, env_reward, terminated, _, info = env.step(action)
+            store.add(obs, action, following, env_reward, terminated)
             obs = following
         assert not set(films.Told) & info.keys()
     return told
@@ -172,7 +172,7 @@ def test_a_run_that_is_cut_off_and_resumed_leaves_the_film_of_one_that_was_not(t
     """Records too: those of rows that are written again go, and none is there twice."""
 
     def run_of(folder: Path) -> tuple[Any, ClipRecorder]:
-        run, film = build("random", "Drawn-v0", steps=200), ClipRecorder(folder)
+        run, film = build("random", "Drawn-v0", total_timesteps=200), ClipRecorder(folder)
         run.envs = [RecordedEnv(FaultTolerantEnv(partial(films.make, "Drawn-v0", 0)), run.store, film)]
         return run, film
 
@@ -235,7 +235,7 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
 @pytest.mark.parametrize("env_id", [CARTPOLE, pytest.param(DOOR, marks=pytest.mark.slow)])
 def test_pictures_are_those_that_the_env_draws_itself(env_id: str, tmp_path: Path) -> None:
     try:
-        _find_opengl()
+        find_opengl()
     except RuntimeError as error:
         pytest.skip(str(error))
     env, store, film = filmed(env_id, tmp_path, 40)

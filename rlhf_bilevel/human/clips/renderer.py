@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from rlhf_bilevel.envs.opengl import _find_opengl
+from rlhf_bilevel.envs.opengl import find_opengl
 
 PIXELS = 256  # of a side
 QUALITY = 80  # of a JPEG
@@ -25,7 +25,7 @@ class Renderer:
     """
 
     def __init__(self, model: mujoco.MjModel, camera: int) -> None:
-        _find_opengl()
+        find_opengl()
         name = os.environ["MUJOCO_GL"]
         module = "cgl" if sys.platform == "darwin" else name if name in ("egl", "osmesa") else "glfw"
         size = model.vis.global_
