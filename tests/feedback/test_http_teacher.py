@@ -376,7 +376,7 @@ def test_a_run_whose_teacher_goes_away_stops_with_one_line_and_goes_on_later(
 
 def test_a_fork_goes_to_no_place_that_its_source_names(server: Server, tmp_path: Path) -> None:
     server.does = by_obs
-    started("pebble", tmp_path / "run", total_timesteps=200, **CHEAP, teacher=server.url, teacher_frames=0)
+    started("pebble", tmp_path / "run", steps=200, **CHEAP, teacher=server.url, teacher_frames=0)
     count, more = len(server.asked), {"labels": 50}
     with pytest.raises(UserError, match="would send its pairs to"):
         Agent.fork(tmp_path / "run", out=tmp_path / "fork", **more).learn(100)
