@@ -1,4 +1,4 @@
-"""What a film costs: steps of training with and without it, side by side; bytes of clips, scenes and rows.
+"""What recording clips costs: steps of training with and without it, side by side; bytes of clips, scenes and rows.
 
     python -m benchmarks.performance.clips [--env ID ...] [--method pebble] [--rounds 20] [--block 100] ...
 
@@ -28,7 +28,7 @@ from rlhf_bilevel.config import settle
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
-from rlhf_bilevel.human.clips import recorder as films
+from rlhf_bilevel.human.clips import recorder as clip_recorder
 from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs.build import Parts, build
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    film = ClipRecorder(folder)
-    runs = [run_of(env_id, args, film) for film in (None, film)]
+    recorder = ClipRecorder(folder)
+    runs = [run_of(env_id, args, used) for used in (None, recorder)]
     blocks = [timed(run, args.block) for run in runs]
     ratios, plain = [], []
     for number in range(args.rounds):
@@ -66,14 +66,14 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
         ratios.append(took[1] / took[0])
         plain.append(took[0] / args.block)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    film.flush()
+    recorder.flush()
     rows = runs[1].store.size
-    disk = {name: (folder / "clips" / name).stat().st_size for name in (films.POSES, films.RECORDS)}
+    disk = {name: (folder / "clips" / name).stat().st_size for name in (clip_recorder.POSES, clip_recorder.RECORDS)}
     start = time.process_time()
-    clip = film.clip(range(SEGMENT))
+    clip = recorder.clip(range(SEGMENT))
     first = time.process_time() - start
     start = time.process_time()
-    film.clip(range(SEGMENT, 2 * SEGMENT))
+    recorder.clip(range(SEGMENT, 2 * SEGMENT))
     following = time.process_time() - start
     more = added(env_id, folder / "alone")
     told = {
@@ -82,15 +82,15 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
         "milliseconds_of_a_step": round(1e3 * statistics.median(plain), 2),
         "microseconds_added_to_a_step": round(1e6 * more, 1),
         "share_added": round(more / statistics.median(plain), 5),
-        "bytes_a_row": disk[films.POSES] / rows,
-        "bytes_of_records": disk[films.RECORDS],
+        "bytes_a_row": disk[clip_recorder.POSES] / rows,
+        "bytes_of_records": disk[clip_recorder.RECORDS],
         "milliseconds_of_first_clip_and_next": [round(1e3 * first), round(1e3 * following)],
         "gzipped_bytes_of_clip": zipped(clip),
     }
-    return told | ({"gzipped_bytes_of_scene": zipped(film.scene(clip["scene"]))} if clip["kind"] == "scene" else {})
+    return told | ({"gzipped_bytes_of_scene": zipped(recorder.scene(clip["scene"]))} if clip["kind"] == "scene" else {})
 
 
-def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> Run:
+def run_of(env_id: str, args: argparse.Namespace, recorder: ClipRecorder | None) -> Run:
     config = settle(
         {
             "steps": 10 * args.block + args.rounds * args.block,
@@ -106,9 +106,9 @@ def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> 
         }
     )
     run = build(RunSpec(args.method, env_id, {}), Parts.of(args.method), config)
-    if film:
-        guards = (FaultTolerantEnv(partial(films.make, env_id, config.seed)) for _ in run.envs)
-        run.envs = [RecordedEnv(guard, run.store, film) for guard in guards]
+    if recorder:
+        guards = (FaultTolerantEnv(partial(clip_recorder.make, env_id, config.seed)) for _ in run.envs)
+        run.envs = [RecordedEnv(guard, run.store, recorder) for guard in guards]
     return run
 
 
@@ -128,20 +128,20 @@ def added(env_id: str, folder: Path) -> float:
     """Seconds that filming adds to a step of the environment, of which the median block counts."""
     plain: Any = FaultTolerantEnv(partial(registry.make, env_id, 0))
     store = ReplayBuffer(plain.observation_space.shape[0], plain.action_space.shape[0], capacity=1)
-    film = ClipRecorder(folder)
-    filmed: Any = RecordedEnv(FaultTolerantEnv(partial(films.make, env_id, 0)), store, film)
+    recorder = ClipRecorder(folder)
+    recorded: Any = RecordedEnv(FaultTolerantEnv(partial(clip_recorder.make, env_id, 0)), store, recorder)
     actions = np.random.default_rng(0).uniform(-1, 1, (ALONE // 20, *plain.action_space.shape)).astype(np.float32)
     differences = []
     for _ in range(20):
         took = []
-        for env in (plain, filmed):
+        for env in (plain, recorded):
             env.reset()
             start = time.process_time()
             for action in actions:
                 env.step(action)
             took.append(time.process_time() - start)
         differences.append((took[1] - took[0]) / len(actions))
-    film.close()
+    recorder.close()
     return statistics.median(differences)
 
 

@@ -1,4 +1,7 @@
-"""What a run has asked by now, as a preference dataset: by its log of labels, or by the book where people answer."""
+"""All queries that a run has asked so far, as a preference dataset.
+
+They are read from the run's label log or, if people answer, from its label store.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,36 @@ from rlhf_bilevel.types import Queries
 
 
 def of_run(folder: Path, trust: bool = False) -> Dataset | None:
-    """All that the run in ``folder`` has asked by now, in order; None where it has asked nothing.
+    """All queries of the run in ``folder``, in the order in which they were asked; None if it has asked none.
 
-    A query that was answered in a later session than its own is one row, shown at first and answered at last. The
-    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one. Nothing in
-    the folder changes. ``trust`` lets it name a database elsewhere, in which people's answers are.
+    A query that was skipped and then answered in a later session is one row, with the time of its first showing and the
+    time of its answer. The sampler of all rows is the run's setting ``query``; a rule that needs the reward model draws
+    uniformly until there is one. Nothing in the folder changes. ``trust`` allows the run to name a database elsewhere
+    that holds people's answers. UserError if the folder is not a run's, or has no labels file; CorruptFileError if a
+    file in it is not what was written.
     """
     run = RunFolder(folder)
-    told = run.trusted_config(trust=True)  # nothing that it names is imported here
-    config = settle(told["settings"])
+    run_config = run.trusted_config(trust=True)  # nothing that it names is imported here
+    config = settle(run_config["settings"])
     if config.teacher_human:
-        from rlhf_bilevel.human.dataset import of_book  # a database's libraries, which only people's labels need
+        from rlhf_bilevel.human.dataset import export_choices  # only people's labels need the database libraries
 
-        return of_book(folder, told, config, trust)
+        return export_choices(folder, run_config, config, trust)
     if not run.labels.is_file():
         raise UserError(f"{folder} holds no {run.labels.name}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
-    waiting: dict[Pair, int] = {}  # rows that may still be answered
+    unanswered: dict[Pair, int] = {}  # the row of each skipped pair, which may still be answered
     with LabelLog.copy(run.labels) as log:
         for session in map(log.__getitem__, range(len(log))):
             asked_at = math.nan if session.asked_at is None else session.asked_at
             for label, *pair in session.answers:
                 first, second = pair
-                if (late := waiting.pop((first, second), None)) is None:
+                if (row := unanswered.pop((first, second), None)) is None:
                     rows.append(((first, second), label, asked_at, session.answered_at))
                 else:
-                    rows[late] = rows[late][0], label, rows[late][2], session.answered_at
+                    rows[row] = rows[row][0], label, rows[row][2], session.answered_at
             for skipped in session.skipped:
-                waiting.setdefault(skipped, len(rows))
+                unanswered.setdefault(skipped, len(rows))
                 rows.append((skipped, math.nan, asked_at, math.nan))
     if not rows:
         return None
@@ -52,8 +57,8 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
     return Dataset.of(
         Queries(stacked(firsts), stacked(seconds)),
         torch.tensor(labels),
-        env_id=str(told["env"]),
-        labeller=str(told["teacher"]),
+        env_id=str(run_config["env"]),
+        labeller=str(run_config["teacher"]),
         sampler=str(config.query),
         t_shown=shown,
         t_answered=answered,
@@ -63,10 +68,10 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
 
 
 def load(data: Path, trust: bool = False) -> Dataset:
-    """Of a run's folder, or of a Parquet file."""
+    """The dataset in ``data``: the folder of a run (see ``of_run``) or a Parquet file. UserError if it has no query."""
     if not data.is_dir():
         return Dataset.read(data)
-    found = of_run(data, trust)
-    if found is None:
+    dataset = of_run(data, trust)
+    if dataset is None:
         raise UserError(f"{data} has asked no query yet")
-    return found
+    return dataset

@@ -111,12 +111,12 @@ def build(
     """
     training = training_envs(spec, config, parts.method) if training is None else training
     sizes = weigh(parts, config, training)
-    store, prefs, film = ReplayBuffer(*sizes, config.steps), PreferenceBuffer(), None
+    store, prefs, recorder = ReplayBuffer(*sizes, config.steps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        training, film = filmed(spec, config, training, store)
-    teacher = _teacher(spec, parts, config, store, prefs, film, used_sessions)
+        training, recorder = recorded(spec, config, training, store)
+    teacher = _teacher(spec, parts, config, store, prefs, recorder, used_sessions)
     learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
@@ -163,16 +163,16 @@ def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[B
     return model, reward
 
 
-def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
-    """The same environments, filmed as people will see them, and the ``human.film.Film``."""
-    from rlhf_bilevel.human.clips import recorder
+def recorded(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
+    """The same environments, recorded as people will see them, and their ``human.clips.recorder.ClipRecorder``."""
+    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv, make
 
     assert spec.out is not None
-    c, record = config, recorder.ClipRecorder(spec.out)
+    c, recorder = config, ClipRecorder(spec.out)
     for env in training:
         env.close()
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    return [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
+    make_posed = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    return [RecordedEnv(_guarded(make_posed, spec.env, c.env_timeout), store, recorder) for _ in training], recorder
 
 
 def _teacher(
@@ -181,7 +181,7 @@ def _teacher(
     config: Config,
     store: ReplayBuffer,
     prefs: PreferenceBuffer,
-    film: Any,
+    recorder: Any,
     used_sessions: int,
 ) -> Teacher:
     if parts.teacher is not None:
@@ -190,7 +190,7 @@ def _teacher(
         from rlhf_bilevel.human.teacher import HumanTeacher
 
         assert spec.out is not None
-        return HumanTeacher(config, store, film, spec.out)
+        return HumanTeacher(config, store, recorder, spec.out)
     if config.teacher_rerun:
         given = _answers(Path(config.teacher_rerun), config, store)
         return Rerun(given, count(spec.folder.labels) if spec.out else used_sessions)

@@ -15,7 +15,7 @@ VERA = Labeller(9, "Vera", EXPERT)
 
 
 class Everything:
-    """A book that holds these choices."""
+    """A store that holds these choices."""
 
     def __init__(self, *chosen: Chosen) -> None:
         self.chosen = list(chosen)
@@ -23,7 +23,7 @@ class Everything:
     def all_chosen(self) -> list[Chosen]:
         return self.chosen
 
-    def everybody(self) -> list[Labeller]:
+    def labellers(self) -> list[Labeller]:
         return sorted({chosen.labeller for chosen in self.chosen})
 
 

@@ -109,8 +109,8 @@ export const sendAnswer = (answer) => tracked("/api/answers", answer);
 /** Takes the last answer back, and gives its query. @returns {Promise<string>} */
 export const takeBack = async () => (await tracked("/api/undo", {})).query;
 
-/** Offers again what this labeller skipped and nobody else has answered. */
-export const offerSkipped = () => tracked("/api/unskip", {});
+/** Makes the server show again what this labeller skipped and nobody else has answered. */
+export const showSkippedAgain = () => tracked("/api/unskip", {});
 
 /** @param {string} id @returns {Promise<import("./scene.js").Clip>} */
 export const getClip = (id) => retried(`/api/clips/${encodeURIComponent(id)}`);

@@ -1,6 +1,6 @@
 /** The page: one pair in front, the next one drawn behind it. An answer moves on at once, and the outbox sends it. */
 
-import { Refused, connection, getStatus, labeller, nextPairs, offerSkipped, takeBack } from "./api.js";
+import { Refused, connection, getStatus, labeller, nextPairs, showSkippedAgain, takeBack } from "./api.js";
 import { clipOf, keepOnly } from "./clips.js";
 import { element, once, sleep } from "./dom.js";
 import { listen } from "./keys.js";
@@ -53,10 +53,10 @@ async function refill() {
     askAgain = false;
     try {
       const waiting = outbox.waiting(), began = performance.now();
-      const offered = await nextPairs(AHEAD + Math.min(waiting.length, 12)); // what is on its way is offered again
+      const assigned = await nextPairs(AHEAD + Math.min(waiting.length, 12)); // what is on its way is assigned again
       const known = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
       const sent = new Set([...waiting, ...outbox.waiting()].map((answer) => answer.query));
-      pairs.push(...offered.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
+      pairs.push(...assigned.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
       for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
     } catch {} // the connection is known to be gone, or the session
   } while (askAgain);
@@ -182,7 +182,7 @@ async function bringBack(query) {
 
 async function unskip() {
   try {
-    await offerSkipped();
+    await showSkippedAgain();
   } catch (error) {
     if (!(error instanceof Refused)) notice("No connection: the skipped pairs cannot be shown now.", true);
   }
