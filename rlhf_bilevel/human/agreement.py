@@ -2,7 +2,7 @@
 
 Krippendorff's alpha = 1 - D_o / D_e compares the observed disagreement D_o of people on the same pair with D_e, the
 disagreement of answers that are put together at random. It is 1 if all agree, and 0 if they agree as by chance. The
-distance of two labels (1, 0.5 or 0) is their squared difference.
+distance of two labels (from 0 to 1) is their squared difference.
 
 All intervals are 95 % intervals: Wilson's for shares, the bootstrap over queries for alpha.
 
@@ -13,7 +13,7 @@ CHANCE (exact binomial test). So one bad answer is never flagged.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -24,9 +24,23 @@ from scipy.stats import binomtest
 
 from rlhf_bilevel.human.records import Chosen, first_better
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CANT_TELL, DECIDED, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    DECIDED,
+    EQUAL,
+    EXPERT,
+    GOLD,
+    LABEL,
+    LEFT,
+    REPEAT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 
-LABELS = (0.0, 0.5, 1.0)
+LABELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RESAMPLES = 500  # of the bootstrap
 NORMAL = 1.96  # standard deviations to either side of the mean that hold 95 %
 MIN_COUNT = 10  # answers before their speed is judged, and shared pairs before agreement is judged
@@ -54,11 +68,11 @@ class Figures(BaseModel):
     answers: int  # all choices except skips, for any purpose
     skips: int
     cant_tell: int
-    ties: int
+    ties: int  # equally good, or both bad
     median_seconds: float | None  # from the moment the pair was shown to the answer
-    left: Share | None  # share of "left" among "left" and "right"
-    repeats: Share | None  # share of repeated pairs with the same answer
-    gold: Share | None  # share of pairs with the same answer as an expert's
+    left: Share | None  # share of the left side among all choices of a side
+    repeats: Share | None  # share of repeated pairs for which the same side, or a tie, was chosen
+    gold: Share | None  # the same share, compared with the answer of an expert
     flags: list[str]  # sentences about what stands out
 
 
@@ -176,17 +190,21 @@ def _figures(
     labels: Mapping[tuple[str, int], float],
     expert_labels: Mapping[str, float],
 ) -> Figures:
-    counts = {word: sum(chosen.choice == word for chosen in choices) for word in (LEFT, RIGHT, EQUAL, CANT_TELL, SKIP)}
+    counts = Counter(chosen.choice for chosen in choices)
+    lefts, rights = counts[LEFT] + counts[SLIGHTLY_LEFT], counts[RIGHT] + counts[SLIGHTLY_RIGHT]
     seconds = [c.answered_at - c.shown_at for c in choices if c.shown_at is not None and c.choice != SKIP]
 
     def share_of_same(purpose: str, expected: Sequence[float | None]) -> Share | None:
-        """The share of the choices with this purpose that equal the ``expected`` labels, one for each choice."""
+        """The share of the choices with this purpose that prefer what the ``expected`` labels prefer.
+
+        There is one expected label for each choice, or None. How strong a preference is does not matter.
+        """
         compared = [
             (label, c)
             for label, c in zip(expected, choices, strict=True)
             if label is not None and c.purpose == purpose and c.choice in DECIDED
         ]
-        return share(sum(label == _label(c) for label, c in compared), len(compared))
+        return share(sum(np.sign(label - 0.5) == np.sign(_label(c) - 0.5) for label, c in compared), len(compared))
 
     figures = Figures(
         name=name,
@@ -194,9 +212,9 @@ def _figures(
         answers=len(choices) - counts[SKIP],
         skips=counts[SKIP],
         cant_tell=counts[CANT_TELL],
-        ties=counts[EQUAL],
+        ties=counts[EQUAL] + counts[BOTH_BAD],
         median_seconds=median(seconds) if seconds else None,
-        left=share(counts[LEFT], counts[LEFT] + counts[RIGHT]),
+        left=share(lefts, lefts + rights),
         repeats=share_of_same(REPEAT, [labels.get((c.query_id, c.labeller.id)) for c in choices]),
         gold=share_of_same(GOLD, [expert_labels.get(c.query_id) for c in choices]),
         flags=[],

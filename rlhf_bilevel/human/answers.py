@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
-from rlhf_bilevel.human.records import ConflictError, ConsumedError, NotFoundError, Outcome
+from rlhf_bilevel.human.records import ConflictError, ConsumedError, NotFoundError, Outcome, Past
 from rlhf_bilevel.human.tables import (
     LABEL,
     LABELS,
@@ -40,6 +40,7 @@ def store(
     key: str,
     shown_at: float | None,
     answered_at: float | None,
+    note: str,
     now: float,
 ) -> Outcome:
     """See ``LabelStore.choose``."""
@@ -80,6 +81,7 @@ def store(
             shown_at=shown_at,
             answered_at=answered_at,
             received_at=now,
+            note=note or None,
         )
     )
     if is_label and choice != SKIP:
@@ -95,12 +97,36 @@ def last_undoable(c: Connection, labeller: int, lock: bool) -> Any:
     With ``lock``, training cannot use it until the transaction ends.
     """
     mine = choices.c.labeller == labeller, LIVE
-    last = c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first()
-    if last is None or last.purpose != LABEL:
-        return last
-    query = select(queries.c.consumed_session).where(queries.c.id == last.query)
+    return _if_unused(c, c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first(), lock)
+
+
+def undoable(c: Connection, labeller: int, key: str) -> Any:
+    """The labeller's choice with this key, as a row, which training cannot use until the transaction ends.
+
+    None if there is none, or if training has used it.
+    """
+    mine = choices.c.labeller == labeller, choices.c.key == key, LIVE
+    return _if_unused(c, c.execute(select(choices).where(*mine)).first(), lock=True)
+
+
+def _if_unused(c: Connection, choice: Any, lock: bool) -> Any:
+    if choice is None or choice.purpose != LABEL:
+        return choice
+    query = select(queries.c.consumed_session).where(queries.c.id == choice.query)
     consumed = c.execute(query.with_for_update() if lock else query).one().consumed_session
-    return last if consumed is None else None
+    return choice if consumed is None else None
+
+
+def history(c: Connection, labeller: int, limit: int) -> list[Past]:
+    """See ``LabelStore.history``."""
+    unused = or_(choices.c.purpose != LABEL, queries.c.consumed_session.is_(None))
+    columns = choices.c["key", "query", "choice", "note", "answered_at"]
+    rows = select(*columns, unused).join(queries).where(choices.c.labeller == labeller, LIVE)
+    newest = c.execute(rows.order_by(choices.c.id.desc()).limit(limit))
+    return [
+        Past(key, query, choice, note or "", answered_at, bool(can_change))
+        for key, query, choice, note, answered_at, can_change in newest
+    ]
 
 
 def withdraw(c: Connection, choice: Any, now: float) -> None:

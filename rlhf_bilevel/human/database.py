@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import defaultdict
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -84,19 +85,23 @@ def _check(path: Path, display_name: str) -> None:
     with named(Path(display_name)), closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute("PRAGMA trusted_schema=OFF")
         expected = _table_definitions()
-        if tables(connection).get(VERSION_TABLE) == expected[VERSION_TABLE]:
+        if tables(connection).get(VERSION_TABLE) in expected[VERSION_TABLE]:
             row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE} LIMIT 1").fetchone()
             _refuse_later_version(row[0] if row else None, display_name)
-        check(connection, Path(display_name), {name: {definition} for name, definition in expected.items()})
+        check(connection, Path(display_name), expected)
 
 
 @cache
-def _table_definitions() -> dict[str, str]:
-    """The SQL of each table as this version creates it in SQLite, by the table's name."""
-    engine = create_engine("sqlite://")
+def _table_definitions() -> dict[str, set[str]]:
+    """The SQL of each table in SQLite, by the table's name: as it was in each revision up to this version's."""
+    definitions: dict[str, set[str]] = defaultdict(set)
+    migrations, engine = _scripts(), create_engine("sqlite://")
     with engine.begin() as c:
-        _upgrade(c, "")
-        definitions = tables(c.connection.driver_connection)  # type: ignore[arg-type]
+        migrations.attributes["connection"] = c
+        for script in reversed([*ScriptDirectory.from_config(migrations).walk_revisions()]):
+            command.upgrade(migrations, script.revision)
+            for name, definition in tables(c.connection.driver_connection).items():  # type: ignore[arg-type]
+                definitions[name].add(definition)
     engine.dispose()
     return definitions
 

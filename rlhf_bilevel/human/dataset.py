@@ -1,8 +1,9 @@
 """The label store as a preference dataset, and answers from a dataset into the label store.
 
 A row of the dataset is a query with one choice that counts as a label: a query that several people answered has several
-rows. Queries that were skipped, or that a person could not tell, are ``skipped``; queries without any choice are
-``open``. Repetitions and gold pairs are left out: they measure people, and are not labels.
+rows. A choice of a side has the label 1 or 0, and 0.75 or 0.25 if it is only slightly better; *equally good* and *both
+bad* are 0.5. Queries that were skipped, or that a person could not tell, are ``skipped``; queries without any choice
+are ``open``. Repetitions and gold pairs are left out: they measure people, and are not labels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rlhf_bilevel.data.label_log import pairs, stacked
 from rlhf_bilevel.data.preference_dataset import OPEN, Dataset
 from rlhf_bilevel.human.records import Asked, ConflictError, ConsumedError, NotFoundError, Outcome, first_better
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import DECIDED
+from rlhf_bilevel.human.tables import DECIDED, LEFT_BETTER
 from rlhf_bilevel.types import Queries
 
 
@@ -61,17 +62,17 @@ class Imported(NamedTuple):
 
     added: int
     repeated: int  # rows that an earlier import had added
-    left_out: int  # rows of other queries, without a label, answered by the same person, or not needed any more
+    left_out: int  # rows of other queries, without such a label, answered by the same person, or not needed any more
 
 
 def import_choices(store: LabelStore, dataset: Dataset) -> Imported:
-    """Stores the choices and ties of ``dataset`` as answers of the people that it names.
+    """Stores the labels 1, 0.75, 0.5, 0.25 and 0 of ``dataset`` as answers of the people that it names.
 
     A row belongs to the query of this run that has the same two segments. Importing the same dataset again changes
     nothing.
     """
     query_ids = {(row.first, row.second): row.query_id for row in store.all_asked()}
-    rows = [row for row in dataset.labelled.tolist() if dataset.label_kind[row] != "probability"]
+    rows = [row for row in dataset.labelled.tolist() if float(dataset.label[row]) in LEFT_BETTER.values()]
     answers = dataset.preferences(torch.tensor(rows, dtype=torch.int64))
     outcomes = list[Outcome]()
     for row, pair in zip(rows, pairs(answers), strict=True):

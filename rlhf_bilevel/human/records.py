@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.human.tables import EQUAL, LEFT
+from rlhf_bilevel.human.tables import LEFT_BETTER
 
 
 class ConflictError(UserError):
@@ -91,7 +91,7 @@ class Question(NamedTuple):
 class Answered(NamedTuple):
     """The label of one query: the mean of what people decided.
 
-    The label is 1 if the first segment is better, 0 if the second is better, and 0.5 if they are equally good.
+    Each person's label is that of ``first_better``.
     """
 
     label: float  # in [0, 1]
@@ -114,6 +114,17 @@ class Asked(NamedTuple):
     answered_at: float | None
 
 
+class Past(NamedTuple):
+    """One choice in a labeller's history."""
+
+    key: str  # identifies the choice
+    query_id: str
+    choice: str  # one of tables.CHOICES
+    note: str
+    answered_at: float
+    can_change: bool  # False once training has used it
+
+
 class Chosen(NamedTuple):
     """One choice of one person that was not taken back."""
 
@@ -124,6 +135,7 @@ class Chosen(NamedTuple):
     left_is_first: bool
     shown_at: float | None
     answered_at: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,5 +154,9 @@ class Status:
 
 
 def first_better(choice: str, left_is_first: bool) -> float:
-    """The label of a choice in ``tables.DECIDED``: 1 if the first segment is better, 0 if the second, 0.5 if equal."""
-    return 0.5 if choice == EQUAL else float((choice == LEFT) == left_is_first)
+    """The label of a choice in ``tables.DECIDED``.
+
+    It is 1 if the first segment is better, 0.75 if it is slightly better, 0.5 if both are equally good or bad, 0.25 if
+    the second is slightly better, and 0 if the second is better.
+    """
+    return LEFT_BETTER[choice] if left_is_first else 1 - LEFT_BETTER[choice]

@@ -6,10 +6,10 @@ may be killed and started again at any moment. It imports neither torch nor a si
     GET  /                    the label page                 GET  /join/{token}     the page that starts a session
     GET  /quality             how well answers agree         POST /api/join         exchanges its token for a cookie
     GET  /api/next?count=2    pairs to judge                 POST /api/answers      a choice, stored once for each key
-    GET  /api/status          progress and training          POST /api/undo         takes the last choice back
+    GET  /api/status          progress and training          POST /api/undo         takes a choice back
     GET  /api/clips/{id}      a clip, gzipped JSON           POST /api/unskip       shows skipped pairs again
     GET  /api/scenes/{id}     the scene of a clip            GET  /static/{name}    one of a fixed list of files
-    GET  /healthz             whether the server answers
+    GET  /api/history         one's own last choices         GET  /healthz             whether the server answers
 
 Errors, besides those of ``security``: 401 without a session, or with a session of another person than the page's; 403
 for a link that was used; 404 for unknown things; 409 for an answer that contradicts a stored one; 410 if training has
@@ -36,11 +36,12 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import EXPERT
+from rlhf_bilevel.human.tables import CHOICES, EXPERT, MAX_LETTERS, MAX_NOTE
 from rlhf_bilevel.utils.files import sha256
 
 LEASE_SECONDS = 600.0  # for which a pair is reserved for the person who sees it
 SESSION_DAYS = 30
+HISTORY = 50  # choices that the page lists
 SILENT_SECONDS = 15.0  # without a report, after which training counts as not running
 LATEST_TIME = 4102444800.0  # the year 2100, in seconds since 1970: a browser's clock that says more is wrong
 CONTENT_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
@@ -56,9 +57,7 @@ class Invitations:
     """Links that nobody has opened yet. Each has a token of 128 random bits and works once."""
 
     def __init__(self) -> None:
-        self._unused: dict[
-            str, tuple[str, str]
-        ] = {}  # by the token's hash: the time of a search says nothing of a token
+        self._unused: dict[str, tuple[str, str]] = {}  # by the hash: the time of a search says nothing about a token
 
     def new(self, name: str, role: str) -> str:
         """A new token for a person with this name and role."""
@@ -87,10 +86,17 @@ class Answer(Body):
     """A choice. Times are those of the browser's clock, in seconds since 1970; the label store corrects wrong ones."""
 
     query: str = Field(max_length=64, pattern=r"^[0-9a-f]*$")
-    choice: Literal["left", "right", "equal", "cant_tell", "skip"]
+    choice: Literal[CHOICES]  # type: ignore[valid-type]
     key: str = Field(min_length=16, max_length=64, pattern=r"^[0-9A-Za-z-]*$")
     shown_at: float = Field(ge=0, le=LATEST_TIME)
     answered_at: float = Field(ge=0, le=LATEST_TIME)
+    note: str = Field("", max_length=MAX_NOTE, pattern=r"^[^\x00]*$")
+
+
+class Undo(Body):
+    """Which choice to take back: the one that came with ``key``, or else the last one."""
+
+    key: str | None = Field(None, max_length=MAX_LETTERS, pattern=r"^[0-9A-Za-z-]*$")
 
 
 class Empty(Body):
@@ -178,7 +184,8 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        return page("label.html", me=me, page_owner=page_owner(me), question=question, guidelines=Markup(guidelines))
+        content = {"question": question, "guidelines": Markup(guidelines), "max_note": MAX_NOTE}
+        return page("label.html", me=me, page_owner=page_owner(me), **content)
 
     @app.get("/quality")
     def quality(request: Request) -> HTMLResponse:
@@ -219,18 +226,23 @@ def create_app(
     @app.post("/api/answers")
     def answers(me: Me, sent: Answer) -> dict[str, str]:
         try:
-            outcome = store.choose(me, sent.query, sent.choice, sent.key, sent.shown_at, sent.answered_at)
+            outcome = store.choose(me, sent.query, sent.choice, sent.key, sent.shown_at, sent.answered_at, sent.note)
         except (NotFoundError, ConflictError, ConsumedError) as error:
             status = {NotFoundError: 404, ConflictError: 409, ConsumedError: 410}[type(error)]
             raise HTTPException(status, str(error)) from None
         return {"outcome": outcome}
 
     @app.post("/api/undo")
-    def undo(me: Me, empty: Empty) -> dict[str, str]:
-        query = store.undo(me)
+    def undo(me: Me, sent: Undo) -> dict[str, str]:
+        query = store.undo(me, sent.key)
         if query is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
         return {"query": query}
+
+    @app.get("/api/history")
+    def history(me: Me) -> dict[str, Any]:
+        """The reply does not say for which purpose a pair was shown."""
+        return {"choices": [past._asdict() for past in store.history(me, HISTORY)]}
 
     @app.post("/api/unskip")
     def unskip(me: Me, empty: Empty) -> dict[str, int]:

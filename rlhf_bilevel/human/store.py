@@ -37,6 +37,7 @@ from rlhf_bilevel.human.records import (
     Chosen,
     Labeller,
     Outcome,
+    Past,
     Pending,
     Progress,
     Question,
@@ -44,13 +45,12 @@ from rlhf_bilevel.human.records import (
 )
 from rlhf_bilevel.human.tables import (
     CHOICES,
-    EQUAL,
     LABELLER,
     LABELS,
-    LEFT,
+    LEFT_BETTER,
     LIVE,
     MAX_LETTERS,
-    RIGHT,
+    MAX_NOTE,
     ROLES,
     SKIP,
     assignments,
@@ -287,36 +287,50 @@ class LabelStore:
         key: str,
         shown_at: float | None = None,
         answered_at: float | None = None,
+        note: str = "",
     ) -> Outcome:
-        """Stores a choice. When this returns, the choice is on disk.
+        """Stores a choice, with a ``note`` of at most MAX_NOTE letters. When this returns, the choice is on disk.
 
         ``key`` identifies the answer: sending the same answer again stores it once. The times are those of the
         labeller's clock, and are corrected if they cannot be true (``answers.corrected_times``).
 
-        UserError if ``choice`` or ``key`` is not allowed. ConflictError if the key came with another answer, if this
-        labeller has answered the pair already, or if the pair has all its answers. NotFoundError if the pair was not
-        put before this labeller. ConsumedError if training has used the answers to the pair.
+        UserError if ``choice``, ``key`` or ``note`` is not allowed. ConflictError if the key came with another answer,
+        if this labeller has answered the pair already, or if the pair has all its answers. NotFoundError if the pair
+        was not put before this labeller. ConsumedError if training has used the answers to the pair.
         """
         if choice not in CHOICES:
             raise UserError(f"unknown choice {choice[:MAX_LETTERS]!r}: choose from {', '.join(CHOICES)}")
         if not 0 < len(key) <= MAX_LETTERS:
             raise UserError(f"a key has 1 to {MAX_LETTERS} letters, not {len(key)}")
+        if len(note) > MAX_NOTE:
+            raise UserError(f"a note has at most {MAX_NOTE} letters, not {len(note)}")
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
-            return answers.store(c, self.run, labeller.id, query_id, choice, key, shown_at, answered_at, self._clock())
+            return answers.store(
+                c, self.run, labeller.id, query_id, choice, key, shown_at, answered_at, note, self._clock()
+            )
 
-    def undo(self, labeller: Labeller) -> str | None:
-        """Takes back the labeller's last choice, for any purpose, and puts its pair before them again.
+    def undo(self, labeller: Labeller, key: str | None = None) -> str | None:
+        """Takes back a choice of the labeller, for any purpose, and puts its pair before them again.
 
-        Returns the id of the query; None if there is no choice, or if training has used it.
+        It is the choice that came with ``key``, or else their last one. Returns the id of the query; None if there is
+        no such choice, or if training has used it.
         """
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
-            last = answers.last_undoable(c, labeller.id, lock=True)
-            if last is None:
+            if key is None:
+                choice = answers.last_undoable(c, labeller.id, lock=True)
+            else:
+                choice = answers.undoable(c, labeller.id, key)
+            if choice is None:
                 return None
-            answers.withdraw(c, last, self._clock())
-        return last.query
+            answers.withdraw(c, choice, self._clock())
+        return choice.query
+
+    def history(self, labeller: Labeller, limit: int) -> list[Past]:
+        """The labeller's last ``limit`` choices that were not taken back, for any purpose, the newest first."""
+        with self._read() as c:
+            return answers.history(c, labeller.id, limit)
 
     def unskip(self, labeller: Labeller) -> int:
         """Takes back the labeller's skips of open queries, so that they can get them again; returns how many."""
@@ -327,11 +341,11 @@ class LabelStore:
     def import_answer(
         self, name: str, query_id: str, label: float, key: str, shown_at: float | None, answered_at: float | None
     ) -> Outcome:
-        """Stores a label (1, 0 or 0.5) that the person ``name`` gave elsewhere. Raises as ``choose``."""
+        """Stores a label that the person ``name`` gave elsewhere: 1, 0.75, 0.5, 0.25 or 0. Raises as ``choose``."""
         with self._write() as c:
             labeller = self._add_labeller(c, name)
             answers.assign_for_import(c, self.run, labeller, query_id)
-        choice = {1.0: LEFT, 0.0: RIGHT, 0.5: EQUAL}[label]
+        choice = next(choice for choice, value in LEFT_BETTER.items() if value == label)
         return self.choose(Labeller(labeller, name, LABELLER), query_id, choice, key, shown_at, answered_at)
 
     def progress(self, labeller: Labeller) -> Progress:
@@ -364,11 +378,11 @@ class LabelStore:
 
     def all_chosen(self) -> list[Chosen]:
         """All choices that were not taken back, for every purpose, in the order in which they came."""
-        columns = choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at"]
+        columns = choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at", "note"]
         rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers)
         with self._read() as c:
             ordered = c.execute(rows.where(labellers.c.run == self.run, LIVE).order_by(choices.c.id))
-            return [Chosen(row[0], Labeller(*row[1:4]), *row[4:]) for row in ordered]
+            return [Chosen(row[0], Labeller(*row[1:4]), *row[4:9], note=row[9] or "") for row in ordered]
 
     # Transactions
 

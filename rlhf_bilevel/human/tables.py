@@ -7,7 +7,7 @@ clips(id, run, data)   scenes(run, id, data)      gzipped JSON
 labellers(id, run, name, role)   tokens(sha256, labeller)
 offers(query, labeller, purpose, left_is_first, offered_at, leased_until, shown_at, undone_at)
                                                   a pair before one person, until it is answered
-choices(query, labeller, purpose, choice, left_is_first, key, shown_at, answered_at, received_at, withdrawn_at)
+choices(query, labeller, purpose, choice, left_is_first, key, shown_at, answered_at, received_at, withdrawn_at, note)
 """
 
 from typing import Any
@@ -33,12 +33,18 @@ from sqlalchemy import (
 )
 
 # What a person can choose
-CHOICES = LEFT, RIGHT, EQUAL, CANT_TELL, SKIP = "left", "right", "equal", "cant_tell", "skip"
-DECIDED = LEFT, RIGHT, EQUAL  # the choices that give a label
+SIDES = LEFT, SLIGHTLY_LEFT, SLIGHTLY_RIGHT, RIGHT = "left", "slightly_left", "slightly_right", "right"
+TIES = EQUAL, BOTH_BAD = "equal", "both_bad"
+DECIDED = (*SIDES, *TIES)  # the choices that give a label
+CANT_TELL, SKIP = "cant_tell", "skip"
+CHOICES = (*DECIDED, CANT_TELL, SKIP)
+LEFT_BETTER = {LEFT: 1.0, SLIGHTLY_LEFT: 0.75, EQUAL: 0.5, BOTH_BAD: 0.5, SLIGHTLY_RIGHT: 0.25, RIGHT: 0.0}
+"""How much better the left side is, from 0 to 1: the label if the first segment was on the left side."""
 # Why a pair is put before a person: for its label, once more to the same person, or because an expert has answered it
 PURPOSES = LABEL, REPEAT, GOLD = "label", "repeat", "gold"
 ROLES = LABELLER, EXPERT = "labeller", "expert"
 MAX_LETTERS = 100  # of a name or key
+MAX_NOTE = 500  # letters of a note
 
 
 def only_where(rows: ColumnElement[bool]) -> dict[str, Any]:
@@ -140,6 +146,7 @@ choices = Table(
     Column("answered_at", Double, nullable=False),
     Column("received_at", Double, nullable=False),
     Column("withdrawn_at", Double),
+    Column("note", Text),
     UniqueConstraint("labeller", "key", name="choices_key"),
 )
 Index(

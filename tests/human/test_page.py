@@ -29,7 +29,14 @@ AXE = Path(__import__("axe_core_python").__file__).parent / "axe.min.js"
 WATCH = """window.violations = [];
 addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
   window.violations.push(violatedDirective + " " + blockedURI));"""
-KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "cant_tell": "ArrowDown", "skip": "s"}
+KEYS = {
+    "left": "ArrowLeft",
+    "right": "ArrowRight",
+    "equal": "ArrowUp",
+    "both_bad": "b",
+    "cant_tell": "ArrowDown",
+    "skip": "s",
+}
 READY = ".stage:not(.front)[data-drawn]"  # the next pair
 SHOWN = "document.body.dataset.query"
 IS_BRIGHTER = """() => {
@@ -144,6 +151,69 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
     page.keyboard.press(" ")
     expect(page.locator("#play-word")).to_have_text("Play")
+
+
+def test_a_side_can_be_slightly_better_by_a_key_and_by_a_button(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    given = {page.evaluate(SHOWN): "slightly_left"}
+    visit.press("Shift+ArrowLeft")
+    given[page.evaluate(SHOWN)] = "slightly_right"
+    page.click("#slightly")
+    expect(page.locator("#slightly")).to_have_attribute("aria-pressed", "true")
+    visit.press("ArrowRight")
+    expect(page.locator("#slightly")).to_have_attribute("aria-pressed", "false")  # it is for one answer
+    expect(page.locator("#notice")).to_have_text("Right is slightly better.")
+    given[page.evaluate(SHOWN)] = "equal"
+    page.click("#slightly")
+    visit.press("ArrowUp")  # a tie is never slight
+    given[page.evaluate(SHOWN)] = "left"
+    visit.press("ArrowLeft")
+    visit.sent()
+    assert {query: choice.choice for query, choice in chosen(server.store).items()} == given
+
+
+def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    page.keyboard.press("n")
+    page.fill("#note", " It falls, <b>slowly</b>. ")
+    audit(page)
+    page.keyboard.press("Escape")
+    expect(page.locator("#note-button")).to_have_class("quiet written")
+    visit.press("ArrowLeft")
+    expect(page.locator("#note-button")).to_have_class("quiet")
+    visit.press("ArrowLeft")
+    visit.sent()
+    notes = {query: choice.note for query, choice in chosen(server.store).items()}
+    assert notes[first] == "It falls, <b>slowly</b>." and sorted(notes.values())[0] == ""
+    visit.press("u")
+    visit.press("u")
+    page.click("#note-button")
+    expect(page.locator("#note")).to_have_value("It falls, <b>slowly</b>.")
+
+
+def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    visit.press("ArrowLeft")
+    visit.press("b")
+    visit.sent()
+    page.keyboard.press("h")
+    items = page.locator("#history-list li")
+    expect(items).to_have_count(2)
+    expect(items.first).to_contain_text("Both bad")
+    expect(items.last).to_contain_text("Left is better")
+    audit(page)
+    items.last.get_by_role("button").click()
+    page.wait_for_function(f"first => {SHOWN} === first", arg=first)
+    expect(page.locator("#notice")).to_contain_text("judge this pair again")
+    visit.press("ArrowRight")
+    visit.sent()
+    assert chosen(server.store)[first].choice == "right"
+    server.store.collect(0, 9)
+    page.click("#history-button")
+    expect(items.first).to_contain_text("used by training")
+    assert page.locator("#history-list button").count() == 0
 
 
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
@@ -513,7 +583,9 @@ def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) ->
     assert set(chosen(server.store)) == {first, second}
 
 
-CONTROLS = "[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed"
+CONTROLS = (
+    "[data-choice], #slightly, #note-button, #history-button, #undo, #play, #restart, #help-button, #scrubber, #speed"
+)
 
 
 @pytest.mark.parametrize("size", [(360, 640), (320, 568), (640, 360), (568, 320)])
@@ -684,7 +756,7 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
             box = button.bounding_box()
             assert box and box["width"] >= 24 and box["height"] >= 24
             assert box["x"] >= 0 and box["x"] + box["width"] <= width
-        for choice in ("left", "right", "equal", "cant_tell"):  # at hand without scrolling
+        for choice in ("left", "right", "equal", "both_bad", "cant_tell"):  # at hand without scrolling
             box = page.locator(f"[data-choice={choice}]").bounding_box()
             assert box and box["y"] + box["height"] <= size["height"]
         audit(page)

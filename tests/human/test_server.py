@@ -91,7 +91,7 @@ def test_a_session_outlives_the_server(site: Site) -> None:
 
 
 ROUTES = (
-    "/api/next", "/api/status", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
+    "/api/next", "/api/status", "/api/history", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
     "POST /api/answers", "POST /api/undo",
 )  # fmt: skip
 
@@ -144,6 +144,21 @@ def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
     browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
     site.store.collect(0, 9)
     assert browser.post("/api/undo", json={}).status_code == 404 and len(site.store.all_chosen()) == 1
+
+
+def test_an_answer_of_the_history_is_taken_back_by_its_key(site: Site) -> None:
+    browser = site.joined()
+    first, second = browser.get("/api/next?count=2").json()["pairs"]
+    for number, (pair, choice) in enumerate(((first, "slightly_left"), (second, "both_bad"))):
+        sent = answer(pair, choice, f"{number}{KEY}") | {"note": f"note {number}"}
+        assert browser.post("/api/answers", json=sent).json() == {"outcome": "accepted"}
+    newest, oldest = browser.get("/api/history").json()["choices"]
+    assert (newest["choice"], newest["note"], newest["can_change"]) == ("both_bad", "note 1", True)
+    assert "purpose" not in newest and site.joined("ada").get("/api/history").json() == {"choices": []}
+    assert site.joined("ada").post("/api/undo", json={"key": oldest["key"]}).status_code == 404
+    assert browser.post("/api/undo", json={"key": oldest["key"]}).json() == {"query": first["query"]}
+    assert [chosen.query_id for chosen in site.store.all_chosen()] == [second["query"]]
+    assert browser.post("/api/undo", json={"key": oldest["key"]}).status_code == 404
 
 
 def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
@@ -291,6 +306,9 @@ def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | N
         (422, json.dumps(answer({"query": "q"}) | {"shown_at": float("nan")}).encode(), "application/json"),
         (422, json.dumps(answer({"query": "q"}, key="short")).encode(), "application/json"),
         (422, json.dumps(answer({"query": 65 * "q"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": "x" * 501}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": "\0"}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": None}).encode(), "application/json"),
     ],
 )
 def test_what_is_no_answer_is_refused_in_one_line(shared: Site, status: int, body: bytes, kind: str) -> None:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human import database, tables
@@ -36,7 +37,20 @@ from rlhf_bilevel.human.records import (
     Status,
 )
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    EQUAL,
+    EXPERT,
+    GOLD,
+    LABEL,
+    LEFT,
+    REPEAT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 from tests.support import postgres
 from tests.support.faults import corrupted
 
@@ -636,3 +650,65 @@ def test_a_run_is_named_once(tmp_path: Path) -> None:
 def test_the_page_needs_no_torch() -> None:
     code = "import sys, rlhf_bilevel.human.store, rlhf_bilevel.human.agreement; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_slightly_better_side_is_half_as_far_from_a_tie_and_both_bad_is_a_tie(store: LabelStore) -> None:
+    """On whatever side the better segment was."""
+    strong = {LEFT: 1.0, SLIGHTLY_LEFT: 0.75, EQUAL: 0.5, BOTH_BAD: 0.5, SLIGHTLY_RIGHT: 0.25, RIGHT: 0.0}
+    asked(store, count=30)
+    ann, expected = somebody(store), dict[bytes, float]()
+    for number in range(30):
+        (assignment,) = store.assign(ann, 1, repeats=0, gold=0)
+        choice = [*strong][number % 6]
+        store.choose(ann, assignment.query_id, choice, str(number))
+        left, right = (sees(store, clip) for clip in (assignment.left_clip, assignment.right_clip))
+        first = max(left, right, key=lambda name: name.endswith("better"))
+        expected[first.encode()] = strong[choice] if first == left else 1 - strong[choice]
+    assert {answer.first: answer.label for answer in store.collect(0, 99)} == expected
+    assert Counter(c.choice for c in store.all_chosen()) == dict.fromkeys(strong, 5)  # both bad is not told as equal
+
+
+def test_a_note_stays_with_its_answer(store: LabelStore) -> None:
+    asked(store)
+    ann = somebody(store)
+    first, second = store.assign(ann, 2, repeats=0)
+    store.choose(ann, first.query_id, LEFT, "1", note="falls \N{SNOWMAN}")
+    store.choose(ann, second.query_id, LEFT, "2")
+    assert [c.note for c in store.all_chosen()] == ["falls \N{SNOWMAN}", ""]
+    with pytest.raises(UserError, match="at most 500 letters, not 501"):
+        store.choose(ann, first.query_id, LEFT, "3", note="x" * 501)
+
+
+def test_an_answer_of_the_history_may_be_changed_until_training_has_used_it(opened: Open) -> None:
+    clock = Clock()
+    store = opened(clock)
+    asked(store, count=4)
+    ann, bob = somebody(store, "Ann"), somebody(store, "Bob")
+    pairs = store.assign(ann, 3, repeats=0)
+    for number, pair in enumerate(pairs):
+        clock.now += 1
+        store.choose(ann, pair.query_id, LEFT, str(number), note=f"note {number}")
+    assert [past[:4] for past in store.history(ann, 2)] == [
+        (str(number), pairs[number].query_id, LEFT, f"note {number}") for number in (2, 1)
+    ]
+    assert all(past.can_change for past in store.history(ann, 9)) and store.history(bob, 9) == []
+    assert store.undo(bob, "0") is None and store.undo(ann, "9") is None  # somebody else's, and none
+    assert store.undo(ann, "0") == pairs[0].query_id and store.undo(ann, "0") is None
+    assert store.assign(ann, 9, repeats=0)[0] == pairs[0] and store.pending().missing == 2
+    store.choose(ann, pairs[0].query_id, EQUAL, "changed")
+    assert [past.choice for past in store.history(ann, 9)] == [EQUAL, LEFT, LEFT]
+    assert 0.5 in {answer.label for answer in store.collect(0, 9)}
+    assert not any(past.can_change for past in store.history(ann, 9)) and store.undo(ann, "1") is None
+
+
+def test_a_store_of_the_first_revision_is_updated_and_keeps_its_answers(tmp_path: Path) -> None:
+    path, migrations = tmp_path / "old.sqlite", database._scripts()
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as c:
+        migrations.attributes["connection"] = c
+        command.upgrade(migrations, "0001")
+        c.execute(text("INSERT INTO runs (id, facts, begun_at) VALUES ('r', '{}', 0), ('other', '{}', 0)"))
+    engine.dispose()
+    for _ in range(2):
+        with LabelStore.open(path, "r") as store:
+            assert store.runs() == ["r", "other"] and store.all_chosen() == []

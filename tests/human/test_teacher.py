@@ -24,7 +24,16 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import dataset, teacher
 from rlhf_bilevel.human.records import Pending, Question
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    EQUAL,
+    LEFT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 from rlhf_bilevel.runs import build
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
@@ -267,6 +276,28 @@ def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytes
     assert data.label[:3].tolist() == [lefts["Ann", first], lefts["Bob", first], 0.5] and data.label[3:].isnan().all()
     assert data.t_shown[:3].tolist() == [10.0, 20.0, 11.0] and data.t_answered[:3].tolist() == [11.0, 21.5, 12.0]
     assert torch.equal(data.segments.obs[data.first[[0, 2, 3, 4, 5]]], asked.first.obs)
+
+
+def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun: Path, tmp_path: Path) -> None:
+    asked, words = queries(4), (SLIGHTLY_LEFT, SLIGHTLY_RIGHT, BOTH_BAD, LEFT)
+    with LabelStore.of(begun) as label_store:
+        label_store.ask(0, questions(asked))
+        ann = label_store.labeller(label_store.invite("Ann"))
+        assert ann
+        for number, word in enumerate(words):
+            (assignment,) = label_store.assign(ann, 1, repeats=0)
+            label_store.choose(ann, assignment.query_id, word, str(number))
+        sides = [c.left_is_first for c in label_store.all_chosen()]
+    data, expected = load(begun), [0.75, 0.25, 0.5, 1.0]
+    assert data.label.tolist() == [x if first else 1 - x for x, first in zip(expected, sides, strict=True)]
+    assert data.label_kind == ("probability", "probability", "tie", "choice")
+    data.write(tmp_path / "labels.parquet")
+    again = tmp_path / "again"
+    agent(again).start(STEPS)
+    with LabelStore.of(again) as label_store:
+        label_store.ask(0, questions(asked))
+        assert dataset.import_choices(label_store, Dataset.read(tmp_path / "labels.parquet")) == (4, 0, 0)
+        assert [answer.label for answer in label_store.collect(0, 9)] == data.label.tolist()
 
 
 def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_path: Path) -> None:
