@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from rlhf_bilevel.data.preference_dataset import Dataset
+    from rlhf_bilevel.human.overview import Returns
     from rlhf_bilevel.human.security import SecurityMiddleware
     from rlhf_bilevel.human.store import LabelStore
 
@@ -45,7 +46,8 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
     from rlhf_bilevel.human.store import LabelStore
 
     people = [(name, "labeller") for name in args.labeller] + [(name, "expert") for name in args.expert]
-    people = people or [(DEFAULT_NAME, "labeller")]
+    people += [(name, "owner") for name in args.owner]
+    people = people or [(DEFAULT_NAME, "owner")]
     check(args, [name for name, _ in people])
     files = static_files()
     guidelines_html = guidelines.html(args.guidelines) if args.guidelines else ""
@@ -78,6 +80,7 @@ def label(args: argparse.Namespace) -> Callable[[], None]:
             origins=origins,
             files=files,
             ended=lambda: RunFolder(args.dir).ended,
+            returns=lambda: returns_of(args.dir),
             repeats=args.repeats,
             gold=args.gold,
         )
@@ -183,6 +186,15 @@ def is_base(url: str) -> bool:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
     return False
+
+
+def returns_of(folder: Path) -> Returns | None:
+    """The mean returns of the run's last episodes; None if its progress.csv is not there yet, or cannot be read."""
+    from rlhf_bilevel.human.overview import recent_returns
+
+    with suppress(UserError, OSError, ValueError):
+        return recent_returns(RunFolder(folder).read_progress())
+    return None
 
 
 def import_answers(store: LabelStore, dataset: Dataset, path: Path) -> None:

@@ -151,6 +151,9 @@ class Status:
     doing: str  # one sentence that tells people what training does
     updated_at: float = 0.0
     spare: int | None = None  # queries that may stay unanswered while training continues; None if it did not say
+    next_session: float | None = None  # seconds until it asks again, at its present speed; None if not known, or never
+    fresh_accuracy: float | None = None  # share of the newest labels that the reward model predicted; None before
+    fresh_labels: int = 0  # the number of labels of which that is a share
 
 
 def first_better(choice: str, left_is_first: bool) -> float:

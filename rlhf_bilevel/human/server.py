@@ -9,7 +9,8 @@ may be killed and started again at any moment. It imports neither torch nor a si
     GET  /api/status          progress and training          POST /api/undo         takes a choice back
     GET  /api/clips/{id}      a clip, gzipped JSON           POST /api/unskip       shows skipped pairs again
     GET  /api/scenes/{id}     the scene of a clip            GET  /static/{name}    one of a fixed list of files
-    GET  /api/history         one's own last choices         GET  /healthz             whether the server answers
+    GET  /api/history         one's own last choices         GET  /overview            what the owner wants to know
+    GET  /healthz             whether the server answers
 
 Errors, besides those of ``security``: 401 without a session, or with a session of another person than the page's; 403
 for a link that was used; 404 for unknown things; 409 for an answer that contradicts a stored one; 410 if training has
@@ -33,14 +34,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
+from rlhf_bilevel.human.overview import Returns, speeds, when_next_pairs
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CHOICES, EXPERT, MAX_LETTERS, MAX_NOTE
+from rlhf_bilevel.human.tables import CHOICES, EXPERT, MAX_LETTERS, MAX_NOTE, OWNER
 from rlhf_bilevel.utils.files import sha256
 
 LEASE_SECONDS = 600.0  # for which a pair is reserved for the person who sees it
 SESSION_DAYS = 30
+SEE_ALL = (EXPERT, OWNER)  # who sees what other people did
+NOTES = 50  # that the overview lists
 HISTORY = 50  # choices that the page lists
 SILENT_SECONDS = 15.0  # without a report, after which training counts as not running
 LATEST_TIME = 4102444800.0  # the year 2100, in seconds since 1970: a browser's clock that says more is wrong
@@ -113,6 +117,7 @@ def create_app(
     files: Mapping[str, Path],
     guidelines: str = "",
     ended: Callable[[], bool] = lambda: False,
+    returns: Callable[[], Returns | None] = lambda: None,
     repeats: float = 0.05,
     gold: float = 0.05,
     clock: Callable[[], float] = time.time,
@@ -127,6 +132,7 @@ def create_app(
     :param files: the files under ``/static/``, by name
     :param guidelines: HTML that explains the question
     :param ended: tells whether the run has ended
+    :param returns: returns the mean returns of the last episodes of training
     :param repeats: the share of pairs that a person gets a second time
     :param gold: the share of pairs that an expert has answered
     :param clock: the time in seconds since 1970
@@ -158,6 +164,15 @@ def create_app(
             raise HTTPException(401, "this browser is signed in as somebody else now: reload the page")
         return me
 
+    def training_state() -> str:
+        """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
+        if ended():
+            return "ended"
+        status = store.status()
+        if status is None or clock() - status.updated_at > SILENT_SECONDS:
+            return "away"
+        return "waiting" if status.waiting else "on"
+
     Me = Annotated[Any, Depends(signed_in)]
 
     @app.exception_handler(PlainHTTPException)
@@ -185,6 +200,7 @@ def create_app(
         if me is None:
             return page("stranger.html", 401)
         content = {"question": question, "guidelines": Markup(guidelines), "max_note": MAX_NOTE}
+        content |= {"sees_all": me.role in SEE_ALL}
         return page("label.html", me=me, page_owner=page_owner(me), **content)
 
     @app.get("/quality")
@@ -195,10 +211,35 @@ def create_app(
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
         content = report(store).model_dump()
-        if me.role != EXPERT:  # only experts see other people's numbers
+        if me.role not in SEE_ALL:
             content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
         flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
         return page("quality.html", me=me, **content | {"flags": flags + content["flags"]})
+
+    @app.get("/overview")
+    def overview(request: Request) -> HTMLResponse:
+        me = visitor(request)
+        if me is None:
+            return page("stranger.html", 401)
+        if me.role not in SEE_ALL:
+            raise HTTPException(403, "only the owner of the run and experts see this page")
+        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
+
+        choices, status, state = store.all_chosen(), store.status(), training_state()
+        content = report(store).model_dump()
+        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
+        return page(
+            "overview.html",
+            me=me,
+            state=state,
+            status=status,
+            next_pairs=when_next_pairs(state, status, store.pending(), clock()),
+            speeds=speeds(store.labellers(), choices, clock()),
+            returns=returns(),
+            agreement=content["agreement"],
+            flags=flags + content["flags"],
+            notes=[chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1],
+        )
 
     @app.get("/join/{token}")
     def join_page(token: str) -> HTMLResponse:
@@ -250,14 +291,7 @@ def create_app(
 
     @app.get("/api/status")
     def status(me: Me) -> dict[str, Any]:
-        """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
-        training = store.status()
-        if ended():
-            state = "ended"
-        elif training is None or clock() - training.updated_at > SILENT_SECONDS:
-            state = "away"
-        else:
-            state = "waiting" if training.waiting else "on"
+        training, state = store.status(), training_state()
         return store.progress(me)._asdict() | {"training": {"state": state} | (asdict(training) if training else {})}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:

@@ -42,7 +42,8 @@ LEFT_BETTER = {LEFT: 1.0, SLIGHTLY_LEFT: 0.75, EQUAL: 0.5, BOTH_BAD: 0.5, SLIGHT
 """How much better the left side is, from 0 to 1: the label if the first segment was on the left side."""
 # Why a pair is put before a person: for its label, once more to the same person, or because an expert has answered it
 PURPOSES = LABEL, REPEAT, GOLD = "label", "repeat", "gold"
-ROLES = LABELLER, EXPERT = "labeller", "expert"
+# An expert's answers check those of others. Experts and owners see what everybody did
+ROLES = LABELLER, EXPERT, OWNER = "labeller", "expert", "owner"
 MAX_LETTERS = 100  # of a name or key
 MAX_NOTE = 500  # letters of a note
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.answers import nothing
 from rlhf_bilevel.data.label_log import count, pairs, preferences
+from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.human.records import Question, Status
@@ -39,6 +40,7 @@ from rlhf_bilevel.types import Preferences, Queries
 DATABASE_ERRORS = (OperationalError, InterfaceError)
 """The errors of a database that does not answer, for example because it is restarting."""
 INTERVAL = 1.0  # seconds between two looks at the label store, and between two reports to it
+FRESH_LABELS = 50  # the newest labels, for which the accuracy of the reward model is reported
 RETRY_INTERVAL = 30.0  # seconds until the next report, after the label store did not take one
 T = TypeVar("T")
 
@@ -104,9 +106,19 @@ class HumanTeacher:
             if run.learnt
             else "The agent explores on its own"
         )
-        doing += f", {(run.step - step) / (now - before):.0f} steps a second."
+        speed = (run.step - step) / (now - before)
+        doing += f", {speed:.0f} steps a second."
+        accuracy, count = fresh_accuracy(run.prefs)
         try:
-            self._report(False, *self._needed(min(c.session_labels, c.labels - self._labels_used)), doing)
+            needed = self._needed(min(c.session_labels, c.labels - self._labels_used))
+            self._report(
+                False,
+                *needed,
+                doing,
+                next_session=self._seconds_to_session(run, speed),
+                fresh_accuracy=accuracy,
+                fresh_labels=count,
+            )
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -149,10 +161,20 @@ class HumanTeacher:
         spare = math.floor(self._config.teacher_pending_share * (asked + new_queries) + 1e-9) - new_queries
         return max(0, missing - spare), spare
 
-    def _report(self, waiting: bool, needed: int, spare: int | None, doing: str) -> None:
+    def _seconds_to_session(self, run: Run, speed: float) -> float | None:
+        """Seconds until training asks again, at ``speed`` steps a second; None if it does not, or does not move."""
+        c, since = self._config, run.step - run.on_policy_since
+        steps = -since if since < 0 else c.session_every - since % c.session_every
+        if self._labels_used >= c.labels or run.step + steps > c.steps or speed <= 0:
+            return None
+        return steps / speed
+
+    def _report(self, waiting: bool, needed: int, spare: int | None, doing: str, **details: Any) -> None:
+        """Stores a ``Status``; ``details`` are its last fields."""
         c = self._config
+        step, used = self._buffer.size, self._labels_used
         self._label_store.set_status(
-            Status(self._buffer.size, c.steps, self._labels_used, c.labels, waiting, needed, doing, spare=spare)
+            Status(step, c.steps, used, c.labels, waiting, needed, doing, spare=spare, **details)
         )
 
     def _retry(self, work: Callable[[], T]) -> T:
@@ -167,3 +189,19 @@ class HumanTeacher:
                     warnings.warn(f"training waits for the label store, which does not answer: {line}", stacklevel=2)
                 warned = True
             time.sleep(INTERVAL)
+
+
+def fresh_accuracy(prefs: PreferenceBuffer) -> tuple[float | None, int]:
+    """The share of the newest labels that the reward model predicted before it was trained on them, and their number.
+
+    It is a share of those among the last FRESH_LABELS labels that are 1 or 0. Labels that came before there was a
+    reward model do not count. None if none are left.
+    """
+    newest = slice(max(0, len(prefs) - FRESH_LABELS), len(prefs))
+    if not len(prefs):
+        return None, 0
+    loss, label = prefs.fresh_loss[newest], prefs[newest].label
+    even_odds = torch.full_like(loss, math.log(2))
+    compared = ((label == 0) | (label == 1)) & ~torch.isclose(loss, even_odds)
+    count = int(compared.sum())
+    return (float((loss < even_odds)[compared].float().mean()) if count else None), count

@@ -745,14 +745,14 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
     visit = Visit(chromium, viewport=size, color_scheme=scheme, reduced_motion="reduce")
     with served(tmp_path, 1) as server:
         server.store.set_status(Status(1200, 5000, 3, 10, True, 1, "it waits for answers"))
-        page = visit.open(server.link())
+        page = visit.open(server.link(role="owner"))
         expect(page.locator("#play-word")).to_have_text("Play")  # with reduced motion nothing moves by itself
         expect(page.locator("#doing")).to_contain_text("Training waits")
         left, right = (page.locator(f".front .{side}").bounding_box() for side in ("left", "right"))
         assert left and right
         assert left["y"] + left["height"] <= right["y"] if width == 360 else left["x"] + left["width"] <= right["x"]
         assert min(left["width"], left["height"]) > 160
-        for button in page.locator("[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed").all():
+        for button in page.locator(CONTROLS).all():
             box = button.bounding_box()
             assert box and box["width"] >= 24 and box["height"] >= 24
             assert box["x"] >= 0 and box["x"] + box["width"] <= width
@@ -767,6 +767,8 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
         page.wait_for_selector("body[data-state=empty]")
         audit(page)
         page.goto(server.url + "/quality")
+        audit(page)
+        page.goto(server.url + "/overview")
         audit(page)
         page.goto(server.url + "/join/wrong")  # with a session: leads to the page
         page.wait_for_selector("body[data-state=empty]")

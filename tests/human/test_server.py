@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,10 +20,11 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.cli.label import exposure_warning, listen, names, wait
+from rlhf_bilevel.cli.label import exposure_warning, listen, names, returns_of, wait
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.guidelines import html
-from rlhf_bilevel.human.records import Status
+from rlhf_bilevel.human.overview import recent_returns, when_next_pairs
+from rlhf_bilevel.human.records import Pending, Status
 from rlhf_bilevel.human.security import BODY_LIMIT, LimitedHTTP, SecurityMiddleware
 from rlhf_bilevel.human.server import Invitations, create_app
 from rlhf_bilevel.human.store import LabelStore
@@ -91,7 +93,7 @@ def test_a_session_outlives_the_server(site: Site) -> None:
 
 
 ROUTES = (
-    "/api/next", "/api/status", "/api/history", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
+    "/overview", "/api/next", "/api/status", "/api/history", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
     "POST /api/answers", "POST /api/undo",
 )  # fmt: skip
 
@@ -613,6 +615,63 @@ def test_behind_https_the_session_is_sent_over_https_only(site: Site) -> None:
         token = site.invitations.new("ada", "labeller")
         joined = TestClient(app, base, headers={"origin": base}).post("/api/join", json={"token": token})
         assert ("secure" in joined.headers["set-cookie"].lower()) == secure
+
+
+def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:
+    now, state = [10_000.0], ["on"]
+    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
+        ask(store, 4)
+        rows = [{"rollout/true_return": "1.5", "rollout/learned_return": ""}, {"rollout/true_return": ""}]
+        rows.append({"rollout/true_return": "2.5", "rollout/learned_return": "8.25"})
+        site = Site(
+            store, clock=lambda: now[0], returns=lambda: recent_returns(rows), ended=lambda: state[0] == "ended"
+        )
+        ada, owner = site.joined("ada"), site.joined("olga", "owner")
+        assert "Training has not begun yet" in owner.get("/overview").text
+        assert ada.get("/overview").status_code == 403 and site.browser().get("/overview").status_code == 401
+        for number, seconds in enumerate((0, 30, 30, 4000)):
+            now[0] += seconds
+            (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0], "answered_at": now[0]}
+            ada.post("/api/answers", json=sent | {"note": "<b>falls</b>" if number == 1 else ""})
+        told = Status(50, 100, 7, 20, False, 0, "it trains", next_session=300.0, fresh_accuracy=0.75, fresh_labels=20)
+        store.set_status(told)
+        text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
+        assert "ada 4 1 120" in text and "olga 0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
+        assert "ordered 75 % of the last 20 decided labels" in text and "used 7 of 20 labels" in text
+        assert "last 2 episodes of training: 8.25 by the learned reward, 2 by the reward" in text
+        assert "In about 5 minutes" in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        state[0] = "ended"
+        assert "No more pairs come" in owner.get("/overview").text
+        assert [">Overview<" in who.get("/").text for who in (ada, owner)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("state", "missing", "more", "expected"),
+    [
+        ("waiting", 1, {}, "Now: 1 pair waits for an answer."),
+        ("on", 0, {}, "Not known yet."),
+        ("away", 0, {"next_session": 9.0}, "Not known: training is not running."),
+        ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels, or has ended."),
+        ("on", 0, {"next_session": 70.0}, "In less than a minute."),  # 20 seconds ago
+        ("on", 0, {"next_session": 7220.0}, "In about 2 hours, at the present speed of training."),
+    ],
+)
+def test_the_owner_learns_when_the_next_pairs_come(
+    state: str, missing: int, more: dict[str, Any], expected: str
+) -> None:
+    status = replace(Status(50, 100, 7, 20, False, 0, "it trains", updated_at=80.0), **more)
+    assert when_next_pairs(state, status, Pending(4, missing), now=100.0) == expected
+    assert when_next_pairs("away", None, Pending(0, 0), now=0.0) == "Not known: training is not running."
+
+
+def test_a_progress_file_that_is_missing_or_wrong_gives_no_returns(tmp_path: Path) -> None:
+    assert returns_of(tmp_path) is None
+    (tmp_path / "progress.csv").write_text("step,rollout/true_return\n1,3.5\n2,half a ro")
+    found = returns_of(tmp_path)
+    assert found and (found.episodes, found.true, found.learned) == (1, 3.5, None)
+    (tmp_path / "progress.csv").write_text("step,rollout/true_return\n1,many\n")
+    assert returns_of(tmp_path) is None
 
 
 def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:

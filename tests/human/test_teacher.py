@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.data.label_log import LabelLog, pairs
+from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.errors import UserError
@@ -37,7 +40,7 @@ from rlhf_bilevel.human.tables import (
 from rlhf_bilevel.runs import build
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
-from rlhf_bilevel.types import Queries
+from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import small_config
 from tests.data.test_label_log import queries
 from tests.runs.test_resume import EVERY, QUICK, state
@@ -361,6 +364,28 @@ def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatc
             people(queries(6))
         stopped = label_store.status()
         assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+
+
+def test_the_accuracy_on_fresh_labels_counts_what_a_reward_model_predicted() -> None:
+    prefs, even = PreferenceBuffer(), math.log(2)
+    assert teacher.fresh_accuracy(prefs) == (None, 0)
+    first, later = queries(4), queries(6)
+    prefs.add(Preferences(*first, torch.tensor([1.0, 0.0, 1.0, 0.0])), torch.full((4,), even))
+    assert teacher.fresh_accuracy(prefs) == (None, 0)  # there was no reward model
+    labels, losses = [1.0, 0.0, 0.5, 0.75, 1.0, 0.0], [0.1, 2.0, 0.1, 0.1, 0.3, 0.2]
+    prefs.add(Preferences(*later, torch.tensor(labels)), torch.tensor(losses))
+    assert teacher.fresh_accuracy(prefs) == (0.75, 4)
+
+
+def test_training_tells_when_it_asks_again(begun: Path) -> None:
+    with entered(begun) as people:
+        c = people._config
+        for step, since, expected in ((0, 0, c.session_every), (3, 0, c.session_every - 3), (3, 10, 7)):
+            run: Any = SimpleNamespace(step=step, on_policy_since=since)
+            assert people._seconds_to_session(run, 2.0) == expected / 2
+        assert people._seconds_to_session(run, 0.0) is None
+        run.step, run.on_policy_since = c.steps - 1, 0
+        assert people._seconds_to_session(run, 2.0) == (None if c.steps % c.session_every else 0.5)
 
 
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:
