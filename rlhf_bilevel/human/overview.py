@@ -33,11 +33,11 @@ class Returns(BaseModel):
 
 def speeds(labellers: Sequence[Labeller], choices: Sequence[Chosen], now: float) -> list[Speed]:
     """How fast each labeller is, at the time ``now`` in seconds since 1970."""
-    found = []
+    by_person = []
     for labeller in labellers:
         times = sorted(c.answered_at for c in choices if c.labeller.id == labeller.id and c.choice != SKIP)
         gaps = [gap for gap in (after - before for before, after in pairwise(times)) if gap < BREAK]
-        found.append(
+        by_person.append(
             Speed(
                 name=labeller.name,
                 answers=len(times),
@@ -45,7 +45,7 @@ def speeds(labellers: Sequence[Labeller], choices: Sequence[Chosen], now: float)
                 per_hour=3600 * len(gaps) / sum(gaps) if sum(gaps) else None,
             )
         )
-    return found
+    return by_person
 
 
 def recent_returns(progress: Sequence[Mapping[str, str]]) -> Returns | None:

@@ -500,7 +500,8 @@ def test_who_undoes_what_training_is_taking_is_told_that_it_is_taken(opened: Ope
     asked(store)
     ann = somebody(store)
     (assignment,) = label(store, ann)
-    taken, undone = meanwhile(training, lambda: training.collect(0, 9), lambda: store.undo(ann))
+    key = store.history(ann, 1)[0].key
+    taken, undone = meanwhile(training, lambda: training.collect(0, 9), lambda: store.undo(ann, key))
     assert len(taken) == 1 and undone is None and training.collect(0, 9) == taken
     (assignment,) = label(store, ann)
     undone, taken = meanwhile(store, lambda: store.undo(ann), lambda: training.collect(1, 9))

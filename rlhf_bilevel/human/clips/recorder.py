@@ -77,6 +77,7 @@ class PoseWrapper(wrappers.EpisodeCounter):
         self._source, self._is_first_reset = source, True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """As Gymnasium's, with the pose in the info."""
         obs, info = self.env.reset(seed=seed, options=options)
         info[InfoKey.POSE] = self._source.first()
         if self._is_first_reset:
@@ -84,6 +85,7 @@ class PoseWrapper(wrappers.EpisodeCounter):
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """As Gymnasium's, with the pose in the info."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         info[InfoKey.POSE] = self._source.next()
         return obs, reward, terminated, truncated, info
@@ -188,6 +190,7 @@ class RecordedEnv(wrappers.EpisodeCounter):
         self._record, self._values = b"", np.zeros(0, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """As Gymnasium's; takes the pose out of the info."""
         obs, info = self.env.reset(seed=seed, options=options)
         if InfoKey.SETUP in info:
             self._recorder.prepare(info.pop(InfoKey.SETUP))
@@ -195,6 +198,7 @@ class RecordedEnv(wrappers.EpisodeCounter):
         return obs, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """As Gymnasium's; records the pose of before the action."""
         self._recorder.write(self._buffer.size, self._record, self._values)
         obs, reward, terminated, truncated, info = self.env.step(action)
         if InfoKey.POSE in info:  # it is missing if the step failed

@@ -58,9 +58,9 @@ async function refill() {
     try {
       const waiting = outbox.waiting(), began = performance.now();
       const assigned = await nextPairs(AHEAD + Math.min(waiting.length, 12)); // what is on its way is assigned again
-      const known = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
+      const held = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
       const sent = new Set([...waiting, ...outbox.waiting()].map((answer) => answer.query));
-      pairs.push(...assigned.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
+      pairs.push(...assigned.filter((pair) => !sent.has(pair.query) && !held.some((other) => same(other, pair))));
       for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
     } catch {} // the connection is known to be gone, or the session
   } while (askAgain);
@@ -274,7 +274,7 @@ function answeredElsewhere(query) {
   advance();
 }
 
-// ---------------------------------------------------------------------------------------------------------- what is told
+// ---------------------------------------------------------------------------------------------------------- what the page says
 
 /** @param {string} text */
 function notice(text, trouble = false) {
@@ -329,11 +329,11 @@ function tell(status) {
   bar.hidden = !wanted;
   bar.max = wanted || 1;
   bar.value = labels;
-  const told = sentence(status);
-  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = told[part]));
+  const parts = sentence(status);
+  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part]));
   const before = byId("training").dataset.state;
   byId("training").dataset.state = training.state;
-  if (before !== training.state && before !== "unknown") byId("said").textContent = told.join("");
+  if (before !== training.state && before !== "unknown") byId("said").textContent = parts.join("");
 }
 
 /** One answer more or less, before the server says so. @param {number} difference */
@@ -351,8 +351,8 @@ async function poll() {
     pollAgain = false;
     try {
       const unsent = outbox.waiting().length, before = changes;
-      const told = await getStatus();
-      if (!unsent && before === changes) tell((status = told)); // else it may be of before the last answers
+      const latest = await getStatus();
+      if (!unsent && before === changes) tell((status = latest)); // else it may be of before the last answers
       outbox.send();
       if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
       if (!pairs.length || !player.isShown) await refill();
@@ -394,7 +394,7 @@ connection.changed = () => {
 connection.signedOut = leave;
 outbox.changed = ready;
 outbox.refused = (reason) => notice(`An answer was not taken: ${reason}.`, true);
-outbox.rested = () => player.isShown || pollNow(); // why nothing is left is told anew
+outbox.rested = () => player.isShown || pollNow(); // the page says again why no pair is left
 outbox.watch(answeredElsewhere);
 for (const button of buttons) button.addEventListener("click", () => answer(/** @type {Choice} */ (button.dataset.choice)));
 byId("undo").addEventListener("click", () => undo());

@@ -8,4 +8,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    """Updates the tables from the revision before."""
     op.add_column("choices", sa.Column("note", sa.Text))
