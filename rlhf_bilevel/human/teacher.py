@@ -68,6 +68,7 @@ class HumanTeacher:
         self._stored_scenes, self._announced = set[str](), False
         self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
         self._labels_used = 0
+        self._accuracy: tuple[float | None, int] = None, 0  # see fresh_accuracy
 
     def __enter__(self) -> HumanTeacher:
         """Errors as ``LabelStore.of``."""
@@ -108,17 +109,10 @@ class HumanTeacher:
         )
         speed = (run.step - step) / (now - before)
         doing += f", {speed:.0f} steps a second."
-        accuracy, count = fresh_accuracy(run.prefs)
+        self._accuracy = fresh_accuracy(run.prefs)
         try:
             needed = self._needed(min(c.session_labels, c.labels - self._labels_used))
-            self._report(
-                False,
-                *needed,
-                doing,
-                next_session=self._seconds_to_session(run, speed),
-                fresh_accuracy=accuracy,
-                fresh_labels=count,
-            )
+            self._report(False, *needed, doing, self._seconds_to_session(run, speed))
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -169,12 +163,25 @@ class HumanTeacher:
             return None
         return steps / speed
 
-    def _report(self, waiting: bool, needed: int, spare: int | None, doing: str, **details: Any) -> None:
-        """Stores a ``Status``; ``details`` are its last fields."""
-        c = self._config
-        step, used = self._buffer.size, self._labels_used
+    def _report(
+        self, waiting: bool, needed: int, spare: int | None, doing: str, next_session: float | None = None
+    ) -> None:
+        """Stores a ``Status`` with these fields."""
+        c, (accuracy, count) = self._config, self._accuracy
         self._label_store.set_status(
-            Status(step, c.steps, used, c.labels, waiting, needed, doing, spare=spare, **details)
+            Status(
+                step=self._buffer.size,
+                steps=c.steps,
+                labels=self._labels_used,
+                wanted=c.labels,
+                waiting=waiting,
+                needed=needed,
+                doing=doing,
+                spare=spare,
+                next_session=next_session,
+                fresh_accuracy=accuracy,
+                fresh_labels=count,
+            )
         )
 
     def _retry(self, work: Callable[[], T]) -> T:
