@@ -143,10 +143,10 @@ def create_app(
     run_hash = sha256(store.run.encode())[:8]
     cookie = f"label-{run_hash}"  # all ports of a machine share their cookies: each run has its own
 
-    def page(name: str, status: int = 200, **content: Any) -> HTMLResponse:
+    def page(name: str, status_code: int = 200, **content: Any) -> HTMLResponse:
         run_info = store.run_info() if "me" in content else {}  # without a session, nothing about the run is shown
         title = " on ".join(str(run_info[key]) for key in ("method", "env") if key in run_info)
-        return HTMLResponse(pages.get_template(name).render(title=title or "rlhf-bilevel", **content), status)
+        return HTMLResponse(pages.get_template(name).render(title=title or "rlhf-bilevel", **content), status_code)
 
     def page_owner(me: Labeller) -> str:
         """A name for this labeller of this run. The browser stores unsent answers under it."""
