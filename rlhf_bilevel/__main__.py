@@ -307,6 +307,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
     )
+    sub.add_argument(
+        "--owner", action="append", default=[], metavar="NAME", help="sees the overview (default: human, if alone)"
+    )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is this machine alone")
     sub.add_argument("--port", type=positive, help="to listen on (default: 8007, or the next that is free)")
     sub.add_argument("--url", help="how people reach it, where a proxy stands before it")

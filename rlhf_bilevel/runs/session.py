@@ -126,7 +126,7 @@ class Session:
             self.going = True
             stack.callback(setattr, self, "going", False)
             if people:
-                stack.enter_context(closing(people.film))
+                stack.enter_context(closing(people.recorder))
                 stack.enter_context(people)
             log = stack.enter_context(closing(Log(spec.out, screen, run.step, events)))
             bar = stack.enter_context(closing(make_progress_bar(run, progress_bar)))
@@ -152,7 +152,7 @@ class Session:
 
             def marks() -> dict[str, Any]:
                 if people:
-                    people.film.flush()
+                    people.recorder.flush()
                 return log.marks()
 
             yield record
