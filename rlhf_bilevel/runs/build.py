@@ -109,12 +109,12 @@ def build(
     """
     training = training_envs(spec, config, parts.method) if training is None else training
     sizes = check_memory_for_run(parts, config, training)
-    store, prefs, film = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
+    store, prefs, recorder = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        training, film = film_envs(spec, config, training, store)
-    teacher = _make_teacher(spec, parts, config, store, prefs, film, used_sessions)
+        training, recorder = recorded_envs(spec, config, training, store)
+    teacher = _make_teacher(spec, parts, config, store, prefs, recorder, used_sessions)
     learners = [make_learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
@@ -163,16 +163,18 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
     return model, reward
 
 
-def film_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
+def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
     """The same environments, recorded so that people can watch segments, and the ``ClipRecorder``."""
-    from rlhf_bilevel.human.clips import recorder
+    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv, make
 
     assert spec.out is not None
-    c, film = config, recorder.ClipRecorder(spec.out)
+    c, recorder = config, ClipRecorder(spec.out)
     for env in training:
         env.close()
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    return [recorder.RecordedEnv(_fault_tolerant(make, spec.env, c.env_timeout), store, film) for _ in training], film
+    make_recordable = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    return [
+        RecordedEnv(_fault_tolerant(make_recordable, spec.env, c.env_timeout), store, recorder) for _ in training
+    ], recorder
 
 
 def _make_teacher(
@@ -181,7 +183,7 @@ def _make_teacher(
     config: Config,
     store: ReplayBuffer,
     prefs: PreferenceBuffer,
-    film: Any,
+    recorder: Any,
     used_sessions: int,
 ) -> Teacher:
     if parts.teacher is not None:
@@ -190,7 +192,7 @@ def _make_teacher(
         from rlhf_bilevel.human.teacher import HumanTeacher
 
         assert spec.out is not None
-        return HumanTeacher(config, store, film, spec.out)
+        return HumanTeacher(config, store, recorder, spec.out)
     if config.teacher_rerun:
         recorded = _read_answers(Path(config.teacher_rerun), config, store)
         return Rerun(recorded, count_sessions(spec.folder.labels) if spec.out else used_sessions)

@@ -69,7 +69,7 @@ class FakeRecorder:
 
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, FakeRecorder(store)))
+    monkeypatch.setattr(build, "recorded_envs", lambda spec, config, training, store: (training, FakeRecorder(store)))
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 
