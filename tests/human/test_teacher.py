@@ -384,7 +384,7 @@ def test_training_tells_when_it_asks_again(begun: Path) -> None:
             run: Any = SimpleNamespace(step=step, on_policy_since=since)
             assert people._seconds_to_session(run, 2.0) == expected / 2
         assert people._seconds_to_session(run, 0.0) is None
-        run.step, run.on_policy_since = c.steps - 1, 0
+        run.step, run.on_policy_since = c.total_timesteps - 1, 0
         assert people._seconds_to_session(run, 2.0) == (None if c.total_timesteps % c.num_interact else 0.5)
 
 
