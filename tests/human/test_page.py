@@ -409,7 +409,7 @@ def fits_together(page: Page) -> None:
     told = dict[str, Any]()
     page.route("**/api/status", lambda route: route.fulfill(json=told))
     zero = {"mine": 3, "total": 4, "open": 0, "skipped": 0, "judged": 0, "taken": 0, "needed": 0, "can_undo": False}
-    heard = {"step": 5, "total_timesteps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
+    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
     later = "The next pair comes up here by itself; you can leave this page open."
     for training, (usual, more) in TRAINING.items():
         state = {"unheard": "away", "has all": "on"}.get(training, training)

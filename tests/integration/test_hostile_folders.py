@@ -601,7 +601,7 @@ def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
     algorithm: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
     before = seen(tmp_path)
@@ -657,7 +657,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
 ) -> None:
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(tmp_path / "ended")
     with pytest.raises(UserError, match="GiB of memory"):
