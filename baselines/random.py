@@ -2,4 +2,4 @@
 
 from rlhf_bilevel.training.method import Method
 
-RANDOM = Method("random", learners=1, sees=lambda run: [run.store.true_reward], algorithm="Uniform")
+RANDOM = Method("random", learners=1, sees=lambda run: [run.store.true_reward], algorithm="RandomPolicy")

@@ -309,7 +309,7 @@ def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
     if not all(map(stackable, models)):
         return None
     views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
-    return BatchedSAC(models, views, rngs, learners[0]._config.batch)
+    return BatchedSAC(models, views, rngs, learners[0]._config.batch_size)
 
 
 @contextmanager
