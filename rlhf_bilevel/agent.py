@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rlhf_bilevel.config import Config, nearest_setting, renamed, settle
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
@@ -18,7 +17,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
 from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import traits
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, session
 from rlhf_bilevel.runs.build import TEST, Parts, learnt, make_env
@@ -39,15 +38,16 @@ class Agent:
         agent = Agent("penalty", "dm_control/cartpole-balance-v0", labels=100).learn(10_000, progress_bar=True)
         action, _ = agent.predict(obs)
 
-    ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
-    ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
-    ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
-    asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
-    algorithm of SB3 (default: the method's) with ``algorithm_settings`` passed on to it. ``out`` is the run's folder:
-    it must be new or empty. A run with a folder goes on after a fault (``resume``) from its newest checkpoint;
-    ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
-    ``keep_every`` one about every so many steps, for ``fork``. ``settings`` are fields of ``Config``, which go
-    before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
+    ``method`` is a name in ``METHODS``, ``module:NAME`` or a ``Method`` of your own, ``env_id`` any id that
+    ``envs.resolve`` takes, ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in
+    words such as ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``:
+    people who are asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
+    algorithm of SB3, a class of ``types.Learner``, or the name of one (``LEARNERS``, ``module:NAME``; default: the
+    method's), with ``algorithm_settings`` passed on to it. ``out`` is the run's folder: it must be new or empty. A run
+    with a folder goes on after a fault (``resume``) from its newest checkpoint; ``checkpoint_every`` is as
+    ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with ``keep_every`` one about every so many
+    steps, for ``fork``. ``settings`` are fields of ``Config``, which go before the method's own, and these before the
+    preset's; ``options={...}`` are what the method alone has.
     Raises UserError on a wrong value.
 
     ``model`` is the SB3 algorithm whose policy a user gets, ``reward`` the reward model, ``config`` all settings and
@@ -61,7 +61,7 @@ class Agent:
         *,
         teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
-        algorithm: type[BaseAlgorithm] | None = None,
+        algorithm: type[Any] | str | None = None,
         algorithm_settings: dict[str, Any] | None = None,
         device: str | torch.device = "cpu",
         out: Path | str | None = None,
@@ -83,7 +83,8 @@ class Agent:
                 raise UserError(f"unknown setting {key!r}; {nearest_setting(key, [*Config.model_fields, *ARGUMENTS])}")
         others: dict[str, Any] = {"preset": preset, "device": str(device), "out": None if out is None else Path(out)}
         others |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
-        spec = RunSpec.of(parts.method.name, env_id, settings, **others)
+        others |= {"algorithm": algorithm} if isinstance(algorithm, str) else {}
+        spec = RunSpec.of(method if isinstance(method, str) else method.name, env_id, settings, **others)
         spec.resolve(parts.method)  # what does not go together is told now
         its_own(spec.method, settings)
         self._be(spec, parts)
@@ -92,7 +93,7 @@ class Agent:
     def of(cls, spec: RunSpec, parts: Parts | None = None) -> Agent:
         """An agent of this spec, before it learns; ``parts`` are needed where one is your own."""
         agent = cls.__new__(cls)
-        agent._be(spec, parts or Parts.of(spec.method))
+        agent._be(spec, parts or Parts.of(spec.method, spec.algorithm))
         return agent
 
     def _be(self, spec: RunSpec, parts: Parts) -> None:
@@ -215,10 +216,10 @@ class Agent:
         else:
             settings = renamed(settings, [parts.method.name])
         agent = cls(
-            parts.method if method is None else method,
+            own.get("method", spec.method) if method is None else method,
             spec.env,
             teacher=parts.teacher,
-            algorithm=parts.algorithm if method is None else None,
+            algorithm=own.get("algorithm", spec.algorithm) if method is None else None,
             algorithm_settings=dict(parts.algorithm_settings),
             device=spec.device,
             out=out,

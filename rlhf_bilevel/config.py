@@ -6,7 +6,6 @@ This file imports neither torch nor an environment, so that a wrong value is ref
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Collection, Mapping
@@ -19,6 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.registries import QUERY_RULES, REWARD_FORMS, TEACHERS
+from rlhf_bilevel.utils.registry import Registry
+from rlhf_bilevel.utils.suggest import nearest
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
@@ -34,9 +36,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
-Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
-                "k_center+entropy", "k_center+information_gain"]  # fmt: skip
-"""Rules of ``query.RULES``."""
+
+def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
+    """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
+
+    def check(name: str) -> str:
+        if not registry.knows(name) and not (optional and not name):
+            raise ValueError(f"no {registry.kind} has that name; {nearest(name, registry)}")
+        return name
+
+    return AfterValidator(check)
 
 
 def temperature(value: Any) -> Any:
@@ -112,7 +121,7 @@ class Config(BaseModel):
 
     # Reward
     ensemble_size: Size = 3  # members
-    reward_form: Literal["network", "linear", "quadratic"] = "network"  # of observation and action: reward.py
+    reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"  # of observation and action: rewards/ensemble.py
     reward_net_arch: Layers = (256, 256, 256)  # of a network
     reward_units: Literal["measured", "raw"] = "measured"  # of what it sees: standard deviations, or as B-Pref has them
     reward_clip: bool = False  # to the range that labels have shown, each of its inputs by itself
@@ -129,7 +138,9 @@ class Config(BaseModel):
 
     # Queries
     segment_length: Size = 50  # steps
-    query: Query = "disagreement"  # policy_aligned for [QPA]'s: uniform ones, and the setting below
+    query: Annotated[str, one_of(QUERY_RULES)] = (
+        "disagreement"  # policy_aligned for [QPA]'s: uniform ones, and the setting below
+    )
     policy_aligned: bool = False  # candidates are cut from the newest episodes only
     query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
     large_batch: Size = 10  # candidate pairs per label that is asked
@@ -148,6 +159,7 @@ class Config(BaseModel):
     teacher_bpref_compat: bool = False  # B-Pref's code: skip and equal squared after the first session, no other tie
     teacher_replay: str = ""  # a run's labels.sqlite or a dataset, whose answers are given in place of the teacher's
     teacher_rerun: str = ""  # a run's labels.sqlite, whose answers are given session by session, as they were
+    teacher_object: Annotated[str, one_of(TEACHERS, optional=True)] = ""  # module:NAME, or an installed package's name
 
     # People who answer, in place of the simulated teacher (human/)
     teacher_human: bool = False
@@ -211,8 +223,9 @@ class Config(BaseModel):
     def check_teacher(self) -> Config:
         if self.teacher_labels_db:
             check_database(self.teacher_labels_db)
-        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
-            raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
+        kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object")
+        if len(given := [name for name in kinds if getattr(self, name)]) > 1:
+            raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
         return self
 
 
@@ -220,6 +233,10 @@ def _sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int)
     """One when pre-training ends, if there is any, and one every so many steps after it."""
     start = learning_starts + pretrain_steps
     return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
+
+
+NAMED: Mapping[str, Registry[Any]] = {"query": QUERY_RULES, "reward_form": REWARD_FORMS, "teacher_object": TEACHERS}
+"""Settings that are names of things, which may be ``module:NAME``."""
 
 
 class Record(BaseModel):
@@ -447,14 +464,6 @@ def now(key: str, value: Any) -> tuple[str, Any]:
     if key == "initial_alpha":
         value = f"auto_{value}"
     return RENAMED.get(key, key), value
-
-
-def nearest(value: str, known: Collection[str], others: Mapping[str, str] = {}) -> str:
-    """``others`` are more names, by those that are as near to what was meant."""
-    # PEBBLE is as near to pebble as can be
-    written = {**others, **{name.casefold(): name for name in reversed([*known])}}
-    near = difflib.get_close_matches(value.casefold(), written, n=1, cutoff=0.5)
-    return f"did you mean {written[near[0]]!r}?" if near else f"known are {', '.join(known) or 'none'}"
 
 
 def nearest_setting(value: str, known: Collection[str]) -> str:

@@ -63,7 +63,7 @@ class Learner(Protocol):
     """A learner on the shared store. What values and densities it has to offer depends on its algorithm."""
 
     model: Any
-    """Its algorithm of SB3: whoever gets the policy gets this."""
+    """Its algorithm of SB3, or what has its ``predict``, ``policy`` and ``save``: whoever gets the policy gets this."""
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The exploring action for the environment, and the same scaled to [-1, 1]."""

@@ -19,11 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.human.security import Gate
-from rlhf_bilevel.human.store import LabelStore
 
 if TYPE_CHECKING:
     import uvicorn

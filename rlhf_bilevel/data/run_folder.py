@@ -12,15 +12,16 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf_bilevel.config import Config, Record, gather, nearest, networks, recorded, settle, spread, weights
+from rlhf_bilevel.config import NAMED, Config, Record, gather, nearest, networks, recorded, settle, spread, weights
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.utils.files import (
     CSV_LIMIT,
     SUMS,
@@ -156,8 +157,11 @@ class RunFolder:
         recorded(self.config, told, whole)
         return told
 
-    def trusted_config(self, trust: bool) -> dict[str, Any]:
-        """The whole, its settings checked. UserError where its environment's module were imported without ``trust``."""
+    def trusted_config(self, trust: bool, own: Collection[str] = ()) -> dict[str, Any]:
+        """The whole, its settings checked. UserError where a module that it names were imported without ``trust``.
+
+        ``own`` are keys that are not used, as their values are the user's own.
+        """
         told = self.examine().read_config(whole=True)
         told["settings"] = gather(spread(told["settings"], told["method"]), told["method"])
         try:
@@ -167,6 +171,10 @@ class RunFolder:
         module = told["env"].rpartition(":")[0]
         if module and module not in sys.modules:
             trusted(trust, f"{self} would import the module {module!r}")
+        places = [told[key] for key in ("method", "algorithm") if key not in own]
+        for place in [*places, *(told["settings"].get(key) or "" for key in NAMED)]:
+            if ":" in place:  # also where it is imported already: whatever is in it would be called
+                trusted(trust, f"{self} would import the module {place.partition(':')[0]!r}")
         return told
 
     def has_config(self, told: Mapping[str, Any]) -> bool:
@@ -230,6 +238,7 @@ class RunFolder:
         inputs, form = obs_size + act_size, config.reward_form
         inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
         rewarded = config.ensemble_size * weights(inputs, *(config.reward_net_arch if form == "network" else ()), 1)
+        rewarded = rewarded if form in REWARD_FORMS.ours else 0  # of others nobody knows before they are made
         for file, least in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # that it is missing is told later
             if 4 * least > size:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import gymnasium
 
@@ -29,18 +27,6 @@ def refusing(what: str) -> Iterator[None]:
             last = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises it again
             told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
         raise UserError(f"{what}: {told}") from error
-
-
-@contextmanager
-def _here() -> Iterator[None]:
-    """Modules in the current folder are found, as ``python -m`` finds them."""
-    path = os.getcwd()
-    sys.path.insert(0, path)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(path)
 
 
 UNGUARDED = 78  # exit code of a process that would start processes as it is itself being started; EX_CONFIG

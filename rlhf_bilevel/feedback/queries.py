@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlhf_bilevel.envs.foreign import refusing
+from rlhf_bilevel.envs.interface import shown
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
 
@@ -28,7 +33,9 @@ Score = Callable[[Members, Queries], Tensor]
 """The higher (B,), the rather is a pair asked."""
 
 Rule = Callable[[Members, Queries, Preferences, int], Queries]
-"""So many of the candidates, given what was asked before."""
+"""So many of the candidates, or all where they are fewer, given the pairs that were labelled before."""
+
+Pairs = TypeVar("Pairs", Queries, Preferences)
 
 
 def uniform(members: Members, candidates: Queries) -> Tensor:
@@ -110,17 +117,9 @@ def spread(score: Score, share: float = 0.5) -> Rule:
     return rule
 
 
-RULES: dict[str, Rule] = {
-    "uniform": top(uniform),
-    "disagreement": top(disagreement),
-    "entropy": top(entropy),
-    "information_gain": top(information_gain),
-    "k_center": spread(uniform, share=1),
-    "k_center+disagreement": spread(disagreement),
-    "k_center+entropy": spread(entropy),
-    "k_center+information_gain": spread(information_gain),
-}
-"""By the name that ``Config.query`` gives."""
+UNIFORM, DISAGREEMENT, ENTROPY, INFORMATION_GAIN = map(top, (uniform, disagreement, entropy, information_gain))
+K_CENTER, K_CENTER_DISAGREEMENT = spread(uniform, share=1), spread(disagreement)
+K_CENTER_ENTROPY, K_CENTER_INFORMATION_GAIN = spread(entropy), spread(information_gain)
 
 
 class Asked:
@@ -174,11 +173,37 @@ def joined(parts: Sequence[Queries]) -> Queries:
 
 
 def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
-    """``count`` of the candidates, or all where they are fewer.
+    """``count`` of the candidates, or all where they are fewer, by the rule of that name in ``QUERY_RULES``.
 
     ``asked`` are the labels that the members have learnt from. None before there are any: an untrained reward says
-    nothing about a pair, and the choice is uniform whatever the rule [B-Pref].
+    nothing about a pair, and the choice is uniform whatever the rule [B-Pref]. UserError where a rule that is not ours
+    fails, or gives anything but some of the candidates.
     """
     if asked is None:
         return best(candidates, uniform(members, candidates), count)
-    return RULES[name](members, candidates, asked, count)
+    rule = QUERY_RULES[name]
+    if name in QUERY_RULES.ours:
+        return rule(members, candidates, asked, count)
+    own, known = _copied(candidates), _copied(asked)
+    with refusing(f"query rule {name}"):
+        chosen = rule(members, own, known, count)
+    return _among(name, chosen, candidates, count)
+
+
+def _copied(pairs: Pairs) -> Pairs:
+    """In memory of their own, which others may change."""
+    first, second = (Segments(*(column.clone() for column in segments)) for segments in pairs[:2])
+    return pairs._replace(first=first, second=second)
+
+
+def _among(name: str, chosen: Any, candidates: Queries, count: int) -> Queries:
+    """The candidates that a rule of others has chosen; UserError where it has chosen something else."""
+    with refusing(f"query rule {name} must return Queries, some of its candidates, not {shown(chosen)}"):
+        names = _names(chosen)
+    rows = {pair: row for row, pair in reversed([*enumerate(_names(candidates))])}
+    if not set(names) <= rows.keys():
+        raise UserError(f"query rule {name}: it must choose among its candidates, and has returned other pairs")
+    if not 0 < len(names) <= count or len(set(names)) < len(names):
+        told = f"{len(names)} pairs, {len(set(names))} of them different"
+        raise UserError(f"query rule {name}: it must choose 1 to {count} different pairs, and has chosen {told}")
+    return _take(candidates, torch.tensor([rows[pair] for pair in names]))

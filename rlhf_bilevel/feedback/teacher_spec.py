@@ -1,6 +1,7 @@
 """A teacher in words: ``mistake=0.1,skip`` stands for settings ``teacher_*`` of ``config.Config``, the others at rest.
 
-A word without a value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
+``module:NAME`` is one of the user's own, and an installed package may have others (``TEACHERS``). A word without a
+value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
 before anything slow is loaded.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from rlhf_bilevel.config import Config, nearest
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import TEACHERS
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {
@@ -34,10 +36,13 @@ OURS = (BY_SETTINGS, "OracleTeacher")
 def traits(told: str) -> dict[str, Any]:
     """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
     found: dict[str, Any] = {}
+    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    if told in TEACHERS or (":" in told and "=" not in told):
+        return rest | {"teacher_object": told}
     for word in told.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES, *TEACHERS, 'module:NAME'])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
@@ -45,7 +50,6 @@ def traits(told: str) -> dict[str, Any]:
         if name != ORACLE:
             key, published = NAMES[name]
             found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
     return rest | found
 
 

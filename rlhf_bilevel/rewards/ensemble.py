@@ -1,8 +1,8 @@
 """A bounded reward ensemble: r_m(s, a) = level + bound * tanh(f_m([s, a])), members in weights' leading axis.
 
-f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
-rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
-B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
+f is a network, or linear in x = [s, a] (``LinearReward``) or in x and all products of two of its entries
+(``QuadraticReward``): rewards that can be read, weight by weight. x is in units of its standard deviation
+(``measure``): in raw units, as B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
 
 The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end. Pairs
 of equally long segments say nothing of the level, but learners whose episodes may end early do (docs/rewards.md).
@@ -13,25 +13,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.envs.foreign import refusing
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 
 ROWS = 2048
-Form = Literal["network", "linear", "quadratic"]
 
 
 class RewardEnsemble(nn.Module):
     """M independent networks; calling it gives the reward that learners see: mean - ``pessimism`` std of the members.
 
     ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
+    Another form is a subclass with other ``features``, and as many ``names`` of them.
     """
 
+    linear: ClassVar[bool] = False  # in its features: there are no layers of ``hidden`` units, and weights can be read
     unit: Tensor  # (features,)
     low: Tensor  # (o + a,)
     high: Tensor
@@ -44,13 +47,12 @@ class RewardEnsemble(nn.Module):
         hidden: Sequence[int],
         rng: torch.Generator,
         bound: float = 1,
-        form: Form = "network",
         level: float = 0,
     ) -> None:
         super().__init__()
-        self.bound, self.form, self.level, self.pessimism = bound, form, level, 0.0
+        self.bound, self.level, self.pessimism = bound, level, 0.0
         size = obs_size + act_size
-        sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
+        sizes = [self.features(torch.zeros(1, size)).shape[-1], *(() if self.linear else hidden), 1]
 
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
@@ -62,13 +64,19 @@ class RewardEnsemble(nn.Module):
         self.register_buffer("low", torch.full((size,), -torch.inf))
         self.register_buffer("high", torch.full((size,), torch.inf))
 
-    @classmethod
-    def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
-        """As the settings say."""
+    @staticmethod
+    def of(config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
+        """As the settings say, of the class that ``REWARD_FORMS`` has for ``reward_form``.
+
+        UserError where that is not ours and cannot be made.
+        """
         level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
-        return cls(
-            obs_size, act_size, config.ensemble_size, config.reward_net_arch, rng, form=config.reward_form, level=level
-        )
+        form = REWARD_FORMS[config.reward_form]
+        sizes = obs_size, act_size, config.ensemble_size, config.reward_net_arch
+        if config.reward_form in REWARD_FORMS.ours:
+            return form(*sizes, rng, level=level)
+        with refusing(f"reward form {config.reward_form}"):
+            return form(*sizes, rng, level=level)
 
     def members(self, obs: Tensor, act: Tensor) -> Tensor:
         """obs (..., o) and act (..., a) to (M, ...), each value within [level - bound, level + bound]."""
@@ -86,8 +94,7 @@ class RewardEnsemble(nn.Module):
     def unbounded(self, obs: Tensor, act: Tensor) -> Tensor:
         """f: obs (..., o) and act (..., a) to (M, ...)."""
         shape = obs.shape[:-1]
-        x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
-        x = self.features(x) / self.unit
+        x = self.featured(obs, act) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -99,16 +106,16 @@ class RewardEnsemble(nn.Module):
         return y.reshape(len(y), *shape)
 
     def features(self, x: Tensor) -> Tensor:
-        """Of observations and actions (N, o + a): themselves, clipped, and in a quadratic reward their products."""
-        x = x.clamp(self.low, self.high)
-        if self.form != "quadratic":
-            return x
-        first, second = torch.triu_indices(x.shape[1], x.shape[1])
-        return torch.cat([x, x[:, first] * x[:, second]], 1)
+        """Of observations and actions (N, o + a) what the reward is made of (N, features): here they themselves."""
+        return x
+
+    def featured(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Of obs (..., o), act (..., a), which are clipped: (N, features)."""
+        return self.features(torch.cat([obs, act], -1).flatten(0, -2).clamp(self.low, self.high))
 
     def measure(self, obs: Tensor, act: Tensor) -> None:
         """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where they vary."""
-        spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
+        spread = self.featured(obs, act).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def clip(self, obs: Tensor, act: Tensor) -> None:
@@ -128,8 +135,7 @@ class RewardEnsemble(nn.Module):
 
     def names(self, names: Sequence[str]) -> list[str]:
         """Of all features, where x's are so named."""
-        products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
-        return [*names, *(products if self.form == "quadratic" else [])]
+        return [*names]
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         """(..., o), (..., a) to (...)."""
@@ -138,6 +144,23 @@ class RewardEnsemble(nn.Module):
             return members.mean(0)
         spread = (members.var(0, correction=0) + 1e-12).sqrt()  # a root has no slope at 0
         return members.mean(0) - self.pessimism * spread
+
+
+class LinearReward(RewardEnsemble):
+    """f is linear in x."""
+
+    linear = True
+
+
+class QuadraticReward(LinearReward):
+    """f is linear in x and all products of two of its entries."""
+
+    def features(self, x: Tensor) -> Tensor:
+        first, second = torch.triu_indices(x.shape[1], x.shape[1])
+        return torch.cat([x, x[:, first] * x[:, second]], 1)
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

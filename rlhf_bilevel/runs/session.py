@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,10 @@ from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
 from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.learners.off_policy import on_its_own
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import asked_queries, fork
-from rlhf_bilevel.runs.build import ALGORITHMS, EVALUATION, Parts, build, make_env, training_envs, weigh
+from rlhf_bilevel.runs.build import EVALUATION, Parts, build, make_env, training_envs, weigh
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, checked
 from rlhf_bilevel.runs.checkpoint import Loaded
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, compatible
@@ -44,6 +44,7 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Row
 from rlhf_bilevel.utils.files import trusted
+from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.versions import versions
 
 LINE_EVERY = 60  # seconds between two lines of a progress bar that goes into a file
@@ -182,7 +183,7 @@ def train(
     if spec.threads:
         torch.set_num_threads(spec.threads)
     with training():
-        session = begin(spec, parts or Parts.of(spec.method))
+        session = begin(spec, parts or Parts.of(spec.method, spec.algorithm))
         session.follow(callback, progress_bar, screen)
     return session
 
@@ -223,7 +224,7 @@ def go_on(spec: RunSpec, parts: Parts, origin: Origin, more: int) -> Session:
     before, after = ((m.learners, int(m.agent(m.options_of(c)))) for m, c in ((was, old), (parts.method, config)))
     with compatible(source.checkpoints, loaded.step):
         state = fork.adapted(loaded.tree["run"], before, after)
-        if told["method"] != parts.method.name:
+        if told["method"] != spec.method:
             state = state | {"method": None}
         state = fork.reseeded(state, config.seed, everything=config.seed != old.seed)
     if spec.out is None:
@@ -290,10 +291,10 @@ def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Pa
     ``own`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the user's own:
     UserError where one is missing. ``trust`` lets the folder name a module that is imported for its environment.
     """
-    told = RunFolder(folder).trusted_config(trust)
+    told = RunFolder(folder).trusted_config(trust, own)
 
     def part(name: str, known: Mapping[str, Any]) -> Any:
-        if name not in own and told[name] not in known:
+        if name not in own and not (known.knows(told[name]) if isinstance(known, Registry) else told[name] in known):
             raise UserError(f"{folder} was trained with a {name} of your own, {told[name]}: give it as {name}=")
         return own[name] if name in own else known[told[name]]
 
@@ -301,15 +302,17 @@ def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Pa
         raise UserError(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
     parts = Parts.of(
         part("method", METHODS),
-        part("algorithm", ALGORITHMS),
+        part("algorithm", LEARNERS),
         own.get("algorithm_settings", told["algorithm_settings"]),
         part("teacher", dict.fromkeys(OURS)),
     )
     if "algorithm_settings" not in own:
         filed_settings.check(RunFolder(folder).config, parts.algorithm, told["algorithm_settings"])
     settings = settle(told["settings"]).model_dump(mode="json")
-    spec = RunSpec(parts.method.name, registry.resolve(told["env"]), settings, out=folder.absolute())
-    return replace(spec, device=told["device"], threads=told["threads"]), parts, told
+    method = parts.method.name if "method" in own else told["method"]
+    spec = RunSpec(method, registry.resolve(told["env"]), settings, out=folder.absolute())
+    algorithm = "" if "algorithm" in own else told["algorithm"]
+    return replace(spec, device=told["device"], threads=told["threads"], algorithm=algorithm), parts, told
 
 
 def save(folder: Path, told: Mapping[str, Any], model: BaseAlgorithm, reward: RewardEnsemble) -> None:
@@ -330,17 +333,17 @@ def save(folder: Path, told: Mapping[str, Any], model: BaseAlgorithm, reward: Re
 
 
 def write_learnt(folder: Path, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
-    with on_its_own(model):
+    with on_its_own(model) if isinstance(model, BaseAlgorithm) else nullcontext():
         RunFolder(folder).write_models(model, reward)  # type: ignore[arg-type]
 
 
 def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:
     """All that config.yaml tells of a run, but for versions."""
     return {
-        "method": parts.method.name,
+        "method": spec.method,
         "env": spec.env,
         "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
-        "algorithm": parts.algorithm.__name__,
+        "algorithm": spec.algorithm or parts.algorithm_name,
         "algorithm_settings": parts.algorithm_settings,
         "device": spec.device,
         "threads": torch.get_num_threads(),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.config import (
     FORMER,
+    NAMED,
     Config,
     checkpoint_interval,
     complete,
@@ -34,7 +35,7 @@ from rlhf_bilevel.config import (
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.utils.files import one_line
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class RunSpec:
     out: Path | None = None  # the run's folder; None: nothing is written
     checkpoint_every: str = "1m"  # see ``config.checkpoint_interval``
     keep_every: int = 0  # environment steps between two checkpoints that stay; 0: none
+    algorithm: str = ""  # of the learners, a name in LEARNERS; empty: the method's
 
     @classmethod
     def of(cls, method: str, env: str, settings: Mapping[str, Any], **others: Any) -> RunSpec:
@@ -71,6 +73,8 @@ class RunSpec:
         """
         spec = cls(method, registry.resolve(env), _sound(renamed(settings, [method])), **others)
         preset(spec.preset, spec.env)
+        if spec.algorithm and not LEARNERS.knows(spec.algorithm):
+            raise UserError(LEARNERS.unknown(spec.algorithm))
         checkpoint_interval(spec.checkpoint_every)
         return replace(spec, device=device_here(spec.device), keep_every=kept_interval(spec.keep_every))
 
@@ -115,6 +119,10 @@ class RunSpec:
             {"total_timesteps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
         )
         config = settle(gather(given, method.name))
+        names = [(LEARNERS, self.algorithm), *((table, getattr(config, key)) for key, table in NAMED.items())]
+        for known, name in names:
+            if name and name not in known.ours:
+                _ = known[name]  # what is wrong with another's is told before anything is written
         return reaching(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
@@ -164,15 +172,11 @@ def _words(value: Any) -> str:
 
 def method_named(name: str) -> Method:
     """The method of that name; UserError, with the nearest, where there is none."""
-    from rlhf_bilevel.methods.registry import METHODS
-
     return METHODS[name]  # imports torch
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
     """UserError where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
-    from rlhf_bilevel.methods.registry import METHODS
-
     dotted = {key: value for key, value in settings.items() if "." in key}
     owners = dict.fromkeys([method.name, *(key.partition(".")[0] for key in dotted)])
     for owner in owners:
@@ -205,6 +209,7 @@ def device_here(device: object) -> str:
 
 def its_own(method: str, keys: Iterable[str]) -> None:
     """UserError where one of the settings is another method's own: it would change nothing."""
+    method = METHODS[method].name if ":" in method else method
     for key in keys:
         if method not in (having := owners(key, method)):
             which = " and ".join(having) + (" alone has" if len(having) == 1 else " alone have")

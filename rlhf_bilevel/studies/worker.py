@@ -19,6 +19,7 @@ from rlhf_bilevel.config import spread
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import LockedError, UserError
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.spec import RunSpec
 
@@ -40,8 +41,10 @@ def agree(spec: RunSpec, settings: Mapping[str, Any]) -> None:
     if not out.begun:
         return
     told = out.read_config()
-    there = {"method": told.get("method"), "env": told.get("env"), **spread(told.get("settings", {}), spec.method)}
-    for key, asked in {"method": spec.method, "env": spec.env, **spread(settings, spec.method)}.items():
+    there = {key: told.get(key) for key in ("method", "env", "algorithm")}
+    there |= spread(told.get("settings", {}), spec.method)
+    wanted = {"method": spec.method, "env": spec.env, "algorithm": spec.algorithm or METHODS[spec.method].algorithm}
+    for key, asked in {**wanted, **spread(settings, spec.method)}.items():
         if key in there and there[key] != asked:
             raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
 
