@@ -16,11 +16,15 @@ import torch
 from stable_baselines3 import TD3
 
 from rlhf_bilevel import Agent, registries
-from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.cli import run_options
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
+from rlhf_bilevel.data.run_folder import config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS, SUITES, TEACHERS
+from rlhf_bilevel.runs.spec import its_own
 from rlhf_bilevel.utils.files import read_yaml
 from rlhf_bilevel.utils.registry import Registry, _entry_points
 from tests.integration.test_docs import blocks
@@ -341,6 +345,31 @@ def test_a_strangers_folder_imports_no_module_without_trust(
                     main(train)
                 assert f"names a module: if you trust it, say so with --set {key}={place}" in capsys.readouterr().err
     assert not (tmp_path / "it-ran").exists() and not (tmp_path / "other").exists()
+
+
+def test_options_of_a_users_method_are_set_and_read_from_a_runs_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "optioned.py").write_text(
+        "from dataclasses import replace\nfrom rlhf_bilevel.baselines.rune import RUNE\n"
+        "METHOD = replace(RUNE, name='mine')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def config(words: str) -> Config:
+        args = parser().parse_args(f"train optioned:METHOD --env Pendulum-v1 --steps 300 {words}".split())
+        return run_options.spec(args, args.method, args.env).resolve()
+
+    own = config("--set mine.beta=0.5")
+    assert own.options["beta"] == 0.5 and config("").options["beta"] == 0.05
+    told = {"method": "optioned:METHOD", "settings": own.model_dump(mode="json")}
+    (tmp_path / "config.yaml").write_bytes(config_bytes(told | {"algorithm_settings": {}}))
+    assert config("--config config.yaml") == own
+    with pytest.raises(UserError, match=r"mine\.bta.*did you mean 'mine\.beta'"):
+        config("--set mine.bta=0.5")
+    its_own("optioned:METHOD", ["mine.beta", "labels"])
+    with pytest.raises(UserError, match="surf alone has it, and this is mine"):
+        its_own("optioned:METHOD", ["surf.threshold"])
 
 
 def test_a_broken_package_is_in_the_way_of_its_own_things_alone(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
