@@ -26,7 +26,7 @@ METHODS: Registry[Method] = Registry(
         "detached": "rlhf_bilevel.methods.detached:DETACHED",
         **{name: f"rlhf_bilevel.baselines.{name}:{name.upper()}" for name in BASELINES},
     },
-    of="rlhf_bilevel.training.method:Method",
+    base="rlhf_bilevel.training.method:Method",
 )
 QUERY_RULES: Registry[Rule] = Registry(
     "query rule",
@@ -40,10 +40,10 @@ QUERY_RULES: Registry[Rule] = Registry(
         "k_center+entropy": "rlhf_bilevel.feedback.queries:K_CENTER_ENTROPY",
         "k_center+information_gain": "rlhf_bilevel.feedback.queries:K_CENTER_INFORMATION_GAIN",
     },
-    of="collections.abc:Callable",
+    base="collections.abc:Callable",
     takes=("members", "candidates", "asked", "count"),
 )
-TEACHERS: Registry[Any] = Registry("teacher", {}, of="collections.abc:Callable")
+TEACHERS: Registry[Any] = Registry("teacher", {}, base="collections.abc:Callable")
 """A ``types.Teacher``, or a class of teachers that is made with the run's ``Config`` and ``ReplayBuffer``."""
 REWARD_FORMS: Registry[type[RewardEnsemble]] = Registry(
     "reward form",
@@ -52,7 +52,7 @@ REWARD_FORMS: Registry[type[RewardEnsemble]] = Registry(
         "linear": "rlhf_bilevel.rewards.ensemble:LinearReward",
         "quadratic": "rlhf_bilevel.rewards.ensemble:QuadraticReward",
     },
-    of="rlhf_bilevel.rewards.ensemble:RewardEnsemble",
+    base="rlhf_bilevel.rewards.ensemble:RewardEnsemble",
     classes=True,
 )
 LEARNERS: Registry[type[Any]] = Registry(
@@ -64,7 +64,7 @@ LEARNERS: Registry[type[Any]] = Registry(
         "PPO": "stable_baselines3:PPO",
         "RandomPolicy": "rlhf_bilevel.learners.random:RandomPolicy",
     },
-    of="builtins:type",
+    base="builtins:type",
 )
 """An algorithm of SB3, or a class of ``types.Learner``."""
 SUITES: Registry[Suite] = Registry(
@@ -73,6 +73,6 @@ SUITES: Registry[Suite] = Registry(
         "dm_control": "rlhf_bilevel.envs.dm_control:SUITE",
         "Meta-World": "rlhf_bilevel.envs.metaworld:SUITE",
     },
-    of="rlhf_bilevel.envs.suites:Suite",
+    base="rlhf_bilevel.envs.suites:Suite",
 )
 """By the first part of their environments' ids."""

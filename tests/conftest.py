@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.config import Config, complete
+from rlhf_bilevel.config import Config, validate_as
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
@@ -79,7 +79,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = ReplayBuffer(*sizes, config.total_timesteps), torch.Generator().manual_seed(config.seed)
     kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
-    arguments = METHODS[method].arguments(complete(METHODS[method].options, config.options, f"{method}."))
+    arguments = METHODS[method].arguments(validate_as(METHODS[method].options, config.options, f"{method}."))
     arguments = {"algorithm": LEARNERS[METHODS[method].algorithm], **arguments, **own}
     learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
     return Run(

@@ -150,11 +150,11 @@ def test_a_model_that_is_saved_goes_on_as_it_was() -> None:
     agent = Agent("pebble", "Steer-v0", **SMALL).learn(120)
     run, file = agent.run, io.BytesIO()
     assert run is not None
-    before = run.learners[0].state()
+    before = run.learners[0].state_dict()
     agent.model.save(file)
     assert agent.model.policy_kwargs["optimizer_kwargs"] == {"fused": True}
     assert agent.model.actor.optimizer.param_groups[0]["fused"] is True
-    assert digest(before) == digest(run.learners[0].state())
+    assert digest(before) == digest(run.learners[0].state_dict())
 
 
 def test_an_export_says_which_environment_its_policy_expects(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -255,15 +255,15 @@ def test_the_commit_is_that_of_the_checkout_that_holds_this_package_or_none(
     git("add", "thesis.tex")
     git("commit", "-m", "mine")
     monkeypatch.setattr(versions, "__file__", str(installed / "versions.py"))
-    assert versions.commit() is None
+    assert versions.current_commit() is None
     git("add", ".venv/rlhf_bilevel/versions.py")
     git("commit", "-m", "a checkout of it")
     expected = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout[:12]
-    assert versions.commit() == expected
+    assert versions.current_commit() == expected
     (installed / "versions.py").write_text("changed")
-    assert versions.commit() == f"{expected}+"
+    assert versions.current_commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
-    assert versions.commit() is None
+    assert versions.current_commit() is None
     Agent("pebble", "Steer-v0", out=tmp_path / "run", **SMALL).start(100)
     assert "commit: null" in (tmp_path / "run" / "config.yaml").read_text()
 

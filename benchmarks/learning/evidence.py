@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import EvaluationRecord, points, read_table, write_table
-from rlhf_bilevel.runs.spec import RunSpec, device_here
+from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table, write_table
+from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.studies.progress import ProgressBoard
-from rlhf_bilevel.studies.scheduler import Local, begin_together, complete
-from rlhf_bilevel.studies.worker import agree, whole
+from rlhf_bilevel.studies.scheduler import LocalExecutor, begin_together, run_all
+from rlhf_bilevel.studies.worker import all_settings, check_same_run
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 
@@ -245,7 +245,7 @@ def collect(table: Path, members: Group) -> None:
     rows: list[EvaluationRecord] = []
     for name, run in members:
         if run.folder.ended:
-            rows += [point._replace(method=name) for point in points(run.folder.path)]
+            rows += [point._replace(method=name) for point in read_records(run.folder.path)]
         else:
             rows += [p for p in known if (p.method, p.env, p.seed) == (name, run.env, run.seed)]
     if rows:
@@ -264,15 +264,15 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, c
     missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
     for run in missing:
         try:
-            agree(run, whole(run))
+            check_same_run(run, all_settings(run))
         except UserError as other:
             raise SystemExit(str(other)) from None
     failed = []
     if workers:
         if cohort:
-            begin_together([replace(run, device=device_here("auto")) for run in missing])
+            begin_together([replace(run, device=resolve_device("auto")) for run in missing])
         with ProgressBoard(missing) as board:
-            failed = complete(missing, Local(workers), board.see)
+            failed = run_all(missing, LocalExecutor(workers), board.update)
     for table, members in tables.items():
         collect(table, members)
     if failed:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.data.label_log import stacked
+from rlhf_bilevel.data.label_log import decode_segments
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
@@ -78,7 +78,7 @@ def label(folder: Path, seconds: float, training: subprocess.Popen) -> dict[str,
 def judged(folder: Path, offer: Assignment) -> str:
     with closing(sqlite3.connect(RunFolder(folder).book, timeout=30)) as book:
         asked = book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (offer.query_id,)).fetchone()
-    first, second = one_leg(stacked(asked[1:]).obs).mean(-1).tolist()
+    first, second = one_leg(decode_segments(asked[1:]).obs).mean(-1).tolist()
     if abs(first - second) < UNSURE:
         return CANT_TELL
     return LEFT if (first > second) == (offer.left_clip == asked[0]) else RIGHT

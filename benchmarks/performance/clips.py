@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
@@ -91,7 +91,7 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
 
 
 def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> Run:
-    config = settle(
+    config = validate(
         {
             "total_timesteps": 10 * args.block + args.rounds * args.block,
             "net_arch": (args.hidden, args.hidden),

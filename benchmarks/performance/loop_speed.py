@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs.build import Parts, build
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     quarter, env_id = args.steps // 4, registry.resolve(args.env)
-    config = settle(
+    config = validate(
         {
             "total_timesteps": args.steps,
             "net_arch": (args.hidden, args.hidden),

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import NAMED, recorded, renamed, spread
+from rlhf_bilevel.config import NAMED, check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, traits
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
@@ -22,9 +22,11 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     Raises UserError, in one line, on the first mistake.
     """
     given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
-    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
-    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
+    given = {key: value for key, value in given.items() if value is not None} | current_names(
+        assigned(args.set), methods
+    )
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
     if "total_timesteps" not in settings:
@@ -42,26 +44,26 @@ def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping
     """
     told = read_yaml(file)
     if "settings" not in told:
-        return renamed(told, methods)
-    recorded(file, told, whole=False)
+        return current_names(told, methods)
+    check_record(file, told, must_be_complete=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
     for key, value in told["settings"].items():
         if key in NAMED and ":" in str(value) and key not in given:
             raise UserError(f"{file} names a module: if you trust it, say so with --set {key}={value!s:.60}")
     if "method" not in told:
-        return renamed(told["settings"], methods)
+        return current_names(told["settings"], methods)
     method = told["method"]
     if ":" not in method:
-        return spread(told["settings"], method)
+        return flatten_options(told["settings"], method)
     own = METHODS[method].name if method in methods else ""  # what the options of another method are is not known here
-    return {key: value for key, value in spread(told["settings"], own).items() if not key.startswith(".")}
+    return {key: value for key, value in flatten_options(told["settings"], own).items() if not key.startswith(".")}
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
-    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    ``config.validate_as`` knows what a setting takes: only a method's own are read here.
     """
     given: dict[str, Any] = {}
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""A teacher in words: ``mistake=0.1,skip`` stands for settings ``teacher_*`` of ``config.Config``, the others at rest.
+"""A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
-``module:NAME`` is one of the user's own, and an installed package may have others (``TEACHERS``). A word without a
-value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
-before anything slow is loaded.
+All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
+[Lee et al. 2021]. ``module:NAME`` is a teacher of the user's own, and installed packages may have more (``TEACHERS``).
+This module imports no torch, so that a wrong word is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import TEACHERS
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
-NAMES: dict[str, tuple[str, Any]] = {
+NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
     "boltzmann": ("teacher_beta", 1.0),
     "beta": ("teacher_beta", 1.0),
     "mistake": ("teacher_mistake", 0.1),
@@ -27,30 +28,34 @@ NAMES: dict[str, tuple[str, Any]] = {
     RERUN: ("teacher_rerun", ""),
     HUMAN: ("teacher_human", True),
 }
-ALONE = (ORACLE, REPLAY, RERUN, HUMAN)
+ALONE = (ORACLE, REPLAY, RERUN, HUMAN)  # go with no other word
 BY_SETTINGS = "settings"
 OURS = (BY_SETTINGS, "OracleTeacher")
-"""Under ``teacher`` in a run's config.yaml: whoever else stands there was an object of its user's own."""
+"""Values of ``teacher`` in a run's config.yaml. Any other value there names an object of the user's own."""
 
 
-def traits(told: str) -> dict[str, Any]:
-    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
-    found: dict[str, Any] = {}
-    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
-    if told in TEACHERS or (":" in told and "=" not in told):
-        return rest | {"teacher_object": told}
-    for word in told.split(","):
+def teacher_settings(spec: str) -> dict[str, Any]:
+    """All settings ``teacher_*`` of the teacher that ``spec`` describes. UserError, in one line, for a wrong word.
+
+    Whether values are in range, ``config.validate`` checks.
+    """
+    chosen: dict[str, Any] = {}
+    defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    if spec in TEACHERS or (":" in spec and "=" not in spec):
+        return defaults | {"teacher_object": spec}
+    for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES, *TEACHERS, 'module:NAME'])}")
+            hint = did_you_mean(name, [ORACLE, *NAMES, *TEACHERS, "module:NAME"])
+            raise UserError(f"unknown teacher {name!r}; {hint}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
-        if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
-            raise UserError(f"teacher {told!r}: {name} does not go together with the rest")
+        if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):
+            raise UserError(f"teacher {spec!r}: {name} does not go together with the rest")
         if name != ORACLE:
             key, published = NAMES[name]
-            found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    return rest | found
+            chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
+    return defaults | chosen
 
 
 def _value(name: str, value: str) -> Any:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from rlhf_bilevel.config import check_database
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.utils.files import lock as lock_on
-from rlhf_bilevel.utils.sqlite import check, named, safe, tables
+from rlhf_bilevel.utils.sqlite import check_files, check_schema, naming_errors, table_definitions
 
 VERSIONS = "alembic_version"  # the table that tells of which revision the others are
 LOCK_NUMBER = 0x726C6866  # of PostgreSQL's advisory locks, while a database is upgraded
@@ -36,7 +36,7 @@ def connect(where: Path | str, name: Path | None = None) -> Engine:
         path = Path(str(url.database))
         if not path.parent.is_dir():
             raise UserError(f"{told} cannot be opened: there is no folder {path.parent}")
-        safe(path)
+        check_files(path)
         alone = lock_on(path.with_name(f".{path.name}.lock"), timeout=-1)
         engine = create_engine(url, connect_args={"timeout": 30})
         event.listen(engine, "connect", _prepare_sqlite)
@@ -76,12 +76,12 @@ def _check(path: Path, told: str) -> None:
     """CorruptFileError where a file holds anything but this version's tables; UserError where it is of a later one."""
     if not path.exists() or not path.stat().st_size:
         return
-    with named(Path(told)), closing(sqlite3.connect(path, timeout=30)) as connection:
+    with naming_errors(Path(told)), closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.execute("PRAGMA trusted_schema=OFF")
         known = _known()
-        if tables(connection).get(VERSIONS) == known[VERSIONS]:
+        if table_definitions(connection).get(VERSIONS) == known[VERSIONS]:
             _not_later(connection.execute(f"SELECT version_num FROM {VERSIONS} LIMIT 1").fetchone(), told)
-        check(connection, Path(told), {name: {made} for name, made in known.items()})
+        check_schema(connection, Path(told), {name: {made} for name, made in known.items()})
 
 
 @cache
@@ -90,7 +90,7 @@ def _known() -> dict[str, str]:
     engine = create_engine("sqlite://")
     with engine.begin() as c:
         _upgrade(c, "")
-        made = tables(c.connection.driver_connection)  # type: ignore[arg-type]
+        made = table_definitions(c.connection.driver_connection)  # type: ignore[arg-type]
     engine.dispose()
     return made
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.label_log import pairs, stacked
+from rlhf_bilevel.data.label_log import decode_segments, encode_pairs
 from rlhf_bilevel.data.preference_dataset import OPEN, Dataset
 from rlhf_bilevel.human.records import Asked, ConflictError, ConsumedError, NotFoundError, Outcome, first_better
 from rlhf_bilevel.human.store import LabelStore
@@ -32,7 +32,7 @@ def of_book(folder: Path, told: Mapping[str, Any], config: Config, trust: bool) 
     if not rows:
         return None
     dataset = Dataset.of(
-        Queries(stacked(row.first for row in rows), stacked(row.second for row in rows)),
+        Queries(decode_segments(row.first for row in rows), decode_segments(row.second for row in rows)),
         torch.tensor([_label(row) for row in rows]),
         env_id=str(told["env"]),
         labeller="",
@@ -67,7 +67,7 @@ def import_choices(book: LabelStore, dataset: Dataset) -> Imported:
     rows = [row for row in dataset.labelled.tolist() if dataset.label_kind[row] != "probability"]
     answers = dataset.preferences(torch.tensor(rows, dtype=torch.int64))
     told = list[Outcome]()
-    for row, pair in zip(rows, pairs(answers), strict=True):
+    for row, pair in zip(rows, encode_pairs(answers), strict=True):
         query, name = ids.get(pair), dataset.labeller[row]
         if query is None:
             continue

@@ -86,8 +86,8 @@ from rlhf_bilevel.human.tables import (
     scenes,
     tokens,
 )
-from rlhf_bilevel.utils.files import read, trusted
-from rlhf_bilevel.utils.sqlite import copied
+from rlhf_bilevel.utils.files import check_trust, read
+from rlhf_bilevel.utils.sqlite import read_only_copy
 
 LEASE = 120.0  # seconds for which a pair that was undone stays with who undid it
 
@@ -141,7 +141,7 @@ class LabelStore:
             raise UserError(f"{folder} has asked nobody yet")
         with ExitStack() as stack:
             told = where if isinstance(where, Path) else None
-            where = stack.enter_context(copied(where)) if isinstance(where, Path) else where
+            where = stack.enter_context(read_only_copy(where)) if isinstance(where, Path) else where
             yield stack.enter_context(cls.open(where, run_id(folder), told=told))
 
     def close(self) -> None:
@@ -571,7 +571,7 @@ def _where(folder: RunFolder, trust: bool, database: str | None) -> Path | str:
         check_database(url)
     except UserError as error:
         raise CorruptFileError(f"{folder.config} is damaged: teacher_labels_db: {error}") from None
-    trusted(trust or database is not None, f"{folder} would go to the database {url}")
+    check_trust(trust or database is not None, f"{folder} would go to the database {url}")
     return url
 
 

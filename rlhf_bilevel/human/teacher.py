@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import nothing
-from rlhf_bilevel.data.label_log import count, pairs, preferences
+from rlhf_bilevel.data.answers import no_answers
+from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.human.records import Question, Status
@@ -73,13 +73,13 @@ class HumanTeacher:
         self._book.close()
 
     def __call__(self, queries: Queries) -> Preferences:
-        book, number = self._book, count(RunFolder(self._folder).labels)
+        book, number = self._book, count_sessions(RunFolder(self._folder).labels)
         self._used = self._patiently(lambda: book.used(number))
         left = self._config.labels - self._used
         self._ask(number, queries, left)
         self._wait()
         answers = self._patiently(lambda: book.collect(number, left))
-        return preferences(answers) if answers else nothing(queries)
+        return decode_answers(answers) if answers else no_answers(queries)
 
     def beat(self, run: Run) -> None:
         """To be called after each step of the run: now and then a sign of life goes into the book."""
@@ -101,7 +101,7 @@ class HumanTeacher:
         if self._patiently(lambda: self._book.asked(number)) == 0:
             rows = torch.stack([self._store.rows_of(segments) for segments in queries], 1)  # (B, 2)
             clips = [[self._clip(int(first)) for first in pair] for pair in rows]
-            questions = [Question(*pair, *both) for pair, both in zip(pairs(queries), clips, strict=True)]
+            questions = [Question(*pair, *both) for pair, both in zip(encode_pairs(queries), clips, strict=True)]
             self._patiently(lambda: self._book.ask(number, questions, self._config.teacher_votes, left))
         if not self._told:
             self._told = True

@@ -1,4 +1,4 @@
-"""What was meant by a name that nothing has."""
+"""What a user may have meant by an unknown name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Collection, Mapping
 
 
-def nearest(value: str, known: Collection[str], others: Mapping[str, str] = {}) -> str:
-    """``others`` are more names, by those that are as near to what was meant."""
-    # PEBBLE is as near to pebble as can be
-    written = {**others, **{name.casefold(): name for name in reversed([*known])}}
-    near = difflib.get_close_matches(value.casefold(), written, n=1, cutoff=0.5)
-    return f"did you mean {written[near[0]]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+def did_you_mean(value: str, names: Collection[str], aliases: Mapping[str, str] = {}) -> str:
+    """The end of a message about the unknown ``value``: the nearest of ``names``, or all of them if none is near.
+
+    ``aliases`` are more spellings; each maps to the name that is shown for it.
+    """
+    # upper and lower case do not matter
+    name_of = {**aliases, **{name.casefold(): name for name in reversed([*names])}}
+    matches = difflib.get_close_matches(value.casefold(), name_of, n=1, cutoff=0.5)
+    return f"did you mean {name_of[matches[0]]!r}?" if matches else f"known are {', '.join(names) or 'none'}"

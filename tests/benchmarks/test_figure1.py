@@ -12,7 +12,7 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.studies import batched_seeds
 from rlhf_bilevel.studies.batched_seeds import learn_together
-from rlhf_bilevel.studies.worker import whole
+from rlhf_bilevel.studies.worker import all_settings
 
 
 @pytest.mark.parametrize("scale", figure1.SCALES)
@@ -23,7 +23,9 @@ def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
         settings = {}
         for variant, run in members:
             settings[variant] = run.method, run.settings
-        assert {(told["steps"], told["labels"]) for _, told in settings.values()} == {(panel.steps, panel.labels)}
+        assert {(told["total_timesteps"], told["labels"]) for _, told in settings.values()} == {
+            (panel.steps, panel.labels)
+        }
         without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
         assert all(without_seed.count(one) == 1 for one in without_seed)
 
@@ -33,7 +35,7 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (one,) = figure1.group("smoke", "walker-100", figure1.SCALES["smoke"]["walker-100"])[:1]
-    told = whole(one.run)
+    told = all_settings(one.run)
     one.run.out.mkdir(parents=True)
     (one.run.out / "config.yaml").write_text(
         yaml.safe_dump({"method": one.run.method, "env": one.run.env, "settings": told | {"batch_size": 33}})

@@ -19,7 +19,7 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.cli.run_options import assigned, spec
-from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.config import parse_checkpoint_every, validate
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registry
@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
         ("TRAIN pebble --env Pendulum-v1 --steps 9", "unknown command 'TRAIN'; did you mean 'train'?"),
         ("train PEBBLE --env Pendulum-v1 --steps 9", "unknown method 'PEBBLE'; did you mean 'pebble'?"),
-        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch is a setting: --set batch_size=VALUE"),
+        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch_size is a setting: --set batch_size=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --learning-rate=3", "--set learning_rate=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf_bilevel/config.py has"),
         ("train pebble --env Pendulum-v1 --steps 9 --set surf.threshold=.9", "surf alone has it, and this is pebble"),
@@ -199,7 +199,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TRAIN} --config number.yaml", "number.yaml: 5 is no name of a setting"),
         (f"{TRAIN} --config null.yaml", "null.yaml: None is no name of a setting"),
         (f"{TRAIN} --config date.yaml", "date.yaml: datetime.date(2020, 1, 1) is no name of a setting"),
-        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'steps' is given twice"),
+        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'total_timesteps' is given twice"),
         (f"{TRAIN} --config list.yaml", "list.yaml holds no mapping"),
         (f"{TRAIN} --config later.yaml", "later.yaml has version 99"),
         (f"{TRAIN} --config unsettled.yaml", "unsettled.yaml: settings=[300]"),
@@ -355,7 +355,7 @@ def test_numbers_are_taken_as_people_write_them() -> None:
     args = parser().parse_args(f"{TRAIN} --steps 1e5 --labels 1e3 --seed 5.0 --threads 1_0".split())
     assert (args.steps, args.labels, args.seed, args.threads) == (100_000, 1_000, 5, 10)
     given = assigned(["net_arch=[64,64]", "reward_net_arch=(64, 32)", "batch_size=1e2", "num_interact=2_0.0"])
-    settings = settle({"total_timesteps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
+    settings = validate({"total_timesteps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
     assert (settings.net_arch, settings.reward_net_arch) == ((64, 64), (64, 32))
     assert (settings.total_timesteps, settings.learning_starts, settings.batch_size, settings.num_interact) == (
         100_000,
@@ -364,11 +364,11 @@ def test_numbers_are_taken_as_people_write_them() -> None:
         20,
     )
     assert settings.tau == 1e-3 and type(settings.batch_size) is int
-    assert settle({"total_timesteps": 300, "net_arch": np.array([8, 9])}).hidden == (8, 9)
+    assert validate({"total_timesteps": 300, "net_arch": np.array([8, 9])}).net_arch == (8, 9)
     assert (
-        settle({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
+        validate({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
     )
-    assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
+    assert parse_checkpoint_every("5_000") == parse_checkpoint_every("5e3") == parse_checkpoint_every("5000")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -505,7 +505,7 @@ def test_the_keyboard_may_stop_the_loading_of_libraries() -> None:
 import os, signal, sys
 class Interrupts:
     def find_spec(self, name, *_):
-        if name == "rlhf_bilevel.config":
+        if name == "rlhf_bilevel.cli.arguments":
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:
@@ -542,10 +542,10 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
 def test_a_fault_of_our_own_in_a_check_shows_its_traceback_and_no_usage_error(tmp_path: Path) -> None:
     code = f"""
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs.registry import Episodes
+from rlhf_bilevel.envs.episodes import SeededEpisodes
 def fault(*_):
     raise ValueError("shapes differ")
-Episodes.__init__ = fault
+SeededEpisodes.__init__ = fault
 main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 """
     told = python(code=code)
@@ -557,7 +557,7 @@ main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 def test_an_environment_in_the_current_folder_is_found(tmp_path: Path) -> None:
     module = "import gymnasium\ngymnasium.register('Here-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
     (tmp_path / "here_only.py").write_text(module)
-    code = "import sys; sys.path.remove(''); from rlhf_bilevel import envs; before = list(sys.path)\n"
+    code = "import sys; sys.path.remove(''); from rlhf_bilevel.envs import registry as envs; before = list(sys.path)\n"
     code += "envs.make('here_only:Here-v0', 0); assert sys.path == before"
     told = python(code=code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     assert told.returncode == 0, told.stderr
@@ -630,7 +630,7 @@ def test_settings_come_from_a_file_and_options_go_before_it(capsys: pytest.Captu
     train = ["train", "pebble", "--env", "Steer-v0", "--config", str(file)]
     main([*train, "--labels", "6", "--out", str(tmp_path / "run")])
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
-    assert (settings["steps"], settings["labels"], settings["hidden"]) == (120, 6, [16, 16])
+    assert (settings["total_timesteps"], settings["labels"], settings["net_arch"]) == (120, 6, [16, 16])
     main(["train", "pebble", "--env", "Steer-v0", "--config", str(tmp_path / "run" / "config.yaml"),
           "--out", str(tmp_path / "again")])  # fmt: skip
     for name in ("policy.safetensors", "evaluations.csv"):
@@ -673,8 +673,8 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
                 kill()
             return evaluated(run, *rest)
 
-        evaluated = session.evaluated
-        session.evaluated = stop
+        evaluated = session.evaluate_learners
+        session.evaluate_learners = stop
         main([*arguments, "--out", str(tmp_path / "run")])
 
     assert child(interrupted) == 9
@@ -690,7 +690,7 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "evaluated", interrupt)
+    monkeypatch.setattr(session, "evaluate_learners", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
     assert stop.value.code == 130
@@ -703,7 +703,12 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
         ["--steps", "999999999"],
         *(
             ["--steps", "9", "--set", setting]
-            for setting in ("hidden=65536,65536", "batch=1000000000", "large_batch=1000000000", "members=1000000000")
+            for setting in (
+                "net_arch=65536,65536",
+                "batch_size=1000000000",
+                "large_batch=1000000000",
+                "ensemble_size=1000000000",
+            )
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault
     run.envs = [poisoned(fault)]
     assert len(list(train(run))) == 300
     store = run.store
-    assert not (store.truth == 0).any()  # what stands in for the reward of a step that failed is not stored
+    assert not (store.env_reward == 0).any()  # what stands in for the reward of a step that failed is not stored
     assert store.size == 300 and all(np.isfinite(column.numpy()).all() for column in store.columns().values())
     lengths = [end - start for start, end in store.episodes()]
     assert min(lengths) < 50 if fault != "reset" else max(lengths) == 50  # some were cut
@@ -269,7 +269,7 @@ def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monke
     env.reset()
     with pytest.raises(RuntimeError, match=r"(?s)1 episodes in a row.*in step.*ZeroDivisionError: a bug") as told:
         env.step(np.zeros(1, np.float32))
-    assert foreign._line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
+    assert foreign.error_line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
     env.close()
 
 

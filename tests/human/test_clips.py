@@ -76,8 +76,8 @@ def play(
         for _ in range(steps):
             told.append(seen())
             action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-            following, truth, terminated, _, info = env.step(action)
-            store.add(obs, action, following, truth, terminated)
+            following, env_reward, terminated, _, info = env.step(action)
+            store.add(obs, action, following, env_reward, terminated)
             obs = following
         assert not set(films.Told) & info.keys()
     return told

@@ -16,7 +16,7 @@ from playwright.sync_api import Request, Response, expect, sync_playwright
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.cli.label import listen
-from rlhf_bilevel.data.label_log import preferences, stacked
+from rlhf_bilevel.data.label_log import decode_answers, decode_segments
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
 from rlhf_bilevel.rewards.bradley_terry import accuracy, logits
@@ -55,7 +55,7 @@ def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
 
 def oracle(first: bytes, second: bytes) -> float:
     """The label by the environment's own reward."""
-    better, worse = stacked([first, second]).truth.sum(-1).tolist()
+    better, worse = decode_segments([first, second]).env_reward.sum(-1).tolist()
     return 0.5 if better == worse else float(better > worse)
 
 
@@ -131,7 +131,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
 
 def taught(reward: RewardEnsemble, used: list[tuple[float, bytes, bytes]]) -> float:
     """The share of the labels without a tie that the reward orders as they say."""
-    answers = preferences(used)
+    answers = decode_answers(used)
     with torch.no_grad():
         return accuracy(logits(reward, answers), answers.label).item()
 

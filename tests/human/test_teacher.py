@@ -17,7 +17,7 @@ import torch
 from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.data.label_log import LabelLog, pairs
+from rlhf_bilevel.data.label_log import LabelLog, encode_pairs
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.errors import UserError
@@ -44,7 +44,7 @@ class Film:
         self.store, self.flushed = store, 0
 
     def clip(self, rows: torch.Tensor) -> dict[str, Any]:
-        return {"scene": "0", "reward": self.store.truth[rows].tolist()}
+        return {"scene": "0", "reward": self.store.env_reward[rows].tolist()}
 
     def scene(self, name: str) -> dict[str, Any]:
         return {"name": name}
@@ -57,7 +57,7 @@ class Film:
 
 @pytest.fixture(autouse=True)
 def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, Film(store)))
+    monkeypatch.setattr(build, "film_envs", lambda spec, config, training, store: (training, Film(store)))
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 
@@ -160,7 +160,7 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
     with LabelLogOf(out) as log:
         taken = [len(log[number].answers) for number in range(len(log))]
         every = Counter((first, second) for number in range(len(log)) for _, first, second in log[number].answers)
-    assert 0 < sum(taken) <= 40 and every <= Counter(pairs(load(out).preferences()))  # a pair may be drawn twice
+    assert 0 < sum(taken) <= 40 and every <= Counter(encode_pairs(load(out).preferences()))  # a pair may be drawn twice
     if sum(taken):
         again = tmp_path / "again"
         assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
@@ -239,7 +239,7 @@ def test_what_everybody_skips_is_not_waited_for(begun: Path, capsys: pytest.Capt
 
 
 def questions(asked: Queries) -> list[Question]:
-    return [Question(*pair, {}, {}) for pair in pairs(asked)]
+    return [Question(*pair, {}, {}) for pair in encode_pairs(asked)]
 
 
 def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_the_readmes_python_runs_and_says_what_came_out(
     from rlhf_bilevel import Agent
     from rlhf_bilevel.envs import registry
 
-    assert registry.names(names["env"])[0] == "position[0]"  # the cart's, along its rail
+    assert registry.entry_names(names["env"])[0] == "position[0]"  # the cart's, along its rail
     assert capsys.readouterr().out.startswith("the cart went from ")
     again = Agent.load("runs/right").predict(names["env"].reset()[0])[0]
     assert again.shape == (1,)

@@ -24,7 +24,7 @@ from rlhf_bilevel.data.run_folder import config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS, SUITES, TEACHERS
-from rlhf_bilevel.runs.spec import its_own
+from rlhf_bilevel.runs.spec import check_owners
 from rlhf_bilevel.utils.files import read_yaml
 from rlhf_bilevel.utils.registry import Registry, _entry_points
 from tests.integration.test_docs import blocks
@@ -367,9 +367,9 @@ def test_options_of_a_users_method_are_set_and_read_from_a_runs_file(
     assert config("--config config.yaml") == own
     with pytest.raises(UserError, match=r"mine\.bta.*did you mean 'mine\.beta'"):
         config("--set mine.bta=0.5")
-    its_own("optioned:METHOD", ["mine.beta", "labels"])
+    check_owners("optioned:METHOD", ["mine.beta", "labels"])
     with pytest.raises(UserError, match="surf alone has it, and this is mine"):
-        its_own("optioned:METHOD", ["surf.threshold"])
+        check_owners("optioned:METHOD", ["surf.threshold"])
 
 
 def test_a_broken_package_is_in_the_way_of_its_own_things_alone(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +390,7 @@ def test_suites_tell_the_nearest_of_their_tasks(things: dict[str, Any]) -> None:
         registry.resolve("mine/havy-v0")
     env = registry.make("mine/heavy-v0", seed=0, stream=1)
     assert env.unwrapped.g == 15.0 and env.limit == 200  # type: ignore[attr-defined]
-    assert registry.names(env)[:2] == ["obs[0]", "obs[1]"]
+    assert registry.entry_names(env)[:2] == ["obs[0]", "obs[1]"]
 
 
 def test_names_are_not_taken_twice(things: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A run's folder may come from a stranger: what it holds leads nowhere else, hides nothing and exhausts nothing."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import shutil
@@ -23,21 +24,21 @@ from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.data.label_log import LabelLog, Recorded, count, sessions
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, count_sessions, read_sessions
 from rlhf_bilevel.data.preference_dataset import KEY, Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError, WriteError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.human.clips.recorder import ClipRecorder
 from rlhf_bilevel.human.records import Outcome, Question
 from rlhf_bilevel.human.store import LabelStore, run_id
 from rlhf_bilevel.registries import LEARNERS
 from rlhf_bilevel.runs import session
-from rlhf_bilevel.runs.asked_queries import of_run
+from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils import files
-from rlhf_bilevel.utils.files import examine, made_new, write, write_sums
+from rlhf_bilevel.utils.files import check_folder, reserve_new_file, write, write_sums
 from rlhf_bilevel.utils.sqlite import NAMES_ANOTHER
 from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
@@ -219,8 +220,8 @@ def test_what_only_reads_leaves_no_trace_in_the_folder(made: dict[str, Path], tm
 
 def test_nor_does_reading_what_a_killed_run_or_people_have_asked(made: dict[str, Path]) -> None:
     before = seen(made["cut"]), seen(made["people"])
-    assert len(of_run(made["cut"])) > 0  # type: ignore[arg-type]
-    assert len(list(sessions(made["cut"] / "labels.sqlite"))) > 0
+    assert len(read_run(made["cut"])) > 0  # type: ignore[arg-type]
+    assert len(list(read_sessions(made["cut"] / "labels.sqlite"))) > 0
     with LabelStore.reading(made["people"]) as book:
         assert book.pending().asked == 1
     assert (seen(made["cut"]), seen(made["people"])) == before
@@ -291,20 +292,20 @@ def test_a_folder_of_links_to_folders_or_without_end_is_refused(tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").symlink_to(tmp_path)
     with pytest.raises(UserError, match="checkpoints is a link"):
-        examine(tmp_path / "run")
+        check_folder(tmp_path / "run")
     deep = tmp_path / "deep"
     (deep / "/".join("abcdefghijkl")).mkdir(parents=True)
     with pytest.raises(UserError, match="deeper folders"):
-        examine(deep)
+        check_folder(deep)
     (tmp_path / "own").symlink_to(deep / "a/b/c/d/e")  # a run's folder itself may be reached by a link
-    examine(tmp_path / "own")
+    check_folder(tmp_path / "own")
 
 
 def test_sqlite_removes_no_file_that_a_strangers_journal_names(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
     journal = run / "labels.sqlite-journal"
     journal.write_bytes(bytes(512) + b"/home/somebody/precious" + NAMES_ANOTHER)
-    for work in (LabelLog, count, lambda path: list(sessions(path))):
+    for work in (LabelLog, count_sessions, lambda path: list(read_sessions(path))):
         with pytest.raises(UserError, match="names a journal of another database"):
             work(run / "labels.sqlite")
     assert journal.exists()
@@ -376,9 +377,9 @@ def test_runs_without_a_folder_of_their_own_are_numbered(
 
 def test_a_new_file_takes_the_place_of_none_that_has_come_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("theirs")
-    with pytest.raises(UserError, match="exists already"), made_new(tmp_path / "theirs"):
+    with pytest.raises(UserError, match="exists already"), reserve_new_file(tmp_path / "theirs"):
         write(tmp_path / "theirs", b"ours")
-    with contextlib.suppress(ZeroDivisionError), made_new(tmp_path / "ours"):
+    with contextlib.suppress(ZeroDivisionError), reserve_new_file(tmp_path / "ours"):
         raise ZeroDivisionError
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -388,7 +389,7 @@ def test_an_export_takes_the_place_of_none_either(
 ) -> None:
     def late(folder: Path, trust: bool = False) -> Any:
         (tmp_path / "p.parquet").write_text("theirs")
-        return of_run(folder)
+        return read_run(folder)
 
     monkeypatch.setattr("rlhf_bilevel.runs.asked_queries.load", late)
     assert ask(["export", str(made["ended"]), "--preferences", str(tmp_path / "p.parquet")]) == "exit 2"
@@ -416,7 +417,7 @@ def test_a_view_among_the_labels_is_never_asked(tmp_path: Path, name: str) -> No
         log.append(3, answers())
     view(path, name, ENDLESS)
     before = seen(tmp_path)
-    for work in (count, LabelLog, lambda path: list(sessions(path))):
+    for work in (count_sessions, LabelLog, lambda path: list(read_sessions(path))):
         with pytest.raises(CorruptFileError, match=f"labels.sqlite is damaged: '{name}'"):
             work(path)
     assert seen(tmp_path) == before
@@ -446,7 +447,7 @@ def test_a_view_in_the_book_is_never_asked(made: dict[str, Path], tmp_path: Path
     with contextlib.closing(sqlite3.connect(run / "book.sqlite")) as connection:
         connection.execute("PRAGMA foreign_keys=OFF")
     view(run / "book.sqlite", name, ENDLESS)
-    for work in (lambda: LabelStore.of(run), lambda: LabelStore.reading(run).__enter__(), lambda: of_run(run)):
+    for work in (lambda: LabelStore.of(run), lambda: LabelStore.reading(run).__enter__(), lambda: read_run(run)):
         with pytest.raises(CorruptFileError, match=r"book\.sqlite is damaged"):
             work()
 
@@ -554,7 +555,7 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     with (run / "reward.safetensors").open("ab") as file:
         file.write(os.urandom(2**22))  # more than the units, far less than the weights between them
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(run)
 
@@ -596,7 +597,7 @@ def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
     algorithm: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
     before = seen(tmp_path)
@@ -628,7 +629,7 @@ def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path,
         "prefppo" if algorithm == "PPO" else "pebble",
         "Steer-v0",
         algorithm=LEARNERS[algorithm],
-        algorithm_settings=SOUND[algorithm],
+        algorithm_settings=copy.deepcopy(SOUND[algorithm]),
         out=tmp_path / "run",
         **FEW,
     ).learn(100)
@@ -652,7 +653,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
 ) -> None:
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(tmp_path / "ended")
     with pytest.raises(UserError, match="GiB of memory"):
@@ -667,7 +668,7 @@ def test_what_a_config_tells_is_checked(made: dict[str, Path], tmp_path: Path, k
     run = shutil.copytree(made["cut"], tmp_path / "run")
     told = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(told | {key: value}))
-    for work in (Agent.resume, Agent.load, of_run):
+    for work in (Agent.resume, Agent.load, read_run):
         with pytest.raises(UserError, match=rf"config\.yaml: {key}="):
             work(run)
 
@@ -707,7 +708,7 @@ def test_a_dataset_that_claims_long_segments_is_refused_before_they_are_made(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.parquet"
-    data = of_run(made["ended"])
+    data = read_run(made["ended"])
     assert data is not None
     data.write(path)
     table = parquet.read_table(path)
@@ -730,7 +731,7 @@ def test_a_file_that_is_too_large_for_its_kind_is_not_read(
     with (run / name).open("ab") as file:
         file.write(b"0" * (limit + 1))
     with pytest.raises(CorruptFileError, match=f"{name} is damaged: it has"):
-        points(run) if name != "policy.safetensors" else Agent.load(run)
+        read_records(run) if name != "policy.safetensors" else Agent.load(run)
 
 
 # What the disk does
@@ -809,7 +810,7 @@ def test_a_log_that_was_changed_is_never_believed(
     (over / name).write_bytes(fault((over / name).read_bytes()))
     if name == "evaluations.csv":
         with pytest.raises(CorruptFileError, match=f"{name} is damaged"):
-            points(over)
+            read_records(over)
 
 
 def test_a_row_that_a_kill_cut_short_is_no_damage(made: dict[str, Path], tmp_path: Path) -> None:
@@ -878,7 +879,7 @@ def test_answers_to_other_queries_are_told(tmp_path: Path) -> None:
         log.append(3, answers())
         asked = Queries(*(Segments(*(column[:, :2] for column in segments)) for segments in queries()))
         with pytest.raises(CorruptFileError, match="session 0 is of another run"):
-            Recorded(Never(), log)(asked)
+            RecordedTeacher(Never(), log)(asked)
 
 
 def test_a_film_holds_no_longer_record_than_its_file(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
     buffer = theirs.replay_buffer
     assert np.array_equal(ours.store.obs.numpy(), buffer.observations[:260, 0])
     assert np.array_equal(ours.store.act.numpy(), buffer.actions[:260, 0])
-    assert np.array_equal(ours.store.truth.numpy(), buffer.rewards[:260, 0])
+    assert np.array_equal(ours.store.env_reward.numpy(), buffer.rewards[:260, 0])
 
 
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
@@ -44,8 +44,8 @@ def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) ->
     obs, _ = env.reset()
     for step in range(40):
         action, scaled = learner.act(obs, step)
-        next_obs, truth, terminated, _, _ = env.step(action)
-        store.add(obs, scaled, next_obs, truth, terminated)
+        next_obs, env_reward, terminated, _, _ = env.step(action)
+        store.add(obs, scaled, next_obs, env_reward, terminated)
         obs = next_obs
     assert "train/critic_loss" in learner.improve(4, 40)
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.actor.parameters(), strict=True))

@@ -20,11 +20,11 @@ def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
     config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
     learner = PPOLearner(registry.make("Steer-v0", 3), config, ReplayBuffer(1, 1, 210), **ROLLOUT)
-    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
+    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))
     run.learners = [learner]
     run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
     run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
-    learner.see(run.store.true_reward)
+    learner.set_reward(run.store.true_reward)
     np.random.seed(3)  # SB3 shuffles its minibatches by numpy's global generator
     told = [row for row in train(run) if "learner_0/train/loss" in row]
     theirs = PPO("MlpPolicy", registry.make("Steer-v0", 3), seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
@@ -47,7 +47,7 @@ def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> Non
         obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
         _, scaled = learner.act(obs, row)
         store.add(obs, scaled, next_obs, 0.0, ends.get(row, False))
-    learner.see(lambda rows: rows.float() / 10)
+    learner.set_reward(lambda rows: rows.float() / 10)
     buffer = learner._rollout()
 
     def value(obs: torch.Tensor) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
     learner.reset_critic()
     assert torch.equal(policy.get_distribution(obs).distribution.mean, seen[0])
     assert not torch.allclose(policy.predict_values(obs), seen[1])
-    assert learner.state()["taken"] is None and learner.state()["begin"] == 100
+    assert learner.state_dict()["taken"] is None and learner.state_dict()["begin"] == 100
 
 
 def test_prefppo_learns_a_task_from_labels_alone() -> None:
@@ -103,7 +103,7 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
         Agent("pebble", "Steer-v0", algorithm=PPO)
     from stable_baselines3 import TD3
 
-    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
+    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes RandomPolicy"):
         Agent("random", "Steer-v0", algorithm=TD3)
     with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
         Agent("parl", "Steer-v0", algorithm=TD3)

@@ -56,7 +56,7 @@ def test_a_reward_that_goes_wrong_is_told_and_taken_back_within_its_session(uppe
     while len(run.prefs) < 40:
         next(steps)
     before, optimizer = weights(run), run.reward_optimizer.state_dict()["state"][0]["step"].item()
-    run.method = type(healthy)(healthy.name, 1, healthy.sees, upper)
+    run.method = type(healthy)(healthy.name, 1, healthy.learner_rewards, upper)
     run.reward_optimizer.param_groups[0]["lr"] = 0.05
     with pytest.warns(UserWarning, match=told):
         while len(run.prefs) == 40:
@@ -73,14 +73,14 @@ def test_a_reward_that_goes_wrong_is_told_and_taken_back_within_its_session(uppe
 def test_a_first_session_that_goes_wrong_leaves_the_learners_at_the_state_entropy() -> None:
     run = build("pebble", total_timesteps=60, train_freq=10)
     healthy = run.method
-    run.method = type(healthy)(healthy.name, 1, healthy.sees, diverging)
+    run.method = type(healthy)(healthy.name, 1, healthy.learner_rewards, diverging)
     before, steps = weights(run), train(run)
     with pytest.warns(UserWarning, match="diverged"):
         for _ in steps:
             pass
     assert torch.equal(weights(run), before) and not run.reward_optimizer.state
     view = run.learners[0]._view  # type: ignore[attr-defined]
-    assert not view._keep  # the entropy's signal, which changes by itself
+    assert not view._cache  # the entropy's signal, which changes by itself
 
 
 def test_without_the_roll_back_the_same_move_would_have_destroyed_it() -> None:
@@ -88,7 +88,7 @@ def test_without_the_roll_back_the_same_move_would_have_destroyed_it() -> None:
     run = build("pebble", total_timesteps=60, train_freq=10)
     for _ in train(run):
         pass
-    run.method = type(run.method)("pebble", 1, run.method.sees, diverging)
+    run.method = type(run.method)("pebble", 1, run.method.learner_rewards, diverging)
     update_reward(run, 2)
     assert not weights(run).isfinite().all()
 
@@ -123,7 +123,7 @@ def test_an_overconfident_reward_that_the_penalty_moves_raises_no_alarm() -> Non
     assert not describe(Vitals(loss=1.5, right=0.0, decided=3, spread=0.4, gradient=5.0))  # three labels are none
     assert describe(Vitals(loss=1.5, right=0.3, decided=60, spread=0.4, gradient=5.0))
     run = build("pebble", total_timesteps=150, train_freq=10)
-    run.teacher = lambda queries: Preferences(*queries, label=torch.full((len(queries.first.truth),), 0.5))
+    run.teacher = lambda queries: Preferences(*queries, label=torch.full((len(queries.first.env_reward),), 0.5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in train(run):

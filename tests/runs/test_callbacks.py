@@ -74,7 +74,8 @@ def test_locals_hold_each_step_as_in_sb3() -> None:
     store = agent.run.store
     for step, seen in enumerate(told):
         assert seen["new_obs"].shape == seen["actions"].shape == (1, 1) and seen["rewards"].shape == (1,)
-        assert seen["rewards"][0] == store.truth[step] == pytest.approx(1 - abs(seen["new_obs"][0, 0] - 0.5), abs=1e-6)
+        expected = pytest.approx(1 - abs(seen["new_obs"][0, 0] - 0.5), abs=1e-6)
+        assert seen["rewards"][0] == store.env_reward[step] == expected
         assert seen["dones"].tolist() == [step % 50 == 49] and len(seen["infos"]) == 1
         assert isinstance(seen["infos"][0]["success"], (bool, np.bool_))
     over = told[49]["infos"][0]

@@ -18,8 +18,8 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.scheduler import Local
-from rlhf_bilevel.studies.worker import main, whole, work
+from rlhf_bilevel.studies.scheduler import LocalExecutor
+from rlhf_bilevel.studies.worker import all_settings, main, work
 from tests.conftest import SMALL
 
 ENV = "tests.conftest:Steer-v0"
@@ -66,8 +66,8 @@ def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_
     assert spec.having(other_every=7).resolve().other_every == 7
     bare = replace(method, settings={})
     assert spec.resolve(bare).other_every == default
-    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch"]
-    assert quick.resolve().batch == batch != spec.resolve().batch
+    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch_size"]
+    assert quick.resolve().batch_size == batch != spec.resolve().batch_size
     assert quick.resolve(replace(method, settings={"batch_size": 9})).batch_size == 9
     assert quick.having(batch_size=8).resolve(replace(method, settings={"batch_size": 9})).batch_size == 8
 
@@ -106,17 +106,17 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     agent.start(300)
     assert agent.config is not None
     found = [
-        whole(line),
-        whole(run_options.spec(filed, "penalty", "Pendulum-v1")),
+        all_settings(line),
+        all_settings(run_options.spec(filed, "penalty", "Pendulum-v1")),
         agent.config.model_dump(mode="json"),
     ]
 
     started: list[RunSpec] = []
-    monkeypatch.setattr(Local, "start", lambda self, run: started.append(run) or Ended())
+    monkeypatch.setattr(LocalExecutor, "start", lambda self, run: started.append(run) or Ended())
     studies.sweep(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
-    found += [whole(RunSpec.from_json(started[0].to_json()))]
+    found += [all_settings(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
-    assert (found[0]["reward_damping"], found[0]["hidden"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
+    assert (found[0]["reward_damping"], found[0]["net_arch"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
     assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
 
 
@@ -185,3 +185,8 @@ def test_a_wrong_spec_is_one_line_and_the_worker_writes_nothing(
 def test_what_is_no_spec_is_called_so(text: str) -> None:
     with pytest.raises(UserError, match="is no specification of a run"):
         RunSpec.from_json(text)
+
+
+def test_every_setting_says_what_it_is_at_run_time() -> None:
+    assert [name for name, field in Config.model_fields.items() if not field.description] == []
+    assert Config.model_fields["eval_freq"].description == "Steps between two evaluations."

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.studies import batched_seeds
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.training.loop import train
@@ -53,10 +53,10 @@ def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
 
 
 def _none(queries: Any) -> Any:
-    from rlhf_bilevel.data.answers import take
+    from rlhf_bilevel.data.answers import select
     from rlhf_bilevel.types import Preferences
 
-    return take(Preferences(*queries, label=torch.zeros(len(queries.first.obs))), slice(0))
+    return select(Preferences(*queries, label=torch.zeros(len(queries.first.obs))), slice(0))
 
 
 def test_a_cohort_needs_learners_that_can_be_stacked() -> None:
@@ -72,7 +72,7 @@ def test_agents_that_learn_together_leave_a_folder_each(tmp_path: Path) -> None:
     learn_together(agents, 200)
     returns = []
     for seed, agent in enumerate(agents):
-        found = points(tmp_path / str(seed))
+        found = read_records(tmp_path / str(seed))
         assert [point.step for point in found] == [100, 200] and found[0].seed == seed
         returns.append([point.true_return for point in found])
         loaded = Agent.load(tmp_path / str(seed))

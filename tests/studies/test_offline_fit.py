@@ -24,7 +24,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.studies import offline_fit
 from rlhf_bilevel.types import Queries, Segments
-from rlhf_bilevel.utils.files import tensors
+from rlhf_bilevel.utils.files import load_tensors
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL
 
@@ -71,7 +71,7 @@ def boltzmann(count: int, steps: int = 8, seed: int = 0) -> Dataset:
         return Segments(obs, act, truth(obs, act))
 
     queries = Queries(segments(), segments())
-    chance = (queries.first.truth.sum(-1) - queries.second.truth.sum(-1)).sigmoid()
+    chance = (queries.first.env_reward.sum(-1) - queries.second.env_reward.sum(-1)).sigmoid()
     label = (torch.rand(count, generator=rng) < chance).float()
     return Dataset.of(queries, label, env_id="Linear-v0", labeller="Boltzmann", sampler="uniform")
 
@@ -82,7 +82,7 @@ def test_a_linear_reward_is_found_from_boltzmann_labels() -> None:
     assert agreement["step"]["pearson"] > 0.9 and agreement["step"]["spearman"] > 0.9
     assert agreement["return"]["pearson"] > 0.9 and agreement["steps"] == 200
     data = boltzmann(20_000, seed=1)
-    margin = torch.stack([data.segments.truth[ids].sum(-1) for ids in (data.first, data.second)])
+    margin = torch.stack([data.segments.env_reward[ids].sum(-1) for ids in (data.first, data.second)])
     chance = (margin[0] - margin[1]).sigmoid()
     best = torch.maximum(chance, 1 - chance).mean().item()  # what the true reward itself gets right
     assert best - 0.08 < found["test"]["accuracy"]["mean"] < best + 0.08  # 225 pairs: standard error 0.03
@@ -103,7 +103,7 @@ def test_labels_without_a_pattern_teach_nothing_and_stop_early() -> None:
         config = Config(total_timesteps=100, **settings)
         epochs = offline_fit.descend(reward, noise.store(train), noise.preferences(stopped_by), config)
         held, last = (
-            offline_fit.judged(reward, noise.preferences(rows))["cross_entropy"] for rows in (validation, test)
+            offline_fit.judge(reward, noise.preferences(rows))["cross_entropy"] for rows in (validation, test)
         )
         return epochs, held, last
 
@@ -136,7 +136,7 @@ def test_the_calibration_error_is_that_of_another_library() -> None:
 def test_a_bradley_terry_true_reward_is_calibrated_and_an_overconfident_one_is_not() -> None:
     data = boltzmann(20_000)
     answers = data.preferences()
-    output = answers.first.truth.sum(-1) - answers.second.truth.sum(-1)
+    output = answers.first.env_reward.sum(-1) - answers.second.env_reward.sum(-1)
     assert (
         offline_fit.calibration(output, answers.label)["calibration_error"] < 0.015
     )  # 10 bins of 2,000: .01 by chance
@@ -181,7 +181,7 @@ def test_correlations_are_those_of_scipy_and_undefined_without_variation() -> No
 def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
     """So observations, scaled actions and rewards of a step belong together."""
     env = registry.make("Linear-v0", 0)
-    found = offline_fit.correlations(truth, env, offline_fit.uniform(env, np.random.default_rng(0)), 3)  # type: ignore[arg-type]
+    found = offline_fit.correlations(truth, env, offline_fit.uniform_policy(env, np.random.default_rng(0)), 3)  # type: ignore[arg-type]
     assert found["step"]["pearson"] > 1 - 1e-6 and found["return"]["pearson"] > 1 - 1e-6
 
 
@@ -207,7 +207,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     assert told["correlation"].keys() == {"random", "agent"}
     assert told["correlation"]["random"]["step"]["spearman"] > 0.5
     reward = RewardEnsemble(1, 1, 3, (16,), torch.Generator())
-    reward.load_state_dict(tensors((out / "reward.safetensors").read_bytes(), "reward"))
+    reward.load_state_dict(load_tensors((out / "reward.safetensors").read_bytes(), "reward"))
     main([*command[:1], str(run / "preferences.parquet"), *command[2:]])
     lines = capsys.readouterr().out
     assert f"held-out accuracy: {told['test']['accuracy']['mean']:.3f}" in lines and "agent" not in lines

@@ -14,15 +14,15 @@ import torch
 from benchmarks.learning import ending, evidence, figure1
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.config import PRESETS, Config, check_budget, fit_segment_length
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.worker import whole
+from rlhf_bilevel.studies.worker import all_settings
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
@@ -60,13 +60,13 @@ class Recorder:
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, queries: Queries) -> Preferences:
-        count = len(queries.first.truth)
+        count = len(queries.first.env_reward)
         self.asked.append((self.run.step, count))
         if self.skip:
             none = torch.zeros(0, dtype=torch.long)
             first, second = (type(part)(*(column[none] for column in part)) for part in queries)
             return Preferences(first, second, torch.zeros(0))
-        label = (queries.first.truth.sum(1) > queries.second.truth.sum(1)).float()
+        label = (queries.first.env_reward.sum(1) > queries.second.env_reward.sum(1)).float()
         return Preferences(*queries, torch.full_like(label, 0.5) if self.tie else label)
 
 
@@ -156,19 +156,19 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
 def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
     ones = {"labels": 500, "queries_per_session": 1}
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 or num_interact=3 would do"):
-        reaching(Config(total_timesteps=2000, **ones))
+        check_budget(Config(total_timesteps=2000, **ones))
     assert Config(total_timesteps=2000, labels=500, queries_per_session=27).sessions == 19
-    reaching(Config(total_timesteps=2000, labels=500, queries_per_session=27))
+    check_budget(Config(total_timesteps=2000, labels=500, queries_per_session=27))
     assert (
         Config(total_timesteps=2000, num_interact=3, **ones).sessions
         >= 500
         > Config(total_timesteps=2000, num_interact=4).sessions
     )
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 would do"):
-        reaching(Config(total_timesteps=200, **ones))
+        check_budget(Config(total_timesteps=200, **ones))
     at_once = {"learning_starts": 0, "pretrain_steps": 0}
     with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: num_interact=30 or less"):
-        reaching(Config(total_timesteps=30, num_interact=31, **at_once))
+        check_budget(Config(total_timesteps=30, num_interact=31, **at_once))
     assert Config(total_timesteps=30, num_interact=30, **at_once).queries_per_session == 100  # of its own accord
 
 
@@ -215,17 +215,17 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert read_yaml(tmp_path / "run" / "config.yaml")["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
     run = RunSpec.of("pebble", "Limited-v0", settings | {"total_timesteps": 300}, preset="quick")
-    assert whole(run, 30)["segment_length"] == 8
+    assert all_settings(run, 30)["segment_length"] == 8
     with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
         few = {"total_timesteps": 300, "segment_length": 31, "labels": labels}
-        whole(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
+        all_settings(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
     config = Config(total_timesteps=300, segment_length=30)
-    assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
+    assert fit_segment_length(config, 30, chosen=True) == fit_segment_length(config, None, chosen=True) == (config, "")
     with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
-        fitting(Config(total_timesteps=30, segment_length=30), None, own=True)
+        fit_segment_length(Config(total_timesteps=30, segment_length=30), None, chosen=True)
 
 
 def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
@@ -241,7 +241,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     assert stop.value.code == 2
     line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
     assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
-    assert [point.labels for point in points(out)][-1] == 0 and not RunFolder(out).ended
+    assert [point.labels for point in read_records(out)][-1] == 0 and not RunFolder(out).ended
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
@@ -251,7 +251,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
 
 
 def unusable(queries: Queries) -> Preferences:
-    return Preferences(*queries, torch.full((len(queries.first.truth),), torch.nan))
+    return Preferences(*queries, torch.full((len(queries.first.env_reward),), torch.nan))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
     assert not run.store.terminated.any()
     alive = run.store.obs[:, 1] == 0
     assert torch.equal(alive.reshape(3, 50), (torch.arange(50) < 20).expand(3, 50))
-    assert not run.store.truth[~alive].any() and (run.store.truth[alive] != 0).all()
+    assert not run.store.env_reward[~alive].any() and (run.store.env_reward[alive] != 0).all()
     plain = Agent("pebble", "Falling-v0", **SMALL)
     plain.config = agent.config.model_copy(update={"termination": "as_is"})
     policy = lambda obs: agent.predict(np.append(obs, np.float32(0)))[0]  # noqa: E731
@@ -319,7 +319,7 @@ def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and
 def test_a_decreasing_schedule_asks_again_for_what_a_teacher_skipped_and_keeps_the_budget() -> None:
     run = build("pebble", total_timesteps=430, labels=60, num_interact=20, label_schedule="decreasing")
     oracle = run.teacher
-    run.teacher = lambda queries: take(oracle(queries), slice(0, None, 2))
+    run.teacher = lambda queries: select(oracle(queries), slice(0, None, 2))
     list(train(run))
     assert len(run.asked) > 60 >= len(run.prefs) > 40
 
@@ -383,8 +383,8 @@ def true_return(method: str, seed: int) -> float:
         obs, done, total = env.reset()[0], False, 0.0
         while not done:
             action = run.learners[0].model.predict(obs, deterministic=True)[0]
-            obs, truth, terminated, truncated, _ = env.step(action)
-            total, done = total + truth, terminated or truncated
+            obs, env_reward, terminated, truncated, _ = env.step(action)
+            total, done = total + env_reward, terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
 
@@ -395,7 +395,7 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
     seen = []
     for _ in train(run):
         if len(run.prefs):
-            seen.append(torch.cat([run.reward.unit, run.state.cost.step.unit]))
+            seen.append(torch.cat([run.reward.unit, run.state.cost.per_step.unit]))
     first = run.prefs[: run.config.queries_per_session]
     steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
     spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
@@ -405,9 +405,9 @@ def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(
 def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on() -> None:
     run, sessions = build("penalty", total_timesteps=160, reward_clip=True), 0
     for _ in train(run):
-        if len(run.prefs) and not run.tracked:
+        if len(run.prefs) and not run.in_refresh:
             sessions += 1
             shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
-            for network in run.reward, run.state.cost.step:
+            for network in run.reward, run.state.cost.per_step:
                 assert torch.equal(network.low, shown.amin(0)) and torch.equal(network.high, shown.amax(0))
     assert sessions > 1

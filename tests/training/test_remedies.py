@@ -8,7 +8,8 @@ from scipy import stats
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.training import monitor
-from rlhf_bilevel.training.loop import ask, due, train
+from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.training.query_session import labels_due, query_session
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, build
@@ -28,10 +29,10 @@ def asked_in(run: Run) -> Queries:
 
     def teacher(queries: Queries) -> Preferences:
         told.append(queries)
-        return Preferences(*queries, label=torch.ones(len(queries.first.truth)))
+        return Preferences(*queries, label=torch.ones(len(queries.first.env_reward)))
 
     run.teacher = teacher
-    ask(run, due(run))
+    query_session(run, labels_due(run))
     return told[0]
 
 

@@ -32,7 +32,7 @@ from rlhf_bilevel.envs import dm_control, registry, wrappers
 from rlhf_bilevel.envs.interface import InvalidEnvError
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import scene
-from rlhf_bilevel.utils.files import plain, written
+from rlhf_bilevel.utils.files import check_plain_file, naming_write_errors
 
 POSES, RECORDS = "poses.bin", "records.bin"
 PIXELS = 256  # a picture's longer side, at most about
@@ -207,7 +207,7 @@ class ClipRecorder:
 
     def write(self, row: int, record: bytes, values: np.ndarray) -> None:
         """The pose at ``row`` of the store. The first call drops all rows from there on, which are of a run cut off."""
-        with written(self._folder):
+        with naming_write_errors(self._folder):
             if self._poses < 0:
                 self._open(row, LENGTH.size + values.nbytes)
             if record != self._record or not self._offset:
@@ -272,7 +272,7 @@ class ClipRecorder:
         """The files as they were when ``row`` was next."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (POSES, RECORDS):
-            plain(self._folder / name)
+            check_plain_file(self._folder / name)
         self._poses, self._records = (
             os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644) for name in (POSES, RECORDS)
         )
