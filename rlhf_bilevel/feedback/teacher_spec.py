@@ -1,7 +1,8 @@
 """A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
 All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
-[Lee et al. 2021]. This module imports no torch, so that a wrong word is refused before anything slow is loaded.
+[Lee et al. 2021]. ``module:NAME`` is a teacher of the user's own, and installed packages may have more (``TEACHERS``).
+This module imports no torch, so that a wrong word is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, did_you_mean
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import TEACHERS
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
@@ -37,10 +40,14 @@ def teacher_settings(spec: str) -> dict[str, Any]:
     Whether values are in range, ``config.validate`` checks.
     """
     chosen: dict[str, Any] = {}
+    defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    if spec in TEACHERS or (":" in spec and "=" not in spec):
+        return defaults | {"teacher_object": spec}
     for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {did_you_mean(name, [ORACLE, *NAMES])}")
+            hint = did_you_mean(name, [ORACLE, *NAMES, *TEACHERS, "module:NAME"])
+            raise UserError(f"unknown teacher {name!r}; {hint}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):
@@ -48,7 +55,6 @@ def teacher_settings(spec: str) -> dict[str, Any]:
         if name != ORACLE:
             key, published = NAMES[name]
             chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
     return defaults | chosen
 
 

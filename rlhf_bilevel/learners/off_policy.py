@@ -328,7 +328,7 @@ def together(learners: Sequence[Any]) -> Improve:
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
     """A ``BatchedSAC`` of all learners; None if one of them is not plain SAC (see ``stackable``)."""
     models = [learner.model for learner in learners]
-    if not all(map(stackable, models)):
+    if not all(type(learner) is SB3Learner and stackable(learner.model) for learner in learners):
         return None
     views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
     return BatchedSAC(models, views, rngs, learners[0]._config.batch_size)

@@ -33,9 +33,9 @@ from rlhf_bilevel.human.clips.recorder import ClipRecorder
 from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Outcome, Question
 from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.registries import LEARNERS
 from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.asked_queries import read_run
-from rlhf_bilevel.runs.build import ALGORITHMS
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils import files
@@ -632,7 +632,7 @@ def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path,
     agent = Agent(
         "prefppo" if algorithm == "PPO" else "pebble",
         "Steer-v0",
-        algorithm=ALGORITHMS[algorithm],
+        algorithm=LEARNERS[algorithm],
         algorithm_settings=copy.deepcopy(SOUND[algorithm]),
         out=tmp_path / "run",
         **FEW,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from torch import Tensor
 
 from rlhf_bilevel import Agent, config
+from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from rlhf_bilevel.methods import detached
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy, logits

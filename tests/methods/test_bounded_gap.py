@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from rlhf_bilevel.baselines import incumbent
 
+from rlhf_bilevel.baselines import incumbent
 from rlhf_bilevel.bilevel.penalty import bounded, value
 from rlhf_bilevel.methods import penalty
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits

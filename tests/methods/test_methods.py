@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from rlhf_bilevel.baselines import pebble
 
+from rlhf_bilevel.baselines import pebble
 from rlhf_bilevel.methods import penalty
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
