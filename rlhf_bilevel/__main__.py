@@ -60,7 +60,7 @@ with loading():
     from rlhf_bilevel.config import PRESETS
     from rlhf_bilevel.data.run_folder import RunFolder
     from rlhf_bilevel.evaluation.plot import KINDS
-    from rlhf_bilevel.methods.registry import METHODS
+    from rlhf_bilevel.registries import LEARNERS, METHODS
     from rlhf_bilevel.runs.report import prepare_streams, user_message
     from rlhf_bilevel.utils.versions import installed_versions
 
@@ -120,7 +120,7 @@ def parser() -> Parser:
 
     sub = command(train, "train an agent from preference labels")
     method = one_of("method", METHODS, or_place=True)
-    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
     sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")
     sub.add_argument(
@@ -141,7 +141,7 @@ def parser() -> Parser:
     while_training(sub)
 
     sub = command(sweep, "train many: methods x environments x seeds; again, it goes on with what is missing")
-    sub.add_argument("method", nargs="+", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", nargs="+", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
     sub.add_argument("--seed", type=integer, help="the first one (default: 0)")
     sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="how many")
@@ -153,7 +153,7 @@ def parser() -> Parser:
     checkpointing(sub)
 
     sub = command(tune, "search for settings with Optuna; again, it goes on")
-    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="as for train")
     sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
     sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same in a file, KEY: LOW..HIGH")
@@ -256,11 +256,18 @@ def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
     sub.add_argument(
+        "--algorithm",
+        metavar="LEARNER",
+        type=one_of("learner", LEARNERS, or_place=True),
+        help=f"{', '.join(LEARNERS)} or module:NAME (default: the method's)",
+    )
+    sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
         f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
-        "rerun=FILE, a labels.sqlite session by session; or https://HOST/PATH, which is asked by HTTP, or "
-        "vlm:https://HOST/v1?model=NAME, a vision-language model (default: oracle)",
+        "rerun=FILE, a labels.sqlite session by session; https://HOST/PATH, which is asked by HTTP; "
+        "vlm:https://HOST/v1?model=NAME, a vision-language model; or module:NAME, a teacher of your own "
+        "(default: oracle)",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
@@ -308,6 +315,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
     )
+    sub.add_argument(
+        "--owner", action="append", default=[], metavar="NAME", help="sees the overview (default: human, if alone)"
+    )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is this machine alone")
     sub.add_argument("--port", type=positive, help="to listen on (default: 8007, or the next that is free)")
     sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
@@ -319,9 +329,7 @@ def labelling(sub: argparse.ArgumentParser) -> None:
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
-    trusts = (
-        "import the module that the run names for its environment, go to the labels database or teacher that it names"
-    )
+    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
     sub.add_argument("--trust", action="store_true", help=trusts)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rlhf_bilevel.config import Config, current_names, did_you_mean_setting, validate
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
@@ -18,7 +17,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
 from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, session
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
@@ -41,12 +40,13 @@ class Agent:
 
     Arguments:
 
-    - ``method``: a name in ``METHODS``, or a ``Method`` of your own.
+    - ``method``: a name in ``METHODS``, ``module:NAME``, or a ``Method`` of your own.
     - ``env_id``: an id that ``envs.registry.resolve`` takes.
     - ``teacher``: any object that answers queries, ``Replayed`` labels, a simulated teacher in words such as
-      ``"mistake=0.1,skip=0.1"`` (see ``teacher_spec``), ``"human"``: people, through the page of ``rlhf-bilevel
+      ``"mistake=0.1,skip=0.1"`` (see ``teacher_settings``), ``"human"``: people, through the page of ``rlhf-bilevel
       label``, or a URL that is asked by HTTP (see ``feedback.http_teacher``). Default: the oracle on the true reward.
-    - ``algorithm``: an off-policy algorithm of SB3 (default: the method's); ``algorithm_settings`` are its arguments.
+    - ``algorithm``: an off-policy algorithm of SB3, a class of ``types.Learner``, or the name of one (in ``LEARNERS``,
+      or ``module:NAME``). Default: the method's. ``algorithm_settings`` are its arguments.
     - ``out``: the run's folder, new or empty. A run with a folder can go on after a fault (``resume``).
     - ``checkpoint_every``: see ``config.parse_checkpoint_every``. The last checkpoint is kept. ``keep_every`` keeps one
       about every so many steps, for ``fork``.
@@ -66,7 +66,7 @@ class Agent:
         *,
         teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
-        algorithm: type[BaseAlgorithm] | None = None,
+        algorithm: type[Any] | str | None = None,
         algorithm_settings: dict[str, Any] | None = None,
         device: str | torch.device = "cpu",
         out: Path | str | None = None,
@@ -94,7 +94,8 @@ class Agent:
             "out": None if out is None else Path(out),
         }
         spec_fields |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
-        spec = RunSpec.of(parts.method.name, env_id, settings, **spec_fields)
+        spec_fields |= {"algorithm": algorithm} if isinstance(algorithm, str) else {}
+        spec = RunSpec.of(method if isinstance(method, str) else method.name, env_id, settings, **spec_fields)
         spec.resolve(parts.method)  # settings that do not fit together are refused now
         check_owners(spec.method, settings)
         self._set_up(spec, parts)
@@ -103,7 +104,7 @@ class Agent:
     def of(cls, spec: RunSpec, parts: Parts | None = None) -> Agent:
         """An agent for this spec, before it learns. ``parts`` are needed if one of them is your own object."""
         agent = cls.__new__(cls)
-        agent._set_up(spec, parts or Parts.of(spec.method))
+        agent._set_up(spec, parts or Parts.of(spec.method, spec.algorithm))
         return agent
 
     def _set_up(self, spec: RunSpec, parts: Parts) -> None:
@@ -235,10 +236,10 @@ class Agent:
         else:
             settings = current_names(settings, [parts.method.name])
         agent = cls(
-            parts.method if method is None else method,
+            custom.get("method", spec.method) if method is None else method,
             spec.env,
             teacher=parts.teacher,
-            algorithm=parts.algorithm if method is None else None,
+            algorithm=custom.get("algorithm", spec.algorithm) if method is None else None,
             algorithm_settings=dict(parts.algorithm_settings),
             device=spec.device,
             out=out,

@@ -6,7 +6,6 @@ environment, so that a wrong value is refused before anything slow is loaded.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import warnings
@@ -20,6 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.registries import QUERY_RULES, REWARD_FORMS, TEACHERS
+from rlhf_bilevel.utils.registry import Registry
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
@@ -35,9 +37,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
-Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
-                "k_center+entropy", "k_center+information_gain"]  # fmt: skip
-"""Names in ``feedback.queries.RULES``."""
+
+def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
+    """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
+
+    def check(name: str) -> str:
+        if not registry.knows(name) and not (optional and not name):
+            raise ValueError(f"no {registry.kind} has that name; {did_you_mean(name, registry)}")
+        return name
+
+    return AfterValidator(check)
 
 
 def check_ent_coef(value: Any) -> Any:
@@ -150,8 +159,8 @@ class Config(BaseModel):
     # Reward
     ensemble_size: Size = 3
     """Reward models in the ensemble."""
-    reward_form: Literal["network", "linear", "quadratic"] = "network"
-    """Form of each reward model as a function of observation and action."""
+    reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"
+    """Form of each reward model as a function of observation and action. It may be module:NAME."""
     reward_net_arch: Layers = (256, 256, 256)
     """Units of each hidden layer of a reward network."""
     reward_units: Literal["measured", "raw"] = "measured"
@@ -184,8 +193,9 @@ class Config(BaseModel):
     # Queries
     segment_length: Size = 50
     """Steps in a segment."""
-    query: Query = "disagreement"
-    """Rule that chooses pairs among the candidates. policy_aligned is uniform with the setting policy_aligned (QPA)."""
+    query: Annotated[str, one_of(QUERY_RULES)] = "disagreement"
+    """Rule that chooses pairs among the candidates. policy_aligned is uniform with the setting policy_aligned (QPA). It
+    may be module:NAME."""
     policy_aligned: bool = False
     """Whether candidates are cut from the newest episodes only (aligned_episodes)."""
     query_source: Literal["all", "second", "cross"] = "all"
@@ -221,6 +231,8 @@ class Config(BaseModel):
     """A run's labels.sqlite or a preference dataset. Its answers are given instead of the teacher's, in order."""
     teacher_rerun: str = ""
     """A run's labels.sqlite. Its answers are given session by session, as in that run."""
+    teacher_object: Annotated[str, one_of(TEACHERS, optional=True)] = ""
+    """A teacher of the user's own, module:NAME, or the name of one of an installed package."""
 
     # People who answer instead of the simulated teacher (human/)
     teacher_human: bool = False
@@ -312,9 +324,9 @@ class Config(BaseModel):
             check_database(self.teacher_labels_db)
         if self.teacher_url:
             check_teacher_url(self.teacher_url)
-        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun, self.teacher_url))) > 1:
-            names = "teacher_human, teacher_replay, teacher_rerun and teacher_url"
-            raise ValueError(f"{names} are four teachers: choose one")
+        kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url")
+        if len(given := [name for name in kinds if getattr(self, name)]) > 1:
+            raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
         return self
 
 
@@ -322,6 +334,10 @@ def count_sessions(steps: int, learning_starts: int, pretrain_steps: int, every:
     """Number of query sessions: one when pre-training ends, if there is any, then one every ``every`` steps."""
     start = learning_starts + pretrain_steps
     return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
+
+
+NAMED: Mapping[str, Registry[Any]] = {"query": QUERY_RULES, "reward_form": REWARD_FORMS, "teacher_object": TEACHERS}
+"""Settings that are names in a registry, or ``module:NAME``."""
 
 
 class ConfigRecord(BaseModel):
@@ -562,17 +578,6 @@ def current_setting(key: str, value: Any) -> tuple[str, Any]:
     if key == "initial_alpha":
         value = f"auto_{value}"
     return RENAMED.get(key, key), value
-
-
-def did_you_mean(value: str, names: Collection[str], aliases: Mapping[str, str] = {}) -> str:
-    """The end of a message about the unknown ``value``: the nearest of ``names``, or all of them if none is near.
-
-    ``aliases`` are more spellings; each maps to the name that is shown for it.
-    """
-    # upper and lower case do not matter
-    name_of = {**aliases, **{name.casefold(): name for name in reversed([*names])}}
-    matches = difflib.get_close_matches(value.casefold(), name_of, n=1, cutoff=0.5)
-    return f"did you mean {name_of[matches[0]]!r}?" if matches else f"known are {', '.join(names) or 'none'}"
 
 
 def did_you_mean_setting(value: str, names: Collection[str]) -> str:

@@ -73,7 +73,9 @@ class Learner(Protocol):
     """An RL algorithm that learns from the replay buffer of the run."""
 
     model: Any
-    """The Stable-Baselines3 algorithm, which holds the policy that a user gets."""
+    """The Stable-Baselines3 algorithm, which holds the policy that a user gets; or an object with its ``predict``,
+    ``policy`` and ``save``.
+    """
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """An exploring action for ``obs`` (o,) at environment step ``step``.

@@ -16,9 +16,8 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
 from rlhf_bilevel.learners.ppo import PPOLearner
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs.build import ALGORITHMS
 from rlhf_bilevel.training.run import Run
 
 torch.set_num_threads(1)
@@ -81,7 +80,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     store, rng = ReplayBuffer(*sizes, config.total_timesteps), torch.Generator().manual_seed(config.seed)
     kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
     arguments = METHODS[method].arguments(validate_as(METHODS[method].options, config.options, f"{method}."))
-    arguments = {"algorithm": ALGORITHMS[METHODS[method].algorithm], **arguments, **own}
+    arguments = {"algorithm": LEARNERS[METHODS[method].algorithm], **arguments, **own}
     learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
     return Run(
         METHODS[method],

@@ -151,9 +151,12 @@ TO_THE_END = {
     f"{name}, labels to the end": (method, own | {"num_interact": 7000})  # of 75,000: until 70,500
     for name, (method, own) in LABELLED.items()
 }
+ANCHORS = HYBRID | {"anchor_share": 0.5}
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
-    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", HYBRID | {"anchor_share": 0.5}),
+    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", ANCHORS),
+    "pebble, aligned, newest half, anchored, labels to the end": ("pebble", ANCHORS | {"label_schedule": "decreasing"}),
+    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", ANCHORS | {"critic_layer_norm": True}),
 }
 DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"num_interact": 3750}
 OTHER_TASKS: dict[str, tuple[int, Settings]] = {
@@ -230,7 +233,7 @@ SEARCH: dict[str, Group] = {
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
 than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
 needs; what labels to the end change; whether what was chosen does on other tasks what it does here; how often
-the reward should move; whether pairs with the best labelled segments keep runs from falling."""
+the reward should move; which remedies keep runs from collapsing or from staying on a plateau."""
 
 
 def in_results(table: Path, one: Named) -> bool:

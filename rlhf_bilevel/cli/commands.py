@@ -35,7 +35,7 @@ def train(args: argparse.Namespace) -> Work:
     people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
     spec = run_options.spec(args, args.method, args.env, people, keep_every=args.keep_every)
     labelled_by_people(args, spec.settings)
-    args.dir = default = Path("runs") / f"{spec.method}-{spec.env.split('/')[-1]}-{spec.seed}"
+    args.dir = default = Path("runs") / f"{spec.method.replace(':', '.')}-{spec.env.split('/')[-1]}-{spec.seed}"
     check_writable(default)
     if args.out:
         args.dir = new_folder(args.out)

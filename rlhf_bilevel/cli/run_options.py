@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import check_record, current_names, flatten_options
+from rlhf_bilevel.config import NAMED, check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
 
@@ -26,17 +27,20 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     given = {key: value for key, value in given.items() if value is not None} | current_names(
         assigned(args.set), methods
     )
-    filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
+    filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
     if "total_timesteps" not in settings:
         raise UserError("--steps is missing, and no --config gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
+    options |= {"algorithm": args.algorithm or ""}
     return RunSpec.of(method, env, settings, **options | others)
 
 
-def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, Any]:
+def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping[str, Any] = {}) -> dict[str, Any]:
     """The settings in a YAML file, for runs of ``methods``, or in a run's config.yaml; ``taught`` says that another
-    teacher is given.
+    teacher is given, and ``given`` are settings that go before those of the file.
+
+    UserError where a run's config.yaml, which may be a stranger's, names a module that would be imported.
     """
     told = read_yaml(file)
     settings = told.get("settings", told)
@@ -47,11 +51,16 @@ def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, A
     check_record(file, told, must_be_complete=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    return (
-        flatten_options(told["settings"], told["method"])
-        if "method" in told
-        else current_names(told["settings"], methods)
-    )
+    for key, value in told["settings"].items():
+        if key in NAMED and ":" in str(value) and key not in given:
+            raise UserError(f"{file} names a module: if you trust it, say so with --set {key}={value!s:.60}")
+    if "method" not in told:
+        return current_names(told["settings"], methods)
+    method = told["method"]
+    if ":" not in method:
+        return flatten_options(told["settings"], method)
+    own = METHODS[method].name if method in methods else ""  # what the options of another method are is not known here
+    return {key: value for key, value in flatten_options(told["settings"], own).items() if not key.startswith(".")}
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
         kind = one_teacher(run_options.spec(args, args.method[0], env))
         limit = None
         for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
-            out = args.out / f"{method}-{kind.env.split('/')[-1]}-{seed}"
+            out = args.out / f"{method.replace(':', '.')}-{kind.env.split('/')[-1]}-{seed}"
             if out in runs:
                 raise UserError(f"two runs of this sweep would share the folder {out}")
             runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
@@ -116,13 +116,14 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    out = args.out or Path("runs") / f"tune-{kind.method}-{kind.env.split('/')[-1]}"
+    out = args.out or Path("runs") / f"tune-{kind.method.replace(':', '.')}-{kind.env.split('/')[-1]}"
     storage = args.storage or out / "tune.db"
     writable_folder("--out", out)
     check_writable(storage)
     check_writable(storage.parent)  # SQLite keeps its journal beside the file
     asked = {"method": kind.method, "env": kind.env, "steps": kind.steps, "seeds": seeds, "pruner": args.pruner}
-    asked |= {"preset": kind.preset, "settings": dict(kind.having(seed=0).settings), "space": tuned}
+    asked |= {"algorithm": kind.algorithm or None, "preset": kind.preset}
+    asked |= {"settings": dict(kind.having(seed=0).settings), "space": tuned}
     same_search(out, storage, asked)
 
     def runs(number: int, chosen: Mapping[str, Any]) -> list[RunSpec]:
@@ -158,7 +159,8 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
         )
         print(f"  {as_options(found.params)}")
-        print(f"  rlhf-bilevel train {kind.method} --env {kind.env} --preset {args.preset} --config {out / BEST}")
+        options = f"--preset {args.preset}" + (f" --algorithm {kind.algorithm}" if kind.algorithm else "")
+        print(f"  rlhf-bilevel train {kind.method} --env {kind.env} {options} --config {out / BEST}")
         if failed:
             raise UserError(f"{failed} trials failed: the same command tries others in their place")
 

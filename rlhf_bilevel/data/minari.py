@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config import did_you_mean
 from rlhf_bilevel.data.answers import ask_teacher
 from rlhf_bilevel.data.label_log import encode_pairs as contents
 from rlhf_bilevel.data.preference_dataset import OPEN, SKIPPED, Dataset
@@ -21,6 +20,7 @@ from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Queries, Segments, Teacher
 from rlhf_bilevel.utils.files import check_memory
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 
 def import_minari(

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlhf_bilevel.config import (
+    NAMED,
     Config,
     ConfigRecord,
     check_record,
-    did_you_mean,
     flatten_options,
     nest_options,
     network_sizes,
@@ -31,6 +31,7 @@ from rlhf_bilevel.config import (
     validate,
 )
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.utils.files import (
     CSV_LIMIT,
     SUMS,
@@ -48,6 +49,7 @@ from rlhf_bilevel.utils.files import (
     write,
     write_sums,
 )
+from rlhf_bilevel.utils.suggest import did_you_mean
 from rlhf_bilevel.utils.versions import current_commit, installed_versions
 
 if TYPE_CHECKING:
@@ -172,8 +174,11 @@ class RunFolder:
         check_record(self.config, record, must_be_complete)
         return record
 
-    def trusted_config(self, trust: bool) -> dict[str, Any]:
-        """All of config.yaml, with its settings checked. UserError if it names a module to import, unless ``trust``."""
+    def trusted_config(self, trust: bool, custom: Collection[str] = ()) -> dict[str, Any]:
+        """All of config.yaml, with its settings checked. UserError if it names a module to import, unless ``trust``.
+
+        ``custom`` are keys whose values are not used, as the user gives objects of their own instead.
+        """
         record = self.examine().read_config(must_be_complete=True)
         record["settings"] = nest_options(flatten_options(record["settings"], record["method"]), record["method"])
         try:
@@ -183,6 +188,10 @@ class RunFolder:
         module = record["env"].rpartition(":")[0]
         if module and module not in sys.modules:
             check_trust(trust, f"{self} would import the module {module!r}")
+        places = [record[key] for key in ("method", "algorithm") if key not in custom]
+        for place in [*places, *(record["settings"].get(key) or "" for key in NAMED)]:
+            if ":" in place:  # also if it is imported already: whatever is in it would be called
+                check_trust(trust, f"{self} would import the module {place.partition(':')[0]!r}")
         return record
 
     def has_config(self, record: Mapping[str, Any]) -> bool:
@@ -254,6 +263,7 @@ class RunFolder:
         inputs, form = obs_size + act_size, config.reward_form
         inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
         rewarded = config.ensemble_size * num_weights(inputs, *(config.reward_net_arch if form == "network" else ()), 1)
+        rewarded = rewarded if form in REWARD_FORMS.ours else 0  # the size of another form is not known here
         for file, least_weights in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # a missing file is reported later
             if 4 * least_weights > size:

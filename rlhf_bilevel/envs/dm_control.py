@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import math
 import os
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from rlhf_bilevel.envs.suites import Suite, SuiteEnv, folders
 
-class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+
+class DMControlSuite(Suite):
+    """Tasks are called ``walker-walk-v0``, and in the literature ``walker_walk``."""
+
+    @functools.cache  # noqa: B019  (there is one suite)
+    def aliases(self) -> Mapping[str, str]:
+        sources = [path for folder in folders("dm_control") for path in folder.glob("suite/*.py")]
+        return {
+            f"{path.stem}_{task}": f"{path.stem}-{task}-v0"
+            for path in sources
+            for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8"))
+        }
+
+    def tasks(self) -> Collection[str]:
+        return self.aliases().values()
+
+    def make(self, task: str, protocol: str, render_mode: str | None) -> DMControlEnv:
+        domain, _, name = task.removesuffix("-v0").partition("-")
+        return DMControlEnv(domain, name, render_mode)
+
+
+SUITE = DMControlSuite()
+
+
+class DMControlEnv(SuiteEnv):
     """A task of the dm_control suite: observations joined in its order, actions scaled to [-1, 1], 1000 steps.
 
     ``env.unwrapped.physics`` and ``env.unwrapped.task`` are dm_control's own.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import gymnasium
 
@@ -31,18 +29,6 @@ def faults_as_user_errors(what: str) -> Iterator[None]:
             frame = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises errors again
             message = f"{type(error).__name__}: {message} ({frame.filename}, line {frame.lineno})"
         raise UserError(f"{what}: {message}") from error
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Modules in the current folder can be imported, as with ``python -m``."""
-    path = os.getcwd()
-    sys.path.insert(0, path)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(path)
 
 
 UNGUARDED = 78  # exit code of a child process that tries to start processes while it starts (EX_CONFIG)

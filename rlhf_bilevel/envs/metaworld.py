@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from rlhf_bilevel.envs.suites import Suite, folders
+
 PROTOCOLS = ("bpref", "mt1")
 """Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""
+
+
+class MetaWorldSuite(Suite):
+    """Tasks are called ``door-open-v3``; ``door-open-v2`` and ``metaworld_door-open-v2`` run as that."""
+
+    @functools.cache  # noqa: B019  (there is one suite)
+    def tasks(self) -> Collection[str]:
+        found = list[str]()
+        for folder in folders("metaworld"):
+            found += re.findall(r'(?m)^    "([\w-]+-v3)": envs\.', (folder / "env_dict.py").read_text("utf-8"))
+        return found
+
+    @functools.cache  # noqa: B019
+    def aliases(self) -> Mapping[str, str]:
+        called: dict[str, str] = {}
+        for task in self.tasks():
+            for name in (task, f"metaworld_{task}", f"Meta-World/{task}"):
+                called |= dict.fromkeys([name, f"{name.removesuffix('-v3')}-v2"], task)
+        return called
+
+    def make(self, task: str, protocol: str, render_mode: str | None) -> MetaWorldEnv:
+        return MetaWorldEnv(task, protocol, render_mode)
+
+
+SUITE = MetaWorldSuite()
 
 
 class MetaWorldEnv(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):

@@ -2,36 +2,40 @@
 
 Episode k of an environment that has run for days equals, bit for bit, episode k of a new one under the same actions. So
 a run resumes by setting one number, and two methods see the same starts. What ``make`` returns has flat float32
-observations and bounded actions, whether it comes from Gymnasium, the dm_control suite or Meta-World v3. No simulator
-is imported before it is used, and OpenGL only for pictures. The global generators of numpy and Python are neither read
-nor changed.
+observations and bounded actions, whether it comes from Gymnasium or from a suite such as dm_control (``SUITES``). No
+simulator is imported before it is used, and OpenGL only for pictures. The global generators of numpy and Python are
+neither read nor changed.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
-import importlib.util
 import math
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from rlhf_bilevel.envs.dm_control import DMControlEnv
 from rlhf_bilevel.envs.episodes import SeededEpisodes
-from rlhf_bilevel.envs.foreign import current_folder_importable, faults_as_user_errors
-from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, space_problem
-from rlhf_bilevel.envs.metaworld import PROTOCOLS, MetaWorldEnv
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, space_problem, value_text
+from rlhf_bilevel.envs.metaworld import PROTOCOLS
 from rlhf_bilevel.envs.opengl import find_opengl
+from rlhf_bilevel.envs.suites import Suite, SuiteEnv
 from rlhf_bilevel.envs.wrappers import AbsorbingState, ActionRepeat
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import SUITES
+from rlhf_bilevel.utils.registry import current_folder_importable
+
+MOST = 100_000  # tasks of a suite
+VERSION = re.compile(r"-v\d+$")
 
 
 def resolve(env_id: str) -> str:
@@ -39,6 +43,7 @@ def resolve(env_id: str) -> str:
 
     ``walker_walk`` is dm_control/walker-walk-v0. ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
     ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder.
+    ``module:SUITE/task`` imports the module that has this ``Suite``.
 
     UserError, with the nearest known ids, if there is no such environment, or if the module fails.
     """
@@ -48,16 +53,53 @@ def resolve(env_id: str) -> str:
             raise UserError(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
         with faults_as_user_errors(f"{env_id}: the module {module} cannot be imported"), current_folder_importable():
             importlib.import_module(module)
-    id_of = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
-    if not colon:
-        id_of |= _task_ids()
+        family = env_id.rpartition("/")[0]
+        if _is_suite(family):
+            name, id_of = env_id, _ids_in(family)
+        else:
+            id_of = {each: env_id if each == name else each for each in gymnasium.registry}
+    else:
+        id_of = {each: each for each in gymnasium.registry if each.partition("/")[0] not in SUITES}
+        for family in _families(name):
+            id_of |= {} if name in id_of else _ids_in(family)
     if name not in id_of:
         matches = [id_of[key] for key in difflib.get_close_matches(name, id_of, n=6, cutoff=0.5)]
         hint = f"; the nearest are {', '.join(list(dict.fromkeys(matches))[:3])}" if matches else ""
         raise UserError(f"unknown environment {env_id!r}{hint}")
-    if id_of[name].startswith("Meta-World/") and name.endswith("-v2"):
-        warnings.warn(f"{env_id} runs as {id_of[name]}: results are not comparable with v2's", stacklevel=2)
-    return env_id if colon else id_of[name]
+    if (was := VERSION.search(name)) and (now := VERSION.search(id_of[name])) and was[0] != now[0]:
+        caution = f"results are not comparable with {was[0].lstrip('-')}'s"
+        warnings.warn(f"{env_id} runs as {id_of[name]}: {caution}", stacklevel=2)
+    return id_of[name]
+
+
+def _families(name: str) -> Iterator[str]:
+    """Suites that may have an environment of that name. Suites of other packages come last, as each is imported."""
+    family = name.partition("/")[0]
+    if family in SUITES:
+        yield family
+        return
+    yield from SUITES.ours
+    for family in SUITES:
+        if family not in SUITES.ours:
+            try:
+                _ = SUITES[family]
+                yield family
+            except UserError as error:  # a suite that cannot be used need not have to do with the name
+                warnings.warn(str(error), stacklevel=3)
+
+
+def _is_suite(place: str) -> bool:
+    """Whether ``module:NAME`` is a suite, of a module that has been imported."""
+    module, _, name = place.partition(":")
+    return isinstance(getattr(sys.modules.get(module), name, None), Suite)
+
+
+def _ids_in(family: str) -> dict[str, str]:
+    """Maps each name of an environment of that suite to its canonical id."""
+    suite = SUITES[family]
+    with faults_as_user_errors(f"suite {family}: its tasks cannot be listed"):
+        ids = {f"{family}/{task}": f"{family}/{task}" for task in islice(suite.tasks(), MOST)}
+        return ids | {name: f"{family}/{task}" for name, task in islice(suite.aliases().items(), MOST)}
 
 
 def make(
@@ -135,12 +177,15 @@ def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
 
 
 def _make_raw(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
-    family, _, name = canonical.rpartition("/")
-    if family == "dm_control":
-        domain, _, task = name.removesuffix("-v0").partition("-")
-        return DMControlEnv(domain, task, render_mode)
-    if family == "Meta-World":
-        return MetaWorldEnv(name, protocol, render_mode)
+    family, _, task = canonical.rpartition("/")
+    if family in SUITES.ours:
+        return SUITES[family].make(task, protocol, render_mode)
+    if family in SUITES or _is_suite(family):
+        with faults_as_user_errors(f"{canonical} cannot be made"), current_folder_importable():
+            env = SUITES[family].make(task, protocol, render_mode)
+        if not isinstance(env, gymnasium.Env):
+            raise UserError(f"suite {family} must make a gymnasium.Env, and {task} is {value_text(env)}")
+        return env
     # Not every environment takes this argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with faults_as_user_errors(f"{canonical} cannot be made"), current_folder_importable():
@@ -149,9 +194,7 @@ def _make_raw(canonical: str, protocol: str, render_mode: str | None) -> gymnasi
 
 def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
     """Names of the observation's entries, then of the action's: the suite's own, else obs[0], ..., act[0], ..."""
-    suite_names: tuple[list[str], list[str]] = (
-        env.unwrapped.names if isinstance(env.unwrapped, DMControlEnv) else ([], [])
-    )
+    suite_names: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, SuiteEnv) else ([], [])
     spaces, all_names = (env.observation_space, env.action_space), list[str]()
     for own_names, space, prefix in zip(suite_names, spaces, ("obs", "act"), strict=True):
         size = int(np.prod(space.shape or ()))
@@ -163,29 +206,7 @@ def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
 def _step_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     """The most simulator steps in an episode; None if the environment does not say."""
     inner: Any = env.unwrapped
-    if isinstance(inner, DMControlEnv):
+    if isinstance(inner, SuiteEnv):
         return inner.limit
     steps = env.spec.max_episode_steps if env.spec else getattr(inner, "max_path_length", None)
     return None if steps is None else int(steps)
-
-
-@functools.cache
-def _task_ids() -> dict[str, str]:
-    """Maps each name of a dm_control or Meta-World task to its canonical id; from their source files, without an
-    import.
-    """
-    names: dict[str, str] = {}
-    for path in [path for folder in _package_folders("dm_control") for path in folder.glob("suite/*.py")]:
-        for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8")):
-            canonical = f"dm_control/{path.stem}-{task}-v0"
-            names |= {canonical: canonical, f"{path.stem}_{task}": canonical}
-    for folder in _package_folders("metaworld"):
-        for task in re.findall(r'(?m)^    "([\w-]+)-v3": envs\.', (folder / "env_dict.py").read_text("utf-8")):
-            for name in (task, f"metaworld_{task}", f"Meta-World/{task}"):
-                names |= dict.fromkeys([f"{name}-v3", f"{name}-v2"], f"Meta-World/{task}-v3")
-    return names
-
-
-def _package_folders(package: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)
-    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.config import did_you_mean
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 LAST = 3
 """Number of last evaluations in a run's value, see ``final_score``."""

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_bilevel.config import Config, did_you_mean, flatten_options
+from rlhf_bilevel.config import Config, flatten_options
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 TABLE = "results.csv"  # table of a study
 SHOWN = 4  # most names in a line

@@ -49,7 +49,7 @@ LOGGED = 1000  # characters of a reply that are kept
 AGAIN = (408, 425, 429)  # of the statuses from 400 to 499, those that another try may change
 
 
-class Film(Protocol):
+class PictureSource(Protocol):
     """Pictures of what happened at the rows of a store."""
 
     def pictures(self, rows: Sequence[int], steps: Sequence[int], /) -> list[str]:
@@ -74,7 +74,7 @@ class HttpTeacher:
     """Whoever answers at ``config.teacher_url`` about the environment ``env``, whose ``obs`` and ``act`` have
     ``entries`` of these names.
 
-    ``log`` has the answers that were given before: they are not asked for again. ``film`` is of the rows of ``store``,
+    ``log`` has the answers that were given before: they are not asked for again. ``recorder`` is of the rows of ``store``,
     from which segments are cut, and None where there is none. ``resume`` is the command that goes on with the run,
     empty where none does.
     """
@@ -86,11 +86,11 @@ class HttpTeacher:
         entries: dict[str, list[str]],
         log: RequestLog,
         store: ReplayBuffer,
-        film: Film | None = None,
+        recorder: PictureSource | None = None,
         resume: str = "",
     ) -> None:
         self._config, self._env, self._names, self._log, self._store = config, env, entries, log, store
-        self.film, self._draws = film, film is not None
+        self.recorder, self._draws = recorder, recorder is not None
         self._resume, self._in_a_row, self._told, self._last = resume, 0, False, ""
         self._url = config.teacher_url
         self._ask: Callable[[dict[str, Any]], dict[str, Any]] = _itself
@@ -214,10 +214,10 @@ class HttpTeacher:
         steps = [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
         sides = [{name: getattr(segments, name)[0].tolist() for name in ("obs", "act")} for segments in pair]
         told = {"version": VERSION, "question": self._config.teacher_question, "env": self._env, "names": self._names}
-        if self.film and self._draws and steps:
+        if self.recorder and self._draws and steps:
             try:
                 starts = [int(self._store.rows_of(segments)) for segments in pair]
-                frames = [self.film.pictures(range(start, start + length), steps) for start in starts]
+                frames = [self.recorder.pictures(range(start, start + length), steps) for start in starts]
                 sides = [side | {"frames": drawn} for side, drawn in zip(sides, frames, strict=True)]
                 told["frame_steps"] = steps
             except RuntimeError as error:  # OpenGL is missing

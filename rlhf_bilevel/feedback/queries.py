@@ -15,11 +15,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.interface import value_text
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
 
@@ -31,6 +36,8 @@ Score = Callable[[Members, Queries], Tensor]
 
 Rule = Callable[[Members, Queries, Preferences, int], Queries]
 """Takes the members, the candidates, the labelled pairs and a count, returns at most ``count`` of the candidates."""
+
+Pairs = TypeVar("Pairs", Queries, Preferences)
 
 
 def uniform(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
@@ -117,17 +124,9 @@ def spread(score: Score, share: float = 0.5) -> Rule:
     return rule
 
 
-RULES: dict[str, Rule] = {
-    "uniform": top(uniform),
-    "disagreement": top(disagreement),
-    "entropy": top(entropy),
-    "information_gain": top(information_gain),
-    "k_center": spread(uniform, share=1),
-    "k_center+disagreement": spread(disagreement),
-    "k_center+entropy": spread(entropy),
-    "k_center+information_gain": spread(information_gain),
-}
-"""By their names, which ``Config.query`` takes."""
+UNIFORM, DISAGREEMENT, ENTROPY, INFORMATION_GAIN = map(top, (uniform, disagreement, entropy, information_gain))
+K_CENTER, K_CENTER_DISAGREEMENT = spread(uniform, share=1), spread(disagreement)
+K_CENTER_ENTROPY, K_CENTER_INFORMATION_GAIN = spread(entropy), spread(information_gain)
 
 
 class AskedPairs:
@@ -184,11 +183,39 @@ def joined(parts: Sequence[Queries]) -> Queries:
 
 
 def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
-    """At most ``count`` of the candidates, chosen by the rule ``name``.
+    """At most ``count`` of the candidates, chosen by the rule ``name`` of ``QUERY_RULES``.
 
     ``asked`` are the labelled pairs that the members have learnt from. If it is None there are none yet, an untrained
-    reward says nothing about a pair, and the choice is uniform whatever the rule [B-Pref].
+    reward says nothing about a pair, and the choice is uniform whatever the rule [B-Pref]. UserError if a rule that is
+    not ours fails, or returns anything but some of the candidates.
     """
     if asked is None:
         return best(candidates, uniform(members, candidates), count)
-    return RULES[name](members, candidates, asked, count)
+    rule = QUERY_RULES[name]
+    if name in QUERY_RULES.ours:
+        return rule(members, candidates, asked, count)
+    own, known = _copied(candidates), _copied(asked)
+    with faults_as_user_errors(f"query rule {name}"):
+        chosen = rule(members, own, known, count)
+    return _among(name, chosen, candidates, count)
+
+
+def _copied(pairs: Pairs) -> Pairs:
+    """A copy, which code of others may change."""
+    first, second = (Segments(*(column.clone() for column in segments)) for segments in pairs[:2])
+    return pairs._replace(first=first, second=second)
+
+
+def _among(name: str, chosen: Any, candidates: Queries, count: int) -> Queries:
+    """The candidates that a rule of others has chosen. UserError if it has returned something else."""
+    with faults_as_user_errors(
+        f"query rule {name} must return Queries, some of its candidates, not {value_text(chosen)}"
+    ):
+        hashes = _hashes(chosen)
+    rows = {pair: row for row, pair in reversed([*enumerate(_hashes(candidates))])}
+    if not set(hashes) <= rows.keys():
+        raise UserError(f"query rule {name}: it must choose among its candidates, and has returned other pairs")
+    if not 0 < len(hashes) <= count or len(set(hashes)) < len(hashes):
+        counts = f"{len(hashes)} pairs, {len(set(hashes))} of them different"
+        raise UserError(f"query rule {name}: it must choose 1 to {count} different pairs, and has chosen {counts}")
+    return _take(candidates, torch.tensor([rows[pair] for pair in hashes]))

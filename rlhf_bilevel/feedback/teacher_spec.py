@@ -1,8 +1,9 @@
 """A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
-A URL is a teacher that is asked by HTTP. All other ``teacher_*`` settings keep their defaults. A word without a value
-takes that of B-Pref's published scripts [Lee et al. 2021]. This module imports no torch, so that a wrong word is
-refused before anything slow is loaded.
+All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
+[Lee et al. 2021]. A URL is a teacher that is asked by HTTP. ``module:NAME`` is a teacher of the user's own, and
+installed packages may have more (``TEACHERS``). This module imports no torch, so that a wrong word is refused before
+anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, check_teacher_url, did_you_mean
+from rlhf_bilevel.config import Config, check_teacher_url
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import TEACHERS
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
@@ -47,10 +50,13 @@ def teacher_settings(spec: str) -> dict[str, Any]:
     if URL.match(spec):
         check_teacher_url(spec)
         return {key: value for key, value in defaults.items() if key not in ASKING} | {"teacher_url": spec}
+    if spec in TEACHERS or (":" in spec and "=" not in spec):
+        return defaults | {"teacher_object": spec}
     for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {did_you_mean(name, [ORACLE, *NAMES, *URLS])}")
+            hint = did_you_mean(name, [ORACLE, *NAMES, *URLS, *TEACHERS, "module:NAME"])
+            raise UserError(f"unknown teacher {name!r}; {hint}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
         if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):

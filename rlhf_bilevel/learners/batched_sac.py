@@ -36,12 +36,14 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from torch import Tensor, nn
 
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, RelabelledView
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 
 Piece = Sequence[Tensor]
 """Parameters that are used as one tensor, stacked along the first axis: two layers on the same input are one layer."""
 
 threshold_backward = torch.ops.aten.threshold_backward.grad_input
 ALIGNED = 16  # floats: every piece begins at a cache line
+NORM_EPSILON = 1e-5  # of torch.nn.LayerNorm
 METRICS = ("train/ent_coef", "train/ent_coef_loss", "train/actor_loss", "train/critic_loss")  # SB3's log keys
 
 
@@ -50,7 +52,7 @@ def stackable(model: Any) -> bool:
     policy = model.policy
     return (
         type(model) is SAC
-        and type(policy) is SACPolicy
+        and type(policy) in (SACPolicy, NormedPolicy)
         and not model.use_sde
         and not callable(model.learning_rate)
         and model.target_update_interval == 1
@@ -126,13 +128,54 @@ def policy(model: Any) -> list[Piece]:
 
 
 def layers(network: nn.Module) -> list[Piece]:
-    """The pieces of an SB3 network: weight and bias of each linear layer."""
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return [[parameter] for module in linear for parameter in (module.weight, module.bias)]
+    """The pieces of an SB3 network: weight and bias of each linear layer and of each normalisation, in their order."""
+    parts = [module for module in network.modules() if isinstance(module, nn.Linear | nn.LayerNorm)]
+    return [[parameter] for module in parts for parameter in (module.weight, module.bias)]
+
+
+class Normalisation:
+    """One layer normalisation [Ba et al. 2016] of n networks, or of one: over the features of each column.
+
+        z = (x - mean(x)) / sqrt(var(x) + eps),    out = gain z + shift
+
+    ``x`` is (..., h, B) for h features; ``gain`` and ``shift`` are (..., h). ``slopes`` are where the derivatives by
+    them go, None if they are not trained. ``z`` and ``scale`` are memory that the backward pass reads.
+    """
+
+    def __init__(
+        self, gain: Tensor, shift: Tensor, z: Tensor, scale: Tensor, slopes: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self._gain, self._shift = gain[..., None], shift[..., None]
+        self._z, self._scale, self._slopes = z, scale, slopes
+
+    def forward(self, x: Tensor) -> None:
+        """Replaces ``x`` by the output."""
+        torch.sub(x, x.mean(-2, keepdim=True), out=self._z)
+        torch.rsqrt(self._z.square().mean(-2, keepdim=True) + NORM_EPSILON, out=self._scale)
+        self._z.mul_(self._scale)
+        torch.addcmul(self._shift, self._gain, self._z, out=x)
+
+    def backward(self, slope: Tensor, which: Tensor | None = None) -> Tensor:
+        """The derivative of the loss by x, in place of ``slope``, that by the output (..., h, C).
+
+        The C columns are the first ones of the batch, or those that ``which`` (C,) numbers.
+        """
+        z, scale = self._z, self._scale
+        if which is None:
+            z, scale = z[..., : slope.shape[-1]], scale[..., : slope.shape[-1]]
+        else:
+            z, scale = z.index_select(-1, which), scale.index_select(-1, which)
+        if self._slopes:
+            by_gain, by_shift = self._slopes
+            torch.sum(slope * z, -1, out=by_gain)
+            torch.sum(slope, -1, out=by_shift)
+        slope.mul_(self._gain)
+        along = (slope * z).mean(-2, keepdim=True)
+        return slope.sub_(slope.mean(-2, keepdim=True)).addcmul_(z, along, value=-1).mul_(scale)
 
 
 class Networks:
-    """The forward and the backward pass of n ReLU networks, the rows ``at`` of ``rows``.
+    """The forward and the backward pass of n ReLU networks, the rows ``at`` of ``rows``. They may have normalisations.
 
     The input is x (n, i, B) for i input entries. It is read from the same memory in every pass, and results are written
     to the same memory, so that views are made only here. The batch is the last axis, because products with a short last
@@ -156,12 +199,13 @@ class Networks:
     ) -> None:
         pieces, slopes = rows.pieces(rows.flat[at]), rows.pieces(rows.gradient[at])
         last = len(pieces) - 2
+        normed = pieces[2].dim() == 2  # each hidden layer has a normalisation after it, whose gain is no matrix
         self._batched = batched
         self._affine: Any
         self._affine, self._product = (torch.baddbmm, torch.bmm) if batched else (torch.addmm, torch.mm)
         self._out = x.new_empty(len(x), pieces[-1].shape[-1], x.shape[-1])
         self._by_input = x.new_empty(len(x), inputs, columns)
-        self._forward: list[tuple[Any, ...]] = []  # for each layer: bias, weight, input, output, whether ReLU follows
+        self._forward: list[tuple[Any, ...]] = []  # a layer: bias, weight, input, output, normalisation, ReLU or not
         self._backward: list[list[tuple[Any, ...]]] = []  # for each network, from the last layer to the first
 
         def shared(memory: Memory, *key: int) -> Tensor:
@@ -170,22 +214,31 @@ class Networks:
         indices: Sequence[Any] = [...] if batched else range(len(x))
         for index, memory in zip(indices, memories, strict=False):
             layer_input, by_layer_input, backward = x[index], self._by_input[index] if inputs else None, []
-            for layer in range(0, last + 1, 2):
+            norm: Normalisation | None = None
+            for layer in range(0, last + 1, 4 if normed else 2):
                 weight, bias = pieces[layer][index], pieces[layer + 1][index]
                 used = layer_input[..., :columns]
                 by_parameters = (slopes[layer][index], slopes[layer + 1][index]) if fits else None
                 used_weight = weight if layer else weight[..., weight.shape[-1] - inputs :]
-                backward.append((used if layer else None, used.mT, used_weight.mT, by_parameters, by_layer_input))
+                backward.append((used if layer else None, norm, used.mT, used_weight.mT, by_parameters, by_layer_input))
                 out = self._out[index] if layer == last else shared(memory, layer, weight.shape[-2], x.shape[-1])
                 by_layer_input = shared(memory, layer + 1, weight.shape[-2], columns)
-                self._forward.append((bias[..., None], weight, layer_input, out, layer < last))
+                norm = None
+                if normed and layer < last:
+                    trained = (slopes[layer + 2][index], slopes[layer + 3][index]) if fits else None
+                    z = shared(memory, layer + 2, weight.shape[-2], x.shape[-1])
+                    scale = shared(memory, layer + 3, 1, x.shape[-1])
+                    norm = Normalisation(pieces[layer + 2][index], pieces[layer + 3][index], z, scale, trained)
+                self._forward.append((bias[..., None], weight, layer_input, out, norm, layer < last))
                 layer_input = out
             self._backward.append(backward[::-1])
 
     def forward(self) -> Tensor:
         """The outputs (n, j, B) for j output entries, in memory that the next pass overwrites."""
-        for bias, weight, x, out, hidden in self._forward:
+        for bias, weight, x, out, norm, hidden in self._forward:
             self._affine(bias, weight, x, out=out)
+            if norm:
+                norm.forward(out)
             if hidden:
                 out.relu_()
         return self._out
@@ -196,7 +249,7 @@ class Networks:
         If ``fits``, it also writes the derivatives by the parameters to ``Rows.gradient``.
         """
         for slope, layers in zip([by_out] if self._batched else by_out.unbind(), self._backward, strict=True):
-            for hidden, x, weight, by_parameters, below in layers:
+            for hidden, norm, x, weight, by_parameters, below in layers:
                 if by_parameters:
                     by_weight, by_bias = by_parameters
                     if hidden is None:  # the input has few entries: keep the batch as the last axis here too
@@ -208,6 +261,8 @@ class Networks:
                     slope = self._product(weight, slope, out=below)
                 if hidden is not None:
                     threshold_backward(slope, hidden, 0, grad_input=slope)
+                if norm:
+                    slope = norm.backward(slope)
         return self._by_input
 
     def backward_of(self, which: Tensor, slope: float) -> Tensor:
@@ -221,10 +276,12 @@ class Networks:
         for number, layers in enumerate(self._backward):
             columns = (which == number).nonzero()[:, 0]
             part = by_input.new_full((1, len(columns)), slope)
-            for hidden, _, weight, _, _ in layers:
+            for hidden, norm, _, weight, _, _ in layers:
                 part = torch.mm(weight, part)
                 if hidden is not None:
                     threshold_backward(part, hidden.index_select(1, columns), 0, grad_input=part)
+                if norm:
+                    part = norm.backward(part, columns)
             by_input[0].index_copy_(1, columns, part)
         return by_input
 

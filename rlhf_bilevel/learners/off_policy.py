@@ -17,12 +17,8 @@ from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import save_to_pkl
-from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,6 +26,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.types import Improve, Metrics, RewardFn, RowReward, Steps
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
@@ -61,28 +58,6 @@ def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = 
         if config.critic_layer_norm:
             arguments["policy"] = NormedPolicy
     return arguments
-
-
-class NormedCritic(ContinuousCritic):
-    """SB3's critics with layer normalisation before each activation, which bounds their values far from the data."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        inputs = kwargs["features_dim"] + get_action_dim(self.action_space)
-        shape = kwargs["net_arch"], kwargs["activation_fn"]
-        for number in range(self.n_critics):
-            network = nn.Sequential(*create_mlp(inputs, 1, *shape, post_linear_modules=[nn.LayerNorm]))
-            self.q_networks[number] = network
-            self.add_module(f"qf{number}", network)
-
-
-class NormedPolicy(SACPolicy):
-    """SB3's policy of SAC with ``NormedCritic``."""
-
-    def make_critic(self, features_extractor: Any = None) -> NormedCritic:
-        """As in SB3."""
-        arguments = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return NormedCritic(**arguments).to(self.device)
 
 
 class ViewAsBuffer:
@@ -328,7 +303,7 @@ def together(learners: Sequence[Any]) -> Improve:
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
     """A ``BatchedSAC`` of all learners; None if one of them is not plain SAC (see ``stackable``)."""
     models = [learner.model for learner in learners]
-    if not all(map(stackable, models)):
+    if not all(type(learner) is SB3Learner and stackable(learner.model) for learner in learners):
         return None
     views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
     return BatchedSAC(models, views, rngs, learners[0]._config.batch_size)

@@ -4,8 +4,8 @@
     r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
 f_m is a network (``network``), linear in x (``linear``), or linear in x and in all products of two of its entries
-(``quadratic``); the last two can be read weight by weight (``explain``). Each weight tensor holds all members along its
-first axis.
+(``quadratic``), each in a class of its own. The last two can be read weight by weight (``explain``). Each weight tensor
+holds all members along its first axis.
 
 Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks learn far less
 that holds for later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could push an
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 
 ROWS = 2048  # steps that a CPU computes at once
-Form = Literal["network", "linear", "quadratic"]
 
 
 class RewardEnsemble(nn.Module):
@@ -37,8 +38,10 @@ class RewardEnsemble(nn.Module):
 
     ``hidden`` are the widths of a network's hidden layers. ``rng`` draws the initial weights, by PyTorch's default rule
     for linear layers; the global generator is not used.
+    Another form is a subclass with other ``features``, and as many ``names`` of them.
     """
 
+    linear: ClassVar[bool] = False  # whether f is linear in its features: no ``hidden`` layers, readable weights
     unit: Tensor  # (features,)
     low: Tensor  # (o + a,)
     high: Tensor
@@ -51,13 +54,12 @@ class RewardEnsemble(nn.Module):
         hidden: Sequence[int],
         rng: torch.Generator,
         bound: float = 1,
-        form: Form = "network",
         level: float = 0,
     ) -> None:
         super().__init__()
-        self.bound, self.form, self.level, self.pessimism = bound, form, level, 0.0
+        self.bound, self.level, self.pessimism = bound, level, 0.0
         size = obs_size + act_size
-        sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
+        sizes = [self.features(torch.zeros(1, size)).shape[-1], *(() if self.linear else hidden), 1]
 
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
@@ -69,13 +71,19 @@ class RewardEnsemble(nn.Module):
         self.register_buffer("low", torch.full((size,), -torch.inf))
         self.register_buffer("high", torch.full((size,), torch.inf))
 
-    @classmethod
-    def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
-        """The ensemble that ``config`` describes."""
+    @staticmethod
+    def of(config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
+        """The ensemble that ``config`` describes, of the class that ``REWARD_FORMS`` has for its ``reward_form``.
+
+        UserError if that class is not ours and cannot be made.
+        """
         level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
-        return cls(
-            obs_size, act_size, config.ensemble_size, config.reward_net_arch, rng, form=config.reward_form, level=level
-        )
+        form = REWARD_FORMS[config.reward_form]
+        sizes = obs_size, act_size, config.ensemble_size, config.reward_net_arch
+        if config.reward_form in REWARD_FORMS.ours:
+            return form(*sizes, rng, level=level)
+        with faults_as_user_errors(f"reward form {config.reward_form}"):
+            return form(*sizes, rng, level=level)
 
     def members(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """r_m of each member: (M, ...), in [level - bound, level + bound]."""
@@ -93,8 +101,7 @@ class RewardEnsemble(nn.Module):
     def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
-        x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
-        x = self.features(x) / self.unit
+        x = self.clipped_features(obs, act) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -106,19 +113,21 @@ class RewardEnsemble(nn.Module):
         return y.reshape(len(y), *shape)
 
     def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
-        """The inputs of f for [s, a] (N, o + a): clipped, and in a quadratic reward followed by their products."""
-        x = x.clamp(self.low, self.high)
-        if self.form != "quadratic":
-            return x
-        first, second = torch.triu_indices(x.shape[1], x.shape[1])
-        return torch.cat([x, x[:, first] * x[:, second]], 1)
+        """The inputs of f for clipped [s, a] (N, o + a): in a network, these themselves."""
+        return x
+
+    def clipped_features(
+        self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]
+    ) -> Float[Tensor, "N features"]:
+        """The ``features`` of obs (..., o) and act (..., a), clipped to [low, high]: (N, features)."""
+        return self.features(torch.cat([obs, act], -1).flatten(0, -2).clamp(self.low, self.high))
 
     def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
         """Sets the units of the features to their standard deviations over obs (..., o), act (..., a).
 
         A feature that does not vary keeps the unit 1.
         """
-        spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
+        spread = self.clipped_features(obs, act).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def clip(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
@@ -139,8 +148,7 @@ class RewardEnsemble(nn.Module):
 
     def names(self, names: Sequence[str]) -> list[str]:
         """The names of all features, given those of the o + a entries of x."""
-        products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
-        return [*names, *(products if self.form == "quadratic" else [])]
+        return [*names]
 
     def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
         """r, the reward of the learners: (...) for obs (..., o) and act (..., a)."""
@@ -149,6 +157,25 @@ class RewardEnsemble(nn.Module):
             return members.mean(0)
         spread = (members.var(0, correction=0) + 1e-12).sqrt()  # a root has no slope at 0
         return members.mean(0) - self.pessimism * spread
+
+
+class LinearReward(RewardEnsemble):
+    """f is linear in x."""
+
+    linear = True
+
+
+class QuadraticReward(LinearReward):
+    """f is linear in x and all products of two of its entries."""
+
+    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
+        """x, followed by all products of two of its entries."""
+        first, second = torch.triu_indices(x.shape[1], x.shape[1])
+        return torch.cat([x, x[:, first] * x[:, second]], 1)
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """The names of x's entries and of their products."""
+        return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from rlhf_bilevel.errors import UserError
@@ -37,9 +36,9 @@ def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: T
     Effects are over obs (..., o) and act (..., a), whose entries have the o + a ``names``. UserError if the reward is a
     network.
     """
-    if reward.form == "network":
+    if not reward.linear:
         raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
-    features = reward.features(torch.cat([obs, act], -1).flatten(0, -2))
+    features = reward.clipped_features(obs, act)
     weights = reward.weights[0].detach()[..., 0] / reward.unit  # (M, features)
     mean, spread = weights.mean(0), weights.std(0, correction=0)
     effect = mean * features.std(0)

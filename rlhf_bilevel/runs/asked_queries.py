@@ -28,9 +28,9 @@ def read_run(folder: Path, trust: bool = False) -> Dataset | None:
     record = run.trusted_config(trust=True)  # no module is imported here
     config = validate(record["settings"])
     if config.teacher_human:
-        from rlhf_bilevel.human.dataset import of_book  # needs a database library
+        from rlhf_bilevel.human.dataset import export_choices  # needs a database library
 
-        return of_book(folder, record, config, trust)
+        return export_choices(folder, record, config, trust)
     if not run.labels.is_file():
         raise UserError(f"{folder} holds no {run.labels.name}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from gymnasium.spaces.utils import flatdim
-from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -23,6 +23,7 @@ from rlhf_bilevel.data.request_log import RequestLog
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.http_teacher import HttpTeacher
@@ -30,8 +31,7 @@ from rlhf_bilevel.feedback.recorded import Replayed, Rerun
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
 from rlhf_bilevel.learners.ppo import PPOLearner
-from rlhf_bilevel.learners.random import RandomPolicy
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, TEACHERS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import asked_queries
 from rlhf_bilevel.runs.process import default_torch, preserved_generators
@@ -42,14 +42,13 @@ from rlhf_bilevel.types import Learner, Preferences, Teacher
 from rlhf_bilevel.utils.files import check_memory
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, RandomPolicy)}
 
 
 class Parts(NamedTuple):
     """What a spec cannot hold, as it may be a user's own object."""
 
     method: Method
-    algorithm: type[BaseAlgorithm]  # of SB3, of all learners
+    algorithm: type[Any]  # of all learners: an algorithm of SB3, or a class of ``types.Learner``
     algorithm_settings: Mapping[str, Any] = {}  # its arguments; they take precedence over the settings
     teacher: Teacher | Replayed | None = None  # None: as the settings say
 
@@ -57,11 +56,14 @@ class Parts(NamedTuple):
     def of(
         cls,
         method: str | Method,
-        algorithm: type[BaseAlgorithm] | None = None,
+        algorithm: str | type[Any] | None = None,
         algorithm_settings: Mapping[str, Any] | None = None,
         teacher: Teacher | Replayed | None = None,
     ) -> Parts:
-        """``method`` may be a name; the default ``algorithm`` is the method's. UserError if one cannot be used."""
+        """``method`` and ``algorithm`` may be names; the default ``algorithm`` is the method's.
+
+        UserError if one cannot be used.
+        """
         if not isinstance(method, str | Method):
             raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         method = method_by_name(method) if isinstance(method, str) else method
@@ -69,20 +71,34 @@ class Parts(NamedTuple):
             raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
 
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithm's name in a run's config.yaml."""
+        name = LEARNERS.name_of(self.algorithm) or self.algorithm.__name__
+        return name if LEARNERS.get(name, self.algorithm) is self.algorithm else f"another {name}"
 
-def _algorithm_of(method: Method, algorithm: type[BaseAlgorithm] | None) -> type[BaseAlgorithm]:
-    default = ALGORITHMS[method.algorithm]
-    if algorithm is None or algorithm is default:
-        return default
-    if not isinstance(algorithm, type):
+
+def _algorithm_of(method: Method, algorithm: str | type[Any] | None) -> type[Any]:
+    default = LEARNERS[method.algorithm]
+    chosen = LEARNERS[algorithm] if isinstance(algorithm, str) and algorithm else algorithm or default
+    if not isinstance(chosen, type):
         raise UserError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
-    if default is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
+    name = algorithm if isinstance(algorithm, str) and algorithm else chosen.__name__
+    if not issubclass(chosen, BaseAlgorithm):
+        lacking = [part for part in vars(Learner) if hasattr(PPOLearner, part) and not hasattr(chosen, part)]
+        if lacking:
+            raise UserError(f"algorithm={name}: it is no algorithm of SB3, and no types.Learner: no {lacking[0]}")
+    elif not issubclass(chosen, OffPolicyAlgorithm | PPO):
+        raise UserError(f"algorithm={name}: of SB3's algorithms, the off-policy ones and PPO can be learners")
+    if chosen is default:
+        return chosen
+    if default is not SAC or issubclass(chosen, PPO):
         takes = "any off-policy algorithm" if default is SAC else default.__name__
-        raise UserError(f"algorithm={algorithm.__name__}: the method {method.name} takes {takes}")
-    if method.needs_log_prob and not issubclass(algorithm, SAC):
+        raise UserError(f"algorithm={name}: the method {method.name} takes {takes}")
+    if method.needs_log_prob and issubclass(chosen, BaseAlgorithm) and not issubclass(chosen, SAC):
         reason = f"the method {method.name} needs probabilities of actions, which only SAC has"
-        raise UserError(f"algorithm={algorithm.__name__}: {reason}")
-    return algorithm
+        raise UserError(f"algorithm={name}: {reason}")
+    return chosen
 
 
 def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
@@ -111,19 +127,20 @@ def build(
     ``training`` are its environments if they exist already. ``used_sessions`` is the number of query sessions that a
     run without a folder has used before. UserError if memory is too small, or if the teacher cannot answer.
     """
+    _ = QUERY_RULES[config.query]  # if it is wrong, the error comes now and not in the first session
     training = training_envs(spec, config, parts.method) if training is None else training
     sizes = check_memory_for_run(parts, config, training)
-    store, prefs, film = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
+    store, prefs, recorder = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        training, film = film_envs(spec, config, training, store)
+        training, recorder = recorded_envs(spec, config, training, store)
     if config.teacher_url and config.teacher_frames and spec.out and parts.teacher is None:
         try:
-            training, film = film_envs(spec, config, training, store)
+            training, recorder = recorded_envs(spec, config, training, store)
         except UserError as error:
             warnings.warn(f"the teacher gets states and actions alone: {error}", stacklevel=3)
-    teacher = _make_teacher(spec, parts, config, store, prefs, film, used_sessions)
+    teacher = _make_teacher(spec, parts, config, store, prefs, recorder, used_sessions)
     learners = [make_learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
@@ -151,8 +168,12 @@ def make_learner(
     parts: Parts, config: Config, env: Any, store: ReplayBuffer, number: int = 0, device: str = "cpu"
 ) -> Learner:
     """Learner ``number`` of a run."""
-    kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
-    return kind(env, config, store, number, parts.algorithm, device, **arguments_of(parts, config))
+    arguments = arguments_of(parts, config)
+    if issubclass(parts.algorithm, BaseAlgorithm):
+        kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
+        return kind(env, config, store, number, parts.algorithm, device, **arguments)
+    with faults_as_user_errors(f"learner {parts.algorithm_name} cannot be made"):
+        return parts.algorithm(env, config, store, number=number, device=device, **arguments)
 
 
 def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[BaseAlgorithm, RewardEnsemble]:
@@ -162,7 +183,9 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
     """
     env = make_env(spec.env, config)
     sizes = flatdim(env.observation_space), flatdim(env.action_space)
-    RunFolder(folder).check_sizes(config, arguments_of(parts, config), *sizes)
+    # Nothing is known here about the networks of a learner that is not SB3's
+    arguments = arguments_of(parts, config) if issubclass(parts.algorithm, BaseAlgorithm) else {"policy_kwargs": {}}
+    RunFolder(folder).check_sizes(config, arguments, *sizes)
     with default_torch(), preserved_generators():
         model = make_learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
@@ -172,17 +195,19 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
     return model, reward
 
 
-def film_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
+def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
     """The same environments, recorded so that people can watch segments, and the ``ClipRecorder``."""
-    from rlhf_bilevel.human.clips import recorder
+    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv, make
 
     assert spec.out is not None
-    c, film = config, recorder.ClipRecorder(spec.out)
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    filmed = [recorder.RecordedEnv(_fault_tolerant(make, spec.env, c.env_timeout), store, film) for _ in training]
+    c, recorder = config, ClipRecorder(spec.out)
+    make_recordable = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    recorded = [
+        RecordedEnv(_fault_tolerant(make_recordable, spec.env, c.env_timeout), store, recorder) for _ in training
+    ]
     for env in training:
         env.close()
-    return filmed, film
+    return recorded, recorder
 
 
 def _make_teacher(
@@ -191,18 +216,24 @@ def _make_teacher(
     config: Config,
     store: ReplayBuffer,
     prefs: PreferenceBuffer,
-    film: Any,
+    recorder: Any,
     used_sessions: int,
 ) -> Teacher:
     if parts.teacher is not None:
         return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
+    if config.teacher_object:
+        own = TEACHERS[config.teacher_object]
+        if not isinstance(own, type):
+            return own
+        with faults_as_user_errors(f"teacher {config.teacher_object} cannot be made"):
+            return own(config, store)
     if config.teacher_human:
         from rlhf_bilevel.human.teacher import HumanTeacher
 
         assert spec.out is not None
-        return HumanTeacher(config, store, film, spec.out)
+        return HumanTeacher(config, store, recorder, spec.out)
     if config.teacher_url:
-        return _make_http_teacher(spec, config, store, film)
+        return _make_http_teacher(spec, config, store, recorder)
     if config.teacher_rerun:
         recorded = _read_answers(Path(config.teacher_rerun), config, store)
         return Rerun(recorded, count_sessions(spec.folder.labels) if spec.out else used_sessions)
@@ -214,7 +245,7 @@ def _make_teacher(
     return SimulatedTeacher(config, store)
 
 
-def _make_http_teacher(spec: RunSpec, config: Config, store: ReplayBuffer, film: Any) -> HttpTeacher:
+def _make_http_teacher(spec: RunSpec, config: Config, store: ReplayBuffer, recorder: Any) -> HttpTeacher:
     """The teacher at the URL of ``config``. Entries of observations and actions have the environment's names."""
     env = make_env(spec.env, config.model_copy(update={"env_timeout": 0.0}))
     entries, size = registry.entry_names(env), flatdim(env.observation_space)
@@ -225,7 +256,7 @@ def _make_http_teacher(spec: RunSpec, config: Config, store: ReplayBuffer, film:
         {"obs": entries[:size], "act": entries[size:]},
         RequestLog(spec.folder.requests if spec.out else None),
         store,
-        film,
+        recorder,
         f"rlhf-bilevel resume {shlex.quote(str(spec.out))} --trust" if spec.out else "",
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,10 @@ from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
 from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.learners.off_policy import on_its_own
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import asked_queries, fork
-from rlhf_bilevel.runs.build import ALGORITHMS, EVALUATION, Parts, build, check_memory_for_run, make_env, training_envs
+from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_run, make_env, training_envs
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
@@ -45,6 +45,7 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Metrics
 from rlhf_bilevel.utils.files import check_trust
+from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.versions import installed_versions
 
 LINE_EVERY = 60  # seconds between two lines of a progress bar in a file
@@ -80,7 +81,7 @@ class Session:
         self._lock, self._begins, self._origin = lock, begins, origin
         asks: Any = run.teacher if parts.teacher is None else None
         self._people = asks if run.config.teacher_human else None
-        self._film = asks.film if asks and (run.config.teacher_human or run.config.teacher_url) else None
+        self._recorder = asks.recorder if asks and (run.config.teacher_human or run.config.teacher_url) else None
 
     @property
     def model(self) -> Any:
@@ -128,8 +129,8 @@ class Session:
                 self._begins = None
             self.going = True
             stack.callback(setattr, self, "going", False)
-            if self._film:
-                stack.enter_context(closing(self._film))
+            if self._recorder:
+                stack.enter_context(closing(self._recorder))
             if people:
                 stack.enter_context(people)
             log = stack.enter_context(closing(Log(spec.out, screen, run.step, events)))
@@ -155,8 +156,8 @@ class Session:
                 return go_on
 
             def marks() -> dict[str, Any]:
-                if self._film:
-                    self._film.flush()
+                if self._recorder:
+                    self._recorder.flush()
                 return log.marks()
 
             yield record
@@ -188,7 +189,7 @@ def train(
     if spec.threads:
         torch.set_num_threads(spec.threads)
     with exclusive_training():
-        session = begin(spec, parts or Parts.of(spec.method))
+        session = begin(spec, parts or Parts.of(spec.method, spec.algorithm))
         session.follow(callback, progress_bar, screen)
     return session
 
@@ -239,7 +240,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
     )
     with restoring(source.checkpoints, loaded.step):
         state = fork.adapt_learners(loaded.tree["run"], before, after)
-        if record["method"] != parts.method.name:
+        if record["method"] != spec.method:
             state = state | {"method": None}
         state = fork.reseed(state, config.seed, everything=config.seed != old.seed)
     if spec.out is None:
@@ -316,26 +317,30 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for its
     environment.
     """
-    record = RunFolder(folder).trusted_config(trust)
+    record = RunFolder(folder).trusted_config(trust, custom)
 
     def part(name: str, available: Mapping[str, Any]) -> Any:
-        if name not in custom and record[name] not in available:
+        if name in custom:
+            return custom[name]
+        if not (available.knows(record[name]) if isinstance(available, Registry) else record[name] in available):
             raise UserError(f"{folder} was trained with a {name} of your own, {record[name]}: give it as {name}=")
-        return custom[name] if name in custom else available[record[name]]
+        return available[record[name]]
 
     if record["algorithm_settings"] == OWN and "algorithm_settings" not in custom:
         raise UserError(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
     parts = Parts.of(
         part("method", METHODS),
-        part("algorithm", ALGORITHMS),
+        part("algorithm", LEARNERS),
         custom.get("algorithm_settings", record["algorithm_settings"]),
         part("teacher", dict.fromkeys(OURS)),
     )
     if "algorithm_settings" not in custom:
         filed_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
     settings = validate(record["settings"]).model_dump(mode="json")
-    spec = RunSpec(parts.method.name, registry.resolve(record["env"]), settings, out=folder.absolute())
-    return replace(spec, device=record["device"], threads=record["threads"]), parts, record
+    method = parts.method.name if "method" in custom else record["method"]
+    spec = RunSpec(method, registry.resolve(record["env"]), settings, out=folder.absolute())
+    algorithm = "" if "algorithm" in custom else record["algorithm"]
+    return replace(spec, device=record["device"], threads=record["threads"], algorithm=algorithm), parts, record
 
 
 def save(folder: Path, record: Mapping[str, Any], model: BaseAlgorithm, reward: RewardEnsemble) -> None:
@@ -357,17 +362,17 @@ def save(folder: Path, record: Mapping[str, Any], model: BaseAlgorithm, reward: 
 
 def write_learnt(folder: Path, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
     """Writes the agent's model and the reward model into a run's folder."""
-    with on_its_own(model):
+    with on_its_own(model) if isinstance(model, BaseAlgorithm) else nullcontext():
         RunFolder(folder).write_models(model, reward)  # type: ignore[arg-type]
 
 
 def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:
     """The contents of a run's config.yaml, except for versions."""
     return {
-        "method": parts.method.name,
+        "method": spec.method,
         "env": spec.env,
         "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
-        "algorithm": parts.algorithm.__name__,
+        "algorithm": spec.algorithm or parts.algorithm_name,
         "algorithm_settings": parts.algorithm_settings,
         "device": spec.device,
         "threads": torch.get_num_threads(),

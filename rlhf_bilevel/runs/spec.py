@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.config import (
     MOVED,
+    NAMED,
     Config,
     check_budget,
     current_names,
-    did_you_mean,
     fit_segment_length,
     nest_options,
     parse_checkpoint_every,
@@ -34,7 +34,9 @@ from rlhf_bilevel.config import (
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.utils.files import one_line
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from rlhf_bilevel.training.method import Method
@@ -59,6 +61,7 @@ class RunSpec:
     out: Path | None = None  # the run's folder; None: nothing is written
     checkpoint_every: str = "1m"  # see ``config.parse_checkpoint_every``
     keep_every: int = 0  # environment steps between two checkpoints that are kept; 0: none
+    algorithm: str = ""  # of the learners, a name in LEARNERS; empty: the method's
 
     @classmethod
     def of(cls, method: str, env: str, settings: Mapping[str, Any], **other_fields: Any) -> RunSpec:
@@ -70,6 +73,8 @@ class RunSpec:
         """
         spec = cls(method, registry.resolve(env), _parse_settings(current_names(settings, [method])), **other_fields)
         preset_settings(spec.preset, spec.env)
+        if spec.algorithm and not LEARNERS.knows(spec.algorithm):
+            raise UserError(LEARNERS.unknown(spec.algorithm))
         parse_checkpoint_every(spec.checkpoint_every)
         return replace(spec, device=resolve_device(spec.device), keep_every=parse_keep_every(spec.keep_every))
 
@@ -120,6 +125,10 @@ class RunSpec:
             | dict(self.settings)
         )
         config = validate(nest_options(settings, method.name))
+        names = [(LEARNERS, self.algorithm), *((table, getattr(config, key)) for key, table in NAMED.items())]
+        for table, name in names:
+            if name and name not in table.ours:
+                _ = table[name]  # what is not ours is checked before anything is written
         return check_budget(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
@@ -173,15 +182,11 @@ def _value_text(value: Any) -> str:
 
 def method_by_name(name: str) -> Method:
     """The method with that name. UserError, with the nearest name, if there is none."""
-    from rlhf_bilevel.methods.registry import METHODS
-
     return METHODS[name]  # imports torch
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
     """UserError if an option is wrong: one of this ``method``, or one written as ``method.name``."""
-    from rlhf_bilevel.methods.registry import METHODS
-
     dotted = {key: value for key, value in settings.items() if "." in key}
     owners = dict.fromkeys([method.name, *(key.partition(".")[0] for key in dotted)])
     for owner in owners:
@@ -215,6 +220,7 @@ def resolve_device(device: object) -> str:
 
 def check_owners(method: str, keys: Iterable[str]) -> None:
     """UserError if one of the settings belongs to another method: it would have no effect."""
+    method = METHODS[method].name if ":" in method else method
     for key in keys:
         if method not in (methods := owners(key, method)):
             which = " and ".join(methods) + (" alone has" if len(methods) == 1 else " alone have")

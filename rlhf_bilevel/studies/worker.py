@@ -20,6 +20,7 @@ from rlhf_bilevel.config import flatten_options
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import LockedError, UserError
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.spec import RunSpec
 
@@ -38,12 +39,10 @@ def check_same_run(spec: RunSpec, settings: Mapping[str, Any]) -> None:
     if not out.begun:
         return
     record = out.read_config()
-    on_disk = {
-        "method": record.get("method"),
-        "env": record.get("env"),
-        **flatten_options(record.get("settings", {}), spec.method),
-    }
-    for key, expected in {"method": spec.method, "env": spec.env, **flatten_options(settings, spec.method)}.items():
+    on_disk = {key: record.get(key) for key in ("method", "env", "algorithm")}
+    on_disk |= flatten_options(record.get("settings", {}), spec.method)
+    asked = {"method": spec.method, "env": spec.env, "algorithm": spec.algorithm or METHODS[spec.method].algorithm}
+    for key, expected in {**asked, **flatten_options(settings, spec.method)}.items():
         if key in on_disk and on_disk[key] != expected:
             raise UserError(f"{out} is a run with {key}={on_disk[key]}, not {expected}: choose another --out")
 

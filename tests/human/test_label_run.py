@@ -49,8 +49,8 @@ def training(folder: Path) -> Iterator[subprocess.Popen]:
 
 def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
     """The first segment's clip, and both segments."""
-    with closing(sqlite3.connect(folder / "book.sqlite", timeout=30)) as book:
-        return book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
+    with closing(sqlite3.connect(folder / "book.sqlite", timeout=30)) as store:
+        return store.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
 
 
 def oracle(first: bytes, second: bytes) -> float:
@@ -70,7 +70,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
         try:
             with (
                 playwright.chromium.launch(executable_path=CHROMIUM, args=DRAWS) as browser,
-                LabelStore.of(folder) as book,
+                LabelStore.of(folder) as store,
             ):
                 visit = Visit(browser, viewport={"width": 800, "height": 640})
                 page, acknowledged, given = visit.page, dict[str, str](), dict[str, str]()
@@ -106,7 +106,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
                         page.remove_listener("request", dies)
                         assert server.wait() == -signal.SIGKILL
                         server, _ = start(folder, port)
-                    if status := book.status():
+                    if status := store.status():
                         steps.append(status.step)
                 visit.sent()
                 assert page.evaluate("window.violations") == []

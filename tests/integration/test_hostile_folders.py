@@ -30,11 +30,12 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError, WriteError
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.human.clips.recorder import ClipRecorder
+from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Outcome, Question
-from rlhf_bilevel.human.store import LabelStore, run_id
+from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.registries import LEARNERS
 from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.asked_queries import read_run
-from rlhf_bilevel.runs.build import ALGORITHMS
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils import files
@@ -69,8 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert child(cut) == 9
     shutil.copytree(home / "ended", home / "people", ignore=shutil.ignore_patterns("labels.sqlite", "SHA256SUMS"))
     change(home / "people", teacher_human=True)
-    with LabelStore.of(home / "people") as book:
-        book.ask(0, [Question(b"first", b"second", {"kind": "frames"}, {"kind": "frames"})])
+    with LabelStore.of(home / "people") as label_store:
+        label_store.ask(0, [Question(b"first", b"second", {"kind": "frames"}, {"kind": "frames"})])
     return {path.name: path for path in home.iterdir()}
 
 
@@ -222,8 +223,8 @@ def test_nor_does_reading_what_a_killed_run_or_people_have_asked(made: dict[str,
     before = seen(made["cut"]), seen(made["people"])
     assert len(read_run(made["cut"])) > 0  # type: ignore[arg-type]
     assert len(list(read_sessions(made["cut"] / "labels.sqlite"))) > 0
-    with LabelStore.reading(made["people"]) as book:
-        assert book.pending().asked == 1
+    with LabelStore.reading(made["people"]) as label_store:
+        assert label_store.pending().asked == 1
     assert (seen(made["cut"]), seen(made["people"])) == before
 
 
@@ -494,25 +495,28 @@ def refused(work: Callable[[], Any]) -> bool:
 
 def test_what_is_acknowledged_is_in_the_file_that_is_there(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["people"], tmp_path / "run")
-    with LabelStore.of(run) as book:
-        me = book.labeller(book.invite("ann"))
+    with LabelStore.of(run) as label_store:
+        me = label_store.labeller(label_store.invite("ann"))
         assert me is not None
-        (offer,) = book.offer(me, 1)
+        (assignment,) = label_store.assign(me, 1)
         (run / "book.sqlite").rename(tmp_path / "away")
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.choose(me, offer.query_id, "left", "key")
+            label_store.choose(me, assignment.query_id, "left", "key")
         shutil.copy(tmp_path / "away", run / "book.sqlite")
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.choose(me, offer.query_id, "left", "other")
+            label_store.choose(me, assignment.query_id, "left", "other")
         (tmp_path / "away").replace(run / "book.sqlite")
-        assert book.choose(me, offer.query_id, "left", "key") is Outcome.ACCEPTED and book.progress(me).mine == 1
+        assert (
+            label_store.choose(me, assignment.query_id, "left", "key") is Outcome.ACCEPTED
+            and label_store.progress(me).mine == 1
+        )
 
         def replace(*_: Any) -> None:
             (run / "book.sqlite").rename(tmp_path / "away")
 
-        event.listen(book._engine, "commit", replace)  # at the last moment
+        event.listen(label_store._engine, "commit", replace)  # at the last moment
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.undo(me)
+            label_store.undo(me)
 
 
 @pytest.mark.parametrize("url", ["postgresql://ann@db.example/labels", "/etc/precious.sqlite", "sqlite:///precious"])
@@ -597,7 +601,7 @@ def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
     algorithm: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
     before = seen(tmp_path)
@@ -628,7 +632,7 @@ def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path,
     agent = Agent(
         "prefppo" if algorithm == "PPO" else "pebble",
         "Steer-v0",
-        algorithm=ALGORITHMS[algorithm],
+        algorithm=LEARNERS[algorithm],
         algorithm_settings=copy.deepcopy(SOUND[algorithm]),
         out=tmp_path / "run",
         **FEW,
@@ -653,7 +657,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
 ) -> None:
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(tmp_path / "ended")
     with pytest.raises(UserError, match="GiB of memory"):
@@ -883,9 +887,9 @@ def test_answers_to_other_queries_are_told(tmp_path: Path) -> None:
 
 
 def test_a_film_holds_no_longer_record_than_its_file(tmp_path: Path) -> None:
-    film, values = ClipRecorder(tmp_path), np.zeros(3, np.float32)
-    film.write(0, b"record", values)
-    film.close()
+    recorder, values = ClipRecorder(tmp_path), np.zeros(3, np.float32)
+    recorder.write(0, b"record", values)
+    recorder.close()
     records = tmp_path / "clips/records.bin"
     data = bytearray(records.read_bytes())
     data[16:24] = (2**40).to_bytes(8, "little")

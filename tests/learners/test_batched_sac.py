@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.learners.off_policy import SB3Learner, on_its_own, together
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
@@ -72,6 +73,8 @@ def assert_alike(left: SB3Learner, right: SB3Learner, within: float) -> None:
         {"ent_coef": 0.2},
         {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 12]}, "n_critics": 3}},
         {"gamma": 0.5, "tau": 0.3, "target_entropy": -3.0},
+        {"policy": NormedPolicy},
+        {"policy": NormedPolicy, "policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 10, 12]}, "n_critics": 3}},
     ],
 )
 @pytest.mark.parametrize(("updates", "batched"), [(1, False), (20, False), (20, True)])

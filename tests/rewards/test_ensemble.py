@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.state_entropy import state_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
 
-def ensemble(seed: int = 0, **more: Any) -> RewardEnsemble:
-    return RewardEnsemble(3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
+def ensemble(seed: int = 0, form: str = "network", **more: Any) -> RewardEnsemble:
+    return REWARD_FORMS[form](3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
 
 
 def test_members_equal_separate_networks() -> None:

@@ -303,4 +303,4 @@ def test_isolated_environments_in_a_program_without_a_main_guard_are_told_in_one
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
-    assert lines[-1].startswith("rlhf_bilevel.utils.files.UserError: ") and 'if __name__ == "__main__":' in lines[-1]
+    assert lines[-1].startswith("rlhf_bilevel.errors.UserError: ") and 'if __name__ == "__main__":' in lines[-1]

@@ -46,7 +46,9 @@ def state(agent: Agent) -> str:
 
 
 def started(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
-    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(steps)
+    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(
+        settings.get("total_timesteps", steps)
+    )
 
 
 def killed(step: int, work: Callable[[], Any]) -> None:

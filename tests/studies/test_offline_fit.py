@@ -222,7 +222,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
             "Pendulum-v1 has observations of 3 and actions of 1 numbers, the dataset's",
         ),
         ("fit-reward RUN --env Pendulm-v1", "Pendulum-v1"),
-        ("fit-reward RUN --env Steer-v0 --set reward_hiden=3", "did you mean 'reward_net_arch'?"),
+        ("fit-reward RUN --env Steer-v0 --set reward_net_arc=3", "did you mean 'reward_net_arch'?"),
         ("fit-reward RUN --env Steer-v0 --seed -1", "seed=-1"),
         ("fit-reward nowhere --env Steer-v0", "nowhere: no such file or folder"),
         ("fit-reward RUN/config.yaml --env Steer-v0", "is damaged or no Parquet file"),

@@ -16,7 +16,7 @@ from tests.conftest import FEW, build
 
 
 def trained(method: str = "pebble", steps: int = 200, **settings: object) -> Run:
-    run = build(method, total_timesteps=300, **settings)
+    run = build(method, **{"total_timesteps": 300, **settings})
     for _ in train(run):
         if run.step == steps:
             return run
