@@ -74,9 +74,9 @@ class HttpTeacher:
     """Whoever answers at ``config.teacher_url`` about the environment ``env``, whose ``obs`` and ``act`` have
     ``entries`` of these names.
 
-    ``log`` has the answers that were given before: they are not asked for again. ``recorder`` is of the rows of ``store``,
-    from which segments are cut, and None where there is none. ``resume`` is the command that goes on with the run,
-    empty where none does.
+    ``log`` has the answers that were given before: they are not asked for again. ``recorder`` has pictures of the rows
+    of ``store``, from which segments are cut; None if there is none. ``resume`` is the command that continues the run;
+    empty if there is none.
     """
 
     def __init__(

@@ -320,7 +320,7 @@ def test_a_url_is_a_teacher_and_how_it_is_asked_stays(tmp_path: Path) -> None:
         run_options.spec(parser().parse_args(words), "pebble", "Pendulum-v1")
     settings = run_options.spec(parser().parse_args([*words, "--teacher", url]), "pebble", "Pendulum-v1").settings
     assert settings["teacher_question"] == "Which is calmer?" and settings["teacher_skip"] == 0
-    with pytest.raises(UserError, match="four teachers: choose one"):
+    with pytest.raises(UserError, match="are 2 teachers: choose one"):
         Agent("pebble", "Pendulum-v1", teacher=url, teacher_human=True)
 
 
