@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rlhf_bilevel.config import Config, nearest_setting, renamed, settle
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
@@ -39,7 +41,8 @@ class Agent:
         agent = Agent("penalty", "dm_control/cartpole-balance-v0", labels=100).learn(10_000, progress_bar=True)
         action, _ = agent.predict(obs)
 
-    ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``envs.resolve`` takes,
+    ``method`` is a name in ``METHODS`` or a ``Method`` of your own, ``env_id`` any id that ``registry.resolve`` takes,
+    or a callable that makes an environment of Gymnasium's, a new one each time (``env=`` of ``resume`` and ``load``),
     ``teacher`` any object that answers queries, ``Replayed`` labels, or a simulated one in words such as
     ``"mistake=0.1,skip=0.1"`` (see ``traits``; default: the oracle on the true reward), or ``"human"``: people who are
     asked through the page of ``rlhf-bilevel label`` (see ``human``). ``algorithm`` is any off-policy
@@ -48,6 +51,7 @@ class Agent:
     ``checkpoint_every`` is as ``config.checkpoint_interval`` reads it; the last checkpoint stays, and with
     ``keep_every`` one about every so many steps, for ``fork``. ``settings`` are fields of ``Config``, which go
     before the method's own, and these before the preset's; ``options={...}`` are what the method alone has.
+    ``reward=PATH`` is one of them: a run's folder or file whose reward is learnt on as it is, without any label.
     Raises UserError on a wrong value.
 
     ``model`` is the SB3 algorithm whose policy a user gets, ``reward`` the reward model, ``config`` all settings and
@@ -57,7 +61,7 @@ class Agent:
     def __init__(
         self,
         method: str | Method,
-        env_id: str,
+        env_id: str | Callable[..., gymnasium.Env[Any, Any]],
         *,
         teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
@@ -69,13 +73,17 @@ class Agent:
         keep_every: int = 0,
         **settings: Any,
     ) -> None:
+        if callable(env_id):
+            env_id = registry.own(env_id)
         if not isinstance(env_id, str):
-            told = "an environment is made anew for each purpose, so it is named by its id"
+            told = "an environment is made anew for each purpose, so give its id, or a function that makes it"
             raise UserError(f"env_id={env_id!r}: {told}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         if isinstance(teacher, str):
             settings, teacher = traits(teacher) | settings, None
         if teacher is not None and (both := [key for key in settings if key.startswith("teacher_")]):
             raise UserError(f"{both[0]} is a setting of the simulated teacher, and another teacher is given")
+        if teacher is not None and settings.get("reward"):
+            raise UserError(f"reward={settings['reward']}: nobody is asked where it is given, and a teacher is given")
         parts = Parts.of(method, algorithm, algorithm_settings, teacher)
         settings = renamed(settings, [parts.method.name])
         for key in settings:
@@ -186,9 +194,9 @@ class Agent:
     ) -> Agent:
         """Goes on with the training of a run that was cut off, as if it had not been: on one CPU, bit for bit.
 
-        ``own`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were your own.
-        Callbacks begin anew. Sets torch's number of threads to what it was. UserError where there is nothing to resume,
-        where another process trains the run, and where no checkpoint can be used; then nothing has changed.
+        ``own`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were your
+        own. Callbacks begin anew. Sets torch's number of threads to what it was. UserError where there is nothing to
+        resume, where another process trains the run, and where no checkpoint can be used; then nothing has changed.
         """
         others: dict[str, Any] = {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
         ended = session.resume(Path(folder), callback, progress_bar, screen, trust=trust, own=own, **others)
@@ -293,7 +301,7 @@ class Agent:
         if self._session and self._session.going and self.out and folder.resolve() == self.out.resolve():
             raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
         assert self.config is not None and self.reward is not None
-        session.save(folder, session.config_record(self._spec, self._parts, self.config), self.model, self.reward)
+        session.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **own: Any) -> Agent:
@@ -301,9 +309,9 @@ class Agent:
 
         ``learn`` goes on from the end of the run, as ``fork`` does, and writes to ``out``, or nothing.
 
-        ``own`` are those of ``method``, ``algorithm`` and ``algorithm_settings`` that were your own. ``trust`` lets the
-        folder name a module that is imported for its environment. CorruptFileError where a file is not as it was
-        written.
+        ``own`` are those of ``method``, ``env``, ``algorithm`` and ``algorithm_settings`` that were your own. ``trust``
+        lets the folder name a module that is imported for its environment. CorruptFileError where a file is not as
+        it was written.
         """
         folder = Path(folder)
         spec, parts, _ = session.read(folder, trust, {"teacher": None} | own)  # it will not be asked

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
 
@@ -63,6 +63,8 @@ class Config(BaseModel):
     seed: Count = 0
     action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1  # simulator steps in a step, their rewards summed
     env_timeout: Seconds = 0.0  # for a step; above 0, envs run in processes of their own
+    env_kwargs: dict[str, JsonValue] = {}  # arguments of gymnasium.make
+    flatten: bool = False  # observations that are no Box, by gymnasium.wrappers.FlattenObservation
     protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
     # What an episode that ended early is worth to a learner: nothing; what the reward says of an absorbing state, until
     # the time limit; or nothing, where the reward of a step is never negative
@@ -116,6 +118,8 @@ class Config(BaseModel):
     member_weights: Literal["equal", "bootstrap"] = "equal"  # of labels in each member's loss; Poisson(1), own to each
     pessimism: Weight = 0.0  # learners see the members' mean less so many of their standard deviations
     pessimism_from: Literal["start", "last_label"] = "last_label"
+    reward: str = ""  # a file with a learnt reward, which learners see as it is: nobody is asked
+    reward_sha256: str = ""  # of that file
 
     # Queries
     segment_length: Size = 50  # steps
@@ -162,6 +166,8 @@ class Config(BaseModel):
             return filled  # let the field's own check say so
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
+        if filled.get("reward"):
+            filled.setdefault("labels", 0)
         steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random = filled["learning_starts"]
@@ -203,6 +209,16 @@ class Config(BaseModel):
             check_database(self.teacher_labels_db)
         if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
             raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def check_given_reward(self) -> Config:
+        if self.reward:
+            asked = ["labels"] if self.labels else []
+            asked += [key for key, field in type(self).model_fields.items()
+                      if key.startswith("teacher_") and getattr(self, key) != field.default]  # fmt: skip
+            if asked:
+                raise ValueError(f"{asked[0]}={getattr(self, asked[0])}: a reward is given, and nobody is asked")
         return self
 
 

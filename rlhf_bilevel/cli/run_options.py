@@ -20,7 +20,8 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
     Raises UserError, in one line, on the first mistake.
     """
-    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
+    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed, "reward": args.reward}
+    given["env_kwargs"] = None if args.env_kwargs is None else env_kwargs(args.env_kwargs)
     given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
     given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
@@ -45,6 +46,26 @@ def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, A
     return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
 
 
+def env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --env-kwargs gives, its values as YAML."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key.isidentifier() and equals and value):
+            raise UserError(f"--env-kwargs takes key=value, not {pair!r:.60}")
+        if key in given:
+            raise UserError(f"--env-kwargs: {key} is given twice")
+        given[key] = yaml_value(f"--env-kwargs {key}", value)
+    return given
+
+
+def yaml_value(name: str, text: str) -> Any:
+    try:
+        return from_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{name}={text!r:.60}: {error}") from None
+
+
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
@@ -60,9 +81,6 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
         if key in ("steps", "labels", "seed"):
             raise UserError(f"{key} has an option of its own: --{key}")
         given[key] = value
-        if key == "options" or "." in key:
-            try:
-                given[key] = from_yaml(value)
-            except ValueError as error:
-                raise UserError(f"--set {key}={value!r:.60}: {error}") from None
+        if key in ("options", "env_kwargs") or "." in key:
+            given[key] = yaml_value(f"--set {key}", value)
     return given

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
 OWN = "own"  # in place of algorithm settings that no file can hold
+REWARD_LIMIT = 2**30  # bytes of a reward's file
 HEADER = 2**20  # bytes of a safetensors file that are no weights, at most
 FORKING = "fork.unfinished"
 BEGINNING = re.compile(
@@ -167,6 +168,9 @@ class RunFolder:
         module = told["env"].rpartition(":")[0]
         if module and module not in sys.modules:
             trusted(trust, f"{self} would import the module {module!r}")
+        for key, value in told["settings"].get("env_kwargs", {}).items():
+            if not isinstance(value, bool | int | float):  # text may name a file or a module
+                trusted(trust, f"{self} would give its environment {key}={value!r:.60}")
         return told
 
     def has_config(self, told: Mapping[str, Any]) -> bool:
@@ -199,15 +203,18 @@ class RunFolder:
             return rows(sealed(self.path, EVALUATIONS, CSV_LIMIT, needed=False))
         return rows(read(self.evaluations, CSV_LIMIT))
 
-    def write_models(self, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
-        """``model.zip`` is for other programs: a plain SB3 file, which is a pickle, and which nothing here reads."""
+    def write_models(self, model: OffPolicyAlgorithm, reward: bytes) -> None:
+        """``reward`` is its file's content.
+
+        ``model.zip`` is for other programs: a plain SB3 file, which is a pickle, and which nothing here reads.
+        """
         from safetensors.torch import save as to_bytes
 
         file = io.BytesIO()
         model.save(file, exclude=["_last_obs"])
         write(self.model, file.getvalue())
         write(self.policy, to_bytes(model.policy.state_dict()))
-        write(self.reward, to_bytes(reward.state_dict()))
+        write(self.reward, reward)
         logs = [log for log in (self.progress, self.evaluations) if log.is_file()]
         write_sums(self.path, [file.name for file in (self.config, self.model, self.policy, self.reward, *logs)])
 
@@ -220,6 +227,10 @@ class RunFolder:
                 module.load_state_dict(tensors(sealed(self.path, file.name, size + HEADER), file))
             except RuntimeError as error:
                 raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+
+    def read_reward(self) -> bytes:
+        """The file's content. CorruptFileError where it is not as it was written."""
+        return sealed(self.path, self.reward.name, REWARD_LIMIT)
 
     def check_sizes(self, config: Config, arguments: Mapping[str, Any], obs_size: int, act_size: int) -> None:
         """CorruptFileError where the settings, and ``arguments`` of the SB3 algorithm, tell of larger networks than the

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rlhf_bilevel.envs import interface
 from rlhf_bilevel.envs.interface import InvalidEnvError
@@ -29,6 +29,8 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
     number of simulator steps after which an episode ends at the latest, None where it is not known.
     """
 
+    simulator_steps = 1  # in a step
+
     def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int, limit: int | None = None) -> None:
         super().__init__(env)
         self.limit = limit
@@ -37,7 +39,7 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
         self.episode, self._key = 0, (seed, stream)
         space = env.observation_space
         assert isinstance(space, Box)
-        self._shape = space.shape
+        self._shape, self._discrete = space.shape, isinstance(env.action_space, Discrete)
         with np.errstate(over="ignore"):
             low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
         self.observation_space = Box(low, high, dtype=np.float32)
@@ -59,7 +61,7 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         try:
-            told = self.env.step(np.array(action))
+            told = self.env.step(np.int64(action) if self._discrete else np.array(action))
         except Exception as error:
             _explain(error, "step(action)", interface.STEP)
             raise

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rlhf_bilevel.errors import UserError
 
@@ -36,10 +36,13 @@ class NotFiniteError(InvalidEnvError):
     """A number that float32 cannot hold, or that is none. The next one may be sound."""
 
 
-def unlearnable(obs: Any, act: Any) -> str | None:
-    """Why nothing can be learnt with these spaces, in one line, and which wrapper helps; None where it can."""
+def unlearnable(obs: Any, act: Any, discrete: bool = False) -> str | None:
+    """Why nothing can be learnt with these spaces, in one line, and which wrapper helps; None where it can.
+
+    With ``discrete`` actions may be Discrete.
+    """
     if not isinstance(obs, Box):
-        helps = "gymnasium.wrappers.FlattenObservation makes one of a Dict"
+        helps = "flatten=true, or gymnasium.wrappers.FlattenObservation, makes one of a Dict"
         return f"observations must be a Box ({helps}), not {_line(obs)}"
     if 0 in obs.shape:
         return f"observations must hold at least one number, not {_line(obs)}"
@@ -48,13 +51,17 @@ def unlearnable(obs: Any, act: Any) -> str | None:
             f"observations are pictures, {_line(obs)}, and the networks here take features: "
             "gymnasium.wrappers.TransformObservation makes such of a picture"
         )
+    if discrete and isinstance(act, Discrete):
+        back = f"{WRAPPER}(env, lambda a: a + ({act.start}), Discrete({act.n})) helps"
+        return None if act.start == 0 else f"actions must begin at 0, not {_line(act)}: {back}"
     return _impossible(act)
 
 
 def _impossible(act: Any) -> str | None:
     must = f"actions must be a bounded Box of floats with one axis, not {_line(act)}"
     if not isinstance(act, Box):
-        return f"{must}: the learners choose numbers, and {WRAPPER} can make something else of them"
+        others = ", and the method prefppo takes them as they are" if isinstance(act, Discrete) else ""
+        return f"{must}: the learners choose numbers, and {WRAPPER} can make something else of them{others}"
     size, dtype = math.prod(act.shape), act.dtype
     if size == 0:
         return must

@@ -9,29 +9,38 @@ generators are neither read nor moved.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
 import importlib.util
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.spaces.utils import flatdim
+from gymnasium.wrappers import FlattenObservation
 
 from rlhf_bilevel.envs.dm_control import DMControlEnv
 from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.foreign import _here, refusing
-from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, unlearnable
+from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, shown, unlearnable
 from rlhf_bilevel.envs.metaworld import PROTOCOLS, MetaWorldEnv
 from rlhf_bilevel.envs.opengl import _find_opengl
 from rlhf_bilevel.envs.wrappers import AbsorbingState, ActionRepeat
 from rlhf_bilevel.errors import UserError
+
+OWN = "Own/"  # before the names of a user's own factories
+TAKEN = {"id", "render_mode", "disable_env_checker"}  # arguments of gymnasium.make that are not a user's
 
 
 def resolve(env_id: str) -> str:
@@ -59,6 +68,42 @@ def resolve(env_id: str) -> str:
     return env_id if colon else known[name]
 
 
+class Factory:
+    """A callable of a user's that makes an environment anew each time, as an entry point of Gymnasium's."""
+
+    def __init__(self, make: Callable[..., gymnasium.Env[Any, Any]]) -> None:
+        self.make = make
+        self.name = getattr(make, "__name__", type(make).__name__)
+        self._last: Callable[[], Any] = lambda: None
+
+    def __call__(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        env = self.make(**kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise UserError(f"{self.name} must return an environment of Gymnasium's, not {shown(env)}")
+        if env.unwrapped is self._last():
+            raise UserError(f"{self.name} returns the same environment again: it must make a new one each time")
+        self._last = weakref.ref(env.unwrapped)
+        return env
+
+    def __deepcopy__(self, memo: Any) -> Factory:  # Gymnasium copies what it has registered
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Factory, (self.make,)
+
+
+def own(make: Callable[..., gymnasium.Env[Any, Any]]) -> str:
+    """The id, in this process alone, of the environments that ``make`` makes."""
+    for name, spec in gymnasium.registry.items():
+        if isinstance(spec.entry_point, Factory) and spec.entry_point.make == make:
+            return name
+    factory = Factory(make)
+    word = re.sub(r"\W", "", factory.name)
+    name = next(name for number in itertools.count() if (name := f"{OWN}{word}-v{number}") not in gymnasium.registry)
+    gymnasium.register(name, factory)
+    return name
+
+
 def make(
     env_id: str,
     seed: int,
@@ -67,6 +112,9 @@ def make(
     render_mode: str | None = None,
     action_repeat: int = 1,
     absorb: bool = False,
+    kwargs: Mapping[str, Any] = {},
+    flatten: bool = False,
+    discrete: bool = False,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
 
@@ -74,6 +122,8 @@ def make(
     ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
     ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
     With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
+    ``kwargs`` are passed to ``gymnasium.make``. With ``flatten`` observations that are no Box become one. With
+    ``discrete`` actions may be Discrete.
     Raises UserError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
     that the environment needs, where what is registered makes none, and where ``absorb`` finds no time limit;
     RuntimeError where a picture is asked for and OpenGL is missing.
@@ -83,9 +133,13 @@ def make(
         raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    env = _made(canonical, protocol, render_mode)
+    env = _made(canonical, protocol, render_mode, kwargs)
+    if flatten and not isinstance(env.observation_space, Box):
+        with refusing(f"{canonical}: its observations cannot be made flat"):
+            env = FlattenObservation(env)
     with refusing(f"{canonical} cannot be used"):
-        fault = unlearnable(*(getattr(env, name, None) for name in ("observation_space", "action_space")))
+        spaces = (getattr(env, name, None) for name in ("observation_space", "action_space"))
+        fault = unlearnable(*spaces, discrete=discrete)
     if fault:
         with suppress(Exception, SystemExit):
             env.close()
@@ -104,13 +158,16 @@ def make(
     return AbsorbingState(episodes, math.ceil(limit / action_repeat))
 
 
-def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
+def check(env_id: str, settings: Mapping[str, Any], discrete: bool = False) -> int | None:
     """UserError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+
+    ``discrete`` says whether its learner can choose among Discrete actions.
 
     The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
     run in a process of its own (``env_timeout``), it is only made. Returns ``Episodes.limit``.
     """
-    env: Any = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    told = {"protocol": settings.get("protocol", "bpref"), "kwargs": settings.get("env_kwargs", {})}
+    env: Any = make(env_id, settings.get("seed", 0), **told, flatten=settings.get("flatten", False), discrete=discrete)
     try:
         if not settings.get("env_timeout"):
             env.reset()
@@ -127,8 +184,12 @@ def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
     return env.limit
 
 
-def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def _made(canonical: str, protocol: str, render_mode: str | None, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     family, _, name = canonical.rpartition("/")
+    if kwargs and family in ("dm_control", "Meta-World"):
+        raise UserError(f"env_kwargs {', '.join(kwargs)}: {canonical} takes none; environments of gymnasium.make do")
+    if taken := TAKEN & kwargs.keys():
+        raise UserError(f"env_kwargs {', '.join(sorted(taken))}: set here and not by a user")
     if family == "dm_control":
         domain, _, task = name.removesuffix("-v0").partition("-")
         return DMControlEnv(domain, task, render_mode)
@@ -137,7 +198,7 @@ def _made(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.E
     # Not every env takes the argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with refusing(f"{canonical} cannot be made"), _here():
-        return gymnasium.make(canonical, disable_env_checker=True, **drawn)
+        return gymnasium.make(canonical, disable_env_checker=True, **drawn, **copy.deepcopy(dict(kwargs)))
 
 
 def names(env: gymnasium.Env[Any, Any]) -> list[str]:
@@ -145,7 +206,7 @@ def names(env: gymnasium.Env[Any, Any]) -> list[str]:
     known: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, DMControlEnv) else ([], [])
     spaces, found = (env.observation_space, env.action_space), list[str]()
     for own, space, word in zip(known, spaces, ("obs", "act"), strict=True):
-        size = int(np.prod(space.shape or ()))
+        size = flatdim(space)
         told = own or [f"{word}[{i}]" for i in range(size)]
         found += [*told, *["absorbed"] * (size - len(told))]  # the entry of ``Absorb``
     return found

@@ -41,7 +41,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._process.start()
         theirs.close()
         try:
-            self.observation_space, self.action_space, self.limit = self._receive(START)
+            self.observation_space, self.action_space, self.limit, self.simulator_steps = self._receive(START)
         except BaseException:
             self.close()
             raise
@@ -93,7 +93,7 @@ def _serve(pipe: Connection, what: bytes) -> None:
         if spec is not None:
             gymnasium.registry.setdefault(spec.id, spec)
         env = make()
-        told: Any = env.observation_space, env.action_space, env.limit
+        told: Any = env.observation_space, env.action_space, env.limit, env.simulator_steps
         while True:
             _send(pipe, told, said)
             said.clear()

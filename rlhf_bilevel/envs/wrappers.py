@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -9,7 +10,6 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rlhf_bilevel.envs import interface
-from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED
 
 
@@ -31,6 +31,11 @@ class EpisodeCounter(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.nd
     def limit(self) -> int | None:
         """Simulator steps after which an episode ends at the latest; None where that is not known."""
         return self.env.limit
+
+    @property
+    def simulator_steps(self) -> int:
+        """In a step of this environment."""
+        return self.env.simulator_steps
 
 
 class AbsorbingState(EpisodeCounter):
@@ -68,19 +73,23 @@ class AbsorbingState(EpisodeCounter):
 class ActionRepeat(EpisodeCounter):
     """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
 
-    def __init__(self, env: SeededEpisodes, count: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], count: int) -> None:
         super().__init__(env)
         self.count = count
+
+    @property
+    def simulator_steps(self) -> int:
+        return self.count
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         total, success = 0.0, list[bool]()
         for _ in range(self.count):
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            obs, reward, terminated, truncated, info = self.env.step(copy.copy(action))
             total += reward
             if (found := interface.succeeded(info)) is not None:
                 success.append(found)
             if terminated or truncated:
                 break
         if success:
-            info["success"] = any(success)
+            info = {**info, "success": any(success)}
         return obs, interface.reward(total), terminated, truncated, info

@@ -20,6 +20,7 @@ SHOWN = 4  # differences in a line
 ORDER = tuple(Config.model_fields)
 TASK = {
     "action_repeat": "equal steps are not equal simulator steps",
+    "env_kwargs": "they do not learn on the same environment",
     "protocol": "they do not see the same environment",
 }
 """Settings that make an environment another one, and what it means where runs on it differ in them."""

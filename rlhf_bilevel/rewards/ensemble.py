@@ -49,6 +49,7 @@ class RewardEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self.bound, self.form, self.level, self.pessimism = bound, form, level, 0.0
+        self.labels = 0  # that it was fitted to
         size = obs_size + act_size
         sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
 

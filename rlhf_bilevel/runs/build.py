@@ -20,6 +20,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
+from rlhf_bilevel.envs.interface import unlearnable
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
@@ -29,7 +30,8 @@ from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.learners.random import RandomPolicy
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import asked_queries
+from rlhf_bilevel.rewards.reward_file import read_info
+from rlhf_bilevel.runs import asked_queries, given_reward
 from rlhf_bilevel.runs.process import generators_kept, ordinary_torch
 from rlhf_bilevel.runs.spec import RunSpec, method_named
 from rlhf_bilevel.training.method import Method
@@ -86,9 +88,15 @@ def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str |
 
     Raises as ``envs.make``.
     """
-    c, absorbs = config, config.termination == "absorb"
-    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
+    c = config
+    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, **others(c))
     return _guarded(make, env_id, c.env_timeout if render_mode is None else 0.0)
+
+
+def others(config: Config) -> dict[str, Any]:
+    """Arguments of ``registry.make`` by name; whether a learner takes Discrete actions is asked in ``weigh``."""
+    absorbs = config.termination == "absorb"
+    return {"absorb": absorbs, "kwargs": config.env_kwargs, "flatten": config.flatten, "discrete": True}
 
 
 def _guarded(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
@@ -120,15 +128,25 @@ def build(
     learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
+    if config.reward:
+        given_reward.fill(reward, config, spec.env, training[0].observation_space, training[0].action_space)
     return Run(parts.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
 
 
 def weigh(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
     """The sizes of an observation and of an action. UserError where the run needs more memory than there is."""
-    sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+    spaces = training[0].observation_space, training[0].action_space
+    if fault := unlearnable(*spaces, discrete=takes_discrete(parts.algorithm)):
+        raise UserError(fault)
+    sizes = flatdim(spaces[0]), flatdim(spaces[1])
     options = parts.method.options_of(config)
     enough_memory("this run", footprint(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
+
+
+def takes_discrete(algorithm: type[BaseAlgorithm]) -> bool:
+    """Whether its learner can choose among Discrete actions."""
+    return issubclass(algorithm, PPO)
 
 
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
@@ -157,8 +175,12 @@ def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[B
     with ordinary_torch(), generators_kept():
         model = learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
-        reward.pessimism = config.pessimism
         RunFolder(folder).read_models(model, reward)
+    info = read_info(RunFolder(folder).read_reward(), RunFolder(folder).reward)
+    if info is None:  # of an older version
+        reward.pessimism, reward.labels = config.pessimism, config.labels if parts.method.upper else 0
+    else:
+        reward.pessimism, reward.labels = info.pessimism, info.labels
     model.num_timesteps = config.steps
     return model, reward
 
@@ -171,7 +193,7 @@ def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuff
     c, record = config, recorder.ClipRecorder(spec.out)
     for env in training:
         env.close()
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, **others(c))
     return [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
 
 

@@ -29,8 +29,8 @@ from rlhf_bilevel.utils.files import reading, sha256, sync, write, written
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
-    "reward_hidden", "cost_hidden",
+    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "hidden", "critic_layer_norm", "members",
+    "reward_form", "reward_hidden", "cost_hidden", "reward",
 )  # fmt: skip
 """Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners

@@ -30,6 +30,7 @@ from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.learners.off_policy import on_its_own
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs import asked_queries, fork
 from rlhf_bilevel.runs.build import ALGORITHMS, EVALUATION, Parts, build, make_env, training_envs, weigh
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, checked
@@ -163,7 +164,7 @@ class Session:
                     if questions := asked_queries.of_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)
                     keeper.finish(run, marks)
-                    write_learnt(spec.out, self.model, run.reward)
+                    write_learnt(spec.out, spec.env, config, self.model, run.reward)
 
 
 def train(
@@ -194,7 +195,7 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     if spec.out:
         free(spec.out)
         with generators_kept(), Interrupts():
-            registry.check(spec.env, config.model_dump())  # an environment that is refused leaves no folder
+            spec.check_env(parts.method)  # an environment that is refused leaves no folder
     environments = training_envs(spec, config, parts.method)
     config, told = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
@@ -287,8 +288,8 @@ def resume(
 def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Parts, dict[str, Any]]:
     """What a run's folder tells that it is: a spec with all of its settings, its parts, and all that is told there.
 
-    ``own`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the user's own:
-    UserError where one is missing. ``trust`` lets the folder name a module that is imported for its environment.
+    ``own`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the user's
+    own: UserError where one is missing. ``trust`` lets the folder name a module that is imported for its environment.
     """
     told = RunFolder(folder).trusted_config(trust)
 
@@ -308,16 +309,21 @@ def read(folder: Path, trust: bool, own: Mapping[str, Any]) -> tuple[RunSpec, Pa
     if "algorithm_settings" not in own:
         filed_settings.check(RunFolder(folder).config, parts.algorithm, told["algorithm_settings"])
     settings = settle(told["settings"]).model_dump(mode="json")
-    spec = RunSpec(parts.method.name, registry.resolve(told["env"]), settings, out=folder.absolute())
+    if told["env"].startswith(registry.OWN) and "env" not in own:
+        raise UserError(f"{folder} was trained on an environment of your own, {told['env']}: give it as env=")
+    env_id = registry.own(own["env"]) if "env" in own else registry.resolve(told["env"])
+    spec = RunSpec(parts.method.name, env_id, settings, out=folder.absolute())
     return replace(spec, device=told["device"], threads=told["threads"]), parts, told
 
 
-def save(folder: Path, told: Mapping[str, Any], model: BaseAlgorithm, reward: RewardEnsemble) -> None:
+def save(
+    folder: Path, spec: RunSpec, parts: Parts, config: Config, model: BaseAlgorithm, reward: RewardEnsemble
+) -> None:
     """Writes what ``build.learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is one.
 
-    ``told`` is the agent's ``config_record``. UserError where ``folder`` holds anything else than this
-    agent, or one like it.
+    UserError where ``folder`` holds anything else than this agent, or one like it.
     """
+    told = config_record(spec, parts, config)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and no folder for a run")
     with held():
@@ -326,12 +332,13 @@ def save(folder: Path, told: Mapping[str, Any], model: BaseAlgorithm, reward: Re
             RunFolder(folder).write_config(told)
         elif not (RunFolder(folder).ended and RunFolder(folder).has_config(told)):
             raise UserError(f"{folder} holds something else than this agent, and is not overwritten: choose another")
-        write_learnt(folder, model, reward)
+        write_learnt(folder, spec.env, config, model, reward)
 
 
-def write_learnt(folder: Path, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
+def write_learnt(folder: Path, env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
+    info = RewardInfo.of(reward, env_id, config, model.observation_space, model.action_space)
     with on_its_own(model):
-        RunFolder(folder).write_models(model, reward)  # type: ignore[arg-type]
+        RunFolder(folder).write_models(model, to_bytes(reward, info))  # type: ignore[arg-type]
 
 
 def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class RunSpec:
         method = method or method_named(self.method)
         check_options(self.settings, method)
         given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
+        if given.get("reward"):
+            from rlhf_bilevel.runs.given_reward import completed  # imports torch
+
+            settle(gather(given, method.name))
+            given |= completed(self.settings, method)
         config = settle(gather(given, method.name))
         return reaching(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
@@ -124,6 +129,11 @@ class RunSpec:
         method = method or method_named(self.method)
         asks = method.upper is not None and config.labels > 0
         return fitting(config, limit, "segment_length" in self.settings) if asks else (config, "")
+
+    def check_env(self, method: Method | None = None) -> int | None:
+        """As ``registry.check`` of this run."""
+        method = method or method_named(self.method)
+        return registry.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
         """One line that ``from_json`` makes an equal spec of."""
@@ -146,6 +156,9 @@ def _sound(settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         found[key] = deepcopy(value)
+        if key == "reward" and isinstance(value, str | Path) and str(value):
+            found[key] = str(Path(value).absolute())  # whatever folder the program goes to
+            continue
         if isinstance(key, str) and "." in key:  # its method's file knows it
             continue
         others = {} if key == "steps" else {"steps": ANY_STEPS}

@@ -22,7 +22,6 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from safetensors.torch import save as to_bytes
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -37,6 +36,8 @@ from rlhf_bilevel.evaluation.rollout import shown as shown_with_interval
 from rlhf_bilevel.evaluation.rollout import stated
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.learned_reward import LearnedReward
+from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.runs.build import TEST
 from rlhf_bilevel.types import Preferences
@@ -53,15 +54,19 @@ Policy = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Fit:
-    reward: RewardEnsemble
+    learned: LearnedReward
     report: dict[str, Any]  # plain values, None where a figure is undefined
+
+    @property
+    def reward(self) -> RewardEnsemble:
+        return self.learned.ensemble
 
     def write(self, folder: Path | str) -> None:
         """The reward as safetensors, and what was found of it as JSON. UserError where there are such files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with made_new(RunFolder(folder).reward) as reward, made_new(folder / REPORT) as report:
-            write(reward, to_bytes(self.reward.state_dict()))
+            write(reward, to_bytes(self.reward, self.learned.info))
             write(report, to_json(self.report, indent=1).encode())
 
 
@@ -77,8 +82,9 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
     source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data), trust))
     told = {"steps": 1000, "reward_epochs": EPOCHS, "action_repeat": data.action_repeat, "protocol": data.protocol}
     config = settle(told | {"seed": seed} | settings)
-    repeat, absorb = config.action_repeat, config.termination == "absorb"
-    env = registry.make(env_id, config.seed, TEST, config.protocol, action_repeat=repeat, absorb=absorb)
+    told = {"action_repeat": config.action_repeat, "absorb": config.termination == "absorb"}
+    told |= {"kwargs": config.env_kwargs, "flatten": config.flatten}
+    env = registry.make(env_id, config.seed, TEST, config.protocol, **told)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
     rng = torch.Generator().manual_seed(config.seed)
@@ -87,6 +93,7 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
         reward.measure(data.segments.obs, data.segments.act)
     if config.reward_clip:
         reward.clip(data.segments.obs, data.segments.act)
+    reward.labels = len(train)
     epochs = descend(reward, data.store(train), data.preferences(validation), config)
     policies: dict[str, Policy] = {"random": uniform(env, np.random.default_rng([config.seed, 2]))}
     if source and (policy := _policy_of(source, env_id, trust)):
@@ -104,7 +111,8 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
         },
         "settings": config.model_dump(mode="json"),
     }
-    return Fit(reward, report)
+    info = RewardInfo.of(reward, env_id, config, env.observation_space, env.action_space)
+    return Fit(LearnedReward(reward, info), report)
 
 
 def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

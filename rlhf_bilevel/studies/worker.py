@@ -17,7 +17,6 @@ from filelock import Timeout
 
 from rlhf_bilevel.config import spread
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import LockedError, UserError
 from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.spec import RunSpec
@@ -57,7 +56,7 @@ def work(spec: RunSpec) -> int:
                 return 0
             if out.begun:
                 out.lock().release()
-                agree(spec, whole(spec, registry.check(spec.env, dict(spec.resolve()))))
+                agree(spec, whole(spec, spec.check_env()))
                 resume(out.path, progress_bar=True, trust=True, checkpoint_every=spec.checkpoint_every)
             else:
                 train(spec, progress_bar=True)

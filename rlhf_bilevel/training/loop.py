@@ -203,6 +203,7 @@ def update_reward(run: Run, epochs: int) -> Row:
             run.reward_optimizer.step()
             losses.append(loss.item())
             right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(run.prefs)
+    run.reward.labels = len(run.prefs)
     return {
         "reward/loss": float(np.mean(losses)),
         "reward/accuracy": right,

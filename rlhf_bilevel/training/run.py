@@ -56,8 +56,8 @@ class Run:
 
     @property
     def learnt(self) -> bool:
-        """Whether the reward has been fitted to any label."""
-        return bool(self.reward_optimizer.state)
+        """Whether the reward has been fitted to any label, by this run or before it was given."""
+        return bool(self.reward_optimizer.state) or bool(self.config.reward)
 
     @property
     def on_policy_since(self) -> int:

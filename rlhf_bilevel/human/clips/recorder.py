@@ -134,10 +134,13 @@ def _simulator(env: Any) -> tuple[Any, Any]:
 
 
 def make(
-    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, **others: Any
 ) -> Posed:
-    """As ``envs.make``, with poses. UserError where a person could see nothing: neither MuJoCo nor pictures."""
-    env = registry.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
+    """As ``registry.make``, with poses; ``others`` are more of its arguments.
+
+    UserError where a person could see nothing: neither MuJoCo nor pictures.
+    """
+    env = registry.make(env_id, seed, stream, protocol, None, action_repeat, **others)
     told: Any = env.unwrapped.metadata or {}
     fps = told.get("render_fps")
     fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
@@ -149,7 +152,7 @@ def make(
             f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array"
         )
     try:
-        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
+        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
         drawn.reset()
         drawn.render()
     except InvalidEnvError as error:
