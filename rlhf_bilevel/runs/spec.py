@@ -112,7 +112,7 @@ class RunSpec:
         method = method or method_named(self.method)
         check_options(self.settings, method)
         given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
-        if given.get("reward"):
+        if self.settings.get("reward"):
             from rlhf_bilevel.runs.given_reward import completed  # imports torch
 
             settle(gather(given, method.name))
