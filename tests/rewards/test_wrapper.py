@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from safetensors.torch import load, save
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
@@ -247,6 +247,9 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
     trained(tmp_path / "repeated", "Steer-v0", action_repeat=2)
     repeated = tmp_path / "repeated"
 
+    class Chosen(Steer):
+        action_space = Discrete(3)  # type: ignore[assignment]
+
     class Narrow(Steer):
         action_space = Box(-0.5, 0.5, (1,), np.float32)
 
@@ -255,7 +258,7 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
 
     for make, told in {
         lambda: LearnedRewardWrapper(Wide(), reward): "observations of 1 numbers, and these have 2",
-        lambda: LearnedRewardWrapper(gymnasium.make("CartPole-v1"), reward): "Discrete",
+        lambda: LearnedRewardWrapper(Chosen(), reward): r"actions Box\(-1.0, 1.0.*these are Discrete\(3\)",
         lambda: LearnedRewardWrapper(Narrow(), reward): r"actions Box\(-1.0, 1.0.*these are Box\(-0.5",
         lambda: LearnedRewardVecEnvWrapper(vector(Narrow), reward): r"actions Box\(-1.0, 1.0.*these are Box\(-0.5",
         lambda: LearnedRewardWrapper(registry.make("Steer-v0", 0, action_repeat=3), repeated): "=2, and the .* has 3",
