@@ -61,7 +61,8 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         try:
-            told = self.env.step(np.int64(action) if self._discrete else np.array(action))
+            given: Any = np.int64(action) if self._discrete else np.array(action)
+            told = self.env.step(given)
         except Exception as error:
             _explain(error, "step(action)", interface.STEP)
             raise

@@ -138,8 +138,8 @@ def make(
         with refusing(f"{canonical}: its observations cannot be made flat"):
             env = FlattenObservation(env)
     with refusing(f"{canonical} cannot be used"):
-        spaces = (getattr(env, name, None) for name in ("observation_space", "action_space"))
-        fault = unlearnable(*spaces, discrete=discrete)
+        obs, act = (getattr(env, name, None) for name in ("observation_space", "action_space"))
+        fault = unlearnable(obs, act, discrete=discrete)
     if fault:
         with suppress(Exception, SystemExit):
             env.close()

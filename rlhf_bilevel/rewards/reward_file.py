@@ -105,8 +105,8 @@ class RewardInfo(BaseModel):
     def action_space(self) -> Box | Discrete:
         if isinstance(self.actions, DiscreteActions):
             return Discrete(self.actions.n)
-        ends = (np.array(bound, self.actions.dtype) for bound in (self.actions.low, self.actions.high))
-        return Box(*ends, dtype=np.dtype(self.actions.dtype).type)
+        kind: Any = np.dtype(self.actions.dtype)
+        return Box(np.array(self.actions.low, kind), np.array(self.actions.high, kind), dtype=kind.type)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _sizes(found: dict[str, Tensor], info: RewardInfo, source: object) -> list[i
     layers = [layer for layer in layers if layer.dim() == 3 and layer.numel()]
     if layers and (info.form == "network" or len(layers) == 1):
         members, sizes = len(layers[0]), [features, *(layer.shape[2] for layer in layers)]
-        expected = {"unit": (features,), "low": (inputs,), "high": (inputs,)}
+        expected: dict[str, tuple[int, ...]] = {"unit": (features,), "low": (inputs,), "high": (inputs,)}
         for number, (i, j) in enumerate(pairwise(sizes)):
             expected |= {f"weights.{number}": (members, i, j), f"biases.{number}": (members, 1, j)}
         same = {name: tuple(value.shape) for name, value in found.items()} == expected

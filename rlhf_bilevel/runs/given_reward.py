@@ -39,7 +39,7 @@ def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
         raise UserError(
             f"{file}: its reward is {reward.level:g} + {reward.bound:g} tanh, and learners see {level} + tanh"
         )
-    shape = {"members": len(reward.weights[0]), "reward_form": reward.form}
+    shape: dict[str, Any] = {"members": len(reward.weights[0]), "reward_form": reward.form}
     if reward.form == "network":
         shape["reward_hidden"] = [bias.shape[-1] for bias in reward.biases[:-1]]
     must = info.settings | shape

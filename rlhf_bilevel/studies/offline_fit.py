@@ -82,9 +82,9 @@ def fit_reward(data: Dataset | Path | str, env_id: str, *, seed: int = 0, trust:
     source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data), trust))
     told = {"steps": 1000, "reward_epochs": EPOCHS, "action_repeat": data.action_repeat, "protocol": data.protocol}
     config = settle(told | {"seed": seed} | settings)
-    told = {"action_repeat": config.action_repeat, "absorb": config.termination == "absorb"}
-    told |= {"kwargs": config.env_kwargs, "flatten": config.flatten}
-    env = registry.make(env_id, config.seed, TEST, config.protocol, **told)
+    kind: dict[str, Any] = {"action_repeat": config.action_repeat, "absorb": config.termination == "absorb"}
+    kind |= {"kwargs": config.env_kwargs, "flatten": config.flatten}
+    env = registry.make(env_id, config.seed, TEST, config.protocol, **kind)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
     rng = torch.Generator().manual_seed(config.seed)
