@@ -18,7 +18,7 @@ install: .venv/installed
 
 train: install
 	$(BIN)/rlhf-bilevel train penalty --env $(QUICK) --preset quick --steps 12000 --labels 200 \
-	    --set session_every=1000 --set eval_every=1000 --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
+	    --set num_interact=1000 --set eval_freq=1000 --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -11,42 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import (
-    EPISODES,
-    JOBS,
-    SEEDS,
-    THREADS,
-    TRIALS,
-    Parser,
-    fail,
-    integer,
-    natural,
-    one_of,
-    positive,
-    up_to,
-)
-from rlhf_bilevel.cli.commands import (
-    Work,
-    compare,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    fit_reward,
-    fork,
-    import_minari,
-    plot,
-    resume,
-    train,
-)
-from rlhf_bilevel.cli.label import label
-from rlhf_bilevel.cli.studies import sweep, tune
-from rlhf_bilevel.config import PRESETS
-from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.evaluation.plot import KINDS
-from rlhf_bilevel.runs.report import mistake, prepare
-from rlhf_bilevel.utils.versions import versions
-
 
 @contextmanager
 def loading() -> Iterator[None]:
@@ -97,8 +61,8 @@ with loading():
     from rlhf_bilevel.data.run_folder import RunFolder
     from rlhf_bilevel.evaluation.plot import KINDS
     from rlhf_bilevel.methods.registry import METHODS
-    from rlhf_bilevel.runs.report import mistake, prepare
-    from rlhf_bilevel.utils.versions import versions
+    from rlhf_bilevel.runs.report import prepare_streams, user_message
+    from rlhf_bilevel.utils.versions import installed_versions
 
 COMMANDS = (
     "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",
@@ -111,7 +75,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A ``UserError`` or an error of the system is one line on stderr and exit code 2; our own keep their traceback."""
-    prepare()
+    prepare_streams()
     args = argparse.Namespace(function=None)
     try:
         try:
@@ -129,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
     except Exception as error:
-        line = mistake(error)
+        line = user_message(error)
         if line is None:
             raise
         fail(line)
@@ -145,7 +109,7 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
 def parser() -> Parser:
     top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
     top.commands = COMMANDS
-    top.add_argument("--version", action="version", version=f"rlhf-bilevel {versions()['rlhf-bilevel']}")
+    top.add_argument("--version", action="version", version=f"rlhf-bilevel {installed_versions()['rlhf-bilevel']}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
@@ -350,6 +314,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
+    )
+    sub.add_argument(
+        "--owner", action="append", default=[], metavar="NAME", help="sees the overview (default: human, if alone)"
     )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is this machine alone")
     sub.add_argument("--port", type=positive, help="to listen on (default: 8007, or the next that is free)")

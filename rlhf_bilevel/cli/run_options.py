@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import recorded, renamed, spread
+from rlhf_bilevel.config import check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, traits
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
 
@@ -20,14 +20,16 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
     Raises UserError, in one line, on the first mistake.
     """
-    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed, "reward": args.reward}
-    given["env_kwargs"] = None if args.env_kwargs is None else env_kwargs(args.env_kwargs)
-    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
+    given |= {"reward": args.reward, "env_kwargs": None if args.env_kwargs is None else env_kwargs(args.env_kwargs)}
+    given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
-    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
+    given = {key: value for key, value in given.items() if value is not None} | current_names(
+        assigned(args.set), methods
+    )
     filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
-    if "steps" not in settings:
+    if "total_timesteps" not in settings:
         raise UserError("--steps is missing, and no --config gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
     return RunSpec.of(method, env, settings, **options | others)
@@ -39,11 +41,15 @@ def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, A
     """
     told = read_yaml(file)
     if "settings" not in told:
-        return renamed(told, methods)
-    recorded(file, told, whole=False)
+        return current_names(told, methods)
+    check_record(file, told, must_be_complete=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
+    return (
+        flatten_options(told["settings"], told["method"])
+        if "method" in told
+        else current_names(told["settings"], methods)
+    )
 
 
 def env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
@@ -60,6 +66,7 @@ def env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def yaml_value(name: str, text: str) -> Any:
+    """``text`` read as YAML. UserError, with ``name``, if it is not YAML."""
     try:
         return from_yaml(text)
     except ValueError as error:
@@ -69,7 +76,7 @@ def yaml_value(name: str, text: str) -> Any:
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
-    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    ``config.validate_as`` knows what a setting takes: only a method's own are read here.
     """
     given: dict[str, Any] = {}
     for pair in pairs:
@@ -78,8 +85,8 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
             raise UserError(f"--set takes key=value, not {pair!r}")
         if key in unused:
             raise UserError(f"--set {pair:.60}: {key} means nothing to this command")
-        if key in ("steps", "labels", "seed"):
-            raise UserError(f"{key} has an option of its own: --{key}")
+        if key in ("total_timesteps", "steps", "labels", "seed"):
+            raise UserError(f"{key} has an option of its own: --{'steps' if key == 'total_timesteps' else key}")
         given[key] = value
         if key in ("options", "env_kwargs") or "." in key:
             given[key] = yaml_value(f"--set {key}", value)

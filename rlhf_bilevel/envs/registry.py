@@ -1,10 +1,10 @@
-"""Environments by name, every episode of which is a function of (seed, stream, episode) and of nothing else.
+"""Environments by name. Each of their episodes depends only on (seed, stream, episode).
 
-Episode k of an env that has run for days equals, bit for bit, episode k of a fresh one under the same actions; so a
-run resumes by setting one number, and two methods meet the same starts. What ``make`` returns also has flat float32
-observations and bounded actions, whichever family it comes from: Gymnasium, the dm_control suite or Meta-World v3.
-No simulator is imported before it is made, no OpenGL before a picture is asked for, and numpy's and Python's global
-generators are neither read nor moved.
+Episode k of an environment that has run for days equals, bit for bit, episode k of a new one under the same actions. So
+a run resumes by setting one number, and two methods see the same starts. What ``make`` returns has flat float32
+observations and bounded actions, whether it comes from Gymnasium, the dm_control suite or Meta-World v3. No simulator
+is imported before it is used, and OpenGL only for pictures. The global generators of numpy and Python are neither read
+nor changed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from gymnasium.wrappers import FlattenObservation
 
 from rlhf_bilevel.envs.dm_control import DMControlEnv
 from rlhf_bilevel.envs.episodes import SeededEpisodes
-from rlhf_bilevel.envs.foreign import _here, refusing
-from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, shown, unlearnable
+from rlhf_bilevel.envs.foreign import current_folder_importable, faults_as_user_errors
+from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, space_problem, value_text
 from rlhf_bilevel.envs.metaworld import PROTOCOLS, MetaWorldEnv
-from rlhf_bilevel.envs.opengl import _find_opengl
+from rlhf_bilevel.envs.opengl import find_opengl
 from rlhf_bilevel.envs.wrappers import AbsorbingState, ActionRepeat
 from rlhf_bilevel.errors import UserError
 
@@ -44,28 +44,29 @@ TAKEN = {"id", "render_mode", "disable_env_checker"}  # arguments of gymnasium.m
 
 
 def resolve(env_id: str) -> str:
-    """The canonical id of an environment, from a canonical id or the literature's name for it.
+    """The canonical id of an environment, from a canonical id or from the literature's name for it.
 
-    ``walker_walk`` is dm_control/walker-walk-v0; ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
-    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder. UserError,
-    with the nearest known ids, where there is none, and where the module fails.
+    ``walker_walk`` is dm_control/walker-walk-v0. ``metaworld_door-open-v2`` is Meta-World/door-open-v3, with a warning.
+    ``module:Id-v0`` imports the module that registers the id, as in Gymnasium, also from the current folder.
+
+    UserError, with the nearest known ids, if there is no such environment, or if the module fails.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
         if not all(part.isidentifier() for part in module.split(".")) or not name:
             raise UserError(f"unknown environment {env_id!r}: module:Id-v0 names a Python module and an id")
-        with refusing(f"{env_id}: the module {module} cannot be imported"), _here():
+        with faults_as_user_errors(f"{env_id}: the module {module} cannot be imported"), current_folder_importable():
             importlib.import_module(module)
-    known = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
+    id_of = {spec: spec for spec in gymnasium.registry if not spec.startswith(("dm_control/", "Meta-World/"))}
     if not colon:
-        known |= _task_ids()
-    if name not in known:
-        near = [known[key] for key in difflib.get_close_matches(name, known, n=6, cutoff=0.5)]
-        hint = f"; the nearest are {', '.join(list(dict.fromkeys(near))[:3])}" if near else ""
+        id_of |= _task_ids()
+    if name not in id_of:
+        matches = [id_of[key] for key in difflib.get_close_matches(name, id_of, n=6, cutoff=0.5)]
+        hint = f"; the nearest are {', '.join(list(dict.fromkeys(matches))[:3])}" if matches else ""
         raise UserError(f"unknown environment {env_id!r}{hint}")
-    if known[name].startswith("Meta-World/") and name.endswith("-v2"):
-        warnings.warn(f"{env_id} runs as {known[name]}: results are not comparable with v2's", stacklevel=2)
-    return env_id if colon else known[name]
+    if id_of[name].startswith("Meta-World/") and name.endswith("-v2"):
+        warnings.warn(f"{env_id} runs as {id_of[name]}: results are not comparable with v2's", stacklevel=2)
+    return env_id if colon else id_of[name]
 
 
 class Factory:
@@ -79,7 +80,7 @@ class Factory:
     def __call__(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         env = self.make(**kwargs)
         if not isinstance(env, gymnasium.Env):
-            raise UserError(f"{self.name} must return an environment of Gymnasium's, not {shown(env)}")
+            raise UserError(f"{self.name} must return an environment of Gymnasium's, not {value_text(env)}")
         if env.unwrapped is self._last():
             raise UserError(f"{self.name} returns the same environment again: it must make a new one each time")
         self._last = weakref.ref(env.unwrapped)
@@ -116,55 +117,62 @@ def make(
     flatten: bool = False,
     discrete: bool = False,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
-    """An environment that is ready to train on: observations (o,) float32, actions (a,) within a bounded Box.
+    """An environment to train on: observations (o,) float32, actions (a,) in a bounded Box.
 
-    ``seed`` (>= 0) is the run's; ``stream`` (>= 0) tells apart the envs of one run, such as training and evaluation.
-    ``protocol`` is one of PROTOCOLS and matters to Meta-World alone. ``render_mode`` is None or "rgb_array".
-    ``action_repeat`` steps of the simulator make one step of the environment; their rewards are summed.
-    With ``absorb`` an episode that ends for good goes on in an absorbing state until the time limit (``Absorb``).
-    ``kwargs`` are passed to ``gymnasium.make``. With ``flatten`` observations that are no Box become one. With
-    ``discrete`` actions may be Discrete.
-    Raises UserError for an unknown id, protocol or mode, for spaces that are not as above, where a library is missing
-    that the environment needs, where what is registered makes none, and where ``absorb`` finds no time limit;
-    RuntimeError where a picture is asked for and OpenGL is missing.
+    - ``seed`` (>= 0): the run's seed. ``stream`` (>= 0) separates the environments of one run, such as training and
+      evaluation.
+    - ``protocol``: one of PROTOCOLS; for Meta-World only.
+    - ``render_mode``: None or "rgb_array".
+    - ``action_repeat``: simulator steps in one step; their rewards are summed.
+    - ``absorb``: an episode that terminates goes on in an absorbing state until the time limit (``AbsorbingState``).
+    - ``kwargs``: arguments for ``gymnasium.make``.
+    - ``flatten``: observations that are not a Box become one.
+    - ``discrete``: actions may also be Discrete.
+
+    Raises UserError for an unknown id, protocol or mode, for other spaces, for a missing library, if the registered
+    entry makes no environment, and if ``absorb`` finds no time limit. RuntimeError if a picture is asked for and OpenGL
+    is missing.
     """
     canonical = resolve(env_id)
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    env = _made(canonical, protocol, render_mode, kwargs)
+    env = _make_raw(canonical, protocol, render_mode, kwargs)
     if flatten and not isinstance(env.observation_space, Box):
-        with refusing(f"{canonical}: its observations cannot be made flat"):
+        with faults_as_user_errors(f"{canonical}: its observations cannot be made flat"):
             env = FlattenObservation(env)
-    with refusing(f"{canonical} cannot be used"):
+    with faults_as_user_errors(f"{canonical} cannot be used"):
         obs, act = (getattr(env, name, None) for name in ("observation_space", "action_space"))
-        fault = unlearnable(obs, act, discrete=discrete)
+        fault = space_problem(obs, act, discrete=discrete)
     if fault:
         with suppress(Exception, SystemExit):
             env.close()
         raise UserError(f"{env_id}: {fault}")
     if render_mode is not None and hasattr(env.unwrapped, "mujoco_renderer"):
-        _find_opengl()
-    limit = _limit(env)
+        find_opengl()
+    limit = _step_limit(env)
     episodes: Any = SeededEpisodes(env, seed, stream, limit)
     if action_repeat > 1:
         episodes = ActionRepeat(episodes, action_repeat)
     if not absorb:
         return episodes
     if limit is None:
-        told = f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
-        raise UserError(f"{told}, or choose termination=nonnegative")
+        problem = (
+            f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
+        )
+        raise UserError(f"{problem}, or choose termination=nonnegative")
     return AbsorbingState(episodes, math.ceil(limit / action_repeat))
 
 
 def check(env_id: str, settings: Mapping[str, Any], discrete: bool = False) -> int | None:
-    """UserError where a run with these settings of ``Config`` could not learn on the environment: before it has begun.
+    """UserError if a run with these ``settings`` of ``Config`` could not learn on the environment.
 
     ``discrete`` says whether its learner can choose among Discrete actions.
 
-    The environment is made, reset and stepped once. An error of its own may pass, and is ``guard``'s; where it is to
-    run in a process of its own (``env_timeout``), it is only made. Returns ``Episodes.limit``.
+    The environment is made, reset and stepped once; with ``env_timeout`` it is only made. Errors of the environment's
+    own code are ignored here: ``FaultTolerantEnv`` handles them. Returns the most simulator steps in an episode, None
+    if that is not known.
     """
     told = {"protocol": settings.get("protocol", "bpref"), "kwargs": settings.get("env_kwargs", {})}
     env: Any = make(env_id, settings.get("seed", 0), **told, flatten=settings.get("flatten", False), discrete=discrete)
@@ -184,7 +192,9 @@ def check(env_id: str, settings: Mapping[str, Any], discrete: bool = False) -> i
     return env.limit
 
 
-def _made(canonical: str, protocol: str, render_mode: str | None, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+def _make_raw(
+    canonical: str, protocol: str, render_mode: str | None, kwargs: Mapping[str, Any]
+) -> gymnasium.Env[Any, Any]:
     family, _, name = canonical.rpartition("/")
     if kwargs and family in ("dm_control", "Meta-World"):
         raise UserError(f"env_kwargs {', '.join(kwargs)}: {canonical} takes none; environments of gymnasium.make do")
@@ -195,47 +205,51 @@ def _made(canonical: str, protocol: str, render_mode: str | None, kwargs: Mappin
         return DMControlEnv(domain, task, render_mode)
     if family == "Meta-World":
         return MetaWorldEnv(name, protocol, render_mode)
-    # Not every env takes the argument
+    # Not every environment takes this argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    with refusing(f"{canonical} cannot be made"), _here():
+    with faults_as_user_errors(f"{canonical} cannot be made"), current_folder_importable():
         return gymnasium.make(canonical, disable_env_checker=True, **drawn, **copy.deepcopy(dict(kwargs)))
 
 
-def names(env: gymnasium.Env[Any, Any]) -> list[str]:
-    """Of the observation's entries and then the action's: what the suite calls them, else obs[0], act[0], ..."""
-    known: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, DMControlEnv) else ([], [])
-    spaces, found = (env.observation_space, env.action_space), list[str]()
-    for own, space, word in zip(known, spaces, ("obs", "act"), strict=True):
+def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """Names of the observation's entries, then of the action's: the suite's own, else obs[0], ..., act[0], ..."""
+    suite_names: tuple[list[str], list[str]] = (
+        env.unwrapped.names if isinstance(env.unwrapped, DMControlEnv) else ([], [])
+    )
+    spaces, all_names = (env.observation_space, env.action_space), list[str]()
+    for own_names, space, prefix in zip(suite_names, spaces, ("obs", "act"), strict=True):
         size = flatdim(space)
-        told = own or [f"{word}[{i}]" for i in range(size)]
-        found += [*told, *["absorbed"] * (size - len(told))]  # the entry of ``Absorb``
-    return found
+        entries = own_names or [f"{prefix}[{i}]" for i in range(size)]
+        all_names += [*entries, *["absorbed"] * (size - len(entries))]  # the entry of ``AbsorbingState``
+    return all_names
 
 
-def _limit(env: gymnasium.Env[Any, Any]) -> int | None:
-    """Simulator steps after which an episode ends at the latest; None where the environment does not tell."""
+def _step_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The most simulator steps in an episode; None if the environment does not say."""
     inner: Any = env.unwrapped
     if isinstance(inner, DMControlEnv):
         return inner.limit
-    told = env.spec.max_episode_steps if env.spec else getattr(inner, "max_path_length", None)
-    return None if told is None else int(told)
+    steps = env.spec.max_episode_steps if env.spec else getattr(inner, "max_path_length", None)
+    return None if steps is None else int(steps)
 
 
 @functools.cache
 def _task_ids() -> dict[str, str]:
-    """Every name of a dm_control suite or Meta-World task to its canonical id, read from sources and not imported."""
+    """Maps each name of a dm_control or Meta-World task to its canonical id; from their source files, without an
+    import.
+    """
     names: dict[str, str] = {}
-    for path in [path for folder in _folders("dm_control") for path in folder.glob("suite/*.py")]:
+    for path in [path for folder in _package_folders("dm_control") for path in folder.glob("suite/*.py")]:
         for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8")):
             canonical = f"dm_control/{path.stem}-{task}-v0"
             names |= {canonical: canonical, f"{path.stem}_{task}": canonical}
-    for folder in _folders("metaworld"):
+    for folder in _package_folders("metaworld"):
         for task in re.findall(r'(?m)^    "([\w-]+)-v3": envs\.', (folder / "env_dict.py").read_text("utf-8")):
             for name in (task, f"metaworld_{task}", f"Meta-World/{task}"):
                 names |= dict.fromkeys([f"{name}-v3", f"{name}-v2"], f"Meta-World/{task}-v3")
     return names
 
 
-def _folders(package: str) -> list[Path]:
+def _package_folders(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []

@@ -1,7 +1,7 @@
-"""A teacher in words: ``mistake=0.1,skip`` stands for settings ``teacher_*`` of ``config.Config``, the others at rest.
+"""A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
-A word without a value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
-before anything slow is loaded.
+All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
+[Lee et al. 2021]. This module imports no torch, so that a wrong word is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, did_you_mean
 from rlhf_bilevel.errors import UserError
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
-NAMES: dict[str, tuple[str, Any]] = {
+NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
     "boltzmann": ("teacher_beta", 1.0),
     "beta": ("teacher_beta", 1.0),
     "mistake": ("teacher_mistake", 0.1),
@@ -25,28 +25,31 @@ NAMES: dict[str, tuple[str, Any]] = {
     RERUN: ("teacher_rerun", ""),
     HUMAN: ("teacher_human", True),
 }
-ALONE = (ORACLE, REPLAY, RERUN, HUMAN)
+ALONE = (ORACLE, REPLAY, RERUN, HUMAN)  # go with no other word
 BY_SETTINGS = "settings"
 OURS = (BY_SETTINGS, "OracleTeacher")
-"""Under ``teacher`` in a run's config.yaml: whoever else stands there was an object of its user's own."""
+"""Values of ``teacher`` in a run's config.yaml. Any other value there names an object of the user's own."""
 
 
-def traits(told: str) -> dict[str, Any]:
-    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
-    found: dict[str, Any] = {}
-    for word in told.split(","):
+def teacher_settings(spec: str) -> dict[str, Any]:
+    """All settings ``teacher_*`` of the teacher that ``spec`` describes. UserError, in one line, for a wrong word.
+
+    Whether values are in range, ``config.validate`` checks.
+    """
+    chosen: dict[str, Any] = {}
+    for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            raise UserError(f"unknown teacher {name!r}; {did_you_mean(name, [ORACLE, *NAMES])}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
-        if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
-            raise UserError(f"teacher {told!r}: {name} does not go together with the rest")
+        if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):
+            raise UserError(f"teacher {spec!r}: {name} does not go together with the rest")
         if name != ORACLE:
             key, published = NAMES[name]
-            found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
-    return rest | found
+            chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
+    defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    return defaults | chosen
 
 
 def _value(name: str, value: str) -> Any:

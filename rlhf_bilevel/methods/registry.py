@@ -1,4 +1,4 @@
-"""Methods by name. To add one to this package, write its file and one line here; CONTRIBUTING.md has the other ways."""
+"""All methods by name. To add one to this package: its file, and its name here. CONTRIBUTING.md has the other ways."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ METHODS: Registry[Method] = Registry(
             )
         },
     },
-    of="rlhf_bilevel.training.method:Method",
+    base="rlhf_bilevel.training.method:Method",
 )

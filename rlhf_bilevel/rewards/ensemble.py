@@ -1,11 +1,16 @@
-"""A bounded reward ensemble: r_m(s, a) = level + bound * tanh(f_m([s, a])), members in weights' leading axis.
+"""The reward model: an ensemble of M bounded rewards.
 
-f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
-rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
-B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
+    r_m(s, a) = level + bound tanh(f_m(x / unit)),    x = [s, a] clipped to [low, high],    m = 1 ... M
+    r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
-The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end. Pairs
-of equally long segments say nothing of the level, but learners whose episodes may end early do (docs/rewards.md).
+f_m is a network (``network``), linear in x (``linear``), or linear in x and in all products of two of its entries
+(``quadratic``); the last two can be read weight by weight (``explain``). Each weight tensor holds all members along its
+first axis.
+
+Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks learn far less
+that holds for later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could push an
+unbounded reward without end. Level: pairs of equally long segments say nothing about it, but it matters to learners
+whose episodes may end early (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -16,20 +21,22 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.types import Preferences, Queries
 
-ROWS = 2048
+ROWS = 2048  # steps that a CPU computes at once
 Form = Literal["network", "linear", "quadratic"]
 
 
 class RewardEnsemble(nn.Module):
-    """M independent networks; calling it gives the reward that learners see: mean - ``pessimism`` std of the members.
+    """M independent rewards of obs (..., o) and act (..., a). Called, it returns r (...).
 
-    ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
+    ``hidden`` are the widths of a network's hidden layers. ``rng`` draws the initial weights, by PyTorch's default rule
+    for linear layers; the global generator is not used.
     """
 
     unit: Tensor  # (features,)
@@ -65,25 +72,27 @@ class RewardEnsemble(nn.Module):
 
     @classmethod
     def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
-        """As the settings say."""
+        """The ensemble that ``config`` describes."""
         level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
-        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form, level=level)
+        return cls(
+            obs_size, act_size, config.ensemble_size, config.reward_net_arch, rng, form=config.reward_form, level=level
+        )
 
-    def members(self, obs: Tensor, act: Tensor) -> Tensor:
-        """obs (..., o) and act (..., a) to (M, ...), each value within [level - bound, level + bound]."""
+    def members(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
+        """r_m of each member: (M, ...), in [level - bound, level + bound]."""
         return self.level + self.bound * torch.tanh(self.unbounded(obs, act))
 
-    def compare(self, pairs: Queries | Preferences) -> tuple[Tensor, Tensor]:
-        """The members' logits on pairs (M, B), as ``preference.logits``, and the mean square of f, which damps it.
+    def compare(self, pairs: Queries | Preferences) -> tuple[Float[Tensor, "M B"], Float[Tensor, ""]]:
+        """The members' logits (M, B) of B pairs, and the mean of f^2, a scalar that the loss uses for damping.
 
-        Labels leave the level of r open, so that it drifts; where tanh is flat no later label moves it any more.
+        Why damp: labels do not fix the level of f, so it drifts. Where tanh is flat, no later label could move it back.
         """
         first, second = (self.unbounded(part.obs, part.act) for part in pairs[:2])  # (M, B, T)
         better, worse = ((self.bound * torch.tanh(f)).sum(-1) for f in (first, second))
         return better - worse, (first.square().mean() + second.square().mean()) / 2
 
-    def unbounded(self, obs: Tensor, act: Tensor) -> Tensor:
-        """f: obs (..., o) and act (..., a) to (M, ...)."""
+    def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
+        """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
         x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
         x = self.features(x) / self.unit
@@ -92,46 +101,50 @@ class RewardEnsemble(nn.Module):
             y = x.expand(len(layers[0][0]), *x.shape)
             for number, (weight, bias) in enumerate(layers):
                 y = torch.baddbmm(bias, functional.leaky_relu(y, inplace=True) if number else y, weight)
-        else:  # a CPU is faster member by member, on as many rows as its cache holds
+        else:  # a CPU is faster member by member, on no more rows than fit into its cache
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
         return y.reshape(len(y), *shape)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Of observations and actions (N, o + a): themselves, clipped, and in a quadratic reward their products."""
+    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
+        """The inputs of f for [s, a] (N, o + a): clipped, and in a quadratic reward followed by their products."""
         x = x.clamp(self.low, self.high)
         if self.form != "quadratic":
             return x
         first, second = torch.triu_indices(x.shape[1], x.shape[1])
         return torch.cat([x, x[:, first] * x[:, second]], 1)
 
-    def measure(self, obs: Tensor, act: Tensor) -> None:
-        """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where they vary."""
+    def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
+        """Sets the units of the features to their standard deviations over obs (..., o), act (..., a).
+
+        A feature that does not vary keeps the unit 1.
+        """
         spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
-    def clip(self, obs: Tensor, act: Tensor) -> None:
-        """From now on x counts as the nearest within the range of obs (..., o), act (..., a).
+    def clip(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
+        """From now on clips x to the range, entry by entry, of obs (..., o) and act (..., a).
 
-        Where labels have shown nothing a network says anything, and a learner that has it for bad never goes there.
+        Outside the range of the labelled steps a network's value is arbitrary. Where it is low by chance, learners
+        would never go and it would never be corrected.
         """
         x = torch.cat([obs, act], -1).flatten(0, -2)
         self.low.copy_(x.amin(0))
         self.high.copy_(x.amax(0))
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Networks of older runs have neither units nor a range."""
+        """Loads a state; one of an older run, without units and range, gets unit 1 and no clipping."""
         everything = torch.full_like(self.low, torch.inf)
         neutral = {"unit": torch.ones_like(self.unit), "low": -everything, "high": everything}
         return super().load_state_dict(neutral | dict(state), strict, assign)
 
     def names(self, names: Sequence[str]) -> list[str]:
-        """Of all features, where x's are so named."""
+        """The names of all features, given those of the o + a entries of x."""
         products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
         return [*names, *(products if self.form == "quadratic" else [])]
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        """(..., o), (..., a) to (...)."""
+    def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
+        """r, the reward of the learners: (...) for obs (..., o) and act (..., a)."""
         members = self.members(obs, act)
         if not self.pessimism:
             return members.mean(0)
@@ -140,6 +153,7 @@ class RewardEnsemble(nn.Module):
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """f of one member: x (N, features) to (N, 1)."""
     for number, (weight, bias) in enumerate(layers):
         x = torch.addmm(bias, functional.leaky_relu(x, inplace=True) if number else x, weight)
     return x

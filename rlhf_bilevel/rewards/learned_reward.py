@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 
 from rlhf_bilevel.data.run_folder import REWARD_LIMIT, RunFolder
 from rlhf_bilevel.envs.actions import scaled
-from rlhf_bilevel.envs.interface import NotFiniteError, unlearnable
+from rlhf_bilevel.envs.interface import NotFiniteError, space_problem
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards import reward_file
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.reward_file import RewardInfo
-from rlhf_bilevel.utils.files import made_new, read, write
+from rlhf_bilevel.utils.files import read, reserve_new_file, write
 
 
 class LearnedReward:
@@ -58,7 +58,7 @@ class LearnedReward:
 
     def save(self, path: Path | str) -> None:
         """One file, for ``load`` and ``train --reward``. UserError where there is one already."""
-        with made_new(Path(path)) as file:
+        with reserve_new_file(Path(path)) as file:
             write(file, reward_file.to_bytes(self.ensemble, self.info))
 
     def __call__(self, obs: ArrayLike, act: ArrayLike, members: bool = False) -> np.ndarray:
@@ -78,7 +78,7 @@ class LearnedReward:
 
     def check(self, obs: Space[Any], act: Space[Any]) -> None:
         """UserError unless it is a reward of such observations and of exactly these actions."""
-        if fault := unlearnable(obs, act, discrete=True):
+        if fault := space_problem(obs, act, discrete=True):
             raise UserError(f"no learnt reward is of such spaces: {fault}")
         of, has, size = f"the reward is of {self.info.env}", self.info.action_space, math.prod(obs.shape or ())
         if size not in self.sizes:

@@ -21,7 +21,7 @@ from torch import Tensor
 from rlhf_bilevel.config import Config, Size, Weight
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.rewards.ensemble import Form, RewardEnsemble
-from rlhf_bilevel.utils.files import tensors
+from rlhf_bilevel.utils.files import load_tensors
 
 KEY = "rlhf_bilevel.reward"  # the only one in the metadata: the order of several is not fixed
 
@@ -125,7 +125,7 @@ def from_bytes(data: bytes, source: object) -> tuple[RewardEnsemble, RewardInfo]
 
     ``source`` is the file's name, for messages.
     """
-    found = tensors(data, str(source))  # checks the header
+    found = load_tensors(data, str(source))  # checks the header
     info = read_info(data, source)
     if info is None:
         raise UserError(

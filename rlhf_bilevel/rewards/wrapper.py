@@ -44,7 +44,7 @@ class LearnedRewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._obs = interface.observation(obs, self._shape)
+        self._obs = interface.check_observation(obs, self._shape)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -52,8 +52,8 @@ class LearnedRewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise gymnasium.error.ResetNeeded("reset comes before the first step")
         reward = float(self.learned(self._obs, action))
         obs, truth, terminated, truncated, info = self.env.step(action)
-        self._obs = interface.observation(obs, self._shape)
-        return obs, reward, terminated, truncated, {**info, TRUE: interface.reward(truth)}
+        self._obs = interface.check_observation(obs, self._shape)
+        return obs, reward, terminated, truncated, {**info, TRUE: interface.check_reward(truth)}
 
 
 class LearnedRewardVecEnvWrapper(VecEnvWrapper):

@@ -9,7 +9,7 @@ from typing import Any
 
 from gymnasium.spaces import Space
 
-from rlhf_bilevel.config import Config, settle
+from rlhf_bilevel.config import Config, validate
 from rlhf_bilevel.data.run_folder import REWARD_LIMIT, RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -39,12 +39,12 @@ def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
         raise UserError(
             f"{file}: its reward is {reward.level:g} + {reward.bound:g} tanh, and learners see {level} + tanh"
         )
-    shape: dict[str, Any] = {"members": len(reward.weights[0]), "reward_form": reward.form}
+    shape: dict[str, Any] = {"ensemble_size": len(reward.weights[0]), "reward_form": reward.form}
     if reward.form == "network":
-        shape["reward_hidden"] = [bias.shape[-1] for bias in reward.biases[:-1]]
+        shape["reward_net_arch"] = [bias.shape[-1] for bias in reward.biases[:-1]]
     must = info.settings | shape
     for key, value in must.items():
-        if key in own and settle({"steps": 1, key: own[key]}).model_dump(mode="json")[key] != value:
+        if key in own and validate({"total_timesteps": 1, key: own[key]}).model_dump(mode="json")[key] != value:
             raise UserError(f"{key}={own[key]}: the reward in {file} has {key}={value}")
     found = sha256(read(file, REWARD_LIMIT))
     if own.get("reward_sha256", found) != found:

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 import torch
+from rlhf_bilevel.baselines.hypergradient import advantages, traces
 from torch import Tensor
 
-from rlhf_bilevel.baselines.hypergradient import advantages, traces
 from rlhf_bilevel.bilevel.objectives import Objective, preference_loss, win_rate
 from rlhf_bilevel.bilevel.problems import central_difference, differentiate
 from rlhf_bilevel.bilevel.tabular import (

@@ -13,7 +13,7 @@ from rlhf_bilevel import Agent, LearnedReward
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.sources import gather
+from rlhf_bilevel.evaluation.sources import gather_records
 from rlhf_bilevel.utils.files import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
@@ -50,9 +50,18 @@ class Parts(Steer):
 
 gymnasium.register("Aims-v0", Aims)
 gymnasium.register("Parts-v0", Parts)
-FAST = SMALL | {"eval_every": 10_000}
+FAST = SMALL | {"eval_freq": 10_000}
 TRAIN = ["train", "pebble", "--steps", "120", "--labels", "4", "--preset", "quick"]
-TRAIN += ["--set", "eval_episodes=1", "--set", "segment_length=5", "--set", "reward_epochs=1", "--set", "eval_every=60"]
+TRAIN += [
+    "--set",
+    "n_eval_episodes=1",
+    "--set",
+    "segment_length=5",
+    "--set",
+    "reward_epochs=1",
+    "--set",
+    "eval_freq=60",
+]
 
 
 def test_arguments_reach_the_environment_and_are_a_part_of_the_run(tmp_path: Path) -> None:
@@ -71,7 +80,7 @@ def test_arguments_reach_the_environment_and_are_a_part_of_the_run(tmp_path: Pat
         Agent.load(outs[1])  # text could name a file
     with pytest.raises(UserError, match=r"env_kwargs=.*: a fork keeps the env_kwargs of its run"):
         Agent.fork(outs[1], trust=True, env_kwargs={"target": 3})
-    _, told = gather([Path(f"{out.name}={out}") for out in outs])
+    _, told = gather_records([Path(f"{out.name}={out}") for out in outs])
     assert any("differ in env_kwargs" in line and "not learn on the same environment" in line for line in told)
 
 
@@ -119,7 +128,7 @@ def test_a_function_that_makes_environments_is_one(tmp_path: Path) -> None:
     loaded = Agent.load(out, env=lowered)
     assert np.array_equal(loaded.evaluate(2).returns, agent.evaluate(2).returns)
     again = tmp_path / "again"
-    Agent.fork(out, at=120, out=again, own={"env": lowered}).learn(30)
+    Agent.fork(out, at=120, out=again, custom={"env": lowered}).learn(30)
     assert read_yaml(again / "config.yaml")["settings"]["env_kwargs"] == {"target": -1.5}
 
 

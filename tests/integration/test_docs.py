@@ -28,7 +28,7 @@ def test_the_readmes_python_runs_and_says_what_came_out(
     from rlhf_bilevel import Agent
     from rlhf_bilevel.envs import registry
 
-    assert registry.names(names["env"])[0] == "position[0]"  # the cart's, along its rail
+    assert registry.entry_names(names["env"])[0] == "position[0]"  # the cart's, along its rail
     assert capsys.readouterr().out.startswith("the cart went from ")
     again = Agent.load("runs/right").predict(names["env"].reset()[0])[0]
     assert again.shape == (1,)
@@ -47,7 +47,8 @@ def test_the_python_for_a_reward_elsewhere_runs(
     (example,) = blocks("python", "docs/reward-elsewhere.md")
     names: dict = {}
     exec(
-        example.replace("10_000", "500").replace("labels=100", "labels=4, reward_hidden=(8,), session_labels=4"), names
+        example.replace("10_000", "500").replace("labels=100", "labels=4, reward_net_arch=(8,), queries_per_session=4"),
+        names,
     )
     paid, env = names["paid"], names["env"]
     assert f"{paid} {names['info']['true_reward']}" in capsys.readouterr().out

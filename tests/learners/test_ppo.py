@@ -37,14 +37,14 @@ gymnasium.register("Choose-v0", Choose)
 @pytest.mark.parametrize(("env_id", "size"), [("Steer-v0", 1), ("Choose-v0", 3)])
 def test_true_reward_is_plain_sb3_ppo_bit_for_bit(env_id: str, size: int) -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
-    config = small_config(steps=210, learning_starts=0, pretrain_steps=0, seed=3)
+    config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
     env, same = (registry.make(env_id, 3, discrete=True) for _ in range(2))
     learner = PPOLearner(env, config, ReplayBuffer(1, size, 210), **ROLLOUT)
-    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
+    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))
     run.learners, run.envs = [learner], [env]
     run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
     run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
-    learner.see(run.store.true_reward)
+    learner.set_reward(run.store.true_reward)
     np.random.seed(3)  # SB3 shuffles its minibatches by numpy's global generator
     told = [row for row in train(run) if "learner_0/train/loss" in row]
     theirs = PPO("MlpPolicy", same, seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
@@ -67,7 +67,7 @@ def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> Non
         obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
         _, scaled = learner.act(obs, row)
         store.add(obs, scaled, next_obs, 0.0, ends.get(row, False))
-    learner.see(lambda rows: rows.float() / 10)
+    learner.set_reward(lambda rows: rows.float() / 10)
     buffer = learner._rollout()
 
     def value(obs: torch.Tensor) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_a_step_of_which_nothing_was_stored_leaves_no_trace() -> None:
 
 
 def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
-    run = build("prefppo", steps=100, options=ROLLOUT)
+    run = build("prefppo", total_timesteps=100, options=ROLLOUT)
     learner, seen = run.learners[0], [torch.zeros(0)]
     for _ in train(run):
         pass
@@ -105,13 +105,15 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
     learner.reset_critic()
     assert torch.equal(policy.get_distribution(obs).distribution.mean, seen[0])
     assert not torch.allclose(policy.predict_values(obs), seen[1])
-    assert learner.state()["taken"] is None and learner.state()["begin"] == 100
+    assert learner.state_dict()["taken"] is None and learner.state_dict()["begin"] == 100
 
 
 def test_prefppo_learns_a_task_from_labels_alone() -> None:
     """True return on the probe: random is about 15, the best possible about 46 of 50. Some seeds are misled."""
     options = {"n_steps": 96, "batch_size": 32, "n_epochs": 10, "learning_rate": 1e-2, "clip_range": 0.2}
-    run = build("prefppo", steps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1)
+    run = build(
+        "prefppo", total_timesteps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1
+    )
     returns = [row["rollout/true_return"] for row in train(run) if "rollout/true_return" in row]
     assert np.mean(returns[-6:]) > 32 > 1.5 * np.mean(returns[:4])
 
@@ -121,7 +123,7 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
         Agent("pebble", "Steer-v0", algorithm=PPO)
     from stable_baselines3 import TD3
 
-    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
+    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes RandomPolicy"):
         Agent("random", "Steer-v0", algorithm=TD3)
     with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
         Agent("parl", "Steer-v0", algorithm=TD3)
@@ -137,7 +139,7 @@ QUICK = {"n_steps": 128, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-3
 
 
 def test_preferences_teach_it_discrete_actions_and_their_reward_can_be_handed_on(tmp_path: Path) -> None:
-    settings = SMALL | {"reward_epochs": 30, "gamma": 0.9, "options": QUICK, "eval_every": 10_000}
+    settings = SMALL | {"reward_epochs": 30, "gamma": 0.9, "options": QUICK, "eval_freq": 10_000}
     agent = Agent("prefppo", "Choose-v0", out=tmp_path / "run", **settings).learn(1500)
     assert agent.evaluate(5).returns.mean() > 35  # of 50; staying where an episode begins has about 25
     obs, reward = np.zeros(1, np.float32), LearnedReward.load(tmp_path / "run")
@@ -171,6 +173,6 @@ def test_cartpole_is_learnt_from_preferences() -> None:
 
     options = {"n_steps": 1024, "n_epochs": 10, "learning_rate": 3e-4, "clip_range": 0.2}
     settings = {"termination": "nonnegative", "segment_length": 8, "labels": 100, "options": options, "seed": 0}
-    settings |= {"reward_hidden": (32, 32), "hidden": (64, 64), "eval_every": 100_000, "pretrain_steps": 1000}
+    settings |= {"reward_net_arch": (32, 32), "net_arch": (64, 64), "eval_freq": 100_000, "pretrain_steps": 1000}
     agent = Agent("prefppo", "CartPole-v1", teacher=upright, **settings).learn(20_000)
     assert agent.evaluate(10).returns.mean() > 150  # at random: 22

@@ -137,7 +137,7 @@ def test_state_entropy_is_the_log_distance_to_the_kth_neighbour() -> None:
 
 def test_a_reward_that_is_never_negative_differs_by_its_level_alone() -> None:
     """So that pairs, and what is learnt from them, stay as they are."""
-    settings = {"steps": 100, "reward_hidden": (8,)}
+    settings = {"total_timesteps": 100, "reward_net_arch": (8,)}
     plain, lifted = (
         RewardEnsemble.of(Config(**settings, termination=way), 3, 2, torch.Generator().manual_seed(0))
         for way in ("as_is", "nonnegative")

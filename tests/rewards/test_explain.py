@@ -20,7 +20,7 @@ def learnt(form: Form, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble
     reward = RewardEnsemble(obs.shape[-1], 1, 2, (8,), torch.Generator().manual_seed(0), form=form)
     act = torch.zeros(*obs.shape[:2], 1)
     first, second = (Segments(obs[i::2], act[i::2], truth[i::2]) for i in (0, 1))
-    pairs = Preferences(first, second, (first.truth.sum(-1) > second.truth.sum(-1)).float())
+    pairs = Preferences(first, second, (first.env_reward.sum(-1) > second.env_reward.sum(-1)).float())
     reward.measure(obs, act)
     optimizer = torch.optim.Adam(reward.parameters(), 0.02)
     for _ in range(300):
@@ -52,16 +52,16 @@ def test_a_network_cannot_be_read() -> None:
 
 
 def test_features_have_the_suites_names() -> None:
-    names = registry.names(registry.make("walker_walk", 0))
+    names = registry.entry_names(registry.make("walker_walk", 0))
     assert names[:1] + names[14:16] + names[24:26] == [
         "orientations[0]", "height", "velocity[0]", "right_hip", "right_knee"
     ]  # fmt: skip
     assert len(names) == 30
-    assert registry.names(registry.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert registry.entry_names(registry.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
 
 
 def test_the_command_tells_a_runs_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set eval_episodes=1 --steps 120"
+    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set n_eval_episodes=1 --steps 120"
     main(f"train pebble --env Pendulum-v1 --labels 4 {quick} --out {tmp_path / 'run'}".split())
     capsys.readouterr()
     main(["explain", str(tmp_path / "run"), "--top", "3"])

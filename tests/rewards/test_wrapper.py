@@ -60,7 +60,7 @@ class Falls(Steer):
 
 gymnasium.register("Wide-v0", Wide)
 gymnasium.register("Falls-v0", Falls, max_episode_steps=30)
-QUICK = SMALL | {"eval_every": 10_000}
+QUICK = SMALL | {"eval_freq": 10_000}
 
 
 def trained(path: Path, env_id: str, method: str = "pebble", **settings: Any) -> Agent:
@@ -120,7 +120,7 @@ def test_the_wrapped_environment_pays_what_training_gave_its_learners_bit_for_bi
         paid.append(reward)
         rows.append(signal(torch.tensor([row])).item())
         scaled.add(run.store.act[row].item())
-        assert info["true_reward"] == pytest.approx(run.store.truth[row].item(), rel=1e-6)
+        assert info["true_reward"] == pytest.approx(run.store.env_reward[row].item(), rel=1e-6)
     assert paid == rows and len(scaled) > 50 and np.std(paid) > 0
     assert env.learned.info.pessimism == run.reward.pessimism == settings.get("pessimism", 0)
 
@@ -231,7 +231,7 @@ def test_a_saved_agent_is_a_reward_too_and_so_is_what_fit_reward_writes(
     Agent.load(tmp_path / "saved").save(tmp_path / "again")
     for saved in ("saved", "again"):
         assert (tmp_path / saved / "reward.safetensors").read_bytes() == (folder / "reward.safetensors").read_bytes()
-    settings = {"reward_hidden": 16, "reward_epochs": 3, "eval_episodes": 1, "termination": "nonnegative"}
+    settings = {"reward_net_arch": 16, "reward_epochs": 3, "n_eval_episodes": 1, "termination": "nonnegative"}
     fitted = fit_reward(folder, "Steer-v0", **settings)
     fitted.write(tmp_path / "fitted")
     reward = LearnedReward.load(tmp_path / "fitted")
@@ -316,7 +316,7 @@ def test_of_a_run_with_absorbing_states_both_kinds_of_environment_are_paid(tmp_p
 
 
 def test_a_run_that_learnt_no_reward_has_none_to_hand_on(tmp_path: Path) -> None:
-    trained(tmp_path / "sac", "Steer-v0", "sac", labels=0, steps=60)
+    trained(tmp_path / "sac", "Steer-v0", "sac", labels=0, total_timesteps=60)
     with pytest.raises(UserError, match=r"sac/reward.safetensors was fitted to no label"):
         LearnedReward.load(tmp_path / "sac")
 

@@ -55,10 +55,10 @@ def test_learners_see_the_given_reward_from_the_first_step_and_nobody_is_asked(
     agent = Agent(method, "Steer-v0", reward=file, gamma=0.9, **FAST | settings).learn(400)
     run = agent.run
     assert run is not None and not run.prefs and not run.asked and run.config.labels == 0
-    assert (run.config.action_repeat, run.config.members, run.config.reward_form) == (2, 1, "linear")
+    assert (run.config.action_repeat, run.config.ensemble_size, run.config.reward_form) == (2, 1, "linear")
     rows = torch.arange(run.store.size)
     seen: Any = run.learners[0]
-    signal = seen._view.reward if method == "pebble" else seen._signal
+    signal = seen._view.reward if method == "pebble" else seen._row_reward
     assert torch.equal(signal(rows), torch.tanh(run.store.obs[:, 0]))
     if method == "pebble":  # whose steps are enough
         env, ends = agent.make_env(), []
@@ -121,7 +121,7 @@ def test_another_environment_of_the_same_spaces_is_named(file: Path) -> None:
         ("pebble --env Steer-v0 --teacher human", "teacher_human=True: a reward is given"),
         ("pebble --env Steer-v0 --set action_repeat=3", "action_repeat=3: the reward in FILE has action_repeat=2"),
         ("pebble --env Steer-v0 --set termination=absorb", "termination=absorb: the reward in FILE has"),
-        ("pebble --env Steer-v0 --set members=3", "members=3: the reward in FILE has members=1"),
+        ("pebble --env Steer-v0 --set ensemble_size=3", "ensemble_size=3: the reward in FILE has ensemble_size=1"),
         ("pebble --env Steer-v0 --set reward_form=network", "reward_form=network: the reward in FILE has"),
         (
             "penalty --env Steer-v0",

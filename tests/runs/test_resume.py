@@ -34,7 +34,7 @@ from tests.conftest import FEW, SMALL, build
 from tests.support.faults import child, kill, tables
 
 STEPS = 300
-QUICK: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4}
+QUICK: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4}
 EVERY = "50"  # steps: at the end of each episode
 
 
@@ -116,7 +116,12 @@ ALIKE = ("detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune
     "method", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
 )
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
-    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "penalty.sigma_spread": 0.5}
+    few: dict[str, Any] = {
+        "total_timesteps": 190,
+        "refresh_every": 15,
+        "n_eval_episodes": 1,
+        **({"penalty.sigma_spread": 0.5} if method == "penalty" else {}),
+    }
     few |= FEW.get(method, {})
     expected = state(started(method, None, **few))
     killed(140, lambda: started(method, tmp_path / "run", **few))
@@ -262,7 +267,7 @@ def test_a_checkpoint_holds_no_answer_and_goes_on_with_those_of_the_log_alone(tm
         first, second = (Segments(*(torch.cat([column] * 2) for column in segments)) for segments in queries)
         return OracleTeacher()(Queries(first, second))
 
-    few: dict[str, Any] = {"steps": 150, "labels": 11, "session_labels": 8, "teacher": eager}
+    few: dict[str, Any] = {"total_timesteps": 150, "labels": 11, "queries_per_session": 8, "teacher": eager}
     expected = state(started("pebble", None, **few))
     killed(140, lambda: started("pebble", tmp_path / "run", **few))
     assert len(tables(tmp_path / "run" / "labels.sqlite")[1]) == 16
@@ -315,7 +320,7 @@ def test_checkpoints_that_take_long_are_made_more_seldom(tmp_path: Path, monkeyp
     monkeypatch.setattr("rlhf_bilevel.runs.checkpoint_manager.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Checkpoints, "save", slow)
     (tmp_path / "config.yaml").write_text("")
-    run = build("pebble", steps=10)
+    run = build("pebble", total_timesteps=10)
     with CheckpointManager(tmp_path, "1m") as keeper:
         keeper.restore(run)
         while clock[0] < 1000:
