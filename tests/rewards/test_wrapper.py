@@ -64,7 +64,7 @@ QUICK = SMALL | {"eval_freq": 10_000}
 
 
 def trained(path: Path, env_id: str, method: str = "pebble", **settings: Any) -> Agent:
-    return Agent(method, env_id, out=path, **QUICK | settings).learn(settings.get("steps", 300))
+    return Agent(method, env_id, out=path, **QUICK | settings).learn(settings.get("total_timesteps", 300))
 
 
 @pytest.fixture(scope="module")
