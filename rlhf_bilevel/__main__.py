@@ -269,11 +269,19 @@ def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
         "vlm:https://HOST/v1?model=NAME, a vision-language model; or module:NAME, a teacher of your own "
         "(default: oracle)",
     )
+    sub.add_argument(
+        "--reward",
+        metavar="FILE",
+        help="a reward.safetensors, or a run's folder, whose reward is learnt on as it is: nobody is asked",
+    )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
     )
     sub.add_argument("--threads", type=up_to(THREADS), default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
+    )
     sub.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
     )

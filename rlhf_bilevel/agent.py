@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
 from rlhf_bilevel.config import Config, current_names, did_you_mean_setting, validate
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
@@ -41,7 +43,8 @@ class Agent:
     Arguments:
 
     - ``method``: a name in ``METHODS``, ``module:NAME``, or a ``Method`` of your own.
-    - ``env_id``: an id that ``envs.registry.resolve`` takes.
+    - ``env_id``: an id that ``envs.registry.resolve`` takes, or a function that makes a new environment at each call.
+      Such a function is given again as ``env=``: to ``resume`` and ``load``, and in ``custom`` to ``fork``.
     - ``teacher``: any object that answers queries, ``Replayed`` labels, a simulated teacher in words such as
       ``"mistake=0.1,skip=0.1"`` (see ``teacher_settings``), ``"human"``: people, through the page of ``rlhf-bilevel
       label``, or a URL that is asked by HTTP (see ``feedback.http_teacher``). Default: the oracle on the true reward.
@@ -51,7 +54,8 @@ class Agent:
     - ``checkpoint_every``: see ``config.parse_checkpoint_every``. The last checkpoint is kept. ``keep_every`` keeps one
       about every so many steps, for ``fork``.
     - ``settings``: fields of ``Config``. They take precedence over the method's own settings, and these over the
-      preset's. ``options={...}`` are settings that only the method has.
+      preset's. ``options={...}`` are settings that only the method has. With ``reward=PATH`` the learner
+      sees the reward in this file, or in this run's folder, and nobody is asked.
 
     Raises UserError for a wrong value.
 
@@ -62,7 +66,7 @@ class Agent:
     def __init__(
         self,
         method: str | Method,
-        env_id: str,
+        env_id: str | Callable[..., gymnasium.Env[Any, Any]],
         *,
         teacher: Teacher | Replayed | str | None = None,
         preset: str = "cpu",
@@ -74,13 +78,17 @@ class Agent:
         keep_every: int = 0,
         **settings: Any,
     ) -> None:
+        if callable(env_id):
+            env_id = registry.own(env_id)
         if not isinstance(env_id, str):
-            reason = "an environment is made anew for each purpose, so it is named by its id"
+            reason = "an environment is made anew for each purpose, so give its id, or a function that makes it"
             raise UserError(f"env_id={env_id!r}: {reason}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")
         if isinstance(teacher, str):
             settings, teacher = teacher_settings(teacher) | settings, None
         if teacher is not None and (conflicting := [key for key in settings if key.startswith("teacher_")]):
             raise UserError(f"{conflicting[0]} is a setting of the simulated teacher, and another teacher is given")
+        if teacher is not None and settings.get("reward"):
+            raise UserError(f"reward={settings['reward']}: nobody is asked where it is given, and a teacher is given")
         parts = Parts.of(method, algorithm, algorithm_settings, teacher)
         settings = current_names(settings, [parts.method.name])
         for key in settings:
@@ -186,8 +194,8 @@ class Agent:
     ) -> Agent:
         """Continues a run that was cut off, as if it had not been: on one CPU, bit for bit.
 
-        ``custom`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were your own
-        objects. Callbacks start from the beginning. Sets torch's number of threads to what it was.
+        ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were
+        your own objects. Callbacks start from the beginning. Sets torch's number of threads to what it was.
 
         Raises UserError, and changes nothing, if there is nothing to resume, if another process is training the run, or
         if no checkpoint can be used.
@@ -308,15 +316,15 @@ class Agent:
         if self._session and self._session.going and self.out and folder.resolve() == self.out.resolve():
             raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
         assert self.config is not None and self.reward is not None
-        session.save(folder, session.config_record(self._spec, self._parts, self.config), self.model, self.reward)
+        session.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **custom: Any) -> Agent:
         """The agent in a run's folder, ready to predict, and its reward model. No code from the folder is run.
 
         ``learn`` continues from the end of the run, as ``fork`` does. It writes to ``out``; None: it writes nothing.
-        ``custom`` are those of ``method``, ``algorithm`` and ``algorithm_settings`` that were your own objects.
-        ``trust`` allows the folder to name a module that is imported for its environment.
+        ``custom`` are those of ``method``, ``env``, ``algorithm`` and ``algorithm_settings`` that were your own
+        objects. ``trust`` allows the folder to name a module that is imported for its environment.
 
         Raises CorruptFileError if a file does not hold what was written.
         """

@@ -16,7 +16,16 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.registries import QUERY_RULES, REWARD_FORMS, TEACHERS
@@ -93,6 +102,10 @@ class Config(BaseModel):
     env_timeout: Seconds = 0.0
     """Seconds that a step or a reset of the environment may take. Above 0, environments run in their own processes;
     0: no limit."""
+    env_kwargs: dict[str, JsonValue] = {}
+    """Arguments of the environment, passed to gymnasium.make."""
+    flatten: bool = False
+    """Observations that are not a Box, such as a Dict, become one by gymnasium.wrappers.FlattenObservation."""
     protocol: Literal["bpref", "mt1"] = "bpref"
     """Meta-World only. The goal is random in every episode: bpref hides it from the observation, mt1 shows it."""
     termination: Literal["as_is", "absorb", "nonnegative"] = "as_is"
@@ -189,6 +202,11 @@ class Config(BaseModel):
     """Learners see the ensemble's mean minus this many of its standard deviations."""
     pessimism_from: Literal["start", "last_label"] = "last_label"
     """When that begins: with the first learnt reward, or after the last label."""
+    reward: str = ""
+    """A file with a learnt reward, or the folder of a run that has one. Learners see it from the first step, it never
+    changes, and nobody is asked."""
+    reward_sha256: str = ""
+    """SHA-256 of that file, filled in when the run begins; another file is refused."""
 
     # Queries
     segment_length: Size = 50
@@ -281,6 +299,8 @@ class Config(BaseModel):
             return filled  # refused by the field's own check
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
+        if filled.get("reward"):
+            filled.setdefault("labels", 0)
         steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random_steps = filled["learning_starts"]
@@ -327,6 +347,17 @@ class Config(BaseModel):
         kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url")
         if len(given := [name for name in kinds if getattr(self, name)]) > 1:
             raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def check_given_reward(self) -> Config:
+        """ValueError if somebody would be asked although a reward is given."""
+        if self.reward:
+            asked = ["labels"] if self.labels else []
+            asked += [key for key, field in type(self).model_fields.items()
+                      if key.startswith("teacher_") and getattr(self, key) != field.default]  # fmt: skip
+            if asked:
+                raise ValueError(f"{asked[0]}={getattr(self, asked[0])}: a reward is given, and nobody is asked")
         return self
 
 

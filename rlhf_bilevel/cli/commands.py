@@ -40,9 +40,9 @@ def train(args: argparse.Namespace) -> Work:
     if args.out:
         args.dir = new_folder(args.out)
     table_of(args.reference)
-    config = spec.resolve()
+    spec.resolve()
     check_owners(args.method, assigned(args.set))
-    registry.check(spec.env, dict(config))
+    spec.check_env()
 
     def work() -> None:
         from rlhf_bilevel.runs.session import train
@@ -209,6 +209,7 @@ def export(args: argparse.Namespace) -> Work:
             assert c is not None
             told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
             told |= {"action_repeat": c.action_repeat} if c.action_repeat > 1 else {}
+            told |= {key: value for key, value in (("kwargs", c.env_kwargs), ("flatten", c.flatten)) if value}
             arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
             print(f"    envs.make({agent.env_id!r}, seed=0{arguments})")
@@ -226,9 +227,9 @@ def fit_reward(args: argparse.Namespace) -> Work:
     if args.data.is_dir():
         run_folder(args.data)
     settings = assigned(args.set, unused=("total_timesteps", "steps", "labels"))
-    validate({"total_timesteps": 1000, "seed": args.seed} | settings)
+    config = validate({"total_timesteps": 1000, "seed": args.seed} | settings)
     out = args.out and new_folder(args.out)
-    registry.make(args.env, args.seed).close()
+    registry.make(args.env, args.seed, kwargs=config.env_kwargs, flatten=config.flatten).close()
 
     def work() -> None:
         import torch

@@ -22,6 +22,7 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     Raises UserError, in one line, on the first mistake.
     """
     given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
+    given |= {"reward": args.reward, "env_kwargs": None if args.env_kwargs is None else env_kwargs(args.env_kwargs)}
     given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
     given = {key: value for key, value in given.items() if value is not None} | current_names(
@@ -63,6 +64,27 @@ def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping
     return {key: value for key, value in flatten_options(told["settings"], own).items() if not key.startswith(".")}
 
 
+def env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --env-kwargs gives, its values as YAML."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key.isidentifier() and equals and value):
+            raise UserError(f"--env-kwargs takes key=value, not {pair!r:.60}")
+        if key in given:
+            raise UserError(f"--env-kwargs: {key} is given twice")
+        given[key] = yaml_value(f"--env-kwargs {key}", value)
+    return given
+
+
+def yaml_value(name: str, text: str) -> Any:
+    """``text`` read as YAML. UserError, with ``name``, if it is not YAML."""
+    try:
+        return from_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{name}={text!r:.60}: {error}") from None
+
+
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
@@ -78,9 +100,6 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
         if key in ("total_timesteps", "steps", "labels", "seed"):
             raise UserError(f"{key} has an option of its own: --{'steps' if key == 'total_timesteps' else key}")
         given[key] = value
-        if key == "options" or "." in key:
-            try:
-                given[key] = from_yaml(value)
-            except ValueError as error:
-                raise UserError(f"--set {key}={value!r:.60}: {error}") from None
+        if key in ("options", "env_kwargs") or "." in key:
+            given[key] = yaml_value(f"--set {key}", value)
     return given

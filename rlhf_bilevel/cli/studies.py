@@ -17,7 +17,6 @@ from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.run_options import assigned
 from rlhf_bilevel.config import MOVED
 from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.studies.scheduler import Executor, LocalExecutor, begin_together, run_all
@@ -42,7 +41,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
                 raise UserError(f"two runs of this sweep would share the folder {out}")
             runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
             if not number:
-                limit = registry.check(run.env, dict(run.resolve()))
+                limit = run.check_env()
             if seed == first or run.folder.begun:
                 check_same_run(run, all_settings(run, limit))
 
@@ -98,13 +97,13 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
         raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     kind = one_teacher(run_options.spec(args, args.method, args.env))
-    config = kind.resolve()
+    kind.resolve()
     tuned = read_space(args.space, args.tune)
     check_owners(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
             raise UserError(f"{key} is both set and to be tuned")
-    limit = registry.check(kind.env, dict(config))
+    limit = kind.check_env()
 
     def trial(chosen: Mapping[str, Any]) -> RunSpec:
         return kind.having(**assigned([f"{key}={value}" for key, value in chosen.items()]))

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
 OWN = "own"  # stands for algorithm settings that no file can hold
+REWARD_LIMIT = 2**30  # the most bytes of a file with a reward model
 HEADER = 2**20  # the most bytes of a safetensors file that are not weights
 FORKING = "fork.unfinished"
 BEGINNING = re.compile(
@@ -192,6 +193,9 @@ class RunFolder:
         for place in [*places, *(record["settings"].get(key) or "" for key in NAMED)]:
             if ":" in place:  # also if it is imported already: whatever is in it would be called
                 check_trust(trust, f"{self} would import the module {place.partition(':')[0]!r}")
+        for key, value in record["settings"].get("env_kwargs", {}).items():
+            if not isinstance(value, bool | int | float):  # text may name a file or a module
+                check_trust(trust, f"{self} would give its environment {key}={value!r:.60}")
         return record
 
     def has_config(self, record: Mapping[str, Any]) -> bool:
@@ -227,8 +231,8 @@ class RunFolder:
             return parse_csv(read_verified(self.path, EVALUATIONS, CSV_LIMIT, needed=False))
         return parse_csv(read(self.evaluations, CSV_LIMIT))
 
-    def write_models(self, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
-        """Writes the policy, the reward model, model.zip and all checksums.
+    def write_models(self, model: OffPolicyAlgorithm, reward: bytes) -> None:
+        """Writes the policy, the reward model (``reward`` is its file's content), model.zip and all checksums.
 
         model.zip is for other programs: a plain SB3 file, which is a pickle and which nothing here reads.
         """
@@ -238,7 +242,7 @@ class RunFolder:
         model.save(file, exclude=["_last_obs"])
         write(self.model, file.getvalue())
         write(self.policy, to_bytes(model.policy.state_dict()))
-        write(self.reward, to_bytes(reward.state_dict()))
+        write(self.reward, reward)
         logs = [log for log in (self.progress, self.evaluations) if log.is_file()]
         write_sums(self.path, [file.name for file in (self.config, self.model, self.policy, self.reward, *logs)])
 
@@ -251,6 +255,10 @@ class RunFolder:
                 module.load_state_dict(load_tensors(read_verified(self.path, file.name, size + HEADER), file))
             except RuntimeError as error:
                 raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+
+    def read_reward(self) -> bytes:
+        """The file's content. CorruptFileError where it is not as it was written."""
+        return read_verified(self.path, self.reward.name, REWARD_LIMIT)
 
     def check_sizes(self, config: Config, arguments: Mapping[str, Any], obs_size: int, act_size: int) -> None:
         """CorruptFileError if config.yaml describes larger networks than the files hold.

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rlhf_bilevel.envs import interface
 from rlhf_bilevel.envs.interface import InvalidEnvError
@@ -30,6 +30,8 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
     warning. ``limit`` is the most simulator steps in an episode, None if that is not known.
     """
 
+    simulator_steps = 1  # in a step
+
     def __init__(self, env: gymnasium.Env[Any, np.ndarray], seed: int, stream: int, limit: int | None = None) -> None:
         super().__init__(env)
         self.limit = limit
@@ -38,7 +40,7 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
         self.episode, self._key = 0, (seed, stream)
         space = env.observation_space
         assert isinstance(space, Box)
-        self._shape = space.shape
+        self._shape, self._discrete = space.shape, isinstance(env.action_space, Discrete)
         with np.errstate(over="ignore"):
             low, high = (bound.ravel().astype(np.float32) for bound in (space.low, space.high))
         self.observation_space = Box(low, high, dtype=np.float32)
@@ -62,7 +64,8 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Gymnasium's step, checked and copied. InvalidEnvError if what came back is not as its interface says."""
         try:
-            returned = self.env.step(np.array(action))
+            step_action: Any = np.int64(action) if self._discrete else np.array(action)
+            returned = self.env.step(step_action)
         except Exception as error:
             _raise_if_misuse(error, "step(action)", interface.STEP)
             raise

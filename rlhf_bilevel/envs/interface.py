@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rlhf_bilevel.errors import UserError
 
@@ -36,12 +36,12 @@ class NotFiniteError(InvalidEnvError):
     """A number that is not finite, or too large for float32. The next one may be valid."""
 
 
-def space_problem(obs: Any, act: Any) -> str | None:
+def space_problem(obs: Any, act: Any, discrete: bool = False) -> str | None:
     """Why these spaces of observations and actions cannot be used, in one line with the wrapper that helps; None if
-    they can.
+    they can. With ``discrete`` actions may be Discrete.
     """
     if not isinstance(obs, Box):
-        helps = "gymnasium.wrappers.FlattenObservation makes one of a Dict"
+        helps = "flatten=true, or gymnasium.wrappers.FlattenObservation, makes one of a Dict"
         return f"observations must be a Box ({helps}), not {_short(obs)}"
     if 0 in obs.shape:
         return f"observations must hold at least one number, not {_short(obs)}"
@@ -50,13 +50,17 @@ def space_problem(obs: Any, act: Any) -> str | None:
             f"observations are pictures, {_short(obs)}, and the networks here take features: "
             "gymnasium.wrappers.TransformObservation makes such of a picture"
         )
+    if discrete and isinstance(act, Discrete):
+        back = f"{WRAPPER}(env, lambda a: a + ({act.start}), Discrete({act.n})) helps"
+        return None if act.start == 0 else f"actions must begin at 0, not {_short(act)}: {back}"
     return _action_problem(act)
 
 
 def _action_problem(act: Any) -> str | None:
     rule = f"actions must be a bounded Box of floats with one axis, not {_short(act)}"
     if not isinstance(act, Box):
-        return f"{rule}: the learners choose numbers, and {WRAPPER} can make something else of them"
+        others = ", and the method prefppo takes them as they are" if isinstance(act, Discrete) else ""
+        return f"{rule}: the learners choose numbers, and {WRAPPER} can make something else of them{others}"
     size, dtype = math.prod(act.shape), act.dtype
     if size == 0:
         return rule

@@ -9,19 +9,25 @@ neither read nor changed.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
+import itertools
 import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.spaces.utils import flatdim
+from gymnasium.wrappers import FlattenObservation
 
 from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.foreign import faults_as_user_errors
@@ -36,6 +42,9 @@ from rlhf_bilevel.utils.registry import current_folder_importable
 
 MOST = 100_000  # tasks of a suite
 VERSION = re.compile(r"-v\d+$")
+
+OWN = "Own/"  # before the names of a user's own factories
+TAKEN = {"id", "render_mode", "disable_env_checker"}  # arguments of gymnasium.make that are not a user's
 
 
 def resolve(env_id: str) -> str:
@@ -102,6 +111,42 @@ def _ids_in(family: str) -> dict[str, str]:
         return ids | {name: f"{family}/{task}" for name, task in islice(suite.aliases().items(), MOST)}
 
 
+class Factory:
+    """A callable of a user's that makes an environment anew each time, as an entry point of Gymnasium's."""
+
+    def __init__(self, make: Callable[..., gymnasium.Env[Any, Any]]) -> None:
+        self.make = make
+        self.name = getattr(make, "__name__", type(make).__name__)
+        self._last: Callable[[], Any] = lambda: None
+
+    def __call__(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        env = self.make(**kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise UserError(f"{self.name} must return an environment of Gymnasium's, not {value_text(env)}")
+        if env.unwrapped is self._last():
+            raise UserError(f"{self.name} returns the same environment again: it must make a new one each time")
+        self._last = weakref.ref(env.unwrapped)
+        return env
+
+    def __deepcopy__(self, memo: Any) -> Factory:  # Gymnasium copies what it has registered
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Factory, (self.make,)
+
+
+def own(make: Callable[..., gymnasium.Env[Any, Any]]) -> str:
+    """The id, in this process alone, of the environments that ``make`` makes."""
+    for name, spec in gymnasium.registry.items():
+        if isinstance(spec.entry_point, Factory) and spec.entry_point.make == make:
+            return name
+    factory = Factory(make)
+    word = re.sub(r"\W", "", factory.name)
+    name = next(name for number in itertools.count() if (name := f"{OWN}{word}-v{number}") not in gymnasium.registry)
+    gymnasium.register(name, factory)
+    return name
+
+
 def make(
     env_id: str,
     seed: int,
@@ -110,6 +155,9 @@ def make(
     render_mode: str | None = None,
     action_repeat: int = 1,
     absorb: bool = False,
+    kwargs: Mapping[str, Any] = {},
+    flatten: bool = False,
+    discrete: bool = False,
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """An environment to train on: observations (o,) float32, actions (a,) in a bounded Box.
 
@@ -119,6 +167,9 @@ def make(
     - ``render_mode``: None or "rgb_array".
     - ``action_repeat``: simulator steps in one step; their rewards are summed.
     - ``absorb``: an episode that terminates goes on in an absorbing state until the time limit (``AbsorbingState``).
+    - ``kwargs``: arguments for ``gymnasium.make``.
+    - ``flatten``: observations that are not a Box become one.
+    - ``discrete``: actions may also be Discrete.
 
     Raises UserError for an unknown id, protocol or mode, for other spaces, for a missing library, if the registered
     entry makes no environment, and if ``absorb`` finds no time limit. RuntimeError if a picture is asked for and OpenGL
@@ -129,9 +180,13 @@ def make(
         raise UserError(f"unknown protocol {protocol!r}; choose from {', '.join(PROTOCOLS)}")
     if render_mode not in (None, "rgb_array"):
         raise UserError(f"unknown render_mode {render_mode!r}; choose None or 'rgb_array'")
-    env = _make_raw(canonical, protocol, render_mode)
+    env = _make_raw(canonical, protocol, render_mode, kwargs)
+    if flatten and not isinstance(env.observation_space, Box):
+        with faults_as_user_errors(f"{canonical}: its observations cannot be made flat"):
+            env = FlattenObservation(env)
     with faults_as_user_errors(f"{canonical} cannot be used"):
-        fault = space_problem(*(getattr(env, name, None) for name in ("observation_space", "action_space")))
+        obs, act = (getattr(env, name, None) for name in ("observation_space", "action_space"))
+        fault = space_problem(obs, act, discrete=discrete)
     if fault:
         with suppress(Exception, SystemExit):
             env.close()
@@ -152,14 +207,17 @@ def make(
     return AbsorbingState(episodes, math.ceil(limit / action_repeat))
 
 
-def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
+def check(env_id: str, settings: Mapping[str, Any], discrete: bool = False) -> int | None:
     """UserError if a run with these ``settings`` of ``Config`` could not learn on the environment.
+
+    ``discrete`` says whether its learner can choose among Discrete actions.
 
     The environment is made, reset and stepped once; with ``env_timeout`` it is only made. Errors of the environment's
     own code are ignored here: ``FaultTolerantEnv`` handles them. Returns the most simulator steps in an episode, None
     if that is not known.
     """
-    env: Any = make(env_id, settings.get("seed", 0), protocol=settings.get("protocol", "bpref"))
+    told = {"protocol": settings.get("protocol", "bpref"), "kwargs": settings.get("env_kwargs", {})}
+    env: Any = make(env_id, settings.get("seed", 0), **told, flatten=settings.get("flatten", False), discrete=discrete)
     try:
         if not settings.get("env_timeout"):
             env.reset()
@@ -176,8 +234,14 @@ def check(env_id: str, settings: Mapping[str, Any]) -> int | None:
     return env.limit
 
 
-def _make_raw(canonical: str, protocol: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def _make_raw(
+    canonical: str, protocol: str, render_mode: str | None, kwargs: Mapping[str, Any]
+) -> gymnasium.Env[Any, Any]:
     family, _, task = canonical.rpartition("/")
+    if kwargs and (family in SUITES or _is_suite(family)):
+        raise UserError(f"env_kwargs {', '.join(kwargs)}: {canonical} takes none; environments of gymnasium.make do")
+    if taken := TAKEN & kwargs.keys():
+        raise UserError(f"env_kwargs {', '.join(sorted(taken))}: set here and not by a user")
     if family in SUITES.ours:
         return SUITES[family].make(task, protocol, render_mode)
     if family in SUITES or _is_suite(family):
@@ -189,7 +253,7 @@ def _make_raw(canonical: str, protocol: str, render_mode: str | None) -> gymnasi
     # Not every environment takes this argument
     drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with faults_as_user_errors(f"{canonical} cannot be made"), current_folder_importable():
-        return gymnasium.make(canonical, disable_env_checker=True, **drawn)
+        return gymnasium.make(canonical, disable_env_checker=True, **drawn, **copy.deepcopy(dict(kwargs)))
 
 
 def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
@@ -197,7 +261,7 @@ def entry_names(env: gymnasium.Env[Any, Any]) -> list[str]:
     suite_names: tuple[list[str], list[str]] = env.unwrapped.names if isinstance(env.unwrapped, SuiteEnv) else ([], [])
     spaces, all_names = (env.observation_space, env.action_space), list[str]()
     for own_names, space, prefix in zip(suite_names, spaces, ("obs", "act"), strict=True):
-        size = int(np.prod(space.shape or ()))
+        size = flatdim(space)
         entries = own_names or [f"{prefix}[{i}]" for i in range(size)]
         all_names += [*entries, *["absorbed"] * (size - len(entries))]  # the entry of ``AbsorbingState``
     return all_names

@@ -41,7 +41,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._process.start()
         child_pipe.close()
         try:
-            self.observation_space, self.action_space, self.limit = self._receive(START)
+            self.observation_space, self.action_space, self.limit, self.simulator_steps = self._receive(START)
         except BaseException:
             self.close()
             raise
@@ -96,7 +96,7 @@ def _serve(pipe: Connection, payload: bytes) -> None:
         if spec is not None:
             gymnasium.registry.setdefault(spec.id, spec)
         env = make()
-        result: Any = env.observation_space, env.action_space, env.limit
+        result: Any = env.observation_space, env.action_space, env.limit, env.simulator_steps
         while True:
             _send(pipe, result, warned)
             warned.clear()

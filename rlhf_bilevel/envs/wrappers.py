@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -9,7 +10,6 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rlhf_bilevel.envs import interface
-from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED
 
 
@@ -32,6 +32,11 @@ class EpisodeCounter(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.nd
     def limit(self) -> int | None:
         """The most simulator steps in an episode; None if that is not known."""
         return self.env.limit
+
+    @property
+    def simulator_steps(self) -> int:
+        """In a step of this environment."""
+        return self.env.simulator_steps
 
 
 class AbsorbingState(EpisodeCounter):
@@ -73,20 +78,24 @@ class ActionRepeat(EpisodeCounter):
     success.
     """
 
-    def __init__(self, env: SeededEpisodes, count: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], count: int) -> None:
         super().__init__(env)
         self.count = count
+
+    @property
+    def simulator_steps(self) -> int:
+        return self.count
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The last observation and info, and the sum of the rewards."""
         total, successes = 0.0, list[bool]()
         for _ in range(self.count):
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            obs, reward, terminated, truncated, info = self.env.step(copy.copy(action))
             total += reward
             if (step_success := interface.success_of(info)) is not None:
                 successes.append(step_success)
             if terminated or truncated:
                 break
         if successes:
-            info["success"] = any(successes)
+            info = {**info, "success": any(successes)}
         return obs, interface.check_reward(total), terminated, truncated, info

@@ -21,6 +21,7 @@ SHOWN = 4  # most names in a line
 ORDER = tuple(Config.model_fields)
 TASK = {
     "action_repeat": "equal steps are not equal simulator steps",
+    "env_kwargs": "they do not learn on the same environment",
     "protocol": "they do not see the same environment",
 }
 """Settings that change the environment, and what follows if runs differ in them."""

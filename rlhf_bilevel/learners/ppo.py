@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.envs.actions import scaled
 from rlhf_bilevel.learners.off_policy import drawing_from, logging_to
 from rlhf_bilevel.types import Metrics, RowReward
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
@@ -66,7 +68,10 @@ class PPOLearner:
         with torch.no_grad(), drawing_from(self._rng):
             action, value, log_prob = policy(torch.as_tensor(obs[None], device=self.model.device))
         del self._taken[self._store.size - self._begin :]  # a step that failed was not stored
-        self._taken.append(torch.cat([action[0], log_prob, value[0]]).cpu())
+        self._taken.append(torch.cat([action.reshape(-1).to(value.dtype), log_prob, value[0]]).cpu())
+        if isinstance(space, Discrete):
+            chosen = action[0].cpu().numpy()
+            return chosen, scaled(space, chosen)
         clipped = np.clip(action[0].cpu().numpy(), space.low, space.high)
         return clipped, policy.scale_action(clipped)
 

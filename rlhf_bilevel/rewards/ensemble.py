@@ -58,6 +58,7 @@ class RewardEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self.bound, self.level, self.pessimism = bound, level, 0.0
+        self.labels = 0  # that it was fitted to
         size = obs_size + act_size
         sizes = [self.features(torch.zeros(1, size)).shape[-1], *(() if self.linear else hidden), 1]
 

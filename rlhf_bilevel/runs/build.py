@@ -24,6 +24,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.http_teacher import HttpTeacher
@@ -33,7 +34,8 @@ from rlhf_bilevel.learners.off_policy import SB3Learner, together
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, TEACHERS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import asked_queries
+from rlhf_bilevel.rewards.reward_file import read_info
+from rlhf_bilevel.runs import asked_queries, given_reward
 from rlhf_bilevel.runs.process import default_torch, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec, method_by_name
 from rlhf_bilevel.training.method import Method
@@ -105,9 +107,15 @@ def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str |
     """The environment as a run with these settings sees it. Each ``stream`` has its own episodes. Raises as
     ``registry.make``.
     """
-    c, absorbs = config, config.termination == "absorb"
-    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
+    c = config
+    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, **env_arguments(c))
     return _fault_tolerant(make, env_id, c.env_timeout if render_mode is None else 0.0)
+
+
+def env_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of ``registry.make``. ``check_memory_for_run`` checks whether the learner takes Discrete actions."""
+    absorbs = config.termination == "absorb"
+    return {"absorb": absorbs, "kwargs": config.env_kwargs, "flatten": config.flatten, "discrete": True}
 
 
 def _fault_tolerant(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
@@ -144,15 +152,27 @@ def build(
     learners = [make_learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
+    if config.reward:
+        given_reward.fill(reward, config, spec.env, training[0].observation_space, training[0].action_space)
     return Run(parts.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
 
 
 def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
-    """The sizes of an observation and of an action. UserError if the run needs more memory than there is."""
-    sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+    """The sizes of an observation and of an action. UserError if the run needs more memory than there is, and if its
+    learner cannot choose such actions.
+    """
+    spaces = training[0].observation_space, training[0].action_space
+    if problem := space_problem(*spaces, discrete=takes_discrete(parts.algorithm)):
+        raise UserError(problem)
+    sizes = flatdim(spaces[0]), flatdim(spaces[1])
     options = parts.method.options_of(config)
     check_memory("this run", memory_needed(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
+
+
+def takes_discrete(algorithm: type[BaseAlgorithm]) -> bool:
+    """Whether its learner can choose among Discrete actions."""
+    return issubclass(algorithm, PPO)
 
 
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
@@ -189,8 +209,12 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
     with default_torch(), preserved_generators():
         model = make_learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
-        reward.pessimism = config.pessimism
         RunFolder(folder).read_models(model, reward)
+    info = read_info(RunFolder(folder).read_reward(), RunFolder(folder).reward)
+    if info is None:  # a file of an older version
+        reward.pessimism, reward.labels = config.pessimism, config.labels if parts.method.reward_loss else 0
+    else:
+        reward.pessimism, reward.labels = info.pessimism, info.labels
     model.num_timesteps = config.total_timesteps
     return model, reward
 
@@ -201,7 +225,7 @@ def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: Rep
 
     assert spec.out is not None
     c, recorder = config, ClipRecorder(spec.out)
-    make_recordable = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
+    make_recordable = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, **env_arguments(c))
     recorded = [
         RecordedEnv(_fault_tolerant(make_recordable, spec.env, c.env_timeout), store, recorder) for _ in training
     ]

@@ -29,8 +29,8 @@ from rlhf_bilevel.utils.files import naming_write_errors, open_to_read, sha256, 
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "protocol", "segment_length", "net_arch", "critic_layer_norm", "ensemble_size", "reward_form",
-    "reward_net_arch", "cost_hidden",
+    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
+    "ensemble_size", "reward_form", "reward_net_arch", "cost_hidden", "reward",
 )  # fmt: skip
 """Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from rlhf_bilevel.learners import filed_settings
 from rlhf_bilevel.learners.off_policy import on_its_own
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs import asked_queries, fork
 from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_run, make_env, training_envs
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
@@ -170,7 +171,7 @@ class Session:
                     if questions := asked_queries.read_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)
                     keeper.finish(run, marks)
-                    write_learnt(spec.out, self.model, run.reward)
+                    write_learnt(spec.out, spec.env, config, self.model, run.reward)
 
 
 def train(
@@ -201,7 +202,7 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     if spec.out:
         check_vacant(spec.out)
         with preserved_generators(), Interrupts():
-            registry.check(spec.env, config.model_dump())  # before the folder is created
+            spec.check_env(parts.method)  # before the folder is created
     environments = training_envs(spec, config, parts.method)
     config, notice = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
@@ -313,9 +314,9 @@ def check_contacts(folder: Path, config: Config, trust: bool) -> None:
 def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[RunSpec, Parts, dict[str, Any]]:
     """The run in a folder: a spec with all of its settings, its parts, and the contents of config.yaml.
 
-    ``custom`` are those of ``method``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the user's own
-    objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for its
-    environment.
+    ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the
+    user's own objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for
+    its environment.
     """
     record = RunFolder(folder).trusted_config(trust, custom)
 
@@ -337,18 +338,24 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     if "algorithm_settings" not in custom:
         filed_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
     settings = validate(record["settings"]).model_dump(mode="json")
+    if record["env"].startswith(registry.OWN) and "env" not in custom:
+        raise UserError(f"{folder} was trained on an environment of your own, {record['env']}: give it as env=")
+    env_id = registry.own(custom["env"]) if "env" in custom else registry.resolve(record["env"])
     method = parts.method.name if "method" in custom else record["method"]
-    spec = RunSpec(method, registry.resolve(record["env"]), settings, out=folder.absolute())
+    spec = RunSpec(method, env_id, settings, out=folder.absolute())
     algorithm = "" if "algorithm" in custom else record["algorithm"]
     return replace(spec, device=record["device"], threads=record["threads"], algorithm=algorithm), parts, record
 
 
-def save(folder: Path, record: Mapping[str, Any], model: BaseAlgorithm, reward: RewardEnsemble) -> None:
+def save(
+    folder: Path, spec: RunSpec, parts: Parts, config: Config, model: BaseAlgorithm, reward: RewardEnsemble
+) -> None:
     """Writes what ``build.load_learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is a
     pickle.
 
-    ``record`` is the agent's ``config_record``. UserError if ``folder`` holds anything but this agent, or an equal one.
+    UserError if ``folder`` holds anything but this agent, or an equal one.
     """
+    record = config_record(spec, parts, config)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and no folder for a run")
     with delayed_interrupts():
@@ -357,13 +364,14 @@ def save(folder: Path, record: Mapping[str, Any], model: BaseAlgorithm, reward: 
             RunFolder(folder).write_config(record)
         elif not (RunFolder(folder).ended and RunFolder(folder).has_config(record)):
             raise UserError(f"{folder} holds something else than this agent, and is not overwritten: choose another")
-        write_learnt(folder, model, reward)
+        write_learnt(folder, spec.env, config, model, reward)
 
 
-def write_learnt(folder: Path, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
+def write_learnt(folder: Path, env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
     """Writes the agent's model and the reward model into a run's folder."""
-    with on_its_own(model) if isinstance(model, BaseAlgorithm) else nullcontext():
-        RunFolder(folder).write_models(model, reward)  # type: ignore[arg-type]
+    info = RewardInfo.of(reward, env_id, config, model.observation_space, model.action_space)
+    with on_its_own(model):
+        RunFolder(folder).write_models(model, to_bytes(reward, info))  # type: ignore[arg-type]
 
 
 def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:

@@ -124,6 +124,11 @@ class RunSpec:
             | dict(method.settings)
             | dict(self.settings)
         )
+        if self.settings.get("reward"):
+            from rlhf_bilevel.runs.given_reward import completed  # imports torch
+
+            validate(nest_options(settings, method.name))
+            settings |= completed(self.settings, method)
         config = validate(nest_options(settings, method.name))
         names = [(LEARNERS, self.algorithm), *((table, getattr(config, key)) for key, table in NAMED.items())]
         for table, name in names:
@@ -142,6 +147,11 @@ class RunSpec:
         return (
             fit_segment_length(config, limit, "segment_length" in self.settings) if learns_from_labels else (config, "")
         )
+
+    def check_env(self, method: Method | None = None) -> int | None:
+        """As ``registry.check`` of this run."""
+        method = method or method_by_name(self.method)
+        return registry.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
         """The spec as one line; ``from_json`` makes an equal spec from it."""
@@ -164,6 +174,9 @@ def _parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         plain_values[key] = deepcopy(value)
+        if key == "reward" and isinstance(value, str | Path) and str(value):
+            plain_values[key] = str(Path(value).absolute())  # whatever folder the program goes to
+            continue
         if isinstance(key, str) and "." in key:  # checked by its method
             continue
         budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}

@@ -22,7 +22,6 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from safetensors.torch import save as to_bytes
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -37,6 +36,8 @@ from rlhf_bilevel.evaluation.rollout import interval_text as shown_with_interval
 from rlhf_bilevel.evaluation.rollout import mean_interval
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, logits, smoothed, weighed
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.learned_reward import LearnedReward
+from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.runs.build import TEST
 from rlhf_bilevel.types import Preferences
@@ -55,15 +56,19 @@ Policy = Callable[[np.ndarray], np.ndarray]
 class RewardFit:
     """A fitted reward model, and a report on it."""
 
-    reward: RewardEnsemble
+    learned: LearnedReward
     report: dict[str, Any]  # plain values, None for what is undefined
+
+    @property
+    def reward(self) -> RewardEnsemble:
+        return self.learned.ensemble
 
     def write(self, folder: Path | str) -> None:
         """Writes the reward as safetensors and the report as JSON. UserError if these files exist."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with reserve_new_file(RunFolder(folder).reward) as reward, reserve_new_file(folder / REPORT) as report:
-            write(reward, to_bytes(self.reward.state_dict()))
+            write(reward, to_bytes(self.reward, self.learned.info))
             write(report, to_json(self.report, indent=1).encode())
 
 
@@ -86,8 +91,9 @@ def fit_reward(
         "protocol": data.protocol,
     }
     config = validate(defaults | {"seed": seed} | settings)
-    repeat, absorb = config.action_repeat, config.termination == "absorb"
-    env = registry.make(env_id, config.seed, TEST, config.protocol, action_repeat=repeat, absorb=absorb)
+    kind: dict[str, Any] = {"action_repeat": config.action_repeat, "absorb": config.termination == "absorb"}
+    kind |= {"kwargs": config.env_kwargs, "flatten": config.flatten}
+    env = registry.make(env_id, config.seed, TEST, config.protocol, **kind)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
     rng = torch.Generator().manual_seed(config.seed)
@@ -96,6 +102,7 @@ def fit_reward(
         reward.measure(data.segments.obs, data.segments.act)
     if config.reward_clip:
         reward.clip(data.segments.obs, data.segments.act)
+    reward.labels = len(train)
     epochs = descend(reward, data.store(train), data.preferences(validation), config)
     policies: dict[str, Policy] = {"random": uniform_policy(env, np.random.default_rng([config.seed, 2]))}
     if source and (policy := _policy_of(source, env_id, trust)):
@@ -113,7 +120,8 @@ def fit_reward(
         },
         "settings": config.model_dump(mode="json"),
     }
-    return RewardFit(reward, report)
+    info = RewardInfo.of(reward, env_id, config, env.observation_space, env.action_space)
+    return RewardFit(LearnedReward(reward, info), report)
 
 
 def split(data: Dataset, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,6 @@ from filelock import Timeout
 
 from rlhf_bilevel.config import flatten_options
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import LockedError, UserError
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs import report
@@ -58,7 +57,7 @@ def work(spec: RunSpec) -> int:
                 return 0
             if out.begun:
                 out.lock().release()
-                check_same_run(spec, all_settings(spec, registry.check(spec.env, dict(spec.resolve()))))
+                check_same_run(spec, all_settings(spec, spec.check_env()))
                 resume(out.path, progress_bar=True, trust=True, checkpoint_every=spec.checkpoint_every)
             else:
                 train(spec, progress_bar=True)

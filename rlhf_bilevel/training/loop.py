@@ -130,6 +130,7 @@ def update_reward(run: Run, epochs: int) -> Metrics:
             run.reward_optimizer.step()
             losses.append(info["loss"])
             fitted += info["accuracy"] * len(rows) / len(run.prefs)
+    run.reward.labels = len(run.prefs)
     return {
         "reward/loss": float(np.mean(losses)),
         "reward/accuracy": fitted,

@@ -56,8 +56,8 @@ class Run:
 
     @property
     def learnt(self) -> bool:
-        """Whether the reward has been fitted to a label yet."""
-        return bool(self.reward_optimizer.state)
+        """Whether the reward has been fitted to a label yet, by this run or by the one that it was given from."""
+        return bool(self.reward_optimizer.state) or bool(self.config.reward)
 
     @property
     def on_policy_since(self) -> int:

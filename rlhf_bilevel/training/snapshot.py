@@ -60,6 +60,7 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequenc
     run.reward.load_state_dict(tree["reward"])
     load_optimizer(run.reward_optimizer, tree["reward_optimizer"])
     run.health.load_state_dict(tree["health"])
+    run.reward.labels = len(run.prefs) or run.reward.labels  # of a reward that was given
     if tree["method"] is not None:  # None: a fork to another method begins with the new one's own
         run.state.load_state_dict(tree["method"])
         run.generator.set_state(tree["generator"])

@@ -142,13 +142,14 @@ def _simulator(env: Any) -> tuple[Any, Any]:
 
 
 def make(
-    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, **others: Any
 ) -> PoseWrapper:
     """The environment of ``envs.registry.make`` with the same arguments, and with poses in its info.
 
-    UserError if a person could see nothing of it: it has no MuJoCo model, and draws no pictures.
+    ``others`` are more arguments of ``envs.registry.make``. UserError if a person could see nothing of the environment:
+    it has no MuJoCo model, and draws no pictures.
     """
-    env = registry.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
+    env = registry.make(env_id, seed, stream, protocol, None, action_repeat, **others)
     metadata: Any = env.unwrapped.metadata or {}
     fps = metadata.get("render_fps")
     fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
@@ -158,7 +159,7 @@ def make(
     if "rgb_array" not in metadata.get("render_modes", ()):
         raise UserError(f"{env_id} cannot be shown to a person: it has no MuJoCo model and no render_mode rgb_array")
     try:
-        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
+        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
         drawn.reset()
         drawn.render()
     except InvalidEnvError as error:
