@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from rlhf_bilevel import Agent, LearnedReward
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
-from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import LinearReward
 from rlhf_bilevel.rewards.reward_file import BoxActions, RewardInfo
 from rlhf_bilevel.utils.files import read_yaml
 from tests.cli.test_cli import fails
@@ -34,7 +34,7 @@ gymnasium.register("Twin-v0", Steer)
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """r = tanh(x), of one linear member, with two simulator steps in a step."""
     path = tmp_path_factory.mktemp("reward") / "right.safetensors"
-    reward = RewardEnsemble(1, 1, 1, (), torch.Generator(), form="linear")
+    reward = LinearReward(1, 1, 1, (), torch.Generator())
     with torch.no_grad():
         reward.weights[0].copy_(torch.tensor([[[1.0], [0.0]]]))
         reward.biases[0].zero_()
