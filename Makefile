@@ -27,7 +27,8 @@ test: install
 # machine: about ten minutes. Ray is 320 MB, and nothing else needs it
 test-slow: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	SHAPES=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	SHAPES=1 $(BIN)/python -m pytest -q -n 2 tests/rewards tests/bilevel tests/methods tests/feedback tests/training
 
 lint: install
 	$(BIN)/ruff check .

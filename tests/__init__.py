@@ -1,3 +1,3 @@
-"""Tests mirror the package. Shapes are checked from the first import on."""
+"""Tests mirror the package. With SHAPES=1, shapes are checked from the first import on."""
 
 from tests.support import shapes as shapes

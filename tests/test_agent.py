@@ -292,7 +292,7 @@ class Wrong:
     ({"method": "pebbel"}, "did you mean 'pebble'"),
     ({"teacher": Wrong}, "teacher=<class"),
     ({"teacher": 7}, "teacher=7"),
-    ({"algorithm": "TD3"}, "stable_baselines3.TD3"),
+    ({"algorithm": "TD4"}, "did you mean 'TD3'"),
     ({"lables": 7}, "did you mean 'labels'"),
     ({"devise": "cpu"}, "did you mean 'device'"),
     ({"labels": True}, "labels=True"),

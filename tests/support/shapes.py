@@ -1,4 +1,9 @@
-"""The shapes in annotations (jaxtyping) are checked while tests run, by beartype."""
+"""With SHAPES=1 in the environment, beartype checks the shapes in annotations (jaxtyping) while tests run.
+
+``make test-slow`` sets it: the checks make a run of a test take up to half as long again.
+"""
+
+import os
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -12,4 +17,5 @@ MODULES = [
     "rlhf_bilevel.rewards.bradley_terry",
     "rlhf_bilevel.rewards.ensemble",
 ]
-install_import_hook(MODULES, "tests.support.shapes.typechecker")
+if os.environ.get("SHAPES"):
+    install_import_hook(MODULES, "tests.support.shapes.typechecker")

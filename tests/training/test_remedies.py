@@ -15,10 +15,10 @@ from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, build
 
 
-def trained(method: str = "pebble", steps: int = 200, **settings: object) -> Run:
-    run = build(method, **{"total_timesteps": 300, **settings})
+def trained(method: str = "pebble", until: int = 200, **settings: object) -> Run:
+    run = build(method, total_timesteps=300, **settings)
     for _ in train(run):
-        if run.step == steps:
+        if run.step == until:
             return run
     raise AssertionError
 
@@ -61,7 +61,7 @@ def test_an_anchor_of_the_past_is_any_segment_since_labels_began() -> None:
 
 
 def test_without_a_reward_nothing_is_anchored() -> None:
-    run = trained(total_timesteps=20, labels=100, queries_per_session=10, anchor_share=1.0)
+    run = trained(until=20, labels=100, queries_per_session=10, anchor_share=1.0)
     assert len(asked_in(run).first.obs) == 10
 
 
@@ -130,7 +130,7 @@ def test_every_method_learns_with_all_of_them(method: str) -> None:
     norm = {} if method == "prefppo" else {"critic_layer_norm": True}
     run = trained(
         method,
-        total_timesteps=150,
+        until=150,
         **settings,  # type: ignore[arg-type]
         **norm,
         anchor_share=0.5,
@@ -143,18 +143,18 @@ def test_every_method_learns_with_all_of_them(method: str) -> None:
 
 
 def test_pessimism_is_the_mean_less_so_many_standard_deviations_after_the_last_label() -> None:
-    run = trained(pessimism=0.7, labels=12, total_timesteps=100, queries_per_session=6)
+    run = trained(pessimism=0.7, labels=12, until=100, queries_per_session=6)
     obs, act = run.store.obs[:20], run.store.act[:20]
     members = run.reward.members(obs, act)
     assert len(run.prefs) == 12
     expected = members.mean(0) - 0.7 * members.std(0, correction=0)
     assert torch.allclose(run.reward(obs, act), expected, atol=1e-5)
-    before = trained(pessimism=0.7, total_timesteps=60, labels=40, queries_per_session=6)
+    before = trained(pessimism=0.7, until=60, labels=40, queries_per_session=6)
     assert torch.equal(before.reward(obs, act), before.reward.members(obs, act).mean(0))
 
 
 def test_normalised_critics_have_a_layer_normalisation_before_each_activation() -> None:
-    run = trained(total_timesteps=60, critic_layer_norm=True)
+    run = trained(until=60, critic_layer_norm=True)
     critic = run.learners[0].model.critic  # type: ignore[attr-defined]
     for network in critic.q_networks:
         names = [type(module).__name__ for module in network]
