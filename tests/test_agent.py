@@ -287,7 +287,7 @@ class Wrong:
 
 @pytest.mark.parametrize(("given", "told"), [
     ({"env_id": gymnasium.make("Steer-v0")}, "gymnasium.register"),
-    ({"env_id": gymnasium.Env}, "gymnasium.register"),
+    ({"env_id": 7}, "gymnasium.register"),
     ({"method": None}, "method=None"),
     ({"method": "pebbel"}, "did you mean 'pebble'"),
     ({"teacher": Wrong}, "teacher=<class"),

@@ -193,6 +193,7 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
     assert not first.is_alive()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_timeout_equals_one_without(tmp_path: Any) -> None:
     def learnt(**settings: Any) -> Callable:
         agent = Agent("pebble", "Steer-v0", **(SMALL | {"train_freq": 5} | settings)).learn(120)

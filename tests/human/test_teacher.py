@@ -138,6 +138,7 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     assert Agent.load(out).predict(torch.zeros(1).numpy())[0].shape == (1,)
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_store_and_the_log_loses_and_doubles_nothing(
     tmp_path: Path, oracle: tuple[Path, str]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_kill_between_the_store_and_the_log_loses_and_doubles_nothing(
     assert tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: Path) -> None:
     """Answers come whenever they come; the same log gives the same run, bit for bit."""
     out = tmp_path / "run"
@@ -324,6 +326,7 @@ def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_pat
     assert mine.t_answered[mine.labelled].tolist() == [2.0] * 3 and mine.label_kind[3] == "open"
 
 
+@pytest.mark.slow
 def test_a_dataset_is_replayed(tmp_path: Path, oracle: tuple[Path, str]) -> None:
     replayed = agent(tmp_path / "run", f"replay={oracle[0] / 'preferences.parquet'}").learn(STEPS)
     assert replayed.run is not None and len(replayed.run.prefs) == 40

@@ -82,6 +82,7 @@ def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monk
     assert (gradient(run, penalty.reward_loss) - own).norm() <= 0.5 * own.norm() * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_upper_objective_is_in_what_the_learner_sees_and_not_in_the_gap() -> None:
     run = torn("one")
     obs, act = run.store.obs[:20], run.store.act[:20]
@@ -90,6 +91,7 @@ def test_the_weight_of_the_upper_objective_is_in_what_the_learner_sees_and_not_i
     assert torch.allclose(seen, run.reward(obs, act) - 2.5 * run.options.sigma * run.state.cost(obs, act), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
     run = fresh("penalty", sides="forward", careful_from="last_label")
     assert len(run.prefs) == run.config.labels and penalty.sides(run) == (0.0, -run.options.sigma)
@@ -97,6 +99,7 @@ def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
     assert penalty.sides(run) == (0.0, run.options.sigma)
 
 
+@pytest.mark.slow
 def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> None:
     run = build("penalty", total_timesteps=160, fork_response=True)
     for _ in train(run):

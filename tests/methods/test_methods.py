@@ -173,6 +173,7 @@ def test_without_cost_the_penalty_method_is_the_control_bit_for_bit(use_gap: boo
     assert same_weights(bare, trained("twin"))
 
 
+@pytest.mark.slow
 def test_cost_and_gap_each_move_a_run() -> None:
     costly = trained("penalty", total_timesteps=300, use_gap=False)
     assert not same_weights(costly, trained("twin", total_timesteps=300))
@@ -210,6 +211,7 @@ def test_every_choice_runs_through_all_phases(settings: dict) -> None:
     assert all(torch.isfinite(p).all() for p in run.reward.parameters())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
     assert same_weights(trained("penalty"), fresh("penalty"))
     assert not same_weights(trained("penalty"), trained("penalty", seed=1))

@@ -58,6 +58,7 @@ def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, who
     equal(tmp_path / "fork", whole[0])
 
 
+@pytest.mark.slow
 def test_a_fork_without_a_folder_is_the_same_run_too(whole: tuple[Path, str]) -> None:
     assert state(Agent.fork(whole[0], at=100).learn(STEPS - 100)) == whole[1]
 
@@ -68,6 +69,7 @@ def test_so_it_is_with_other_methods(tmp_path: Path, method: str) -> None:
     assert state(Agent.fork(tmp_path / "run", at=200).learn(100)) == expected
 
 
+@pytest.mark.slow
 def test_a_fork_that_is_killed_can_be_resumed(tmp_path: Path, whole: tuple[Path, str]) -> None:
     class Stop(Exception):
         pass
@@ -360,6 +362,7 @@ def test_a_program_may_go_to_another_folder_before_a_fork_learns(
         agent.learn(10)
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_rerun_goes_on_with_the_session_after_those_it_used(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:

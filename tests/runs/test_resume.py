@@ -90,7 +90,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, state(started("penalty", out))
 
 
-@pytest.mark.parametrize("step", [1, 130, 222, STEPS])
+@pytest.mark.parametrize(
+    "step", [1, pytest.param(130, marks=pytest.mark.slow), 222, pytest.param(STEPS, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str], step: int) -> None:
     """Before the first checkpoint, between two, and after the last step but before the model is written."""
     killed(step, lambda: started("penalty", tmp_path / "run"))
@@ -98,6 +100,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str
     equal(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, whole: tuple[Path, str]) -> None:
     killed(90, lambda: started("penalty", tmp_path / "run"))
     for step in (110, 160, 290):
@@ -214,6 +217,7 @@ def test_logs_show_each_step_once(tmp_path: Path, whole: tuple[Path, str]) -> No
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
 
 
+@pytest.mark.slow
 def test_consumed_labels_are_replayed_and_the_teacher_is_not_asked_again(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
@@ -245,6 +249,7 @@ def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     Agent.resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
