@@ -97,6 +97,7 @@ def test_a_users_own_teacher_is_asked() -> None:
     assert reward[-1] > reward[0]
 
 
+@pytest.mark.slow
 def test_another_algorithm_of_sb3_is_a_learner() -> None:
     agent = Agent("penalty", "Steer-v0", algorithm=TD3, **SMALL).learn(120)
     assert isinstance(agent.model, TD3)

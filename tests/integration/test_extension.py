@@ -115,6 +115,7 @@ main(["evaluate", sys.argv[1], "--episodes", "1"])
     is_as_it_was_asked_for(out, "tempered", "swing/light-v0", "patient", "lazy", "gap", "squares")
 
 
+@pytest.mark.slow
 def test_modules_of_the_current_folder_are_named_and_a_run_that_was_cut_off_goes_on(
     package: Path, tmp_path: Path
 ) -> None:

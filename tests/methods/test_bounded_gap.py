@@ -66,6 +66,7 @@ def gradient(run: Run, upper) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = torn(sides)
@@ -124,6 +125,7 @@ def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
         assert torch.allclose(one[name], other[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_incumbents_gradient_is_the_labels_and_the_bounded_gap() -> None:
     run = fresh("incumbent")
     state = run.rng["visits"].bit_generator.state

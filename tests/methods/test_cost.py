@@ -13,8 +13,8 @@ from rlhf_bilevel.types import Preferences, Queries, Segments
 STATES, ACTIONS, PAIRS = 4, 3, 30_000
 
 
-@pytest.mark.parametrize("source", ["labels", "posterior"])
-@pytest.mark.parametrize("kind", ["preference_loss", "win_rate"])
+@pytest.mark.parametrize("source", ["labels", pytest.param("posterior", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["preference_loss", pytest.param("win_rate", marks=pytest.mark.slow)])
 def test_learnt_cost_is_the_exact_derivative_up_to_a_constant(kind: str, source: str) -> None:
     rng = torch.Generator().manual_seed(1)
     mdp = tabular.random_mdp(rng, STATES, ACTIONS)

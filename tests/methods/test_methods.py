@@ -151,6 +151,7 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
     assert torch.allclose(second, reward + (tilt if sides == "forward" else -tilt), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_sigma_spread_is_how_far_the_cost_spreads_beside_the_reward(sides: str) -> None:
     run = fresh("penalty", sides=sides, sigma_spread=0.7)
@@ -193,6 +194,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     assert same_weights(lone, trained("pebble"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

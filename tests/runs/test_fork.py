@@ -49,7 +49,7 @@ def test_the_last_checkpoint_stays_and_those_that_are_to_be_kept(whole: tuple[Pa
     assert steps_of(whole[0]) == [100, 200, 300]
 
 
-@pytest.mark.parametrize("at", [100, 250])
+@pytest.mark.parametrize("at", [pytest.param(100, marks=pytest.mark.slow), 250])
 def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, whole: tuple[Path, str], at: int) -> None:
     before = snapshot(whole[0])
     forked = Agent.fork(whole[0], at=at, out=tmp_path / "fork").learn(STEPS - at // 100 * 100)

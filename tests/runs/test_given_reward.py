@@ -26,7 +26,7 @@ class Short(Steer):
     action_space = Box(-0.5, 0.5, (1,), np.float32)
 
 
-gymnasium.register("Short-v0", Short)
+gymnasium.register("Narrow-v0", Short)
 gymnasium.register("Twin-v0", Steer)
 
 
@@ -132,7 +132,7 @@ def test_another_environment_of_the_same_spaces_is_named(file: Path) -> None:
             "pebble --env Pendulum-v1",
             "Pendulum-v1 does not fit FILE: the reward is of Steer-v0, with observations of 1",
         ),
-        ("pebble --env Short-v0", "Short-v0 does not fit FILE: the reward is of Steer-v0, with actions Box(-1.0"),
+        ("pebble --env Narrow-v0", "Narrow-v0 does not fit FILE: the reward is of Steer-v0, with actions Box(-1.0"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line_and_nothing_is_written(
