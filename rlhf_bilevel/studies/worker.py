@@ -38,7 +38,7 @@ def check_same_run(spec: RunSpec, settings: Mapping[str, Any]) -> None:
     if not out.begun:
         return
     record = out.read_config()
-    on_disk = {key: record[key] for key in ("method", "env", "algorithm") if key in record}
+    on_disk: dict[str, Any] = {key: record[key] for key in ("method", "env", "algorithm") if key in record}
     on_disk |= flatten_options(record.get("settings", {}), spec.method)
     asked = {"method": spec.method, "env": spec.env, "algorithm": spec.algorithm or METHODS[spec.method].algorithm}
     for key, expected in {**asked, **flatten_options(settings, spec.method)}.items():
