@@ -1,4 +1,4 @@
-"""The command line: every option, and what becomes of a mistake. ``commands`` and ``many`` have the work."""
+"""The command line: every option, and what becomes of a mistake. The modules of ``cli`` have the work."""
 
 from __future__ import annotations
 

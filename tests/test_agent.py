@@ -16,9 +16,8 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rlhf_bilevel import Agent
+from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils import versions
@@ -163,8 +162,8 @@ def test_an_export_says_which_environment_its_policy_expects(tmp_path: Path, cap
     Agent("pebble", "Steer-v0", out=out, action_repeat=5, **SMALL).learn(120)
     main(["export", str(out), "--sb3", str(tmp_path / "sb3.zip")])
     told = capsys.readouterr().out
-    (maker,) = [line.strip() for line in told.splitlines() if "envs.make(" in line]
-    env = eval(maker, {"envs": registry})
+    (maker,) = [line.strip() for line in told.splitlines() if "envs.registry.make(" in line]
+    env = eval(maker, {"envs": envs})
     model = SAC.load(tmp_path / "sb3.zip", env=env)
     env.reset()
     steps, over = 0, False

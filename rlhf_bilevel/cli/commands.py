@@ -212,7 +212,7 @@ def export(args: argparse.Namespace) -> Work:
             told |= {key: value for key, value in (("kwargs", c.env_kwargs), ("flatten", c.flatten)) if value}
             arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
-            print(f"    envs.make({agent.env_id!r}, seed=0{arguments})")
+            print(f"    envs.registry.make({agent.env_id!r}, seed=0{arguments})")
             print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "
                   f"{c.action_repeat} step{'s' * (c.action_repeat > 1)} of the simulator. "
                   "SB3 can train it on: its optimizers and temperature begin anew.")  # fmt: skip
@@ -310,7 +310,7 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``points.Point``) of the runs that the paths stand for; what is odd about them is told."""
+    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; what is odd about them is told."""
     from rlhf_bilevel.evaluation.sources import gather_records
 
     rows, told = gather_records(paths)

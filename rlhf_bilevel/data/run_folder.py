@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
+FORMER_ALGORITHMS = {"Uniform": "RandomPolicy"}  # as older runs name them
 OWN = "own"  # stands for algorithm settings that no file can hold
 REWARD_LIMIT = 2**30  # the most bytes of a file with a reward model
 HEADER = 2**20  # the most bytes of a safetensors file that are not weights
@@ -181,6 +182,7 @@ class RunFolder:
         ``custom`` are keys whose values are not used, as the user gives objects of their own instead.
         """
         record = self.examine().read_config(must_be_complete=True)
+        record["algorithm"] = FORMER_ALGORITHMS.get(record["algorithm"], record["algorithm"])
         record["settings"] = nest_options(flatten_options(record["settings"], record["method"]), record["method"])
         try:
             validate(record["settings"])

@@ -105,3 +105,13 @@ def test_a_folder_of_before_is_evaluated_and_begins_another_run(tmp_path: Path, 
         assert Agent.load(run).evaluate(1).returns == agent.evaluate(1).returns
         args = parser().parse_args(["train", method, "--env", "Pendulum-v1", "--config", str(run / CONFIG)])
         assert spec(args, method, "Pendulum-v1").resolve() == agent.config
+
+
+def test_a_random_run_of_before_is_evaluated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    agent = Agent("random", "Pendulum-v1", out=run, **FEW).learn(160)
+    told = yaml.safe_load((run / CONFIG).read_text())
+    assert told["algorithm"] == "RandomPolicy"
+    (run / CONFIG).write_text(yaml.safe_dump(told | {"algorithm": "Uniform"}))
+    write_sums(run, [path.name for path in run.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
+    assert Agent.load(run).method is agent.method
