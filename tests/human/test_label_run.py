@@ -15,8 +15,8 @@ import torch
 from playwright.sync_api import Request, Response, expect, sync_playwright
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.cli.label import listen
 from rlhf_bilevel.data.label_log import decode_answers, decode_segments
+from rlhf_bilevel.human.addresses import listen
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
 from rlhf_bilevel.rewards.bradley_terry import accuracy, logits
