@@ -1,7 +1,7 @@
 """The command line: which commands there are, and what becomes of a mistake. Each command is a module of ``cli``.
 
-A command has ``HELP``, ``add_arguments(parser)`` and ``run(args)``. ``run`` checks first, before torch is loaded and
-before anything is written, and returns the work to be done.
+A command has ``HELP``, two ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args)``. ``run`` checks first, before
+torch is loaded and before anything is written, and returns the work to be done.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def loading() -> Iterator[None]:
 with loading():
     from rlhf_bilevel.cli import (
         compare,
+        completion,
         doctor,
         evaluate,
         explain,
@@ -43,6 +44,7 @@ with loading():
         label,
         plot,
         resume,
+        settings,
         sweep,
         train,
         tune,
@@ -56,7 +58,7 @@ COMMANDS: dict[str, ModuleType] = {
     command.__name__.rpartition(".")[2].replace("_", "-"): command
     for command in (
         train, resume, fork, label, sweep, tune, evaluate, explain, export, fit_reward, import_minari, plot, compare,
-        doctor,
+        settings, doctor, completion,
     )
 }  # fmt: skip
 
@@ -101,7 +103,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         does = command.HELP
-        sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does)
+        epilog = "\n  ".join(("examples:", *command.EXAMPLES))
+        sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does, epilog=epilog)
         sub.set_defaults(command=name, options=sub._option_string_actions, dir=None)
         command.add_arguments(sub)
     return top

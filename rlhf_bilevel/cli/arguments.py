@@ -22,8 +22,8 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-class Formatter(argparse.HelpFormatter):
-    """Help pages name the defaults."""
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help pages name the defaults, and keep the lines of the examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == []

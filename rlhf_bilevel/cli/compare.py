@@ -12,6 +12,10 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "a table of runs: IQM a method and environment, and probability of improvement"
+EXAMPLES = (
+    "rlhf-bilevel compare runs/sweep",
+    "rlhf-bilevel compare benchmarks/results/quick.csv --baseline sac --json",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

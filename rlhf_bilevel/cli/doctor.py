@@ -12,6 +12,10 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.utils.versions import installed_versions
 
 HELP = "what works on this machine, and what to install"
+EXAMPLES = (
+    "rlhf-bilevel doctor",
+    "MUJOCO_GL=egl rlhf-bilevel doctor",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -12,6 +12,10 @@ from rlhf_bilevel.cli.run_options import add_trust_option
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "true return and success of a run's agent on fresh episodes"
+EXAMPLES = (
+    "rlhf-bilevel evaluate runs/walker",
+    "rlhf-bilevel evaluate runs/walker --episodes 50 --json",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

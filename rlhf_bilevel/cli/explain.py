@@ -12,6 +12,10 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "the weights of a run's linear or quadratic reward, those that matter most first"
+EXAMPLES = (
+    "rlhf-bilevel explain runs/read",
+    "rlhf-bilevel explain runs/read --top 5",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

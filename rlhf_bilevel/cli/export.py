@@ -14,6 +14,10 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import reserve_new_file, write
 
 HELP = "write a run's agent as a plain Stable-Baselines3 file, or its labels as a dataset"
+EXAMPLES = (
+    "rlhf-bilevel export runs/walker --sb3 walker.zip",
+    "rlhf-bilevel export runs/walker --preferences walker.parquet",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

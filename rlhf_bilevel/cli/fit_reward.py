@@ -14,6 +14,10 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "fit a reward to a preference dataset alone, and say how good it is"
+EXAMPLES = (
+    "rlhf-bilevel fit-reward runs/walker --env dm_control/walker-walk-v0",
+    "rlhf-bilevel fit-reward walker.parquet --env dm_control/walker-walk-v0 --out rewards/walker",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
@@ -27,7 +31,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of config.py; repeatable",
+        help="a setting, as rlhf-bilevel settings lists them; repeatable",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
     add_trust_option(sub)

@@ -13,6 +13,10 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import reserve_new_file
 
 HELP = "make a preference dataset of a local Minari dataset"
+EXAMPLES = (
+    "rlhf-bilevel import-minari mujoco/halfcheetah/expert-v0 --pairs 500 --out cheetah.parquet",
+    "rlhf-bilevel import-minari mujoco/halfcheetah/expert-v0 --pairs 500 --teacher none --out open.parquet",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -36,6 +36,10 @@ INTERVAL = 1.0  # seconds between two looks for a run that has not begun
 
 
 HELP = "serve the page on which people label a run's pairs"
+EXAMPLES = (
+    'rlhf-bilevel label runs/one-leg --question "Which one is closer to standing on one leg?"',
+    "rlhf-bilevel label runs/one-leg --labeller ada --labeller ben --expert eve --guidelines guidelines.md",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -14,6 +14,10 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs.report import print_result
 
 HELP = "go on with a run that was cut off, as if it had not been"
+EXAMPLES = (
+    "rlhf-bilevel resume runs/walker",
+    "rlhf-bilevel resume runs/walker --verbose --checkpoint-every 5000",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

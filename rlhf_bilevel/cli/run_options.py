@@ -57,7 +57,7 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of config.py or METHOD.NAME; repeatable",
+        help="a setting, as rlhf-bilevel settings lists them; repeatable",
     )
 
 
@@ -72,7 +72,7 @@ def add_training_options(sub: argparse.ArgumentParser) -> None:
         type=natural,
         default=0,
         metavar="STEPS",
-        help="a checkpoint that stays, for fork (default: 0)",
+        help="a checkpoint that stays, for fork",
     )
     sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
     sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")

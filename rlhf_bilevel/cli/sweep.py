@@ -20,6 +20,10 @@ from rlhf_bilevel.studies.worker import all_settings, check_same_run
 from rlhf_bilevel.utils.files import check_writable
 
 HELP = "train many: methods x environments x seeds; again, it goes on with what is missing"
+EXAMPLES = (
+    "rlhf-bilevel sweep penalty pebble --env dm_control/walker-walk-v0 --steps 100000 --seeds 5",
+    "rlhf-bilevel sweep pebble --env Pendulum-v1 --env Reacher-v5 --steps 20000 --preset quick --cohort",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

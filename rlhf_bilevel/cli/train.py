@@ -21,6 +21,10 @@ from rlhf_bilevel.runs.spec import check_owners
 from rlhf_bilevel.utils.files import check_writable
 
 HELP = "train an agent from preference labels"
+EXAMPLES = (
+    "rlhf-bilevel train pebble --env dm_control/walker-walk-v0 --steps 100000 --labels 500 --out runs/walker",
+    "rlhf-bilevel train penalty --env Pendulum-v1 --preset quick --steps 20000 --set penalty.sides=two",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -29,6 +29,10 @@ from rlhf_bilevel.utils.files import check_plain_file, check_writable, read_yaml
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 PRUNERS = ("median", "hyperband", "none")
 HELP = "search for settings with Optuna; again, it goes on"
+EXAMPLES = (
+    "rlhf-bilevel tune pebble --env Pendulum-v1 --steps 20000 --tune batch_size=64..512",
+    "rlhf-bilevel tune surf --env Pendulum-v1 --steps 20000 --tune surf.threshold=0.9..0.999 --trials 40",
+)
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
