@@ -34,12 +34,11 @@ def run(args: argparse.Namespace) -> Work:
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
-        from rlhf_bilevel.runs.session import resume
+        from rlhf_bilevel.runs.session import Observers, resume
 
         resume(
             args.dir,
-            progress_bar=not args.verbose,
-            screen=args.verbose,
+            Observers(progress_bar=not args.verbose, screen=args.verbose),
             trust=args.trust,
             checkpoint_every=args.checkpoint_every,
             keep_every=args.keep_every,

@@ -63,12 +63,12 @@ def run(args: argparse.Namespace) -> Work:
     spec.check_env()
 
     def work() -> None:
-        from rlhf_bilevel.runs.session import train
+        from rlhf_bilevel.runs.session import Observers, train
 
         for out in [args.out] if args.out else numbered(default):
             args.dir = out  # told where training is interrupted
             try:
-                train(replace(spec, out=out), progress_bar=not args.verbose, screen=args.verbose)
+                train(replace(spec, out=out), Observers(progress_bar=not args.verbose, screen=args.verbose))
                 break
             except (AlreadyExistsError, LockedError):  # by another process, just now
                 if args.out:
