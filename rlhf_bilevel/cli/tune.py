@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, integer, one_of, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
 from rlhf_bilevel.cli.run_options import METHOD, add_checkpoint_option, add_run_options, assigned
-from rlhf_bilevel.config import MOVED
+from rlhf_bilevel.config import MOVED, current_names
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import METHODS
@@ -57,9 +58,14 @@ def run(args: argparse.Namespace) -> Work:
     kind = one_teacher(run_options.spec(args, args.method, args.env))
     kind.resolve()
     tuned = read_space(args.space, args.tune)
+    if "initial_alpha" in tuned:
+        raise UserError("initial_alpha is called ent_coef now: its values are auto_NUMBER|auto_NUMBER")
+    tuned = current_names(tuned, [args.method])
     check_owners(args.method, [*assigned(args.set), *tuned])
-    for pair in args.set:
-        if (key := pair.partition("=")[0]) in tuned:
+    with warnings.catch_warnings(action="ignore"):  # about old names, which were told already
+        fixed = current_names(assigned(args.set), [args.method])
+    for key in fixed:
+        if key in tuned:
             raise UserError(f"{key} is both set and to be tuned")
     limit = kind.check_env()
 

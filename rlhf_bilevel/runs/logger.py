@@ -142,8 +142,10 @@ class StepLogger(Logger):
 
     def dump(self, step: int = 0) -> None:
         """Writes a row; its step is ``self.step`` unless it is given."""
+        step = step or self.step
+        self.record(STEP, step, exclude="tensorboard")  # which has it as the step of each value
         with delayed_interrupts():
-            super().dump(step or self.step)
+            super().dump(step)
 
     def close(self) -> None:
         """Closes all but the user's own output formats."""
@@ -170,7 +172,7 @@ class CSVWriter(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Adds a row. FormatUnsupportedError for a value that is no number or text."""
-        key_values = {**filter_excluded_keys(key_values, key_excluded, "csv"), STEP: step}
+        key_values = filter_excluded_keys(key_values, key_excluded, "csv")
         for value in key_values.values():
             if isinstance(value, (Video, Figure, Image, HParam)):
                 raise FormatUnsupportedError(["csv"], type(value).__name__.lower())

@@ -1,5 +1,6 @@
 """What the documents show is what the package does."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -34,10 +35,13 @@ def test_the_readmes_python_runs_and_says_what_came_out(
     assert again.shape == (1,)
 
 
-def test_the_callbacks_python_runs(capsys: pytest.CaptureFixture) -> None:
-    (example,) = blocks("python", "docs/callbacks.md")
-    exec(example.replace("1_000", "200").replace("eval_freq=500", "eval_freq=100"), {})
+def test_the_callbacks_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluates, logs = blocks("python", "docs/callbacks.md")
+    exec(evaluates.replace("1_000", "200").replace("eval_freq=500", "eval_freq=100"), {})
     assert "Eval num_timesteps=100" in capsys.readouterr().out
+    exec(logs.replace("1_000", "200").replace("runs/logs", str(tmp_path)), {})
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    assert rows[-1]["time/total_timesteps"] == 200 and "log.txt" in {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_python_for_a_reward_elsewhere_runs(
