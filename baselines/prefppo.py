@@ -18,11 +18,11 @@ class PrefPPOOptions(Options):
 
     n_steps: Annotated[int, Field(ge=2, le=10**6)] = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
     batch_size: Annotated[Size, Field(ge=2)] = 64  # advantages are normalised within each
-    n_epochs: Often = 20
-    learning_rate: Rate = 5e-5
-    clip_range: Positive = 0.4
-    gae_lambda: Fraction = 0.92
-    ent_coef: Weight = 0.0
+    n_epochs: Often = 20  # over each rollout
+    learning_rate: Rate = 5e-5  # Adam's
+    clip_range: Positive = 0.4  # of the ratio of new and old probabilities
+    gae_lambda: Fraction = 0.92  # of generalized advantage estimation
+    ent_coef: Weight = 0.0  # of the policy's entropy in the loss
 
 
 PREFPPO = Method(

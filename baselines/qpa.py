@@ -21,7 +21,7 @@ class QpaOptions(Options):
 
     copies: Few = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
     shortest: Fraction = 0.7  # of a segment: 35 to 45 steps of 50
-    longest: Fraction = 0.9
+    longest: Fraction = 0.9  # of a segment
 
 
 def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ FRESH = {"epochs": 0.0, "seen": 0.0, "mean": 0.0, "variance": 1.0, "rho": 0.0}  
 class RimeOptions(Options):
     """The published values. Without ``denoise`` all labels are trusted."""
 
-    denoise: bool = True
-    alpha: Weight = 0.5
-    beta: Weight = 3.0
-    beta_least: Weight = 1.0
+    denoise: bool = True  # whether surprising labels are left out or turned
+    alpha: Weight = 0.5  # weight of rho in the largest surprise that is trusted
+    beta: Weight = 3.0  # weight of the variance in it, at the start
+    beta_least: Weight = 1.0  # the same, in the end
     beta_epochs: Size = 60  # until beta_t is at its least; 600 on Meta-World
     tau: Fraction = 1e-3  # a label less likely than this is turned
     warm_updates: Few = 5  # gradient steps of the warm start per step of pre-training

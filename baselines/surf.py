@@ -28,7 +28,7 @@ class SurfOptions(Options):
     weight: Weight = 1.0  # lambda: of the unlabelled pairs' loss
     unlabelled: Annotated[Few, Field(ge=1)] = 4  # mu: unlabelled pairs per labelled one
     shortest: Fraction = 0.75  # crops, as shares of a segment: 45 to 55 steps of 60
-    longest: Fraction = 0.92
+    longest: Fraction = 0.92  # of a segment
 
 
 def cropped(run: Run, pairs: Queries | Preferences) -> Tensor:

@@ -38,11 +38,11 @@ BOUND = 4.0
 class CostOptions(Options):
     """Options of every method with a cost."""
 
-    objective: Literal["preference_loss", "win_rate"] = "preference_loss"
+    objective: Literal["preference_loss", "win_rate"] = "preference_loss"  # G, the upper objective
     win_weight: Positive = 1.0  # w, the nats that a win rate of one is worth
     cost: Literal["labels", "posterior", "information"] = "information"  # what c is fitted to
-    cost_hidden: Layers = (64, 64)
-    cost_learning_rate: Rate = 1e-3
+    cost_hidden: Layers = (64, 64)  # units of each hidden layer of c
+    cost_learning_rate: Rate = 1e-3  # Adam's, for c
     cost_steps: Often = 50  # gradient steps after each reward update
     cost_pairs: Size = 64  # pairs per gradient step
     cost_labels: Size = 250  # newest labels that c is fitted to
