@@ -18,6 +18,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from rlhf_bilevel.registries import METHODS
 from site_tools.pages import LINK, ROOT, links
 from site_tools.reference import GENERATED
 
@@ -26,6 +27,15 @@ MARK = re.compile(r"<!-- generated: ([\w-]+) -->")
 TO_A_FOLDER = re.compile(r"\[([^]]+)\]\(([^)#:]+)\)")  # there is none in the site: its name stays
 LOADS = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>|"
                    r"<link\b[^>]*\bhref=[\"']?(?:https?:)?//[^>]*>|@import[^;]*//[^;]*;")  # fmt: skip
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds each method's page to the navigation, in the order of the registry."""
+    (reference,) = (part["Reference"] for part in config.nav or [] if "Reference" in part)
+    (listed,) = (part["Methods"] for part in reference if "Methods" in part)
+    written = {path.stem for path in Path(config.docs_dir).glob("methods/*.md")}
+    listed += [{name: f"methods/{name}.md"} for name in METHODS.ours if name in written]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
