@@ -1,6 +1,6 @@
 """Checks how the documentation is written; ``make lint`` runs it. It prints what is wrong, a line each.
 
-In README and the tutorials a sentence has at most 30 words and three numbers. In all pages links lead somewhere.
+In README, the tutorials and the recipes a sentence has at most 30 words and three numbers. All links lead somewhere.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from site_tools.pages import ROOT, dead_links, sentences, written
 
-WORDS, NUMBERS = 30, 3
+WORDS, NUMBERS = 30, 3  # of a sentence, at most
 README_LINES = 120
 
 
 def plain_pages() -> list[Path]:
     """The pages that newcomers read first."""
-    return [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorials/*.md"))]
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/tutorials/*.md")), *sorted(ROOT.glob("docs/how-to/*.md"))]
 
 
 def long_sentences(page: Path) -> Iterator[str]:
