@@ -28,8 +28,10 @@ from rlhf_bilevel.types import Preferences
 class ParlOptions(Options):
     """Options of PARL."""
 
-    weight: Weight = 0.1  # nats per unit of reward
-    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
+    weight: Weight = 0.1
+    """Weight of the second part of the gradient, in nats per unit of reward."""
+    visit_episodes: Size = 2
+    """Newest episodes of the learner from which its occupancy is estimated."""
 
 
 def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[int, int]]) -> Tensor:

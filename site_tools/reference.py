@@ -5,102 +5,41 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Sequence
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from rlhf_bilevel.__main__ import parser
-from rlhf_bilevel.config import PRESETS, Config
+from rlhf_bilevel.__main__ import COMMANDS, parser
+from rlhf_bilevel.cli.settings import Setting, rows_of, written
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.registries import METHODS
 
-STEPS = 100_000  # of the run that shows what phases follow from
-SIGNS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt"}
-KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "KEY: VALUE"}
+SETTING = ("setting", "values", "default", "meaning")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
-    )
+    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def shown(value: Any) -> str:
-    """A setting's value as one writes it after ``--set``."""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, list | tuple):
-        return f"`{','.join(map(str, value))}`"
-    return "empty" if value in ("", {}) else f"`{value}`"
-
-
-def kind(annotation: Any, metadata: Sequence[Any]) -> str:
-    """Which values a field takes: its type and bounds."""
-    if get_origin(annotation) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return "whole numbers, separated by commas"
-    bound = {
-        name: getattr(part, name) for part in unpacked(metadata) for of, name in SIGNS.items() if isinstance(part, of)
-    }
-    low = f"at least {bound['ge']:,}" if "ge" in bound else f"above {bound['gt']:,}" if "gt" in bound else ""
-    high = (
-        f"at most {bound['le']:,}" if bound.get("le", 1e9) < 1e9 else f"below {bound['lt']:,}" if "lt" in bound else ""
-    )
-    return ", ".join(part for part in (KINDS.get(get_origin(annotation) or annotation, "text"), low, high) if part)
-
-
-def unpacked(metadata: Sequence[Any]) -> Iterator[Any]:
-    """The bounds in a field's metadata, those inside of another ``Field`` too."""
-    for part in metadata:
-        yield from unpacked(part.metadata) if isinstance(part, FieldInfo) else [part]
-
-
-def described(model: type[BaseModel], name: str) -> str:
-    """The text below a field, or else the comment beside it. ValueError if it has neither."""
-    if text := model.model_fields[name].description:
-        return text
-    for owner in model.__mro__:
-        has_it = name in vars(owner).get("__annotations__", {})
-        comment = has_it and re.search(rf"^    {name}: .*?  # (.+)$", inspect.getsource(owner), re.MULTILINE)
-        if comment:
-            return comment[1]
-    raise ValueError(f"{model.__name__}.{name}: nothing says what it means")
-
-
-def groups() -> dict[str, list[str]]:
-    """The settings' names under the headings that config.py has for them."""
-    found: dict[str, list[str]] = {}
-    heading = "Budget"
-    for line in inspect.getsource(Config).splitlines():
-        if comment := re.match(r"    # ([^;,(]+)", line):
-            heading = comment[1].strip()
-        elif (field := re.match(r"    (\w+): ", line)) and field[1] in Config.model_fields:
-            found.setdefault(heading, []).append(field[1])
-    return found
+def row_of(setting: Setting) -> list[str]:
+    """A setting's row. ValueError if nothing says what it means."""
+    if not setting.text:
+        raise ValueError(f"{setting.name}: nothing says what it means")
+    default = [setting.default, *(f"{preset}: {value}" for preset, value in setting.presets.items())]
+    return [f"`{setting.name}`", setting.values, "; ".join(default), setting.text]
 
 
 def settings() -> str:
-    """All fields of ``Config``, a table for each part, and where presets differ."""
-    example = Config(total_timesteps=STEPS)
-    parts = []
-    for heading, names in groups().items():
-        rows = []
-        for name in names:
-            field = Config.model_fields[name]
-            default = shown(field.default)
-            if field.is_required():
-                follows = f"follows; `{getattr(example, name)}` in {STEPS:,} steps with {example.labels} labels"
-                default = "`--steps`" if name == "total_timesteps" else follows
-            there = [f"`{preset}`: {shown(values[name])}" for preset, values in PRESETS.items() if name in values]
-            rows.append([f"`{name}`", kind(field.annotation, field.metadata), "; ".join([default, *there]),
-                         described(Config, name)])  # fmt: skip
-        parts.append(f"## {heading}\n\n{table(['setting', 'value', 'default', 'meaning'], rows)}")
-    return "\n\n".join(parts)
+    """All settings, in a table for each heading that config.py has."""
+    groups: dict[str, list[list[str]]] = {}
+    rows = {setting.name: row_of(setting) for setting in rows_of(Config)}
+    heading = ""
+    for line in inspect.getsource(Config).splitlines():
+        if comment := re.match(r"    # ([^;,(]+)", line):
+            heading = comment[1].strip()
+        elif (field := re.match(r"    (\w+): ", line)) and field[1] in rows:
+            groups.setdefault(heading, []).append(rows[field[1]])
+    return "\n\n".join(f"## {heading}\n\n{table(SETTING, rows)}" for heading, rows in groups.items())
 
 
 def methods() -> str:
@@ -108,33 +47,28 @@ def methods() -> str:
     parts = []
     for name in METHODS.ours:
         method = METHODS[name]
-        lines = [f"## {name}"]
-        if method.settings:
-            differs = ", ".join(f"`{key}` {shown(value)}" for key, value in method.settings.items())
-            lines.append(f"Differs from the defaults in {differs}.")
-        rows = [[f"`{name}.{key}`", kind(field.annotation, field.metadata), shown(field.default),
-                 described(method.options, key)] for key, field in method.options.model_fields.items()]  # fmt: skip
-        lines.append(
-            table(["option", "value", "default", "meaning"], rows) if rows else "It has no options of its own."
-        )
+        differs = ", ".join(f"`{key}={written(value)}`" for key, value in method.settings.items())
+        rows = [row_of(setting) for setting in rows_of(method.options, f"{name}.")]
+        lines = [f"## {name}", *([f"Its own defaults: {differs}."] if differs else [])]
+        lines.append(table(SETTING, rows) if rows else "It has no options of its own.")
         parts.append("\n\n".join(lines))
     return "\n\n".join(parts)
 
 
 def command_line() -> str:
-    """Every command with its arguments, from the parser itself."""
-    top = parser()
-    (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    """Every command with its examples and arguments, from the parser itself."""
+    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     parts = []
     for name, command in commands.choices.items():
-        rows = [row(action) for action in command._actions if not isinstance(action, argparse._HelpAction)]
         about = str(command.description)
-        lines = [f"## {name}", about[:1].upper() + about[1:] + "."]
-        parts.append("\n\n".join([*lines, *([table(["argument", "default", "meaning"], rows)] if rows else [])]))
+        examples = "\n".join(("```", *COMMANDS[name].EXAMPLES, "```"))
+        rows = [argument(action) for action in command._actions if not isinstance(action, argparse._HelpAction)]
+        lines = [f"## {name}", f"{about[:1].upper()}{about[1:]}.", examples]
+        parts.append("\n\n".join([*lines, *([table(("argument", "default", "meaning"), rows)] if rows else [])]))
     return "\n\n".join(parts)
 
 
-def row(action: argparse.Action) -> list[str]:
+def argument(action: argparse.Action) -> list[str]:
     """One argument: how it is written, its default, its help. A default that the help tells is taken from there."""
     text = (action.help or "").replace("%%", "%")
     told = re.search(r" ?\(default: ([^)]*)\)$", text)

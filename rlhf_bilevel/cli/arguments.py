@@ -11,6 +11,8 @@ from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.suggest import did_you_mean
 
+Work = Callable[[], None]  # what a command does once its options are checked
+
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
 
@@ -20,8 +22,8 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-class Formatter(argparse.HelpFormatter):
-    """Help pages name the defaults."""
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help pages name the defaults, and keep the lines of the examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == []

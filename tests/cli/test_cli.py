@@ -60,7 +60,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train PEBBLE --env Pendulum-v1 --steps 9", "unknown method 'PEBBLE'; did you mean 'pebble'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch_size is a setting: --set batch_size=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --learning-rate=3", "--set learning_rate=VALUE"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf_bilevel/config.py has"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf-bilevel settings lists"),
         ("train pebble --env Pendulum-v1 --steps 9 --set surf.threshold=.9", "surf alone has it, and this is pebble"),
         ("tune pebble --env Pendulum-v1 --steps 9 --tune surf.threshold=.5...9", "surf alone has it"),
         (

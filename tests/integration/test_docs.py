@@ -1,5 +1,6 @@
 """What the documents show is what the package does: every command, and every block of Python."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -62,10 +63,14 @@ def test_the_readmes_python_runs_and_is_short(
     assert again.predict(obs)[0] == names["agent"].predict(obs)[0]
 
 
-def test_the_callbacks_python_runs(capsys: pytest.CaptureFixture) -> None:
-    (example,) = blocks("python", CALLBACKS)
-    exec(example.replace("1_000", "200").replace("eval_freq=500", "eval_freq=100"), {})
+def test_the_callbacks_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluates, logs = blocks("python", CALLBACKS)
+    names: dict = {}
+    exec(evaluates.replace("1_000", "200").replace("eval_freq=500", "eval_freq=100"), names)
     assert "Eval num_timesteps=100" in capsys.readouterr().out
+    exec(logs.replace("1_000", "200").replace("runs/logs", str(tmp_path)), names)
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    assert rows[-1]["time/total_timesteps"] == 200 and "log.txt" in {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_python_for_a_reward_elsewhere_runs(

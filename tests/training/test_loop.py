@@ -294,7 +294,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
 @pytest.mark.slow
 def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
     """Without one some do, on the same seeds: table in docs/rewards.md."""
-    settings = {"total_timesteps": 4000, "episodes": 10}
+    settings = {"steps": 4000, "episodes": 10}
     ended = {
         way: sum((ending.lengths("pebble", way, seed, **settings) < ending.LIMIT).sum() for seed in (500, 501))
         for way in ("as_is", "absorb", "nonnegative")
