@@ -144,8 +144,9 @@ class Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together, and returns the agent.
 
         It can be called once. An agent that was loaded or forked trains for this many more steps from its checkpoint.
-        SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/callbacks.md). ``screen``
-        prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get each row of metrics too.
+        SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/how-to/callbacks.md).
+        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get each row of
+        metrics too.
 
         Raises UserError if this process is training already, and if the method learns a reward but got no label until
         the last step: the folder then has the evaluations and no model.
