@@ -74,7 +74,8 @@ def argument(action: argparse.Action) -> list[str]:
     told = re.search(r" ?\(default: ([^)]*)\)$", text)
     name = ", ".join(action.option_strings) or str(action.metavar)
     value = str(action.metavar or action.dest.upper()) if action.option_strings and action.nargs != 0 else ""
-    default = told[1] if told else "" if action.default in (None, False, []) else str(action.default)
+    none = action.default is None or action.default is False or action.default == []
+    default = told[1] if told else "" if none else str(action.default)
     default = "required" if action.required and action.option_strings else default
     return [f"`{f'{name} {value}'.strip()}`", default, text[: told.start()] if told else text]
 

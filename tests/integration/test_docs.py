@@ -81,7 +81,9 @@ def test_the_python_for_a_reward_elsewhere_runs(
     (example,) = blocks("python", ELSEWHERE)
     names: dict = {}
     exec(
-        example.replace("10_000", "500").replace("labels=100", "labels=4, reward_net_arch=(8,), queries_per_session=4"),
+        example.replace("10_000", "500")
+        .replace("labels=100", "labels=4, reward_net_arch=(8,), queries_per_session=4")
+        .replace('PPO("MlpPolicy", venv)', 'PPO("MlpPolicy", venv, n_steps=64)'),
         names,
     )
     paid, env = names["paid"], names["env"]
@@ -214,7 +216,7 @@ def test_dead_links_and_long_sentences_are_found(tmp_path: Path, monkeypatch: py
     page = tmp_path / "page.md"
     page.write_text(
         "# One heading, `two`\n\n[a](gone.md) [b](#one-heading-two) [c](page.md#three) `[d](no-link.md)` ![e](no.png)\n"
-        f"\n```\n[f](in-code.md) {'word ' * 40}\n```\n\n{'word ' * 31}. It has 1, 2, 3 and 4.5 numbers. "
+        f"\n```\n[f](in-code.md) {'word ' * 40}\n```\n\n{'word ' * 30}word. It has 1, 2, 3 and 4.5 numbers. "
         f"Short: `{'x ' * 40}`.\n"
     )
     assert [line.split(": ")[1] for line in pages.dead_links(page)] == [

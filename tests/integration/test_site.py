@@ -68,8 +68,11 @@ def test_what_would_be_loaded_from_elsewhere_is_found(tag: str) -> None:
 
 
 def test_every_metric_that_a_run_logs_is_on_the_metrics_page(tmp_path: Path) -> None:
-    small = {"net_arch": 8, "reward_net_arch": 8, "batch_size": 16, "segment_length": 10, "eval_freq": 300}
-    Agent("penalty", "Pendulum-v1", labels=8, out=tmp_path / "run", n_eval_episodes=1, **small).learn(600)
+    small = {"net_arch": 8, "reward_net_arch": 8, "batch_size": 8, "segment_length": 10, "reward_epochs": 2}
+    small |= {"eval_freq": 300, "n_eval_episodes": 1, "num_interact": 150, "refresh_every": 150, "reset_updates": 1}
+    small |= {"entropy_states": 16, "gradient_steps": 1, "train_freq": 5, "action_repeat": 4, "other_every": 2}
+    options = {"cost_hidden": (8,), "cost_steps": 2, "cost_pairs": 8, "visit_batch": 8}
+    Agent("penalty", "Pendulum-v1", labels=8, out=tmp_path / "run", options=options, **small).learn(400)
     with (tmp_path / "run/progress.csv").open() as rows:
         columns = next(csv.reader(rows))
     text = (ROOT / "docs/reference/metrics.md").read_text() + (ROOT / "docs/methods/penalty.md").read_text()
