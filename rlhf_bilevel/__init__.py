@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_bilevel.agent import Agent as Agent
+    from rlhf_bilevel.runs.watch import watch as watch
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "watch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from rlhf_bilevel.agent import Agent
 
         return Agent
+    if name == "watch":
+        from rlhf_bilevel.runs.watch import watch
+
+        return watch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

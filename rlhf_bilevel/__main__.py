@@ -17,6 +17,7 @@ from rlhf_bilevel.cli.arguments import (
     SEEDS,
     THREADS,
     TRIALS,
+    WATCHED,
     Parser,
     fail,
     integer,
@@ -41,6 +42,7 @@ from rlhf_bilevel.cli.commands import (
 )
 from rlhf_bilevel.cli.label import label
 from rlhf_bilevel.cli.studies import sweep, tune
+from rlhf_bilevel.cli.watch import watch
 from rlhf_bilevel.config import PRESETS
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.evaluation.plot import KINDS
@@ -69,6 +71,7 @@ with loading():
         SEEDS,
         THREADS,
         TRIALS,
+        WATCHED,
         Parser,
         fail,
         integer,
@@ -93,6 +96,7 @@ with loading():
     )
     from rlhf_bilevel.cli.label import label
     from rlhf_bilevel.cli.studies import sweep, tune
+    from rlhf_bilevel.cli.watch import watch
     from rlhf_bilevel.config import PRESETS
     from rlhf_bilevel.data.run_folder import RunFolder
     from rlhf_bilevel.evaluation.plot import KINDS
@@ -101,8 +105,8 @@ with loading():
     from rlhf_bilevel.utils.versions import versions
 
 COMMANDS = (
-    "train", "resume", "fork", "label", "sweep", "tune", "evaluate", "explain", "export", "fit-reward", "import-minari",
-    "plot", "compare", "doctor",
+    "train", "resume", "fork", "label", "watch", "sweep", "tune", "evaluate", "explain", "export", "fit-reward",
+    "import-minari", "plot", "compare", "doctor",
 )  # fmt: skip
 PATHS = "runs' folders, folders of runs, tables (.csv); NAME=PATH has NAME in place of the method's"
 PRUNERS = ("median", "hyperband", "none")
@@ -226,6 +230,22 @@ def parser() -> Parser:
     sub = command(label, "serve the page on which people label a run's pairs")
     labelling(sub)
     sub.add_argument("--labels-db", metavar="postgresql://...", help="where the run keeps its labels, if not in DIR")
+    trusting(sub)
+
+    sub = command(watch, "see a run's agent act, beside the true and the learned reward: in a browser, or as a file")
+    sub.add_argument("dir", type=Path, metavar="RUN", help="the run's folder; it may still train")
+    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="another one beside it, on the same episodes")
+    sub.add_argument(
+        "--at",
+        type=positive,
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="the newest checkpoint until there; twice for two runs (default: the end, or the newest checkpoint)",
+    )
+    sub.add_argument("--episodes", type=up_to(WATCHED), default=3, help="how many")
+    sub.add_argument("--html", type=Path, metavar="FILE.html", help="write the page as one file, and serve nothing")
+    sub.add_argument("--video", type=Path, metavar="FILE.mp4", help="write a video, where pictures can be drawn")
     trusting(sub)
 
     sub = command(evaluate, "true return and success of a run's agent on fresh episodes")

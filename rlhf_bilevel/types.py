@@ -113,6 +113,9 @@ class Learner(Protocol):
     def load(self, state: Any) -> None:
         """Go on from the ``state`` of a learner of the same kind; what it sees stays as it is."""
 
+    def load_policy(self, state: Any) -> None:
+        """Act as a learner of the same kind did in that ``state``."""
+
 
 Improve = Callable[[int, int], Sequence[Row]]
 """So many gradient steps of every learner, each on a batch of the store rewarded by what it sees, at environment step

@@ -203,6 +203,9 @@ class SB3Learner:
         self._rng.set_state(state["rng"])
         self._view.load(state["view"])
 
+    def load_policy(self, state: Tree) -> None:
+        self.model.policy.load_state_dict(state["modules"]["policy"])
+
     def follow(self, other: SB3Learner) -> None:
         theirs = copy.deepcopy(other.state())
         mine = self.state()

@@ -150,3 +150,6 @@ class PPOLearner:
         self.model._n_updates, self._begin = state["updates"], state["begin"]
         self._taken = list(state["taken"]) if state["taken"] is not None else []
         self._rng.set_state(state["rng"])
+
+    def load_policy(self, state: Tree) -> None:
+        self.model.policy.load_state_dict(state["policy"])

@@ -168,11 +168,29 @@ def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuff
     from rlhf_bilevel.human.clips import recorder
 
     assert spec.out is not None
-    c, record = config, recorder.ClipRecorder(spec.out)
+    record = recorder.ClipRecorder(spec.out)
     for env in training:
         env.close()
-    make = partial(recorder.make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, c.termination == "absorb")
-    return [recorder.RecordedEnv(_guarded(make, spec.env, c.env_timeout), store, record) for _ in training], record
+    return [recorder.RecordedEnv(posed_env(spec.env, config, TRAINING), store, record) for _ in training], record
+
+
+def posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+    """As ``make_env``, of ``recorder.make``: it tells how things stand."""
+    from rlhf_bilevel.human.clips import recorder
+
+    return _guarded(_as_set(recorder.make, env_id, config, stream), env_id, config.env_timeout)
+
+
+def drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+    """As ``make_env``, of ``recorder.make_drawn``: it draws pictures."""
+    from rlhf_bilevel.human.clips import recorder
+
+    return _guarded(_as_set(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
+
+
+def _as_set(make: Callable[..., Any], env_id: str, config: Config, stream: int) -> Callable[[], Any]:
+    c = config
+    return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, c.termination == "absorb")
 
 
 def _teacher(

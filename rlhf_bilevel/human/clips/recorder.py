@@ -138,26 +138,37 @@ def make(
 ) -> Posed:
     """As ``envs.make``, with poses. UserError where a person could see nothing: neither MuJoCo nor pictures."""
     env = registry.make(env_id, seed, stream, protocol, None, action_repeat, absorb)
-    told: Any = env.unwrapped.metadata or {}
-    fps = told.get("render_fps")
-    fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
     if _simulator(env.unwrapped)[0] is not None:
-        return Posed(env, Bodies(env, fps))
+        return Posed(env, Bodies(env, frame_rate(env, action_repeat)))
     env.close()
-    if "rgb_array" not in told.get("render_modes", ()):
+    if "rgb_array" not in (env.unwrapped.metadata or {}).get("render_modes", ()):
         raise UserError(
             f"{env_id} cannot be shown to a person: it is none of MuJoCo's and has no render_mode rgb_array"
         )
+    env = make_drawn(env_id, seed, stream, protocol, action_repeat, absorb)
+    return Posed(env, Pictures(env, frame_rate(env, action_repeat)))
+
+
+def make_drawn(
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, absorb: bool = False
+) -> gymnasium.Env[np.ndarray, np.ndarray]:
+    """As ``envs.make``, with pictures from ``render``. UserError where it cannot draw here."""
     try:
-        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
-        drawn.reset()
-        drawn.render()
+        env = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, absorb)
+        env.reset()
+        np.asarray(env.render())
     except InvalidEnvError as error:
         raise UserError(f"{env_id}: {error}") from error
     except Exception as error:  # a library or a display that is missing
         raise UserError(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
-    drawn.set_wrapper_attr("episode", 0)
-    return Posed(drawn, Pictures(drawn, fps))
+    env.set_wrapper_attr("episode", 0)
+    return env
+
+
+def frame_rate(env: gymnasium.Env[np.ndarray, np.ndarray], action_repeat: int) -> float:
+    """Steps of the environment in a second, as its metadata tell; 30 of the simulator's where they do not."""
+    told = (env.unwrapped.metadata or {}).get("render_fps")
+    return (told if isinstance(told, int | float) and 0 < told < math.inf else 30) / action_repeat
 
 
 class RecordedEnv(wrappers.EpisodeCounter):
@@ -189,21 +200,37 @@ class RecordedEnv(wrappers.EpisodeCounter):
         self._record, self._values = pose.record or self._record, pose.values
 
 
+class Clips:
+    """Poses of one environment as clips for a browser, JSON-ready (docs/human/clips.md)."""
+
+    def __init__(self, told: Set) -> None:
+        self._set = told
+        self._stage = scene.Stage(told.model, told.camera) if told.model else None
+        self.scenes: dict[str, dict[str, Any]] = {}  # those that clips have named
+
+    def clip(self, records: Sequence[bytes], values: np.ndarray) -> dict[str, Any]:
+        """Of one episode: for each of T frames its record, and the values (T, n)."""
+        if self._stage is None:
+            frames: Any = [f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in records]
+            return {"kind": "frames", "fps": self._set.fps, "frames": frames}
+        self._stage.set(records[0])
+        number, self.scenes[number] = self._stage.scene()
+        return {"kind": "scene", "scene": number, "fps": self._set.fps, "frames": self._stage.frames(values)}
+
+
 class ClipRecorder:
     """Of the run in ``folder``. Nothing is touched on the disk before the first row is written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = RunFolder(folder).clips
-        self._set: Set | None = None
-        self._stage: scene.Stage | None = None
-        self._shown: dict[str, dict[str, Any]] = {}
+        self._clips: Clips | None = None
         self._poses = self._records = -1  # file descriptors
         self._end = self._width = self._offset = 0
         self._record = b""  # the newest, which is at ``_offset``
 
     def prepare(self, told: Set) -> None:
         """To be called before anything else. All envs of a run are alike: the first call counts."""
-        self._set = self._set or told
+        self._clips = self._clips or Clips(told)
 
     def write(self, row: int, record: bytes, values: np.ndarray) -> None:
         """The pose at ``row`` of the store. The first call drops all rows from there on, which are of a run cut off."""
@@ -236,25 +263,15 @@ class ClipRecorder:
         first, count = int(rows[0]), len(rows)
         data = os.pread(self._poses, count * self._width, first * self._width) if self._poses >= 0 else b""
         table = np.frombuffer(data, self._row()) if len(data) == count * self._width > 0 else None
-        if table is None or not table["record"].all() or self._set is None:
+        if table is None or not table["record"].all() or self._clips is None:
             raise ValueError(f"rows {first} to {first + count - 1} have not all been filmed")
-        if not self._set.model:
-            pictures = (base64.b64encode(self._read(int(offset))).decode() for offset in table["record"])
-            return {
-                "kind": "frames",
-                "fps": self._set.fps,
-                "frames": [f"data:image/jpeg;base64,{picture}" for picture in pictures],
-            }
-        if self._stage is None:
-            self._stage = scene.Stage(self._set.model, self._set.camera)
-        self._stage.set(self._read(int(table["record"][0])))
-        number, shown = self._stage.scene()
-        self._shown[number] = shown
-        return {"kind": "scene", "scene": number, "fps": self._set.fps, "frames": self._stage.frames(table["values"])}
+        known = {offset: self._read(offset) for offset in set(table["record"].tolist())}
+        return self._clips.clip([known[offset] for offset in table["record"].tolist()], table["values"])
 
     def scene(self, number: str) -> dict[str, Any]:
         """The scene that a clip of this process named."""
-        return self._shown[number]
+        assert self._clips is not None
+        return self._clips.scenes[number]
 
     def _row(self) -> np.dtype:
         return np.dtype([("record", "<u8"), ("values", "<f4", ((self._width - LENGTH.size) // 4,))])
