@@ -14,6 +14,8 @@ from rlhf_bilevel.errors import UserError
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from rlhf_bilevel.human.security import Gate
+
 HOST = "127.0.0.1"
 POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # the page itself has the rest
 
@@ -56,21 +58,26 @@ def watch(args: argparse.Namespace) -> Callable[[], None]:
 
 def serve(html: str) -> None:
     """Gives the page out to browsers on this machine, under an address that nobody can guess, until Ctrl-C."""
+    from rlhf_bilevel.cli.label import listen, server
+
+    path, listening = f"/{secrets.token_urlsafe(16)}", listen(HOST, None)
+    port = listening.getsockname()[1]
+    print(f"http://{HOST}:{port}{path}\nOpen the address in a browser. Ctrl-C ends this page.", flush=True)
+    with suppress(KeyboardInterrupt):
+        server(application(html, path, port)).run(sockets=[listening])
+
+
+def application(html: str, path: str, port: int) -> Gate:
+    """What gives the page out under ``path``, and nothing else."""
     from starlette.responses import HTMLResponse, PlainTextResponse
 
-    from rlhf_bilevel.cli.label import listen, names, server
+    from rlhf_bilevel.cli.label import names
     from rlhf_bilevel.human.security import Gate
 
-    path = f"/{secrets.token_urlsafe(16)}"
     page = HTMLResponse(html, headers={"content-security-policy": POLICY})
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         known = secrets.compare_digest(scope["path"].encode(), path.encode())
         await (page if known else PlainTextResponse("there is no such page", 404))(scope, receive, send)
 
-    listening = listen(HOST, None)
-    port = listening.getsockname()[1]
-    hosts, origins = names(HOST, port, None)
-    print(f"http://{HOST}:{port}{path}\nOpen the address in a browser. Ctrl-C ends this page.", flush=True)
-    with suppress(KeyboardInterrupt):
-        server(Gate(app, frozenset(hosts), frozenset(origins))).run(sockets=[listening])
+    return Gate(app, *map(frozenset, names(HOST, port, None)))

@@ -48,7 +48,7 @@ function range(curves) {
 class Curve {
   /** @param {Element} place @param {[number, number]} range of its height */
   constructor(place, [least, most]) {
-    this.plot = part(place, ".plot");
+    this.plot = part(place, "svg");
     this._line = part(place, ".line");
     this._cursor = part(place, ".cursor");
     this._now = part(place, ".now");
