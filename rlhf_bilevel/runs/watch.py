@@ -91,7 +91,9 @@ def write_video(path: Path, found: Sequence[Moment], episodes: int) -> int:
             rates.append(recorder.frame_rate(env, config.action_repeat))
             about = f"{_name(moment)}: {_about(moment)}"
             films.append(videos.drawn(moment.act, moment.learnt_rewards, env, episodes, about))
-        videos.write(path, films, max(rates))
+        videos.write(
+            path, [_held(film, round(max(rates) / rate)) for film, rate in zip(films, rates, strict=True)], max(rates)
+        )
     return path.stat().st_size
 
 
@@ -99,6 +101,11 @@ def _together(found: Sequence[Moment]) -> Iterator[tuple[Moment, Config]]:
     """Each with the settings of its environment: all meet the episodes of the first."""
     for moment in found:
         yield moment, moment.config.model_copy(update={"seed": found[0].config.seed})
+
+
+def _held(film: Iterator[Any], times: int) -> Iterator[Any]:
+    """Each picture so many times: the film of a run with fewer steps in a second, on the clock of the other."""
+    return (picture for picture in film for _ in range(times))
 
 
 def _name(moment: Moment) -> str:
