@@ -120,7 +120,7 @@ def test_both_scenes_play_and_all_cursors_move_with_the_clock(opened: Callable[.
     before = shown.page.evaluate(CURSORS)
     assert len(before) == 4 and shown.page.locator("#play").inner_text() == "Pause"
     first = shown.picture(0)
-    shown.page.wait_for_function(f"{CURSORS}[0] > {before[0] + 60}")
+    shown.page.wait_for_function(f"() => {CURSORS}[0] > {before[0] + 60}")
     assert min(walker(shown.picture(number)) for number in (0, 1)) > 0.01
     assert (shown.picture(0) != first).any()
     cursors, position, words = shown.page.evaluate(
@@ -166,7 +166,7 @@ def test_a_click_on_a_curve_goes_there_and_another_episode_can_be_chosen(
     shown.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)
     assert shown.page.evaluate(CURSORS)[0] == pytest.approx(500, abs=5)
     shown.page.select_option("#episode", "1")
-    shown.page.wait_for_function(f"{CURSORS}[0] === 0")
+    shown.page.wait_for_function(f"() => {CURSORS}[0] === 0")
     second = episodes[1].found[1]
     assert shown.page.evaluate(NOW)[2] == pytest.approx(second.truth[0], rel=1e-3)
     assert shown.page.locator(".sum").nth(2).inner_text().endswith("in 100 steps")
@@ -209,4 +209,4 @@ def test_the_keyboard_reaches_and_moves_everything(opened: Callable[..., Opened]
     assert shown.page.evaluate(CURSORS)[0] == pytest.approx(1000 / (LENGTHS[0] - 1), abs=0.01)
     shown.page.focus("#play")
     shown.page.keyboard.press("Space")
-    shown.page.wait_for_function(f"{CURSORS}[0] > 40")
+    shown.page.wait_for_function(f"() => {CURSORS}[0] > 40")

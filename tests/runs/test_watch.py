@@ -120,7 +120,7 @@ def test_a_run_that_still_trains_is_watched_and_goes_on_as_if_nobody_had(tmp_pat
 
 
 def test_two_runs_meet_the_same_episodes(pebble: Path, tmp_path: Path) -> None:
-    run("random", tmp_path / "other", seed=5)
+    run("sac", tmp_path / "other", seed=5)
     found = watch.moments([pebble, tmp_path / "other"])
     one, other = told(watch.page(found, 2))["shows"]
     first = [[episode["clip"]["frames"][0] for episode in shown] for shown in (one, other)]
