@@ -18,7 +18,7 @@ install: .venv/installed
 
 train: install
 	$(BIN)/rlhf-bilevel train penalty --env $(QUICK) --preset quick --steps 12000 --labels 200 \
-	    --set session_every=1000 --set eval_every=1000 --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
+	    --set num_interact=1000 --set eval_freq=1000 --out runs/train-$$(date +%Y%m%d-%H%M%S) --reference benchmarks/results/quick.csv
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
@@ -27,7 +27,8 @@ test: install
 # machine: about ten minutes. Ray is 320 MB, and nothing else needs it
 test-slow: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	SHAPES=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	SHAPES=1 $(BIN)/python -m pytest -q -n 2 tests/rewards tests/bilevel tests/methods tests/feedback tests/training
 
 lint: install
 	$(BIN)/ruff check .

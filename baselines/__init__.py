@@ -1,1 +1,1 @@
-"""What the penalty method is compared with, a file each. ``rlhf_bilevel.methods.registry`` has their table."""
+"""The methods that the penalty method is compared with, one file each. ``rlhf_bilevel.methods.registry`` lists them."""

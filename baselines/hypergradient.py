@@ -1,11 +1,13 @@
-"""The hypergradient of an entropy-regularised policy from its own episodes: one policy, no Hessian [derived here].
+"""The hypergradient of an entropy-regularised policy, from its own episodes: one policy, no Hessian.
 
     grad Phi = d_phi G + (1 / alpha) E[ sum_k e_k grad r(s_k, a_k) ],     e_k = gamma e_{k-1} + w_k A_c(s_k, a_k)
 
-with alpha the entropy's weight, w_k the weight of step k in the policy's visits, and A_c the advantage of the cost
-c = dG/dvisits under the policy, without entropies. phi descends the labels' cross-entropy plus that sum, e_k held
-fixed, over the learner's newest episodes, scaled down so that its gradient is at most ``gradient_share`` times as long
-as the labels'. In refreshes only, as in the penalty method: the policy has to have answered.
+alpha is the weight of the entropy, w_k the weight of step k in the policy's occupancy, and A_c the advantage of the
+cost c = dG/dvisits under the policy, without entropies. docs/methods/hypergradient.md derives it.
+
+phi descends the cross-entropy of the labels plus that sum over the learner's newest episodes, with e_k held fixed. The
+sum is scaled down so that its gradient is at most ``gradient_share`` times as long as the labels' gradient. As in the
+penalty method, this happens in refreshes only, where the policy has had time to adapt to the reward.
 """
 
 from itertools import accumulate
@@ -18,28 +20,29 @@ from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Preferences, Row
+from rlhf_bilevel.types import Metrics, Preferences
 
-RIDGE = 1e-3  # on the weights of a value that is linear in standardised features
+RIDGE = 1e-3  # ridge penalty on the weights of V
 
 
 class HypergradientOptions(CostOptions):
-    """Without ``use_cost`` it is PEBBLE."""
+    """Options of the hypergradient. Without ``use_cost`` the method is PEBBLE."""
 
-    gradient_share: Share = 0.5  # of the labels' gradient, the most that the policy's answer may have
-    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
-    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
+    gradient_share: Share = 0.5  # largest length of the sum's gradient, as a share of the labels' gradient
+    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
+    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
 
 
 def traces(advantage: Tensor, weight: Tensor, gamma: float) -> Tensor:
-    """e_k of one episode, or of many of one length: (T, ...) each."""
+    """e_k of an episode (T,), or of many of one length (T, ...), from A_c and w_k of the same shape."""
     return torch.stack(list(accumulate(weight * advantage, lambda before, now: gamma * before + now)))
 
 
 def advantages(obs: Tensor, next_obs: Tensor, terminated: Tensor, cost: Tensor, gamma: float) -> Tensor:
-    """A_c of N steps by their temporal differences c + gamma V(s') - V(s), for rows (N, o), (N, o), (N,) and (N,).
+    """A_c of N steps, (N,), as c + gamma (1 - terminated) V(s') - V(s).
 
-    V is linear in the standardised observation and its squares, by least-squares temporal differences (LSTD).
+    V is linear in the standardised observations and their squares, and fitted by least-squares temporal differences
+    [LSTD, Bradtke and Barto 1996]. obs and next_obs are (N, o), terminated and cost (N,).
     """
     states, cost = torch.cat([obs, next_obs]).double(), cost.double()
     states = (states - states.mean(0)) / states.std(0).clamp_min(1e-6)
@@ -53,7 +56,7 @@ def advantages(obs: Tensor, next_obs: Tensor, terminated: Tensor, cost: Tensor, 
 
 
 def coefficients(run: Run, episodes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """The rows (N,) of ``episodes`` and what each row's reward is multiplied with (N,)."""
+    """The rows (N,) of ``episodes``, and e_k / alpha of each row (N,)."""
     gamma, store = run.config.gamma, run.store
     rows = torch.cat([torch.arange(*episode) for episode in episodes])
     lengths = [end - start for start, end in episodes]
@@ -67,11 +70,12 @@ def coefficients(run: Run, episodes: list[tuple[int, int]]) -> tuple[Tensor, Ten
     return rows, e / run.learners[0].temperature()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy, in refreshes plus the scaled sum of e_k r / alpha. ``logits`` are (M, B)."""
     loss = cross_entropy(logits, batch.label).mean()
     o, share = run.options, run.options.gradient_share
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
-    if not (share and o.use_cost and run.tracked and episodes):
+    if not (share and o.use_cost and run.in_refresh and episodes):
         return loss
     rows, e = coefficients(run, episodes)
     answer = (e.float() * run.reward(run.store.obs[rows], run.store.act[rows])).sum()
@@ -85,17 +89,18 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 def fit_cost(run: Run) -> None:
+    """Fits the cost further, if it is used."""
     if run.options.use_cost and run.options.gradient_share:
         run.state.refit(run)
 
 
-def diagnose(run: Run) -> Row:
-    """How many times as long as the labels' gradient the answer's was, before it was scaled."""
+def diagnose(run: Run) -> Metrics:
+    """The length of the sum's gradient over that of the labels', before scaling."""
     memory = run.state.memory
     return {"hypergradient/ratio": memory["ratio"]} if "ratio" in memory else {}
 
 
 HYPERGRADIENT = Method(
-    "hypergradient", 1, lambda run: [run.store.learned(run.reward)], upper, estimate=fit_cost, diagnose=diagnose,
-    state=CostState.of, options=HypergradientOptions, densities=True,
+    "hypergradient", 1, lambda run: [run.store.learned(run.reward)], reward_loss, update_estimates=fit_cost,
+    diagnose=diagnose, state=CostState.of, options=HypergradientOptions, needs_log_prob=True,
 )  # fmt: skip

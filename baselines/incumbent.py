@@ -1,11 +1,12 @@
-"""Relative pessimism: the policy's advantage over the best labelled segments counts against the reward.
+"""Relative pessimism: the advantage of the policy over the best labelled segments counts against the reward.
 
-phi descends    cross-entropy + [J(phi, lambda*) - J(phi, ref)] / sigma
+    phi descends        cross-entropy + [J(phi, lambda*) - J(phi, ref)] / sigma
+    the learner gets    mean_m r_m
 
-with ref the ``anchor_segments`` labelled segments that the reward rates best. It is the penalty method's objective with
-ref in the place of the penalised policy, and so an upper bound of its Phi_sigma: any policy in the place of the
-minimiser is one. The reward falls where the policy leaves what labels have shown, and rises on the best of that, as far
-as the labels allow. One learner, which sees the reward. Offline, this is ATAC's objective [Cheng et al., ICML 2022].
+ref are the ``anchor_segments`` labelled segments that the reward rates best. It is the penalty method's objective with
+ref in place of the penalised policy. As that policy is the minimiser there, this is an upper bound of Phi_sigma. As far
+as the labels allow, the reward falls where the policy goes beyond the labelled segments, and rises on the best of them.
+Offline, this is the objective of ATAC [Cheng et al., ICML 2022].
 """
 
 import torch
@@ -16,23 +17,26 @@ from rlhf_bilevel.config import Config, Fraction, Options, Positive, Size
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Occupancy, Preferences, Row
+from rlhf_bilevel.types import Metrics, Occupancy, Preferences
 
 
 class IncumbentOptions(Options):
+    """Options of relative pessimism."""
+
     sigma: Positive = 10.0  # discounted return per nat
-    gap_share: Positive = 0.5  # the gap's gradient is so many times the labels' at most, whatever sigma says
-    surgery: bool = False  # less the part of it that is against the labels'
-    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
-    visit_batch: Size = 256  # their steps in each reward step
-    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
+    gap_share: Positive = 0.5  # the gap's gradient is at most this many times as long as the labels'
+    surgery: bool = False  # the gap's gradient loses its part against the labels' gradient
+    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
+    visit_batch: Size = 256  # steps of these in each reward step
+    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
 
     def numbers(self, config: Config, inputs: int) -> int:
-        return self.visit_batch * config.members * 2 * sum(config.reward_hidden)
+        """How many floats the method needs at most; ``inputs`` is o + a."""
+        return self.visit_batch * config.ensemble_size * 2 * sum(config.reward_net_arch)
 
 
 def reference(run: Run) -> Occupancy:
-    """The steps of the best labelled segments, all alike."""
+    """The steps of the best labelled segments, with equal weights, as an occupancy."""
     labelled = run.prefs.segments()
     with torch.no_grad():
         rating = run.reward(labelled.obs, labelled.act).sum(-1)
@@ -41,10 +45,11 @@ def reference(run: Run) -> Occupancy:
     return Occupancy(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy, in refreshes plus the bounded gap. ``logits`` are (M, B)."""
     loss, o, memory = cross_entropy(logits, batch.label).mean(), run.options, run.state
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
-    if not (run.tracked and episodes):  # the policy has to have answered the reward as it is
+    if not (run.in_refresh and episodes):  # the policy must have had time to adapt to the reward
         return loss
     visits = run.store.sample_visits(episodes, o.visit_batch, o.visit_discount, run.config.gamma, run.rng["visits"])
     gap = (value(run.reward, visits) - value(run.reward, reference(run))) / o.sigma
@@ -54,15 +59,16 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return total
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
+    """Running lengths of both gradients, and the factor by which the gap was scaled."""
     return {f"incumbent/{name}": value for name, value in sorted(run.state.items())}
 
 
 INCUMBENT = Method(
     "incumbent",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     diagnose=diagnose,
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5},
     options=IncumbentOptions,

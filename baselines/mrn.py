@@ -2,11 +2,12 @@
 
     theta' = theta - lr grad_theta E[(Q_theta(s, a) - r_phi(s, a) - gamma V(s'))^2]      one step of the critics
 
-In sessions phi descends the cross-entropy, as in PEBBLE; in refreshes, with Q in place of the return of a segment,
+In sessions phi descends the cross-entropy CE, as in PEBBLE. In refreshes it descends the loss of the critics after that
+step, summed over the critics, with Q in place of the return of a segment:
 
-    weight CE( Q_theta'(first step of the first) - Q_theta'(first step of the second) )  summed over the critics
+    weight CE( Q_theta'(first step of the first) - Q_theta'(first step of the second) )
 
-through theta', which depends on phi: the implicit derivative of the critics' answer.
+theta' depends on phi, so that the gradient goes through the step of the critics. The learner gets mean_m r_m.
 """
 
 import torch
@@ -20,28 +21,31 @@ from rlhf_bilevel.types import Preferences
 
 
 class MrnOptions(Options):
-    weight: Weight = 0.1  # of the critics' loss; 0 for a refresh as in PEBBLE
+    """The published value."""
+
+    weight: Weight = 0.1  # of the critics' loss; with 0 the method is PEBBLE
 
 
 def outer(run: Run, batch: Preferences, rows: Tensor) -> Tensor:
-    """The label loss of the critics after a step on these rows (N,) of the store."""
+    """The loss of the labels by the critics after a step on stored rows (N,): a scalar, in nats."""
     critics = run.learners[0].critics_after(rows, run.reward(run.store.obs[rows], run.store.act[rows]))
     first, second = (critics(part.obs[:, 0], part.act[:, 0]) for part in batch[:2])  # (Q, B)
     return cross_entropy(first - second, batch.label).mean(-1).sum()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
-    if not (run.tracked and run.options.weight):
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy in sessions, ``outer`` in refreshes. ``logits`` are (M, B)."""
+    if not (run.in_refresh and run.options.weight):
         return cross_entropy(logits, batch.label).mean()
-    rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch))
+    rows = torch.from_numpy(run.rng["method"].integers(run.store.size, size=run.config.batch_size))
     return run.options.weight * outer(run, batch, rows)
 
 
 MRN = Method(
     "mrn",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     settings={"refresh_epochs": 1},
     options=MrnOptions,
 )

@@ -1,17 +1,18 @@
-"""PARL: the labels' loss also moves with the policy, which answers the reward [Chakraborty et al., ICLR 2024].
+"""PARL: the loss of the labels also changes because the policy follows the reward [Chakraborty et al., ICLR 2024].
 
-That is the paper's; the equations are derived here (docs/methods/parl.md).
+The idea is the paper's; docs/methods/parl.md derives these equations by the score function.
 
     dG/dphi = E[dl/dphi] + (dtheta*/dphi)' v,                           v = E[l sum_t grad_theta log pi(a_t|s_t)]
     dtheta*/dphi = H^-1 d2J/dtheta dphi,  d2J/dtheta dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
 
-by the score function, l the cross-entropy of a pair and v over its steps. H^-1 is replaced by a multiple of the
-identity, one step of policy gradient in place of the best response, so that phi descends
+l is the cross-entropy of a pair, and v sums over the pair's steps. H^-1 is replaced by a multiple of the identity,
+which is one step of policy gradient in place of the best response. So phi descends
 
     CE + weight sum_t c_t r_t / sum_t |c_t|,        c_t = gamma^t sum_{k<=t} <v, grad log pi(a_k|s_k)>
 
-over the learner's newest episodes, c held fixed. The multiple is the one that makes ``weight`` nats the most that the
-term can be worth per unit of reward. In refreshes only, as in the penalty method: the policy has to have answered.
+over the learner's newest episodes, with c held fixed. By the division, the term is worth at most ``weight`` nats per
+unit of reward. As in the penalty method, it is there in refreshes only, where the policy has had time to adapt to the
+reward. The learner gets mean_m r_m.
 """
 
 import torch
@@ -25,12 +26,17 @@ from rlhf_bilevel.types import Preferences
 
 
 class ParlOptions(Options):
+    """Options of PARL."""
+
     weight: Weight = 0.1  # nats per unit of reward
-    visit_episodes: Size = 2  # newest episodes of the learner that stand for its occupancy
+    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
 
 
 def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[int, int]]) -> Tensor:
-    """c_t of the rows of ``episodes``, end to end (N,), from the pairs' losses (B,), which are centred."""
+    """c_t of all rows of ``episodes``, one episode after the other: (N,).
+
+    ``losses`` (B,) are those of the pairs. Their mean is subtracted, which lowers the variance of v.
+    """
     steps = batch.first.obs.shape[1]
     centred = ((losses - losses.mean()) / len(losses)).repeat_interleave(steps)
     obs, act = (torch.cat([part[column].flatten(0, 1) for part in batch[:2]]) for column in (0, 1))
@@ -41,10 +47,11 @@ def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[in
     return torch.cat([run.config.gamma ** torch.arange(len(part)) * part.cumsum(0) for part in parts])
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy, in refreshes plus the term of the policy. ``logits`` are (M, B)."""
     loss = cross_entropy(logits, batch.label)
     episodes = run.store.episodes(0, run.on_policy_since)[-run.options.visit_episodes :]
-    if not (run.options.weight and run.tracked and episodes):
+    if not (run.options.weight and run.in_refresh and episodes):
         return loss.mean()
     c = credit(run, batch, loss.detach().mean(0), episodes)
     rows = torch.cat([torch.arange(*episode) for episode in episodes])
@@ -52,4 +59,6 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return loss.mean() + run.options.weight * response
 
 
-PARL = Method("parl", 1, lambda run: [run.store.learned(run.reward)], upper, options=ParlOptions, densities=True)
+PARL = Method(
+    "parl", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=ParlOptions, needs_log_prob=True
+)

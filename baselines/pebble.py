@@ -1,6 +1,9 @@
-"""PEBBLE: one learner on the reward that fits the labels; the policy's share in the loss is ignored [Lee 2021].
+"""PEBBLE: the reward fits the labels, and one policy learns from it [Lee, Smith and Abbeel, ICML 2021].
 
-phi descends the cross-entropy of labelled pairs under Bradley-Terry; the learner sees the ensemble's mean.
+    phi descends        CE, the cross-entropy of labelled pairs under Bradley-Terry
+    the learner gets    mean_m r_m
+
+That the loss also depends on the policy is ignored.
 """
 
 from torch import Tensor
@@ -11,8 +14,11 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """The mean cross-entropy over pairs and members, in nats. ``logits`` are (M, B)."""
     return cross_entropy(logits, batch.label).mean()
 
 
-PEBBLE = Method("pebble", learners=1, sees=lambda run: [run.store.learned(run.reward)], upper=upper)
+PEBBLE = Method(
+    "pebble", learners=1, learner_rewards=lambda run: [run.store.learned(run.reward)], reward_loss=reward_loss
+)

@@ -1,6 +1,7 @@
-"""PrefPPO: PEBBLE with PPO as the learner, which sees each step's reward once [Lee 2021; Christiano et al. 2017].
+"""PrefPPO: PEBBLE with PPO as the learner [Christiano et al. 2017; Lee et al. 2021].
 
-phi descends the cross-entropy of labelled pairs; the learner sees the ensemble's mean, rollout by rollout.
+phi descends        CE, the cross-entropy of labelled pairs
+the learner gets    mean_m r_m, once for each rollout
 """
 
 from typing import Annotated
@@ -13,7 +14,7 @@ from rlhf_bilevel.training.method import Method
 
 
 class PrefPPOOptions(Options):
-    """By the names that Stable-Baselines3's PPO has for them."""
+    """Arguments of Stable-Baselines3's PPO, with the values of B-Pref."""
 
     n_steps: Annotated[int, Field(ge=2, le=10**6)] = 2048  # of a rollout; B-Pref's are 500 in each of 32 environments
     batch_size: Annotated[Size, Field(ge=2)] = 64  # advantages are normalised within each
@@ -27,8 +28,8 @@ class PrefPPOOptions(Options):
 PREFPPO = Method(
     "prefppo",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
     options=PrefPPOOptions,
     algorithm="PPO",
     arguments=lambda options: options.model_dump(),

@@ -1,9 +1,10 @@
 """QPA: queries and half of each batch come from the policy as it is now; crops of segments [Hu et al., ICLR 2024].
 
-phi descends    E over ``copies`` crops of CE(crop of a labelled pair)
+    phi descends        E over ``copies`` crops of CE(crop of a labelled pair)
+    the learner gets    r, the reward of a single member
 
-Queries are random pairs from the ``aligned_episodes`` newest episodes; ``newest_share`` of each batch of the learner
-is drawn from the ``newest_rows`` newest rows (hybrid replay). The learner sees the reward, of a single member.
+Queries are random pairs from the ``aligned_episodes`` newest episodes. A share ``newest_share`` of each batch of the
+learner is drawn from the ``newest_rows`` newest rows (hybrid replay).
 """
 
 from torch import Tensor
@@ -16,12 +17,15 @@ from rlhf_bilevel.types import Preferences
 
 
 class QpaOptions(Options):
+    """Crops, with the published values."""
+
     copies: Few = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
     shortest: Fraction = 0.7  # of a segment: 35 to 45 steps of 50
     longest: Fraction = 0.9
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """The mean cross-entropy of crops of the pairs. ``logits`` (M, B) are those of the whole pairs."""
     o = run.options
     if o.copies:
         first, second = (run.reward.members(part.obs, part.act) for part in batch[:2])
@@ -32,8 +36,8 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 QPA = Method(
     "qpa",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "members": 1},
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
+    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "ensemble_size": 1},
     options=QpaOptions,
 )

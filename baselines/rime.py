@@ -1,12 +1,15 @@
-"""RIME: labels that the reward finds too surprising are left out, and the most surprising are turned [Cheng 2024].
+"""RIME: surprising labels are left out, and the most surprising ones are turned [Cheng et al., ICML 2024].
 
-With k = -log P(label) under the members' mean preference, a pair is
+    k           = -log P(label) under the members' mean preference, the surprise of a pair
+    trusted     if k < -log rho + alpha rho + min(beta_t s, 3)
+    flipped     if k > -log tau
 
-    trusted     where k < -log rho + alpha rho + min(beta_t s, 3),    flipped     where k > -log tau,
+    phi descends        CE of trusted pairs, and of flipped pairs with the label 1 - y
+    the learner gets    mean_m r_m
 
-rho and s being the largest k and the variance of trusted pairs. beta_t falls from beta to beta_least.
-phi descends the cross-entropy of trusted pairs and, with the label 1 - y, of flipped ones. Before the first label the
-reward is fitted to the normalised state entropy of pre-training (warm start), and the critics are kept.
+rho and s are running estimates of the largest k and of the variance of k over trusted pairs. beta_t falls from beta to
+beta_least. Before the first fit to labels, the reward is fitted to the normalised state entropy of pre-training (warm
+start), and the critics are not reset.
 """
 
 import math
@@ -22,10 +25,12 @@ from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences
 
-FRESH = {"epochs": 0.0, "seen": 0.0, "mean": 0.0, "variance": 1.0, "rho": 0.0}  # memory at the start
+FRESH = {"epochs": 0.0, "seen": 0.0, "mean": 0.0, "variance": 1.0, "rho": 0.0}  # the running statistics at the start
 
 
 class RimeOptions(Options):
+    """The published values. Without ``denoise`` all labels are trusted."""
+
     denoise: bool = True
     alpha: Weight = 0.5
     beta: Weight = 3.0
@@ -36,13 +41,17 @@ class RimeOptions(Options):
 
 
 def threshold(o: RimeOptions, memory: dict[str, float]) -> float:
+    """The surprise in nats below which a pair is trusted, by the running statistics."""
     m = FRESH | memory
     beta = max(o.beta_least, o.beta - (o.beta - o.beta_least) * m["epochs"] / o.beta_epochs)
     return -math.log(m["rho"] + 1e-8) + o.alpha * m["rho"] + min(beta * m["variance"], 3.0)
 
 
 def remember(memory: dict[str, float], trusted: Tensor) -> dict[str, float]:
-    """The running statistics after these surprises (N,) of trusted pairs: pooled variance, the rest by tenths."""
+    """The running statistics after the surprises ``trusted`` (N,) of more trusted pairs.
+
+    The variance is pooled over all pairs; mean and rho move a tenth of the way to the new values.
+    """
     m, new = FRESH | memory, len(trusted)
     if not new:
         return m
@@ -52,7 +61,8 @@ def remember(memory: dict[str, float], trusted: Tensor) -> dict[str, float]:
     return m | {"seen": total, "variance": squares / total, "mean": m["mean"] + 0.1 * delta, "rho": rho}
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """The mean cross-entropy of trusted and flipped pairs, in nats. ``logits`` are (M, B)."""
     if not run.options.denoise:
         return cross_entropy(logits, batch.label).mean()
     surprise = binary_cross_entropy(logits.detach().sigmoid().mean(0), batch.label, reduction="none")  # (B,)
@@ -65,6 +75,7 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 def warm_start(run: Run) -> None:
+    """Fits the reward to state entropy, ``warm_updates`` gradient steps for each step of pre-training."""
     steps = run.options.warm_updates * run.config.pretrain_steps
     fit_entropy(run.reward, run.store, run.config, steps, (run.rng["entropy"], run.rng["method"]))
 
@@ -72,8 +83,8 @@ def warm_start(run: Run) -> None:
 RIME = Method(
     "rime",
     learners=1,
-    sees=lambda run: [run.store.learned(run.reward)],
-    upper=upper,
+    learner_rewards=lambda run: [run.store.learned(run.reward)],
+    reward_loss=reward_loss,
     diagnose=lambda run: {f"rime/{key}": run.state[key] for key in run.state.keys() & {"trusted", "flipped"}},
     prepare=warm_start,
     settings={"reset_critics": False},

@@ -1,9 +1,10 @@
 """SURF: pseudo-labels of pairs on which the reward is sure, and random crops of segments [Park et al., ICLR 2022].
 
-phi descends    CE(crops of labelled pairs)
-              + weight E[ 1{max(p, 1 - p) >= threshold} CE(crops of unlabelled pairs, 1{p > 1/2}) ]
+    phi descends        CE(crops of labelled pairs)
+                        + weight E[ 1{max(p, 1 - p) >= threshold} CE(crops of unlabelled pairs, 1{p > 1/2}) ]
+    the learner gets    mean_m r_m
 
-where p = P(first better) is each member's own, on the pair as it is, held fixed. The learner sees the members' mean.
+p = P(first better) is held fixed. Each member has its own, on the whole pair.
 """
 
 from typing import Annotated
@@ -21,6 +22,8 @@ from rlhf_bilevel.types import Preferences, Queries
 
 
 class SurfOptions(Options):
+    """The published values."""
+
     threshold: Fraction = 0.99  # tau: how sure the reward must be of a pair
     weight: Weight = 1.0  # lambda: of the unlabelled pairs' loss
     unlabelled: Annotated[Few, Field(ge=1)] = 4  # mu: unlabelled pairs per labelled one
@@ -29,17 +32,18 @@ class SurfOptions(Options):
 
 
 def cropped(run: Run, pairs: Queries | Preferences) -> Tensor:
-    """Each member's logits of one crop of each pair (M, B)."""
+    """The members' logits (M, B) of one random crop of each pair."""
     first, second = (run.reward.members(part.obs, part.act) for part in pairs[:2])
     return crops(first, second, (run.options.shortest, run.options.longest), run.rng["method"])[0]
 
 
 def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """What the reward says of each pair, 1 or 0, and whether it is sure of it."""
+    """The pseudo-labels 1{p > 1/2} and 1{max(p, 1 - p) >= threshold}, both with the shape of ``logits`` (M, B)."""
     return (logits > 0).float(), (logits.abs().sigmoid() >= threshold).float()
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """The cross-entropies of crops of labelled and of unlabelled pairs, in nats. It does not use ``logits``."""
     loss = cross_entropy(run.weigh(cropped(run, batch)), batch.label).mean()
     if not run.options.weight:
         return loss
@@ -49,4 +53,4 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     return loss + run.options.weight * (sure * cross_entropy(cropped(run, pairs), label)).mean()
 
 
-SURF = Method("surf", 1, lambda run: [run.store.learned(run.reward)], upper, options=SurfOptions)
+SURF = Method("surf", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=SurfOptions)

@@ -1,6 +1,9 @@
-"""The control for the penalty method: two learners on one store and one reward, no coupling whatever.
+"""The control for the penalty method: two learners with the same reward and the same data, without the penalty.
 
-Whatever the penalty method has over PEBBLE that twin has too is not due to the penalty.
+    phi descends      CE, the cross-entropy of labelled pairs
+    learner k gets    mean_m r_m,    k = 1, 2
+
+An advantage of the penalty method over PEBBLE that twin also has is not due to the penalty.
 """
 
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
@@ -9,8 +12,8 @@ from rlhf_bilevel.training.method import Method
 TWIN = Method(
     "twin",
     learners=2,
-    sees=lambda run: [run.store.learned(run.reward)] * 2,
-    upper=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
-    # Pairs at the policies' own visits are where the upper level has them; both settings are [QPA]'s
+    learner_rewards=lambda run: [run.store.learned(run.reward)] * 2,
+    reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
+    # The upper level's pairs are those that the policies visit, as in QPA
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},
 )

@@ -1,6 +1,6 @@
-"""The control without labels: state entropy is the reward from the first step to the last.
+"""The control without labels: the reward is state entropy, from the first step to the last.
 
-What PEBBLE's pre-training is worth by itself, and what a method reaches whose teacher never answers.
+It shows what PEBBLE's pre-training reaches alone, and what a method reaches if its teacher never answers.
 """
 
 from rlhf_bilevel.rewards.state_entropy import state_entropy_reward
@@ -9,6 +9,6 @@ from rlhf_bilevel.training.method import Method
 UNLABELLED = Method(
     "unlabelled",
     learners=1,
-    sees=lambda run: [state_entropy_reward(run.store, run.config, run.rng["entropy"])],
-    keep=False,
+    learner_rewards=lambda run: [state_entropy_reward(run.store, run.config, run.rng["entropy"])],
+    cache_rewards=False,
 )

@@ -1,4 +1,4 @@
-"""The command line: every option, and what becomes of a mistake. ``commands`` and ``many`` have the work."""
+"""The command line: every option, and what becomes of a mistake. The modules of ``cli`` have the work."""
 
 from __future__ import annotations
 
@@ -10,44 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from rlhf_bilevel.cli.arguments import (
-    EPISODES,
-    JOBS,
-    SEEDS,
-    THREADS,
-    TRIALS,
-    WATCHED,
-    Parser,
-    fail,
-    integer,
-    natural,
-    one_of,
-    positive,
-    up_to,
-)
-from rlhf_bilevel.cli.commands import (
-    Work,
-    compare,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    fit_reward,
-    fork,
-    import_minari,
-    plot,
-    resume,
-    train,
-)
-from rlhf_bilevel.cli.label import label
-from rlhf_bilevel.cli.studies import sweep, tune
-from rlhf_bilevel.cli.watch import watch
-from rlhf_bilevel.config import PRESETS
-from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.evaluation.plot import KINDS
-from rlhf_bilevel.runs.report import mistake, prepare
-from rlhf_bilevel.utils.versions import versions
 
 
 @contextmanager
@@ -96,13 +58,13 @@ with loading():
     )
     from rlhf_bilevel.cli.label import label
     from rlhf_bilevel.cli.studies import sweep, tune
-    from rlhf_bilevel.cli.watch import watch
+    from rlhf_bilevel.cli.watch import moment, watch
     from rlhf_bilevel.config import PRESETS
     from rlhf_bilevel.data.run_folder import RunFolder
     from rlhf_bilevel.evaluation.plot import KINDS
-    from rlhf_bilevel.methods.registry import METHODS
-    from rlhf_bilevel.runs.report import mistake, prepare
-    from rlhf_bilevel.utils.versions import versions
+    from rlhf_bilevel.registries import LEARNERS, METHODS
+    from rlhf_bilevel.runs.report import prepare_streams, user_message
+    from rlhf_bilevel.utils.versions import installed_versions
 
 COMMANDS = (
     "train", "resume", "fork", "label", "watch", "sweep", "tune", "evaluate", "explain", "export", "fit-reward",
@@ -115,7 +77,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A ``UserError`` or an error of the system is one line on stderr and exit code 2; our own keep their traceback."""
-    prepare()
+    prepare_streams()
     args = argparse.Namespace(function=None)
     try:
         try:
@@ -133,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor does Python's own end try to write
         raise SystemExit(141) from None
     except Exception as error:
-        line = mistake(error)
+        line = user_message(error)
         if line is None:
             raise
         fail(line)
@@ -149,7 +111,7 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
 def parser() -> Parser:
     top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
     top.commands = COMMANDS
-    top.add_argument("--version", action="version", version=f"rlhf-bilevel {versions()['rlhf-bilevel']}")
+    top.add_argument("--version", action="version", version=f"rlhf-bilevel {installed_versions()['rlhf-bilevel']}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], Work], does: str) -> argparse.ArgumentParser:
@@ -160,7 +122,7 @@ def parser() -> Parser:
 
     sub = command(train, "train an agent from preference labels")
     method = one_of("method", METHODS, or_place=True)
-    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
     sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")
     sub.add_argument(
@@ -181,7 +143,7 @@ def parser() -> Parser:
     while_training(sub)
 
     sub = command(sweep, "train many: methods x environments x seeds; again, it goes on with what is missing")
-    sub.add_argument("method", nargs="+", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", nargs="+", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
     sub.add_argument("--seed", type=integer, help="the first one (default: 0)")
     sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="how many")
@@ -193,7 +155,7 @@ def parser() -> Parser:
     checkpointing(sub)
 
     sub = command(tune, "search for settings with Optuna; again, it goes on")
-    sub.add_argument("method", metavar="METHOD", type=method, help=", ".join(METHODS))
+    sub.add_argument("method", metavar="METHOD", type=method, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="as for train")
     sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
     sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same in a file, KEY: LOW..HIGH")
@@ -237,11 +199,11 @@ def parser() -> Parser:
     sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="another one beside it, on the same episodes")
     sub.add_argument(
         "--at",
-        type=positive,
+        type=moment,
         action="append",
         default=[],
         metavar="STEP",
-        help="the newest checkpoint until there; twice for two runs (default: the end, or the newest checkpoint)",
+        help="the newest checkpoint until there, or all; repeatable (default: the end, or the newest checkpoint)",
     )
     sub.add_argument("--episodes", type=up_to(WATCHED), default=3, help="how many")
     sub.add_argument("--html", type=Path, metavar="FILE.html", help="write the page as one file, and serve nothing")
@@ -312,16 +274,32 @@ def configuring(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
     sub.add_argument(
+        "--algorithm",
+        metavar="LEARNER",
+        type=one_of("learner", LEARNERS, or_place=True),
+        help=f"{', '.join(LEARNERS)} or module:NAME (default: the method's)",
+    )
+    sub.add_argument(
         "--teacher",
         help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
         f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
-        "rerun=FILE, a labels.sqlite session by session (default: oracle)",
+        "rerun=FILE, a labels.sqlite session by session; https://HOST/PATH, which is asked by HTTP; "
+        "vlm:https://HOST/v1?model=NAME, a vision-language model; or module:NAME, a teacher of your own "
+        "(default: oracle)",
+    )
+    sub.add_argument(
+        "--reward",
+        metavar="FILE",
+        help="a reward.safetensors, or a run's folder, whose reward is learnt on as it is: nobody is asked",
     )
     sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
     )
     sub.add_argument("--threads", type=up_to(THREADS), default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
+    )
     sub.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
     )
@@ -363,6 +341,9 @@ def labelling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
     )
+    sub.add_argument(
+        "--owner", action="append", default=[], metavar="NAME", help="sees the overview (default: human, if alone)"
+    )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is this machine alone")
     sub.add_argument("--port", type=positive, help="to listen on (default: 8007, or the next that is free)")
     sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
@@ -374,7 +355,7 @@ def labelling(sub: argparse.ArgumentParser) -> None:
 
 
 def trusting(sub: argparse.ArgumentParser) -> None:
-    trusts = "import the module that the run names for its environment, go to the labels database that it names"
+    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
     sub.add_argument("--trust", action="store_true", help=trusts)
 
 

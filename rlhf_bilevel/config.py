@@ -1,12 +1,13 @@
-"""Every setting of a run, with its unit and range. Phases that are left out scale with ``steps`` and ``labels``.
+"""Every setting of a run, with its unit and range.
 
-This file imports neither torch nor an environment, so that a wrong value is refused before anything slow is loaded.
+Phases that are left out follow from ``total_timesteps`` and ``labels``. This file imports neither torch nor an
+environment, so that a wrong value is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -15,39 +16,66 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.registries import QUERY_RULES, REWARD_FORMS, TEACHERS
+from rlhf_bilevel.utils.registry import Registry
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**9)]
 Turns = Annotated[int, Field(ge=2, le=10**9)]
-Times = Annotated[int, Field(ge=0, le=100_000)]  # so often in a row, with nothing in between
+Times = Annotated[int, Field(ge=0, le=100_000)]  # repeated without a pause for checks
 Often = Annotated[int, Field(ge=1, le=100_000)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
 Few = Annotated[int, Field(ge=0, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1)]  # of Adam, whose steps are about so long: no weight survives longer ones
+Rate = Annotated[float, Field(gt=0, le=1)]  # a step of Adam is about this long
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
-Query = Literal["uniform", "disagreement", "entropy", "information_gain", "k_center", "k_center+disagreement",
-                "k_center+entropy", "k_center+information_gain"]  # fmt: skip
-"""Rules of ``query.RULES``."""
+
+def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
+    """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
+
+    def check(name: str) -> str:
+        if not registry.knows(name) and not (optional and not name):
+            raise ValueError(f"no {registry.kind} has that name; {did_you_mean(name, registry)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def check_ent_coef(value: Any) -> Any:
+    """``ent_coef`` as SB3's SAC takes it: a positive number, ``auto`` or ``auto_0.1``. ValueError for anything else."""
+    kind, _, start = value.partition("_") if str(value).startswith("auto") else ("auto", "", value)
+    if value == "auto" or (kind == "auto" and "_" not in str(start) and 0 < parse_number(start) <= 1e9):
+        return value
+    raise ValueError("must be a positive number, auto or auto_NUMBER")
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Options(BaseModel):
-    """Hyper-parameters that one method alone has: its file declares them, ``--set METHOD.NAME=VALUE`` sets them."""
+    """Hyper-parameters that only one method has. Its file declares them; ``--set METHOD.NAME=VALUE`` sets them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def numbers(self, config: Config, inputs: int) -> int:
-        """How many numbers of 4 bytes the method's own state and batches take at most.
+        """The most numbers (of 4 bytes) that the method's own state and batches hold at a time.
 
         ``inputs`` is the size of an observation and an action together.
         """
@@ -55,165 +83,296 @@ class Options(BaseModel):
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """All settings of a run. ``Config.model_fields[NAME].description`` is the text below each of them.
+
+    "Steps" are environment steps unless a setting says otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     # Budget
-    steps: Size  # environment steps, those of all learners together
-    labels: Count = 100  # answers that may be asked of the teacher
+    total_timesteps: Size
+    """Length of training in environment steps, those of all learners together."""
+    labels: Count = 100
+    """Number of answers that may be asked of the teacher in the whole run."""
     seed: Count = 0
-    action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1  # simulator steps in a step, their rewards summed
-    env_timeout: Seconds = 0.0  # for a step; above 0, envs run in processes of their own
-    protocol: Literal["bpref", "mt1"] = "bpref"  # Meta-World: goal hidden, or visible
-    # What an episode that ended early is worth to a learner: nothing; what the reward says of an absorbing state, until
-    # the time limit; or nothing, where the reward of a step is never negative
+    """Seed of all random numbers of the run."""
+    action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Simulator steps in one environment step. The action stays the same and the rewards are summed."""
+    env_timeout: Seconds = 0.0
+    """Seconds that a step or a reset of the environment may take. Above 0, environments run in their own processes;
+    0: no limit."""
+    env_kwargs: dict[str, JsonValue] = {}
+    """Arguments of the environment, passed to gymnasium.make."""
+    flatten: bool = False
+    """Observations that are not a Box, such as a Dict, become one by gymnasium.wrappers.FlattenObservation."""
+    protocol: Literal["bpref", "mt1"] = "bpref"
+    """Meta-World only. The goal is random in every episode: bpref hides it from the observation, mt1 shows it."""
     termination: Literal["as_is", "absorb", "nonnegative"] = "as_is"
+    """What follows when an episode ends before its time limit. as_is: nothing, its value is 0. absorb: an absorbing
+    state until the time limit, for which the reward model has a value. nonnegative: nothing, and the learnt reward is
+    shifted so that no step has a negative reward."""
 
-    # Phases, in environment steps; left out, they follow from steps and labels (see fill_phases)
-    learning_starts: Count  # steps with random actions before any learning
-    pretrain_steps: Count  # steps that follow with state entropy as the reward
-    session_every: Size  # between two query sessions; the first is at the end of pre-training
-    session_labels: Size  # labels asked in one session; more only to catch up on what had no new pair to ask about
-    # decreasing: sessions go on to the end, and ask for ever fewer labels, as B-Pref's reward_schedule=1 does:
-    # proportional to the steps that are left. session_labels has no say then
+    # Phases; when left out, they follow from total_timesteps and labels (see fill_phases)
+    learning_starts: Count
+    """Steps with random actions at the start, before anything is learnt."""
+    pretrain_steps: Count
+    """Steps after these in which the reward is state entropy, before the first label is asked."""
+    num_interact: Size
+    """Steps between two query sessions. The first session is at the end of pre-training."""
+    queries_per_session: Size
+    """Labels that are asked in one query session; more only when earlier sessions found too few pairs."""
     label_schedule: Literal["constant", "decreasing"] = "constant"
-    refresh_every: Count  # between two reward updates without new labels; 0 for never
-    eval_every: Size  # between two evaluations
-    eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """constant: queries_per_session in each session until all labels are asked. decreasing: sessions go on until the
+    end, and each asks in proportion to the steps that are left (B-Pref's reward_schedule=1); queries_per_session is
+    then not used."""
+    refresh_every: Count
+    """Steps between two updates of the reward model without new labels. 0: never."""
+    eval_freq: Size
+    """Steps between two evaluations."""
+    n_eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """Episodes in one evaluation."""
 
     # Learners (SB3)
-    hidden: Layers = (256, 256)  # units of the actor's and of each critic's layers
-    batch: Size = 256  # transitions
+    net_arch: Layers = (256, 256)
+    """Units of each hidden layer of the actor and of each critic."""
+    batch_size: Size = 256
+    """Transitions in a batch of a learner."""
     learning_rate: Rate = 5e-4
+    """Adam's learning rate for actor, critics and temperature."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    tau: Fraction = 0.005  # step of the target critics, at each update
-    initial_alpha: Positive = 0.1  # SAC: temperature that its tuning starts from
-    other_every: Turns = 2  # of two learners, the one that is not the agent acts in every so many episodes
-    update_every: Size = 1  # environment steps between two updates of each learner (SB3's train_freq)
-    updates: Often = 1  # gradient steps in an update (the paper's K is updates * refresh_every / update_every)
-    reset_critics: bool = True  # at the end of pre-training, whose values say nothing of the reward
-    reset_updates: Times = 100  # gradient steps right then
-    critic_layer_norm: bool = False  # SAC: a layer normalisation before each activation of the critics
-    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of each batch, drawn from the newest rows alone
-    newest_rows: Size = 10_000  # how many those are
+    """Discount of a reward one step later."""
+    tau: Fraction = 0.005
+    """Share of the critics that goes into the target critics at each update."""
+    ent_coef: Annotated[str, BeforeValidator(str), AfterValidator(check_ent_coef)] = "auto_0.1"
+    """SAC's temperature: a number, or tuned by SAC (auto starts at 1, auto_0.1 at 0.1)."""
+    other_every: Turns = 2
+    """Of two learners, the one that is not the agent acts in every so many episodes."""
+    train_freq: Size = 1
+    """Steps between two updates of each learner."""
+    gradient_steps: Often = 1
+    """Gradient steps in one update. The paper's K is gradient_steps * refresh_every / train_freq."""
+    reset_critics: bool = True
+    """Whether the critics begin anew at the end of pre-training, as their values are those of state entropy."""
+    reset_updates: Times = 100
+    """Gradient steps directly after that reset."""
+    critic_layer_norm: bool = False
+    """SAC only: a layer normalisation before each activation of the critics."""
+    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each batch that is drawn from the newest transitions only."""
+    newest_rows: Size = 10_000
+    """How many transitions count as the newest."""
 
     # State entropy
-    neighbour: Size = 5  # k of the k-nearest-neighbour estimate
-    entropy_states: Size = 1024  # stored states, drawn anew each time, among which neighbours are looked for
+    neighbour: Size = 5
+    """State entropy is the distance to the k-th nearest neighbour: this k."""
+    entropy_states: Size = 1024
+    """Stored states among which neighbours are searched; drawn anew each time."""
 
     # Reward
-    members: Size = 3
-    reward_form: Literal["network", "linear", "quadratic"] = "network"  # of observation and action: reward.py
-    reward_hidden: Layers = (256, 256, 256)  # of a network
-    reward_units: Literal["measured", "raw"] = "measured"  # of what it sees: standard deviations, or as B-Pref has them
-    reward_clip: bool = False  # to the range that labels have shown, each of its inputs by itself
-    reward_learning_rate: Rate = 3e-4
-    reward_batch: Size = 128  # pairs
-    reward_epochs: Often = 50  # at most, per session
-    refresh_epochs: Often = 2  # per refresh
-    reward_damping: Weight = 0.3  # nats per mean square of f in tanh(f), which keeps tanh from its flats; B-Pref has 0
-    reward_accuracy: Fraction = 0.97  # on the labels; a session's epochs stop there
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each label that is taken for even odds
-    member_weights: Literal["equal", "bootstrap"] = "equal"  # of labels in each member's loss; Poisson(1), own to each
-    pessimism: Weight = 0.0  # learners see the members' mean less so many of their standard deviations
+    ensemble_size: Size = 3
+    """Reward models in the ensemble."""
+    reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"
+    """Form of each reward model as a function of observation and action. It may be module:NAME."""
+    reward_net_arch: Layers = (256, 256, 256)
+    """Units of each hidden layer of a reward network."""
+    reward_units: Literal["measured", "raw"] = "measured"
+    """Units of the reward model's inputs. measured: standard deviations of the data. raw: as the environment gives
+    them, as in B-Pref."""
+    reward_clip: bool = False
+    """Whether each input of the reward model is clipped to the range that it has in the labelled segments."""
+    reward_lr: Rate = 3e-4
+    """Adam's learning rate for the reward model."""
+    reward_batch: Size = 128
+    """Labelled pairs in a batch of the reward model."""
+    reward_epochs: Often = 50
+    """The most epochs over all labels after a query session."""
+    refresh_epochs: Often = 2
+    """The most epochs over all labels in an update without new labels."""
+    reward_damping: Weight = 0.3
+    """Weight of the mean square of f in the loss, where the reward is tanh(f); in nats. It keeps tanh out of its flat
+    ends. B-Pref has 0."""
+    reward_accuracy: Fraction = 0.97
+    """The epochs of a session stop when this share of the labels is predicted."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of even odds in each label: 0 takes labels as they are."""
+    member_weights: Literal["equal", "bootstrap"] = "equal"
+    """Weights of the labels in the loss of an ensemble member. bootstrap: each member draws its own from Poisson(1)."""
+    pessimism: Weight = 0.0
+    """Learners see the ensemble's mean minus this many of its standard deviations."""
     pessimism_from: Literal["start", "last_label"] = "last_label"
+    """When that begins: with the first learnt reward, or after the last label."""
+    reward: str = ""
+    """A file with a learnt reward, or the folder of a run that has one. Learners see it from the first step, it never
+    changes, and nobody is asked."""
+    reward_sha256: str = ""
+    """SHA-256 of that file, filled in when the run begins; another file is refused."""
 
     # Queries
-    segment_length: Size = 50  # steps
-    query: Query = "disagreement"  # policy_aligned for [QPA]'s: uniform ones, and the setting below
-    policy_aligned: bool = False  # candidates are cut from the newest episodes only
-    query_source: Literal["all", "second", "cross"] = "all"  # with two learners: whose episodes a pair is cut from
-    oversample: Size = 10  # candidate pairs per label that is asked
-    recent_episodes: Size = 100  # that segments are cut from
-    aligned_episodes: Size = 10  # the same where policy_aligned
-    anchor_share: Share = 0.0  # of a session's pairs: a segment of the aligned episodes against an anchor
-    anchor: Literal["incumbent", "past"] = "incumbent"  # one of the best labelled segments, or any since labels began
-    anchor_segments: Size = 10  # how many of the labelled segments are the best
+    segment_length: Size = 50
+    """Steps in a segment."""
+    query: Annotated[str, one_of(QUERY_RULES)] = "disagreement"
+    """Rule that chooses pairs among the candidates. policy_aligned is uniform with the setting policy_aligned (QPA). It
+    may be module:NAME."""
+    policy_aligned: bool = False
+    """Whether candidates are cut from the newest episodes only (aligned_episodes)."""
+    query_source: Literal["all", "second", "cross"] = "all"
+    """With two learners: whose episodes pairs are cut from. all: both learners'. second: the second learner's. cross:
+    one segment from each."""
+    large_batch: Size = 10
+    """Candidate pairs for each label that is asked."""
+    recent_episodes: Size = 100
+    """Newest episodes that segments are cut from."""
+    aligned_episodes: Size = 10
+    """The same when policy_aligned is on."""
+    anchor_share: Share = 0.0
+    """Share of a session's pairs that compare a segment of the newest aligned_episodes with an anchor segment."""
+    anchor: Literal["incumbent", "past"] = "incumbent"
+    """incumbent: the anchor is one of the best labelled segments. past: any segment since the first label."""
+    anchor_segments: Size = 10
+    """How many of the labelled segments count as the best."""
 
-    # Simulated teacher (B-Pref), as teacher.py uses them; at rest, all of them, it is the oracle
-    teacher_beta: Annotated[float, Field(gt=0)] = math.inf  # nats per return; infinite: always prefers the better
-    teacher_discount: Fraction = 1.0  # weight of a step against the one after it
-    teacher_mistake: Share = 0.0  # probability that a label is flipped
-    teacher_skip: Share = 0.0  # of the recent average return: where neither segment has more, no answer
-    teacher_equal: Share = 0.0  # of the recent average return: where the difference is less, a tie
-    teacher_bpref_compat: bool = False  # B-Pref's code: skip and equal squared after the first session, no other tie
-    teacher_replay: str = ""  # a run's labels.sqlite or a dataset, whose answers are given in place of the teacher's
-    teacher_rerun: str = ""  # a run's labels.sqlite, whose answers are given session by session, as they were
+    # Simulated teacher (B-Pref), as feedback/teachers.py uses them; with all defaults it is the oracle
+    teacher_beta: Annotated[float, Field(gt=0)] = math.inf
+    """Rationality of the answers, in nats per unit of return. Infinite: the higher return is always preferred."""
+    teacher_discount: Fraction = 1.0
+    """Weight of a step relative to the next one. Below 1 the teacher is myopic: the last steps count most."""
+    teacher_mistake: Share = 0.0
+    """Probability that a label is flipped."""
+    teacher_skip: Share = 0.0
+    """Share of the recent average return. The teacher skips a pair when both segments have less."""
+    teacher_equal: Share = 0.0
+    """Share of the recent average return. The teacher answers with a tie when the difference is less."""
+    teacher_bpref_compat: bool = False
+    """Whether skip and equal work as in B-Pref's code: squared after the first session, and no other ties."""
+    teacher_replay: str = ""
+    """A run's labels.sqlite or a preference dataset. Its answers are given instead of the teacher's, in order."""
+    teacher_rerun: str = ""
+    """A run's labels.sqlite. Its answers are given session by session, as in that run."""
+    teacher_object: Annotated[str, one_of(TEACHERS, optional=True)] = ""
+    """A teacher of the user's own, module:NAME, or the name of one of an installed package."""
 
-    # People who answer, in place of the simulated teacher (human/)
+    # People who answer instead of the simulated teacher (human/)
     teacher_human: bool = False
-    teacher_pending_share: Share = 0.5  # of all that was asked: where more is unanswered, training waits; 0 for all
-    teacher_votes: Size = 1  # people who are to answer each query
-    teacher_labels_db: str = ""  # postgresql:// URL without a password; empty for a file in the run's folder
+    """Whether people answer, through the page of ``rlhf-bilevel label``."""
+    teacher_pending_share: Share = 0.5
+    """Training waits when more than this share of all queries is unanswered. 0: it waits for all answers."""
+    teacher_votes: Size = 1
+    """People who answer each query."""
+    teacher_labels_db: str = ""
+    """postgresql:// URL of the labels, without a password. Empty: a file in the run's folder."""
 
-    options: dict[str, Any] = {}  # of the method alone, see its file
+    # A teacher that is asked by HTTP (feedback/http_teacher.py)
+    teacher_url: str = ""
+    """URL of a teacher that is asked by HTTP: https://HOST/PATH, or vlm:https://HOST/v1?model=NAME for a
+    vision-language model. Empty: no such teacher."""
+    teacher_question: Annotated[str, Field(min_length=1, max_length=10_000)] = "Which one is better?"
+    """Question that is sent with each pair."""
+    teacher_frames: Annotated[int, Field(ge=0, le=100)] = 8
+    """Pictures of each segment that are sent. 0: only states and actions."""
+    teacher_timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds until a request without an answer is given up."""
+    teacher_max_requests: Count = 0
+    """The most requests in the whole run, failed ones included. 0: no limit."""
+
+    options: dict[str, Any] = {}
+    """Settings that only the method has; see its file."""
 
     @model_validator(mode="before")
     @classmethod
-    def fill_phases(cls, given: Any) -> Any:
-        """B-Pref's proportions: a fiftieth random, pre-training up to a tenth, labels over the next half of the run."""
-        if not isinstance(given, dict):
-            return given
+    def fill_phases(cls, settings: Any) -> Any:
+        """Fills in the phases that are missing, in B-Pref's proportions.
+
+        A fiftieth of the steps is random, pre-training ends at a tenth, and labels are asked over the next half of the
+        run. ValueError if ``total_timesteps`` is not a whole number.
+        """
+        if not isinstance(settings, dict):
+            return settings
         filled = {
-            key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in given.items() if v is not None
+            key: int(value) if isinstance(value, float) and value.is_integer() else value
+            for key, value in settings.items()
+            if value is not None
         }
-        if not isinstance(filled.get("steps"), int):
-            raise ValueError(f"steps={given.get('steps')!r} is no number of steps")
-        if filled["steps"] < 1:
-            return filled  # let the field's own check say so
+        if not isinstance(filled.get("total_timesteps"), int):
+            raise ValueError(f"total_timesteps={settings.get('total_timesteps')!r} is no number of steps")
+        if filled["total_timesteps"] < 1:
+            return filled  # refused by the field's own check
         if filled.get("query") == "policy_aligned":
             filled |= {"query": "uniform", "policy_aligned": True}
-        steps, labels = filled["steps"], filled.get("labels", cls.model_fields["labels"].default)
+        if filled.get("reward"):
+            filled.setdefault("labels", 0)
+        steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
         filled.setdefault("learning_starts", min(1000, steps // 50))
-        random = filled["learning_starts"]
-        if isinstance(random, int):
-            filled.setdefault("pretrain_steps", min(9000, max(0, steps // 10 - random)))
-        filled.setdefault("session_every", max(1, steps // 20))
-        phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "session_every")]
-        known = [number for number in phases if isinstance(number, int)]
-        if isinstance(labels, int) and len(known) == 3:  # else one of them is at fault: its own check says so
-            fit = min(10, max(1, _sessions(steps, *known)))
-            filled.setdefault("session_labels", max(1, math.ceil(labels / fit)))
-        filled.setdefault("session_labels", labels)
+        random_steps = filled["learning_starts"]
+        if isinstance(random_steps, int):
+            filled.setdefault("pretrain_steps", min(9000, max(0, steps // 10 - random_steps)))
+        filled.setdefault("num_interact", max(1, steps // 20))
+        phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
+        phase_steps = [number for number in phases if isinstance(number, int)]
+        if isinstance(labels, int) and len(phase_steps) == 3:  # else a field's own check refuses one of them
+            sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
+            filled.setdefault("queries_per_session", max(1, math.ceil(labels / sessions)))
+        filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
-        filled.setdefault("eval_every", max(1000, steps // 20))  # a short run is not spent on its evaluations
+        filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run should not spend its time on evaluations
         return filled
 
     @model_validator(mode="after")
     def leave_steps_to_learn(self) -> Config:
-        if self.learning_starts + self.pretrain_steps >= self.steps:
+        """ValueError if random steps and pre-training take the whole run."""
+        if self.learning_starts + self.pretrain_steps >= self.total_timesteps:
             raise ValueError(
                 f"learning_starts={self.learning_starts} and pretrain_steps={self.pretrain_steps} leave no step "
-                f"of steps={self.steps} to learn from labels"
+                f"of {self.total_timesteps} to learn from labels"
             )
         return self
 
     @property
     def first_session(self) -> int:
-        """Environment step."""
-        return self.learning_starts + self.pretrain_steps or self.session_every
+        """Environment step of the first query session."""
+        return self.learning_starts + self.pretrain_steps or self.num_interact
 
     @property
     def sessions(self) -> int:
-        """How many there may be until the last step."""
-        return _sessions(self.steps, self.learning_starts, self.pretrain_steps, self.session_every)
+        """Number of query sessions from the first one to the last step."""
+        return count_sessions(self.total_timesteps, self.learning_starts, self.pretrain_steps, self.num_interact)
 
     @model_validator(mode="after")
     def check_teacher(self) -> Config:
+        """ValueError if more than one kind of teacher is chosen, or the URL of the labels database is wrong."""
         if self.teacher_labels_db:
             check_database(self.teacher_labels_db)
-        if sum(map(bool, (self.teacher_human, self.teacher_replay, self.teacher_rerun))) > 1:
-            raise ValueError("teacher_human, teacher_replay and teacher_rerun are three teachers: choose one")
+        if self.teacher_url:
+            check_teacher_url(self.teacher_url)
+        kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url")
+        if len(given := [name for name in kinds if getattr(self, name)]) > 1:
+            raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def check_given_reward(self) -> Config:
+        """ValueError if somebody would be asked although a reward is given."""
+        if self.reward:
+            asked = ["labels"] if self.labels else []
+            asked += [key for key, field in type(self).model_fields.items()
+                      if key.startswith("teacher_") and getattr(self, key) != field.default]  # fmt: skip
+            if asked:
+                raise ValueError(f"{asked[0]}={getattr(self, asked[0])}: a reward is given, and nobody is asked")
         return self
 
 
-def _sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int) -> int:
-    """One when pre-training ends, if there is any, and one every so many steps after it."""
+def count_sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int) -> int:
+    """Number of query sessions: one when pre-training ends, if there is any, then one every ``every`` steps."""
     start = learning_starts + pretrain_steps
     return max(0, (steps - start) // max(1, every) + (start > 0)) if start <= steps else 0
 
 
-class Record(BaseModel):
-    """What a run's config.yaml tells. ``version`` is that of these names and their meaning."""
+NAMED: Mapping[str, Registry[Any]] = {"query": QUERY_RULES, "reward_form": REWARD_FORMS, "teacher_object": TEACHERS}
+"""Settings that are names in a registry, or ``module:NAME``."""
+
+
+class ConfigRecord(BaseModel):
+    """The contents of a run's config.yaml. ``version`` counts changes of these names and their meaning."""
 
     model_config = ConfigDict(strict=True)
 
@@ -230,26 +389,37 @@ class Record(BaseModel):
     commit: str | None = None
 
 
-def recorded(file: object, told: Mapping[str, Any], whole: bool = True) -> None:
-    """UserError unless ``told`` is as a run's config.yaml has it; CorruptFileError where the ``whole`` lacks a key."""
+def check_record(file: object, record: Mapping[str, Any], must_be_complete: bool = True) -> None:
+    """UserError if a value in ``record``, read from ``file``, is of another kind than a run writes into config.yaml.
+
+    CorruptFileError if ``must_be_complete`` and a key is missing.
+    """
     try:
-        Record(**told)
+        ConfigRecord(**record)
     except ValidationError as error:
-        missing = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "missing"]
-        if missing and whole:
+        missing = [str(problem["loc"][0]) for problem in error.errors() if problem["type"] == "missing"]
+        if missing and must_be_complete:
             raise CorruptFileError(f"{file} does not tell {', '.join(sorted(missing))}") from None
-        for fault in error.errors():
-            key = str(fault["loc"][0])
+        for problem in error.errors():
+            key = str(problem["loc"][0])
             if key == "version":
-                theirs = f"{told[key]!r:.60}"
+                its_version = f"{record[key]!r:.60}"
                 raise UserError(
-                    f"{file} has version {theirs} of the format, and this reads version 1: update it"
+                    f"{file} has version {its_version} of the format, and this reads version 1: update it"
                 ) from None
             if key not in missing:
-                raise UserError(f"{file}: {key}={told[key]!r:.60}: {fault['msg']}") from None
+                raise UserError(f"{file}: {key}={record[key]!r:.60}: {problem['msg']}") from None
 
 
-FORMER: dict[str, tuple[str, ...]] = {
+RENAMED = {
+    "steps": "total_timesteps", "batch": "batch_size", "hidden": "net_arch", "initial_alpha": "ent_coef",
+    "update_every": "train_freq", "updates": "gradient_steps", "eval_every": "eval_freq",
+    "eval_episodes": "n_eval_episodes", "session_every": "num_interact", "session_labels": "queries_per_session",
+    "oversample": "large_batch", "members": "ensemble_size", "reward_hidden": "reward_net_arch",
+    "reward_learning_rate": "reward_lr",
+}  # fmt: skip
+"""Old names of settings, still read, and today's: those of Stable-Baselines3 and B-Pref."""
+MOVED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("sigma", "sigma_spread", "upper_weight", "gap_share", "gap_surgery", "sides", "careful_from",
                      "fork_response", "use_gap"), ("penalty",)),
     **dict.fromkeys(("objective", "win_weight", "cost", "cost_hidden", "cost_learning_rate", "cost_steps", "cost_pairs",
@@ -258,127 +428,134 @@ FORMER: dict[str, tuple[str, ...]] = {
     "visit_batch": ("penalty", "incumbent"),
     "visit_discount": ("penalty", "hypergradient", "incumbent"),
 }  # fmt: skip
-"""Names that settings of all runs had once, and the methods whose options they are now. They are still read."""
+"""Old settings of all runs, still read, and the methods whose options they are today."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"hidden": (64, 64), "batch": 128, "learning_rate": 1e-3, "reward_hidden": (64, 64),
-              "reward_learning_rate": 3e-3, "reward_batch": 32, "eval_episodes": 5, "action_repeat": 4,
+    "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
+              "reward_lr": 3e-3, "reward_batch": 32, "n_eval_episodes": 5, "action_repeat": 4,
               "segment_length": 25},
     "cpu": {},
-    "paper": {"hidden": (1024, 1024), "batch": 1024, "tau": 0.0025},
-    "paper/Meta-World": {"hidden": (256, 256, 256), "batch": 512, "learning_rate": 3e-4, "tau": 0.0025,
+    "paper": {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
+    "paper/Meta-World": {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
                          "reward_epochs": 10},
 }  # fmt: skip
-"""Differences from Config's defaults. ``paper`` holds B-Pref's sizes, which differ between the two suites.
+"""Differences from Config's defaults. ``paper`` has B-Pref's sizes, which differ between the two suites.
 
-B-Pref moves the target critics by .005 every second update; SB3 moves them at every one, hence half the step.
+B-Pref updates the target critics by .005 at every second update; SB3 does it at every update, hence half of that.
 """
 
 
-def preset(name: str, env_id: str) -> dict[str, Any]:
-    """The settings of preset ``name`` for an environment of that id; UserError where there is no such preset."""
+def preset_settings(name: str, env_id: str) -> dict[str, Any]:
+    """The settings of preset ``name`` for the environment ``env_id``. UserError if there is no such preset."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
     return PRESETS.get(f"{name}/{suite}", PRESETS[name])
 
 
-def reaching(config: Config) -> Config:
-    """The settings; UserError where their sessions cannot ask for all labels.
+def check_budget(config: Config) -> Config:
+    """Returns ``config``. UserError if its query sessions cannot ask for all ``labels``.
 
-    Not one of ``Config``'s own checks: a run that was trained before there was this one can still be read.
+    This is not one of ``Config``'s own checks, so that runs made before this check existed can still be read.
     """
-    c, most = config, config.sessions * config.session_labels
-    if c.labels <= most or (c.label_schedule == "decreasing" and c.sessions):
+    c, most_labels = config, config.sessions * config.queries_per_session
+    if c.labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
         return c
-    told = f"labels={c.labels}: only {most} can be asked in steps={c.steps}"
+    problem = f"labels={c.labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
     if not c.sessions:
-        raise UserError(f"{told}, as no session comes: session_every={c.steps} or less")
-    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.session_labels)
-    every = (c.steps - start) // (needed - (start > 0))
-    would = f"session_labels={math.ceil(c.labels / c.sessions)}" + (f" or session_every={every}" if every else "")
-    raise UserError(f"{told} ({c.sessions} sessions of session_labels={c.session_labels}): {would} would do")
+        raise UserError(f"{problem}, as no session comes: num_interact={c.total_timesteps} or less")
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.queries_per_session)
+    every = (c.total_timesteps - start) // (needed - (start > 0))
+    suggestion = f"queries_per_session={math.ceil(c.labels / c.sessions)}" + (
+        f" or num_interact={every}" if every else ""
+    )
+    raise UserError(
+        f"{problem} ({c.sessions} sessions of queries_per_session={c.queries_per_session}): {suggestion} would do"
+    )
 
 
-def fitting(config: Config, limit: int | None, own: bool) -> tuple[Config, str]:
-    """The settings with segments that fit into episodes of at most ``limit`` simulator steps (None: not known).
+def fit_segment_length(config: Config, limit: int | None, chosen: bool) -> tuple[Config, str]:
+    """The settings with segments that fit into an episode, and a sentence about what was changed (empty: nothing).
 
-    A segment length of the user's ``own`` that does not fit is refused; another is shortened, and what is to be said of
-    it comes with the settings: else nothing.
+    ``limit`` is the most simulator steps of an episode, None if that is not known. If ``segment_length`` is too long,
+    it is shortened; UserError if it was ``chosen`` by the user.
     """
-    last = config.first_session + (config.sessions - 1) * config.session_every  # step of the last session
+    last = config.first_session + (config.sessions - 1) * config.num_interact  # step of the last session
     steps = math.inf if limit is None else math.ceil(limit / config.action_repeat)
     if config.segment_length <= steps and config.segment_length < last:  # a pair has two segments
         return config, ""
     longest = int(steps) if steps < last else max(1, last // 2)
-    why = f"the last labels are asked at step {last} of {config.steps}"
+    reason = f"the last labels are asked at step {last} of {config.total_timesteps}"
     if config.segment_length > steps:
-        why = f"an episode has at most {steps} steps"
+        reason = f"an episode has at most {steps} steps"
         if config.action_repeat > 1:
-            why += f" (the environment's {limit}, with action_repeat={config.action_repeat})"
-    told = f"segment_length={config.segment_length} is too long: {why}"
-    if own:
-        raise UserError(f"{told}; segment_length={longest} would do")
-    return config.model_copy(update={"segment_length": longest}), f"{told}; it is {longest} in this run"
+            reason += f" (the environment's {limit}, with action_repeat={config.action_repeat})"
+    problem = f"segment_length={config.segment_length} is too long: {reason}"
+    if chosen:
+        raise UserError(f"{problem}; segment_length={longest} would do")
+    return config.model_copy(update={"segment_length": longest}), f"{problem}; it is {longest} in this run"
 
 
-def settle(given: Mapping[str, Any]) -> Config:
-    """The settings, complete; UserError in one line that names the first wrong value and, for a name, the nearest."""
-    return complete(Config, given)
+def validate(settings: Mapping[str, Any]) -> Config:
+    """All settings of a run, from those in ``settings``.
+
+    UserError, in one line, for the first wrong value or unknown name; the line has the nearest known name.
+    """
+    return validate_as(Config, settings)
 
 
-def complete(model: type[Model], given: Mapping[str, Any], prefix: str = "") -> Model:
-    """The same for any settings; in messages ``prefix`` stands before their names."""
-    if not isinstance(given, Mapping):
-        raise UserError(f"{prefix.rstrip('.') or 'settings'}={given!r:.60}: must be a mapping of names to values")
-    known, read = [prefix + name for name in model.model_fields], {}
-    for key, value in given.items():
+def validate_as(model: type[Model], settings: Mapping[str, Any], prefix: str = "") -> Model:
+    """Like ``validate``, for any ``model`` of settings. Messages put ``prefix`` before the names."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'settings'}={settings!r:.60}: must be a mapping of names to values")
+    names, values = [prefix + name for name in model.model_fields], {}
+    for key, value in settings.items():
         name = f"{prefix}{key}"
-        if name not in known or not isinstance(key, str):
-            raise UserError(f"unknown setting {name!r:.60}; {nearest_setting(name, known)}")
-        value = value.tolist() if hasattr(value, "shape") else value  # a number or numbers of NumPy's or torch's
+        if name not in names or not isinstance(key, str):
+            raise UserError(f"unknown setting {name!r:.60}; {did_you_mean_setting(name, names)}")
+        value = value.tolist() if hasattr(value, "shape") else value  # numbers from NumPy or torch
         try:
-            read[key] = as_written(model.model_fields[key].annotation, value)
+            values[key] = parse_value(model.model_fields[key].annotation, value)
         except ValueError as error:
             raise UserError(f"{name}={value!r:.60}: {error}") from None
     try:
-        return model(**read)
+        return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        # A fault without a place is one of several settings together
-        told = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
-        raise UserError(told + first["msg"].removeprefix("Value error, ")) from None
+        # An error without a place concerns several settings together
+        place = f"{prefix}{first['loc'][0]}={first['input']!r:.60}: " if first["loc"] else ""
+        raise UserError(place + first["msg"].removeprefix("Value error, ")) from None
 
 
-def as_written(kind: Any, value: Any) -> Any:
-    """A setting's value in the ways in which people write it: ``1e5`` for a whole number, ``[64, 64]`` for layers.
+def parse_value(kind: Any, value: Any) -> Any:
+    """A setting's value from what people write: ``1e5`` for a whole number, ``[64, 64]`` or ``64,64`` for layers.
 
-    ``kind`` is the setting's type. ValueError on what is no such number.
+    ``kind`` is the type of the setting. ValueError if ``value`` is not such a number.
     """
     if value is None:
         return None
     if kind is int:
-        return whole(value)
+        return parse_int(value)
     if kind is float:
-        return number(value)
+        return parse_number(value)
     if get_origin(kind) is not tuple:
         return value
     if isinstance(value, str):
         value = [item for item in value.strip("[]() ").split(",") if item.strip()]
-    return tuple(map(whole, value if isinstance(value, list | tuple) else [value]))
+    return tuple(map(parse_int, value if isinstance(value, list | tuple) else [value]))
 
 
-def whole(value: object) -> int:
-    """``5000``, ``5_000``, ``5e3`` and ``5000.0`` are the same; ValueError where it is no whole number."""
-    with suppress(ValueError, OverflowError):  # of an infinity
-        found = number(value)
-        if found == int(found):
-            return int(found)
+def parse_int(value: object) -> int:
+    """A whole number: ``5000``, ``5_000``, ``5e3`` and ``5000.0`` are the same. ValueError for anything else."""
+    with suppress(ValueError, OverflowError):  # int(infinity)
+        parsed = parse_number(value)
+        if parsed == int(parsed):
+            return int(parsed)
     raise ValueError("must be a whole number")
 
 
-def number(value: object) -> int | float:
-    """ValueError where it is none, as is the case for true and false."""
+def parse_number(value: object) -> int | float:
+    """A number, also from text. ValueError for anything else, and for true and false."""
     if isinstance(value, str | Integral) and not isinstance(value, bool):
         with suppress(ValueError):
             return int(value)
@@ -388,61 +565,66 @@ def number(value: object) -> int | float:
     raise ValueError("must be a number")
 
 
-def gather(given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Settings by the names of ``Config``: ``method.name`` goes into ``options``, other methods' are left out."""
-    plain = {key: value for key, value in given.items() if "." not in key}
-    own = {key.removeprefix(f"{method}."): value for key, value in given.items() if key.startswith(f"{method}.")}
-    return plain | ({"options": {**plain.get("options", {}), **own}} if own else {})
-
-
-def spread(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """``gather`` undone, for the settings in a run's config.yaml, which may have ``FORMER`` names."""
-    plain = {key: value for key, value in settings.items() if key not in FORMER}
-    own = {key: value for key, value in settings.items() if method in FORMER.get(key, ())}
-    if isinstance(plain.get("options", {}), Mapping):
-        own |= plain.pop("options", {})
-    return plain | {f"{method}.{key}": value for key, value in own.items()}
-
-
-def renamed(given: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
-    """What a user gave for ``methods``, with the options that ``FORMER`` names mean in place of them.
-
-    Warns where one of the methods has it; elsewhere it is another method's option. UserError where a setting is given
-    by both names.
+def nest_options(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Settings by the names of ``Config``: ``method.name`` moves into ``options``. Options of other methods are left
+    out.
     """
-    names: dict[str, list[str]] = {}
-    for key in filter(FORMER.__contains__, given):
-        owners = [method for method in FORMER[key] if method in methods]
-        names[key] = [f"{method}.{key}" for method in owners or FORMER[key]]
-        if both := [name for name in names[key] if name in given]:
-            raise UserError(f"{key} and {both[0]} are the same setting: give it once")
-        if owners:
-            warnings.warn(f"{key} is called {' or '.join(names[key])} now", stacklevel=2)
-    return {name: value for key, value in given.items() for name in names.get(key, [key])}
+    shared = {key: value for key, value in settings.items() if "." not in key}
+    method_options = {
+        key.removeprefix(f"{method}."): value for key, value in settings.items() if key.startswith(f"{method}.")
+    }
+    return shared | ({"options": {**shared.get("options", {}), **method_options}} if method_options else {})
 
 
-def nearest(value: str, known: Collection[str], others: Mapping[str, str] = {}) -> str:
-    """``others`` are more names, by those that are as near to what was meant."""
-    # PEBBLE is as near to pebble as can be
-    written = {**others, **{name.casefold(): name for name in reversed([*known])}}
-    near = difflib.get_close_matches(value.casefold(), written, n=1, cutoff=0.5)
-    return f"did you mean {written[near[0]]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+def flatten_options(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The opposite of ``nest_options``, for the settings in a run's config.yaml. Old names become today's."""
+    shared = dict(current_setting(key, value) for key, value in settings.items() if key not in MOVED)
+    method_options = {key: value for key, value in settings.items() if method in MOVED.get(key, ())}
+    if isinstance(shared.get("options", {}), Mapping):
+        method_options |= shared.pop("options", {})
+    return shared | {f"{method}.{key}": value for key, value in method_options.items()}
 
 
-def nearest_setting(value: str, known: Collection[str]) -> str:
-    """The same for settings, which are too many for one line."""
-    former = {} if "." in value else {name: f"{methods[0]}.{name}" for name, methods in FORMER.items()}
-    told = nearest(value, known, former)
-    if told.startswith("did") or len(known) <= 30:
-        return told
+def current_names(settings: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
+    """A user's settings for ``methods``, with today's names in place of old ones (``RENAMED`` and ``MOVED``).
+
+    Warns about each old name, unless it is an option of another method. UserError if a setting has both its names.
+    """
+    current: dict[str, Any] = {}
+    for key, value in settings.items():
+        names = [current_setting(key, value)[0]]
+        if key in MOVED:
+            owners = [method for method in MOVED[key] if method in methods]
+            names = [f"{method}.{key}" for method in owners or MOVED[key]]
+        if given_names := [name for name in names if name != key and name in settings]:
+            raise UserError(f"{key} and {given_names[0]} are the same setting: give it once")
+        if key in RENAMED or (key in MOVED and owners):
+            warnings.warn(f"{key} is called {' or '.join(names)} now", stacklevel=2)
+        current |= dict.fromkeys(names, current_setting(key, value)[1])
+    return current
+
+
+def current_setting(key: str, value: Any) -> tuple[str, Any]:
+    """Today's name of a setting, and its value as that setting takes it."""
+    if key == "initial_alpha":
+        value = f"auto_{value}"
+    return RENAMED.get(key, key), value
+
+
+def did_you_mean_setting(value: str, names: Collection[str]) -> str:
+    """Like ``did_you_mean``, for settings: these are too many to list in one line."""
+    old_names = {} if "." in value else {name: f"{methods[0]}.{name}" for name, methods in MOVED.items()}
+    hint = did_you_mean(value, names, old_names)
+    if hint.startswith("did") or len(names) <= 30:
+        return hint
     return "rlhf_bilevel/config.py has them all, and those of one method alone are called METHOD.NAME"
 
 
 def check_database(url: str) -> None:
-    """UserError unless it is a PostgreSQL database's, without a password: a run's config.yaml holds it."""
+    """UserError unless ``url`` is that of a PostgreSQL database, without a password: config.yaml would show it."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # is checked only when it is read
+        _ = parts.port  # checked only when read
     except ValueError as error:
         raise UserError(f"{url!r:.60} is no labels database: {error}") from None
     if parts.scheme not in ("postgresql", "postgresql+psycopg"):
@@ -452,44 +634,73 @@ def check_database(url: str) -> None:
                          "set PGPASSWORD or write it to ~/.pgpass")  # fmt: skip
 
 
-def checkpoint_interval(told: str) -> tuple[float, float]:
-    """``1m`` or ``5000`` as (environment steps, seconds) between two checkpoints, one of them infinite; 0 for never."""
+VLM = "vlm:"
+"""Prefix of the URL of a vision-language model."""
+TOKEN = "RLHF_BILEVEL_TEACHER_TOKEN"
+"""Environment variable with the token of a teacher by HTTP. The token is in no file."""
+SECRETS = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|pwd|sig|signature)$", re.IGNORECASE)
+"""Names of a URL's parameters that hold secrets."""
+
+
+def check_teacher_url(url: str) -> None:
+    """UserError unless ``url`` can be a teacher's and holds no secret: it is written to the run's config.yaml."""
+    inner = url.removeprefix(VLM)
+    form = "vlm:https://HOST/v1?model=NAME" if inner != url else "https://HOST/PATH"
     try:
-        count = whole(told.removesuffix("m"))
+        parts = urlsplit(inner)
+        _ = parts.port  # is checked when it is read, not before
+    except ValueError as error:
+        raise UserError(f"teacher {url!r:.60}: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[!-~]+", inner):
+        raise UserError(f"teacher {url!r:.60} is no URL of a teacher: {form} is")
+    parameters = parse_qs(parts.query)
+    if parts.username is not None or parts.password is not None or any(map(SECRETS.search, parameters)):
+        raise UserError(f"the teacher's URL has a password or a key in it, which config.yaml would hold: set {TOKEN}")
+    if inner != url and not parameters.get("model"):
+        raise UserError(f"teacher {url!r:.60} names no model: {form} does")
+
+
+def parse_checkpoint_every(text: str) -> tuple[float, float]:
+    """``1m`` (minutes) or ``5000`` (steps) as (environment steps, seconds) between two checkpoints; one is infinite.
+
+    ``0`` means never: both are infinite. UserError for anything else.
+    """
+    try:
+        number_given = parse_int(text.removesuffix("m"))
     except ValueError:
-        count = -1
-    if not 0 <= count < 10**9:
-        raise UserError(f"{told!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
-    every = count or math.inf
-    return (math.inf, 60.0 * every) if told.endswith("m") else (every, math.inf)
+        number_given = -1
+    if not 0 <= number_given < 10**9:
+        raise UserError(f"{text!r:.60} is no interval between checkpoints: 1m is a minute, 5000 so many steps, 0 never")
+    every = number_given or math.inf
+    return (math.inf, 60.0 * every) if text.endswith("m") else (every, math.inf)
 
 
-def kept_interval(told: object) -> int:
-    """Environment steps between two checkpoints that stay; 0 for none."""
+def parse_keep_every(value: object) -> int:
+    """Environment steps between two checkpoints that are kept; 0 for none. UserError for anything else."""
     with suppress(ValueError):
-        if 0 <= whole(told) <= 10**9:
-            return whole(told)
-    raise UserError(f"keep_every={told!r:.60}: must be a whole number of steps, or 0 for no checkpoint that stays")
+        if 0 <= parse_int(value) <= 10**9:
+            return parse_int(value)
+    raise UserError(f"keep_every={value!r:.60}: must be a whole number of steps, or 0 for no checkpoint that stays")
 
 
 class Networks(NamedTuple):
-    """Units of a learner's hidden layers: those of its policy, and of each of its ``critics``."""
+    """Units of the hidden layers of a learner's policy and of each critic, and the number of critics."""
 
     policy: tuple[int, ...]
     critic: tuple[int, ...]
     critics: int
 
 
-def networks(config: Config, arguments: Mapping[str, Any], critics: int) -> Networks:
-    """Of an SB3 algorithm that is made with ``arguments``, as ``policy_kwargs`` or else ``config`` says; ``critics`` is
-    their number where nothing tells it.
+def network_sizes(config: Config, arguments: Mapping[str, Any], critics: int) -> Networks:
+    """The networks of an SB3 algorithm that is made with ``arguments``; ``config`` has what ``policy_kwargs`` leave
+    out.
 
-    A policy class of a user's own may be made in another way: what is not as SB3 has it is left out, as are SB3's own
-    defaults, which are small.
+    ``critics`` is the number of critics if nothing says it. A user's own policy class may take other arguments: what is
+    not as SB3 has it counts as no layers, and so do SB3's own defaults, which are small.
     """
-    given = arguments.get("policy_kwargs", {"net_arch": config.hidden})
-    chosen: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    arch, number = chosen.get("net_arch"), chosen.get("n_critics")
+    policy_kwargs = arguments.get("policy_kwargs", {"net_arch": config.net_arch})
+    network_kwargs: Mapping[str, Any] = policy_kwargs if isinstance(policy_kwargs, Mapping) else {}
+    arch, number = network_kwargs.get("net_arch"), network_kwargs.get("n_critics")
     parts = (arch.get("pi"), arch.get("qf", arch.get("vf"))) if isinstance(arch, Mapping) else (arch, arch)
     policy, critic = (
         tuple(units for units in part if isinstance(units, int)) if isinstance(part, list | tuple) else ()
@@ -498,12 +709,12 @@ def networks(config: Config, arguments: Mapping[str, Any], critics: int) -> Netw
     return Networks(policy, critic, number if isinstance(number, int) else critics)
 
 
-def weights(*units: int) -> int:
-    """Between layers of so many units each."""
+def num_weights(*units: int) -> int:
+    """Number of weights between fully connected layers of ``units`` units each."""
     return sum(i * j for i, j in pairwise(units))
 
 
-def footprint(
+def memory_needed(
     config: Config,
     options: Options,
     obs_size: int,
@@ -511,27 +722,28 @@ def footprint(
     learners: int,
     arguments: Mapping[str, Any] | None = None,
 ) -> int:
-    """About how many bytes a run holds at most: its store and labels, weights with their gradients, Adam's moments and
-    copies, and what is computed at once: a batch of the learners, a batch of the reward, a session's candidates; and
-    what the method takes, by its ``options``.
+    """About the most memory of a run, in bytes.
 
-    ``arguments`` are those of the learners' SB3 algorithm that go before ``config``.
+    It counts the replay buffer and the labels; all weights with their gradients, Adam's moments and copies; and what is
+    computed at a time: a batch of each learner, a batch of the reward model, the candidates of a session. ``options``
+    say what the method adds. ``arguments`` are those of the learners' SB3 algorithm; they take precedence over
+    ``config``.
     """
     c, arguments, inputs = config, arguments or {}, obs_size + act_size
-    policy, critic, critics = networks(c, arguments, critics=2)
-    row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, the learners' known rewards included
-    nets = learners * (4 * weights(inputs, *policy, 1) + 5 * critics * weights(inputs, *critic, 1))
-    nets += 7 * c.members * weights(inputs, *c.reward_hidden, 1)
+    policy, critic, critics = network_sizes(c, arguments, critics=2)
+    row = 2 * obs_size + act_size + 2 + 2 * learners  # floats, with the rewards that learners keep
+    nets = learners * (4 * num_weights(inputs, *policy, 1) + 5 * critics * num_weights(inputs, *critic, 1))
+    nets += 7 * c.ensemble_size * num_weights(inputs, *c.reward_net_arch, 1)
     labels = 2 * c.labels * 2 * c.segment_length * (inputs + 1)
-    candidates = min(c.session_labels, c.labels) * c.oversample * of_pair(c, inputs)
-    batch = learners * c.batch * (row + 2 * (sum(policy) + critics * sum(critic)))
-    batch += c.entropy_states * (obs_size + 2 + c.batch)
-    reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.members * 2 * sum(c.reward_hidden)
-    rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # of PPO
-    numbers = c.steps * row + labels + nets + candidates + batch + reward + rollout
+    candidates = min(c.queries_per_session, c.labels) * c.large_batch * pair_size(c, inputs)
+    batch = learners * c.batch_size * (row + 2 * (sum(policy) + critics * sum(critic)))
+    batch += c.entropy_states * (obs_size + 2 + c.batch_size)
+    reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.ensemble_size * 2 * sum(c.reward_net_arch)
+    rollout = arguments["n_steps"] * row if isinstance(arguments.get("n_steps"), int) else 0  # PPO's
+    numbers = c.total_timesteps * row + labels + nets + candidates + batch + reward + rollout
     return 4 * (numbers + options.numbers(c, inputs))
 
 
-def of_pair(config: Config, inputs: int) -> int:
-    """Numbers that an unlabelled pair takes, with the members' rewards of its steps."""
-    return 2 * config.segment_length * (3 * (inputs + 1) + 2 * config.members)
+def pair_size(config: Config, inputs: int) -> int:
+    """Numbers in memory for one unlabelled pair, with the reward that each ensemble member gives to its steps."""
+    return 2 * config.segment_length * (3 * (inputs + 1) + 2 * config.ensemble_size)

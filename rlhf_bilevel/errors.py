@@ -4,20 +4,20 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """What a user asks for cannot be done; the message says why in one line."""
+    """What the user asked for cannot be done. The message is one line that says why."""
 
 
 class CorruptFileError(UserError):
-    """A file is not what was written."""
+    """A file does not hold what was written to it."""
 
 
 class LockedError(UserError):
-    """Another process has what is asked for."""
+    """Another process is using what was asked for."""
 
 
 class AlreadyExistsError(UserError, FileExistsError):
-    """Where something new was to be made, something is already."""
+    """There is already something in the place of a new file or folder."""
 
 
 class WriteError(UserError, OSError):
-    """The disk does not take what is written: it is full, read-only or away."""
+    """A file cannot be written: the disk is full, read-only or gone."""

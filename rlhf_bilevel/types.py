@@ -1,4 +1,9 @@
-"""The words that every room shares. Axes: B pairs, T steps, N samples, M members, o and a the sizes of obs and act."""
+"""The types that all parts share.
+
+Symbols: s state (here: observation), a action, r reward, pi policy, gamma discount per step.
+Shapes: B pairs, T steps of a segment, N rows or samples, M members of the reward ensemble, Q critics,
+o entries of an observation, a entries of an action.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +13,36 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-Row = dict[str, float]
-"""Metrics by their log key."""
+Metrics = dict[str, float]
+"""Numbers to be logged, by their key."""
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
-"""obs (..., o) and act (..., a) to a reward per step (...)."""
+"""A reward r(s, a): takes obs (..., o) and act (..., a), returns one reward for each step (...)."""
 
 RowReward = Callable[[Tensor], Tensor]
-"""Row numbers (N,) of the store to what a learner is rewarded with there (N,)."""
-
+"""A reward of stored steps: takes row numbers (N,) of the replay buffer, returns the rewards of these rows (N,)."""
 
 Steps = tuple[Tensor, Tensor]
-"""obs (N, o) and act (N, a)."""
+"""obs (N, o) and act (N, a) of N single steps."""
 
 
 class Segments(NamedTuple):
-    """B runs of T consecutive steps, each within one episode."""
+    """B segments. A segment is T consecutive steps of one episode."""
 
     obs: Tensor  # (B, T, o)
-    act: Tensor  # (B, T, a), in [-1, 1]
-    truth: Tensor  # (B, T) the environment's own reward: for the teacher and for evaluation only
+    act: Tensor  # (B, T, a), scaled to [-1, 1]
+    env_reward: Tensor  # (B, T) the environment's reward. Teachers and evaluation may use it, reward models may not
 
 
 class Queries(NamedTuple):
-    """B questions to a teacher: which segment of each pair is better?"""
+    """B pairs of segments. The teacher is asked of each pair which segment is better."""
 
     first: Segments
     second: Segments
 
 
 class Preferences(NamedTuple):
-    """B answered questions; ``label`` (B,) is 1 where the first is better, 0 where the second is, 0.5 for a tie."""
+    """B answered pairs. ``label`` (B,) is 1 if the first segment is better, 0 if the second is, and 0.5 for a tie."""
 
     first: Segments
     second: Segments
@@ -46,7 +50,10 @@ class Preferences(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-    """A policy's discounted occupancy in samples: sum_n weight_n f(obs_n, act_n) = E[sum_t gamma^t f(s_t, a_t)]."""
+    """Samples of a policy's discounted occupancy: where the policy goes.
+
+    They estimate expectations: sum_n weight_n f(obs_n, act_n) = E_pi[sum_t gamma^t f(s_t, a_t)].
+    """
 
     obs: Tensor  # (N, o)
     act: Tensor  # (N, a)
@@ -54,69 +61,81 @@ class Occupancy(NamedTuple):
 
 
 class Teacher(Protocol):
-    """Whoever answers queries: a script, a file or a person. Pairs that it skips are left out of the answer."""
+    """Answers queries: a script, a file or a person.
+
+    It returns the pairs that it answered, with labels. A pair that it does not answer is left out.
+    """
 
     def __call__(self, queries: Queries, /) -> Preferences: ...
 
 
 class Learner(Protocol):
-    """A learner on the shared store. What values and densities it has to offer depends on its algorithm."""
+    """An RL algorithm that learns from the replay buffer of the run."""
 
     model: Any
-    """Its algorithm of SB3: whoever gets the policy gets this."""
+    """The Stable-Baselines3 algorithm, which holds the policy that a user gets; or an object with its ``predict``,
+    ``policy`` and ``save``.
+    """
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The exploring action for the environment, and the same scaled to [-1, 1]."""
+        """An exploring action for ``obs`` (o,) at environment step ``step``.
 
-    def improve(self, updates: int, step: int) -> Row:
-        """So many gradient steps, each on a batch of the store, at environment step ``step``; their metrics.
-
-        Raises FloatingPointError where the learner has diverged.
+        Returns it twice, each (a,): in the units of the environment, and scaled to [-1, 1].
         """
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        """Be rewarded by ``signal`` from now on; rewards may be kept until the next call if ``keep``."""
+    def improve(self, updates: int, step: int) -> Metrics:
+        """Takes ``updates`` gradient steps, each on a new batch, at environment step ``step``. Returns their metrics.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
+
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        """Learns from ``reward`` from now on.
+
+        With ``cache``, the reward of a row is computed once and kept until the next call. Use ``cache=False`` for a
+        reward that changes between calls.
+        """
 
     def follow(self, other: Any) -> None:
-        """Become a copy of ``other``, a learner of the same kind, and draw the batches that it draws."""
+        """Becomes a copy of ``other``, a learner of the same kind. From then on both draw the same batches."""
 
     def reset_critic(self) -> None:
-        """Forget the values, keep the policy."""
+        """Sets the critics to new random weights. The policy stays as it is."""
 
     def value_gap(self, other: Any, obs: Tensor) -> float:
-        """J(self) - J(other) by this learner's values, from states (N, o) that ``other`` visits."""
+        """J(self) - J(other) in discounted return, by the critics of this learner.
+
+        ``obs`` (N, o) are states that ``other`` visits.
+        """
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Q(s, a), the least of the critics', of obs (..., o) and act (..., a): (...), without gradient.
+        """min_q Q_q(s, a) of obs (..., o) and act (..., a): shape (...), without gradient.
 
-        PPO has critics of states alone, and gives V(s).
+        PPO has no critic of actions and returns V(s).
         """
 
     def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
-        """The critics as after one plain gradient step on ``rows`` (N,) of the store, rewarded with ``reward``.
+        """The critics after one step of gradient descent on stored rows (N,) with ``reward`` (N,).
 
-        A function of obs (N, o) and act (N, a) to (Q, N), differentiable in ``reward`` (N,).
+        Returns a function of obs (N, o) and act (N, a) to (Q, N). It is differentiable in ``reward``.
         """
 
     def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
-        """How the log-probabilities of ``steps`` move where the policy ascends those of ``others``: (N,).
+        """<grad log pi(a_n|s_n), sum_m weight_m grad log pi(a_m|s_m)> for each step n: (N,).
 
-        <grad log pi(a_n|s_n), sum_m weight_m grad log pi(a_m|s_m)> over the policy's parameters, weight (M,).
+        The gradients are by the policy's parameters; n counts ``steps``, m counts ``others``; weight is (M,). It is
+        how much log pi(a_n|s_n) changes when the policy takes a small step along the weighted sum.
         """
 
     def temperature(self) -> float:
-        """SAC's alpha: reward that a nat of the policy's entropy is worth."""
+        """SAC's alpha: the reward that one nat of policy entropy is worth."""
 
-    def state(self) -> Any:
-        """All that moves in it, as a tree of plain values and tensors, which are not copied (see ``tree``)."""
+    def state_dict(self) -> Any:
+        """All that changes in the learner, as a tree of plain values and tensors. The tensors are not copied."""
 
-    def load(self, state: Any) -> None:
-        """Go on from the ``state`` of a learner of the same kind; what it sees stays as it is."""
-
-    def load_policy(self, state: Any) -> None:
-        """Act as a learner of the same kind did in that ``state``."""
+    def load_state_dict(self, state: Any) -> None:
+        """Continues from the ``state_dict`` of a learner of the same kind. Its reward stays the one that is set."""
 
 
-Improve = Callable[[int, int], Sequence[Row]]
-"""So many gradient steps of every learner, each on a batch of the store rewarded by what it sees, at environment step
-so and so; the metrics of each."""
+Improve = Callable[[int, int], Sequence[Metrics]]
+"""Improves all learners of a run: takes (updates, step) as ``Learner.improve``, returns the metrics of each learner."""

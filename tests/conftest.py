@@ -10,15 +10,14 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.config import Config, complete
+from rlhf_bilevel.config import Config, validate_as
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
 from rlhf_bilevel.learners.ppo import PPOLearner
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs.build import ALGORITHMS
 from rlhf_bilevel.training.run import Run
 
 torch.set_num_threads(1)
@@ -51,9 +50,9 @@ class Steer(gymnasium.Env):
 gymnasium.register("Steer-v0", Steer)
 
 SMALL: dict[str, Any] = {
-    "hidden": (16, 16), "batch": 16, "learning_rate": 3e-3, "reward_hidden": (16,),
+    "net_arch": (16, 16), "batch_size": 16, "learning_rate": 3e-3, "reward_net_arch": (16,),
     "segment_length": 10, "entropy_states": 64, "reset_updates": 5, "reward_epochs": 5,
-    "eval_episodes": 2, "labels": 40, "reward_learning_rate": 3e-3, "reward_batch": 16,
+    "n_eval_episodes": 2, "labels": 40, "reward_lr": 3e-3, "reward_batch": 16,
     "other_every": 2,  # so that two learners take turns within few steps
 }  # fmt: skip
 
@@ -67,7 +66,7 @@ SMALL_OPTIONS: dict[str, Any] = {"cost_hidden": (16,), "cost_steps": 5, "visit_b
 
 
 def small_config(steps: int = 300, **settings: Any) -> Config:
-    return Config(**({"steps": steps, **SMALL} | settings))
+    return Config(**({"total_timesteps": steps, **SMALL} | settings))
 
 
 def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **settings: Any) -> Run:
@@ -78,10 +77,10 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     config = small_config(**{**METHODS[method].settings, **SMALL, **settings, "options": options})
     training = [registry.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
-    store, rng = ReplayBuffer(*sizes, config.steps), torch.Generator().manual_seed(config.seed)
+    store, rng = ReplayBuffer(*sizes, config.total_timesteps), torch.Generator().manual_seed(config.seed)
     kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner
-    arguments = METHODS[method].arguments(complete(METHODS[method].options, config.options, f"{method}."))
-    arguments = {"algorithm": ALGORITHMS[METHODS[method].algorithm], **arguments, **own}
+    arguments = METHODS[method].arguments(validate_as(METHODS[method].options, config.options, f"{method}."))
+    arguments = {"algorithm": LEARNERS[METHODS[method].algorithm], **arguments, **own}
     learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
     return Run(
         METHODS[method],

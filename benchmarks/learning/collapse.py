@@ -30,15 +30,15 @@ import numpy as np
 
 from benchmarks.learning.evidence import HYBRID, SIZE
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.statistics import improvement, improvement_interval
 from rlhf_bilevel.runs.checkpoint import Checkpoints
-from rlhf_bilevel.studies.search_space import pasted
+from rlhf_bilevel.studies.search_space import as_options
 
 ENV, STEPS, LABELS, KEEP = "dm_control/walker-walk-v0", 125_000, 100, 12_500
 LAST = 3  # evaluations whose mean stands for a moment of a run
 RUNS, TABLE = Path("runs/collapse"), Path("benchmarks/results/collapse.csv")
-BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {pasted(SIZE | HYBRID)}"
+BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {as_options(SIZE | HYBRID)}"
 REMEDIES = {
     "anchored by the best labelled": "--set anchor_share=0.5",
     "anchored by the past": "--set anchor_share=0.5 --set anchor=past",
@@ -92,7 +92,7 @@ def outcome(returns: np.ndarray) -> str:
 
 
 def origin(folder: Path) -> Origin:
-    rows = [row for row in points(folder) if row.is_agent]
+    rows = [row for row in read_records(folder) if row.is_agent]
     found = np.array([row.step for row in rows]), np.array([row.true_return for row in rows])
     return Origin(rows[0].seed, folder, *found)
 
@@ -109,7 +109,7 @@ def begins(run: Origin, kept: Sequence[int], last_label: int) -> int:
 
 
 def last_label(run: Origin) -> int:
-    rows = [row for row in points(run.folder) if row.is_agent]
+    rows = [row for row in read_records(run.folder) if row.is_agent]
     return next(row.step for row in rows if row.labels == rows[-1].labels)
 
 

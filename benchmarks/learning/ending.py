@@ -29,16 +29,16 @@ REMEDIES = {
     "sac on the true reward": ("sac", "as_is"),
 }
 SETTINGS: dict[str, Any] = {
-    "hidden": (64, 64),
-    "batch": 64,
-    "update_every": 2,
+    "net_arch": (64, 64),
+    "batch_size": 64,
+    "train_freq": 2,
     "learning_rate": 1e-3,
-    "reward_hidden": (64, 64),
-    "reward_learning_rate": 3e-3,
+    "reward_net_arch": (64, 64),
+    "reward_lr": 3e-3,
     "reward_batch": 32,
     "segment_length": 10,
     "labels": 60,
-    "eval_episodes": 1,
+    "n_eval_episodes": 1,
 }
 
 

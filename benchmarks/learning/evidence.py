@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import EvaluationRecord, points, read_table, write_table
-from rlhf_bilevel.runs.spec import RunSpec, device_here
+from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table, write_table
+from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.studies.progress import ProgressBoard
-from rlhf_bilevel.studies.scheduler import Local, begin_together, complete
-from rlhf_bilevel.studies.worker import agree, whole
+from rlhf_bilevel.studies.scheduler import LocalExecutor, begin_together, run_all
+from rlhf_bilevel.studies.worker import all_settings, check_same_run
 
 RUNS, RESULTS = Path("runs/evidence"), Path("benchmarks/results")
 
@@ -42,11 +42,11 @@ Settings = dict[str, Any]
 
 def named(group: str, name: str, method: str, env: str, seed: int, steps: int, settings: Settings) -> Named:
     out = RUNS / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
-    own = {"steps": steps, "seed": seed} | {key: value for key, value in settings.items() if key != "preset"}
+    own = {"total_timesteps": steps, "seed": seed} | {key: value for key, value in settings.items() if key != "preset"}
     return Named(name, RunSpec.of(method, env, own, preset=settings.get("preset", "cpu"), threads=1, out=out))
 
 
-QUICK: Settings = {"preset": "quick", "labels": 200, "session_every": 1000, "eval_every": 1000}
+QUICK: Settings = {"preset": "quick", "labels": 200, "num_interact": 1000, "eval_freq": 1000}
 GROUPS: dict[str, Group] = {
     "quick": [
         named("quick", method, method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK)
@@ -60,7 +60,7 @@ HYBRID = ALIGNED | {"newest_share": 0.5}
 EVENLY = HYBRID | {"other_every": 2}
 FORWARD: Settings = {"penalty.sides": "forward", "penalty.cost": "information", "penalty.sigma": 30}
 PAPER: Settings = {"penalty.sides": "one", "penalty.cost": "labels", "penalty.sigma": 10}
-WALK: Settings = {"preset": "quick", "eval_every": 3000, "eval_episodes": 5, "labels": 100}
+WALK: Settings = {"preset": "quick", "eval_freq": 3000, "n_eval_episodes": 5, "labels": 100}
 ONE_LEARNER: dict[str, tuple[str, Settings]] = {
     "pebble": ("pebble", {}),
     "pebble, aligned, newest half": ("pebble", HYBRID),
@@ -73,7 +73,7 @@ ONE_SIDED = {"penalty, aligned, newest half": ("penalty", PAPER | EVENLY)}
 WILD = {"reward_damping": 0.01}  # the default until this search
 SEARCHED = VARIANTS | ONE_SIDED | {f"{name}, hardly damped": (way, own | WILD) for name, (way, own) in VARIANTS.items()}
 SHARED = HYBRID | {"other_every": 4}
-SIZE: Settings = {"batch": 128, "action_repeat": 2, "segment_length": 25, "eval_every": 5000, "eval_episodes": 5}
+SIZE: Settings = {"batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5}
 """Figure 1's at SCALE=cpu: half of the preset's batch, and steps of two simulator steps. Segments last as long as
 B-Pref's."""
 SIZED = ONE_LEARNER | {
@@ -88,12 +88,12 @@ GROUPS["walker-long"] = [
 ]
 """As many simulator steps as published figures have: Figure 1's at SCALE=cpu has 75,000 of these."""
 CLIPPED = {"reward_clip": True}
-LATE = {"session_every": 7500, "session_labels": 50}  # of 200,000 steps: 1000 labels until 152,500
+LATE = {"num_interact": 7500, "queries_per_session": 50}  # of 200,000 steps: 1000 labels until 152,500
 OPENED: dict[str, tuple[str, Settings]] = {
     "pebble, aligned, newest half, clipped": ("pebble", HYBRID | CLIPPED),
     "pebble, aligned, newest half, clipped, labels early": (
         "pebble",
-        HYBRID | CLIPPED | {"session_every": 2500, "session_labels": 100},
+        HYBRID | CLIPPED | {"num_interact": 2500, "queries_per_session": 100},
     ),
     "penalty, clipped": ("penalty", CLIPPED),
     "pebble, aligned, newest half": ("pebble", HYBRID),
@@ -110,9 +110,7 @@ TRIED = (
 )
 EVEN: Settings = {"other_every": 2}
 COUPLED = EVEN | {"penalty.visit_episodes": 1}
-LINEAR, QUADRATIC = (
-    {"reward_form": form, "reward_learning_rate": 0.01, "refresh_every": 500} for form in ("linear", "quadratic")
-)
+LINEAR, QUADRATIC = ({"reward_form": form, "reward_lr": 0.01, "refresh_every": 500} for form in ("linear", "quadratic"))
 WIN_RATE: Settings = {
     "penalty.sides": "one",
     "penalty.cost": "labels",
@@ -135,7 +133,7 @@ LINEARLY = {
 }
 OFTEN: dict[str, tuple[str, Settings]] = {
     "penalty": ("penalty", {}),
-    "penalty, two updates a step": ("penalty", {"updates": 2}),
+    "penalty, two updates a step": ("penalty", {"gradient_steps": 2}),
     "penalty, reward moved twice as often": ("penalty", {"refresh_every": 300}),
     "penalty, reward moved half as often": ("penalty", {"refresh_every": 1200}),
 }
@@ -150,14 +148,17 @@ LABELLED = ONE_LEARNER | {
     "twin": ("twin", {}),
 }
 TO_THE_END = {
-    f"{name}, labels to the end": (method, own | {"session_every": 7000})  # of 75,000: until 70,500
+    f"{name}, labels to the end": (method, own | {"num_interact": 7000})  # of 75,000: until 70,500
     for name, (method, own) in LABELLED.items()
 }
+ANCHORS = HYBRID | {"anchor_share": 0.5}
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
-    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", HYBRID | {"anchor_share": 0.5}),
+    "pebble, aligned, newest half, anchored by the best labelled": ("pebble", ANCHORS),
+    "pebble, aligned, newest half, anchored, labels to the end": ("pebble", ANCHORS | {"label_schedule": "decreasing"}),
+    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", ANCHORS | {"critic_layer_norm": True}),
 }
-DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"session_every": 3750}
+DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"num_interact": 3750}
 OTHER_TASKS: dict[str, tuple[int, Settings]] = {
     "dm_control/cartpole-swingup-v0": (30_000, {"labels": 100}),
     "dm_control/reacher-easy-v0": (30_000, {"labels": 100}),
@@ -199,7 +200,7 @@ SEARCH: dict[str, Group] = {
             "dm_control/walker-walk-v0",
             1,
             250_000,
-            SIZE | {"labels": 100} | HYBRID | {"session_every": 24_000},
+            SIZE | {"labels": 100} | HYBRID | {"num_interact": 24_000},
         )
     ],  # the seed that fell in walker-long; until 226,000
     "search-anchors": [
@@ -232,7 +233,7 @@ SEARCH: dict[str, Group] = {
 """Settings of the penalty method, looked for on other seeds than Figure 1's: first on smaller networks and longer steps
 than there, then at its size; what a coupling does that acts; what helps of a second learner; what the door
 needs; what labels to the end change; whether what was chosen does on other tasks what it does here; how often
-the reward should move; whether pairs with the best labelled segments keep runs from falling."""
+the reward should move; which remedies keep runs from collapsing or from staying on a plateau."""
 
 
 def in_results(table: Path, one: Named) -> bool:
@@ -247,7 +248,7 @@ def collect(table: Path, members: Group) -> None:
     rows: list[EvaluationRecord] = []
     for name, run in members:
         if run.folder.ended:
-            rows += [point._replace(method=name) for point in points(run.folder.path)]
+            rows += [point._replace(method=name) for point in read_records(run.folder.path)]
         else:
             rows += [p for p in known if (p.method, p.env, p.seed) == (name, run.env, run.seed)]
     if rows:
@@ -266,15 +267,15 @@ def gather(groups: Mapping[str, Group], workers: int, results: Path = RESULTS, c
     missing = [one.run for table, members in tables.items() for one in members if not in_results(table, one)]
     for run in missing:
         try:
-            agree(run, whole(run))
+            check_same_run(run, all_settings(run))
         except UserError as other:
             raise SystemExit(str(other)) from None
     failed = []
     if workers:
         if cohort:
-            begin_together([replace(run, device=device_here("auto")) for run in missing])
+            begin_together([replace(run, device=resolve_device("auto")) for run in missing])
         with ProgressBoard(missing) as board:
-            failed = complete(missing, Local(workers), board.see)
+            failed = run_all(missing, LocalExecutor(workers), board.update)
     for table, members in tables.items():
         collect(table, members)
     if failed:

@@ -35,7 +35,7 @@ from benchmarks.learning.evidence import (
     named,
 )
 from rlhf_bilevel.evaluation import compare
-from rlhf_bilevel.evaluation.plot import STEPS, label, line, save
+from rlhf_bilevel.evaluation.plot import STEPS, draw_line, legend_label, save_figure
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
 from rlhf_bilevel.evaluation.statistics import iqm
 
@@ -85,7 +85,7 @@ THREE = seeds(3) | {ONE_LEARNER: 3}
 QUADRATIC_SEEDS = THREE | {"penalty without gap": 3}  # decided on after the three with it had fallen
 DOOR_SEEDS = THREE | {"pebble": 5, "penalty": 5}  # three against three cannot leave it out
 
-SMALL = {"preset": "quick", "hidden": [32], "batch": 32, "eval_episodes": 1, "session_every": 500}
+SMALL = {"preset": "quick", "net_arch": [32], "batch_size": 32, "n_eval_episodes": 1, "num_interact": 500}
 SCALES = {
     "smoke": {
         "walker-100": Panel("walker-walk, 20 labels", WALKER, 2000, 20, seeds(2, 1), SMALL),
@@ -140,13 +140,13 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[P
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k
     for out in outs:
-        save(figure, out, dpi=80)  # a PNG below 300 kB
+        save_figure(figure, out, dpi=80)  # a PNG below 300 kB
     pyplot.close(figure)
 
 
 def curves(axis: Any, points: Sequence[EvaluationRecord], by_labels: bool) -> None:
     """IQM over seeds, of the main methods with its 95 % interval."""
-    (task,) = compare.grouped(points, together=False)
+    (task,) = compare.group_by_task(points, together=False)
     within = compare.bounds(task.env, task.measure)
     for variant, group in task.groups.items():
         found = compare.estimate(iqm, group.values.T[:, None], within)
@@ -158,9 +158,9 @@ def curves(axis: Any, points: Sequence[EvaluationRecord], by_labels: bool) -> No
             steps, found = asked[last], type(found)(*(column[last] for column in found))
         color = f"C{list(VARIANTS).index(variant)}"  # one in all panels
         if variant in MAIN:
-            line(axis, steps, found, label(variant, [task]), color)
+            draw_line(axis, steps, found, legend_label(variant, [task]), color)
         else:  # their intervals, which hide the others, are in docs/results.md
-            axis.plot(steps, found.value, "--", color=color, linewidth=1, label=label(variant, [task]))
+            axis.plot(steps, found.value, "--", color=color, linewidth=1, label=legend_label(variant, [task]))
     axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
     if by_labels:  # one a column, below it
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))

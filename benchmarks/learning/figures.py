@@ -12,7 +12,7 @@ from benchmarks.learning import figure1
 from benchmarks.learning.evidence import GROUPS
 from benchmarks.performance import growth
 from benchmarks.theory import figures as theory
-from rlhf_bilevel.evaluation.compare import LAST, bounds, ending, estimate, plain
+from rlhf_bilevel.evaluation.compare import LAST, bounds, estimate, final_score, to_floats
 from rlhf_bilevel.evaluation.plot import draw
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
 from rlhf_bilevel.evaluation.statistics import iqm
@@ -40,8 +40,8 @@ def stated(rows: list[EvaluationRecord], column: str, form: str) -> str:
         runs[row.seed].append(getattr(row, column))
     if not runs:
         return ""
-    ends = np.array([[ending(values) for values in runs.values()]])
-    value, low, high = plain(estimate(iqm, ends, bounds(rows[0].env, column)))
+    ends = np.array([[final_score(values) for values in runs.values()]])
+    value, low, high = to_floats(estimate(iqm, ends, bounds(rows[0].env, column)))
     return form.format(value) if low is None else f"{form} [{form}, {form}]".format(value, low, high)
 
 

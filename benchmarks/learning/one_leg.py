@@ -1,8 +1,8 @@
 """A walker that is to stand on one leg, which no reward function says: what so many labels come to.
 
-A script stands in for the person: it looks at each pair's states, takes its time, and answers through the book of
-labels, as the page does, while ``rlhf-bilevel train --teacher human`` runs. Afterwards the policy is watched, and a
-random one beside it.
+A script stands in for the person: it looks at each pair's states, takes its time, and answers through the label store,
+as the page does, while ``rlhf-bilevel train --teacher human`` runs. Afterwards the policy is watched, and a random one
+beside it.
 
     python -m benchmarks.learning.one_leg --out runs/one-leg --seconds 2.5
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.data.label_log import stacked
+from rlhf_bilevel.data.label_log import decode_segments
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
@@ -61,27 +61,28 @@ def label(folder: Path, seconds: float, training: subprocess.Popen) -> dict[str,
     given = dict.fromkeys((LEFT, RIGHT, CANT_TELL), 0)
     while not RunFolder(folder).begun and training.poll() is None:
         time.sleep(0.2)
-    with LabelStore.of(folder) as book:
-        me = book.labeller(book.invite("script"))
+    with LabelStore.of(folder) as label_store:
+        me = label_store.labeller(label_store.invite("script"))
         assert me is not None
         while training.poll() is None:
-            offers = book.offer(me, 1, repeats=0, gold=0)
-            time.sleep(seconds if offers else 0.2)
-            for offer in offers:
-                choice = judged(folder, offer)
+            assigned = label_store.assign(me, 1, repeats=0, gold=0)
+            time.sleep(seconds if assigned else 0.2)
+            for assignment in assigned:
+                choice = judged(folder, assignment)
                 with suppress(UserError):  # retired, or training has all that it wants
-                    book.choose(me, offer.query_id, choice, offer.query_id)
+                    label_store.choose(me, assignment.query_id, choice, assignment.query_id)
                     given[choice] += 1
     return given
 
 
-def judged(folder: Path, offer: Assignment) -> str:
-    with closing(sqlite3.connect(RunFolder(folder).book, timeout=30)) as book:
-        asked = book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (offer.query_id,)).fetchone()
-    first, second = one_leg(stacked(asked[1:]).obs).mean(-1).tolist()
+def judged(folder: Path, assignment: Assignment) -> str:
+    with closing(sqlite3.connect(RunFolder(folder).book, timeout=30)) as label_store:
+        query = "SELECT first_clip, first, second FROM queries WHERE id = ?"
+        asked = label_store.execute(query, (assignment.query_id,)).fetchone()
+    first, second = one_leg(decode_segments(asked[1:]).obs).mean(-1).tolist()
     if abs(first - second) < UNSURE:
         return CANT_TELL
-    return LEFT if (first > second) == (offer.left_clip == asked[0]) else RIGHT
+    return LEFT if (first > second) == (assignment.left_clip == asked[0]) else RIGHT
 
 
 def watched(env: FaultTolerantEnv, act: Callable[[np.ndarray], np.ndarray], episodes: int) -> Tensor:
@@ -109,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.out.exists():
         told = f"--preset quick --steps {args.steps} --labels {args.labels} --seed {args.seed} --teacher human"
-        told += f" --max-pending-share {args.share} --set eval_every={args.steps} --out {args.out}"
+        told += f" --max-pending-share {args.share} --set eval_freq={args.steps} --out {args.out}"
         command = f"train {args.method} --env {ENV} {told}"
         began = time.time()
         training = subprocess.Popen([sys.executable, "-m", "rlhf_bilevel", *command.split()])

@@ -48,9 +48,11 @@ def rated(folder: Path, episodes: int = 5) -> Rated:
     agent = Agent.load(folder)
     assert agent.reward is not None
     asked = Dataset.read(folder / "preferences.parquet").preferences()
-    length = asked.first.truth.shape[1]
+    length = asked.first.env_reward.shape[1]
     with torch.no_grad():
-        parts = [(part.truth.sum(-1).numpy(), agent.reward(part.obs, part.act).sum(-1).numpy()) for part in asked[:2]]
+        parts = [
+            (part.env_reward.sum(-1).numpy(), agent.reward(part.obs, part.act).sum(-1).numpy()) for part in asked[:2]
+        ]
         truth, learned = (np.concatenate(column) for column in zip(*parts, strict=True))
         number = np.tile(np.arange(len(asked.label)), 2)
         env = agent.make_env()

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs.asked_queries import of_run
+from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.types import Preferences
 from rlhf_bilevel.utils.files import read_yaml
 
@@ -32,10 +32,10 @@ def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
     """By the sessions of ``config``, until ``reward_accuracy`` each time."""
     sizes = answers.first.obs.shape[-1], answers.first.act.shape[-1]
     reward = RewardEnsemble.of(config, *sizes, torch.Generator().manual_seed(config.seed))
-    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_lr)
     store, rng = PreferenceBuffer(), np.random.default_rng(config.seed)
-    for start in range(0, count, config.session_labels):
-        new = take(answers, slice(start, min(count, start + config.session_labels)))
+    for start in range(0, count, config.queries_per_session):
+        new = select(answers, slice(start, min(count, start + config.queries_per_session)))
         store.add(new, torch.zeros(len(new.label)))
         if not start and config.reward_units == "measured":
             reward.measure(*store.steps())
@@ -59,7 +59,7 @@ def judged(reward: RewardEnsemble, answers: Preferences) -> tuple[float, float, 
     decided = answers.label != 0.5
     right = (logits(reward, answers) > 0) == (answers.label > 0.5)
     learnt = torch.cat([reward(part.obs, part.act) for part in answers[:2]])
-    truth = torch.cat([part.truth for part in answers[:2]])
+    truth = torch.cat([part.env_reward for part in answers[:2]])
 
     def correlation(one: Tensor, other: Tensor) -> float:
         return float(np.corrcoef(one.flatten(), other.flatten())[0, 1])
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| run | labels | units | accuracy on later pairs | correlation by step | by segment |")
     print("|---|---|---|---|---|---|")
     for run in args.runs:
-        asked = of_run(run)
+        asked = read_run(run)
         if asked is None:
             raise SystemExit(f"{run} holds no labels")
         answers, own = asked.preferences(asked.labelled), read_yaml(run / "config.yaml")["settings"]
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for units in "raw", "measured":
                 found = [
                     judged(fitted(answers, count, Config(**own | {"reward_units": units, "seed": seed})),
-                           take(answers, slice(count, None)))
+                           select(answers, slice(count, None)))
                     for seed in range(args.seeds)
                 ]  # fmt: skip
                 told = " | ".join(f"{value:.2f}" for value in np.mean(found, axis=0))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.theory.laboratory import write
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.runs.build import Parts, build
 from rlhf_bilevel.runs.checkpoint import Checkpoints
@@ -47,12 +47,12 @@ class Cost(NamedTuple):
 
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
-    config = settle({"steps": rows + (REPEATS + 1) * NEW})
+    config = validate({"total_timesteps": rows + (REPEATS + 1) * NEW})
     run = build(RunSpec("penalty", registry.resolve(ENV), {}), Parts.of("penalty"), config)
     grow(run, rows)
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last
-        learner._view._known[: min(rows, config.refresh_every * config.batch)] = True  # type: ignore[attr-defined]
+        learner._view._cached[: min(rows, config.refresh_every * config.batch_size)] = True  # type: ignore[attr-defined]
     run.reward(run.store.obs[:8], run.store.act[:8]).sum().backward()
     run.reward_optimizer.step()
     return run
@@ -64,7 +64,7 @@ def grow(run: Run, rows: int) -> None:
     for begun in range(0, rows, 1000):
         store.begin(begun // 1000 % 2)
         end = store.size + min(1000, rows - begun)
-        for column in (store.obs, store.act, store.next_obs, store.truth):
+        for column in (store.obs, store.act, store.next_obs, store.env_reward):
             column[store.size : end] = torch.from_numpy(rng.normal(size=column[store.size : end].shape))
         store.size = end
     run.step = store.size

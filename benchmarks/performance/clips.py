@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
@@ -91,15 +91,15 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
 
 
 def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> Run:
-    config = settle(
+    config = validate(
         {
-            "steps": 10 * args.block + args.rounds * args.block,
-            "hidden": (args.hidden, args.hidden),
-            "batch": args.batch,
+            "total_timesteps": 10 * args.block + args.rounds * args.block,
+            "net_arch": (args.hidden, args.hidden),
+            "batch_size": args.batch,
             "learning_starts": 5 * args.block,
             "pretrain_steps": 0,
-            "session_every": 10**6,  # one session, before anything is timed
-            "session_labels": 20,
+            "num_interact": 10**6,  # one session, before anything is timed
+            "queries_per_session": 20,
             "labels": 20,
             "refresh_every": 0,
             "reset_updates": 0,

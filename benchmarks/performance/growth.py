@@ -24,7 +24,7 @@ from benchmarks.performance.sized import ACT, OBS
 from benchmarks.performance.worker import Work
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
-from rlhf_bilevel.evaluation.plot import save
+from rlhf_bilevel.evaluation.plot import save_figure
 from rlhf_bilevel.learners.off_policy import stacked
 from rlhf_bilevel.training.loop import update_reward
 from rlhf_bilevel.types import Preferences
@@ -144,7 +144,7 @@ def store_mib(obs: int, act: int, rows: int, learners: int) -> float:
     store.table.fill_(1.0)
     for view in views:
         view._reward.fill_(1.0)
-        view._known.fill_(True)
+        view._cached.fill_(True)
     return resident() - before
 
 
@@ -165,7 +165,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper left", frameon=False)
         axis.margins(y=0.35)
-    save(figure, file)
+    save_figure(figure, file)
     plt.close(figure)
 
 

@@ -5,11 +5,11 @@
 A server process of its own (``rlhf-bilevel label``) on SQLite, or on ``--labels-db postgresql://...``. Each labeller
 asks for pairs as the page does, thinks (from half to one and a half of ``--think`` seconds; 0 is a machine's pace) and
 answers. A share of the answers is sent again with the same key: half of them because the connection was dropped before
-the reply came. Then the book is read: an answer that was acknowledged and is not there is lost, a query that has two is
+the reply came. Then the label store is read: an acknowledged answer that is not there is lost, a query with two is
 doubled. Seconds until the first pair are from opening the link in Chromium to two walker clips being drawn, those of
-the next pair from a key to the frame in which it is painted, two seconds after the one before. The labellers run on
-the same machine, and their load is part of every figure: ``late_ms`` is how much later than planned they woke, which
-is the machine's and not the server's.
+the next pair from a key to the frame in which it is painted, two seconds after the one before. The labellers run on the
+same machine, and their load is part of every figure: ``late_ms`` is how much later than planned they woke, which is the
+machine's and not the server's.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class Server:
 
 def load(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     clip = {"kind": "frames", "fps": 20, "frames": []}
-    with new_run(folder, args.labels_db) as book:
+    with new_run(folder, args.labels_db) as store:
         held = 3  # pairs that a labeller has asked for and will not answer
-        book.ask(0, [Question(b"first", b"second", clip, clip)] * (args.labellers * (args.labels + held)))
+        store.ask(0, [Question(b"first", b"second", clip, clip)] * (args.labellers * (args.labels + held)))
         with Server(folder, [f"labeller-{i}" for i in range(args.labellers)]) as server:
             begun = time.perf_counter()
-            work = asyncio.run(everybody(server.links, args))
+            work = asyncio.run(labellers(server.links, args))
             seconds = time.perf_counter() - begun
-        stored = Counter(choice.query_id for choice in book.all_chosen())
+        stored = Counter(choice.query_id for choice in store.all_chosen())
     acknowledged = {query for labeller in work for query in labeller["acknowledged"]}
     return {
         "acknowledged": len(acknowledged),
@@ -118,7 +118,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(1000 * float(np.quantile(seconds, q)), 1) for name, q in QUANTILES.items()}
 
 
-async def everybody(links: Sequence[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+async def labellers(links: Sequence[str], args: argparse.Namespace) -> list[dict[str, Any]]:
     return await asyncio.gather(*(one(link, args, random.Random(i)) for i, link in enumerate(links)))
 
 
@@ -165,12 +165,12 @@ def openings(folder: Path, count: int) -> dict[str, Any]:
     """Seconds from opening a link to the first pair on the screen, in a new browser each time."""
     from playwright.sync_api import sync_playwright
 
-    with new_run(folder) as book:
+    with new_run(folder) as store:
         questions, scenes = walker(folder)
         for number, scene in scenes.items():
-            book.add_scene(number, scene)
-        book.ask(0, questions * (count + 8))  # each visitor holds some that nobody else is shown
-        book.beat(Status(0, 1, 0, 1, True, 1, "it waits"))
+            store.add_scene(number, scene)
+        store.ask(0, questions * (count + 8))  # each visitor holds some that nobody else is shown
+        store.set_status(Status(0, 1, 0, 1, True, 1, "it waits"))
     seconds, answers = list[float](), list[float]()
     with Server(folder, [f"visitor-{i}" for i in range(count)]) as server, sync_playwright() as playwright:
         for link in server.links:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs.build import Parts, build
@@ -37,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     quarter, env_id = args.steps // 4, registry.resolve(args.env)
-    config = settle(
+    config = validate(
         {
-            "steps": args.steps,
-            "hidden": (args.hidden, args.hidden),
-            "batch": args.batch,
+            "total_timesteps": args.steps,
+            "net_arch": (args.hidden, args.hidden),
+            "batch_size": args.batch,
             "learning_starts": quarter,
             "pretrain_steps": 0,
-            "session_every": quarter,
-            "session_labels": 20,
+            "num_interact": quarter,
+            "queries_per_session": 20,
             "labels": 60,
             "reward_epochs": 10,
             "reward_accuracy": 1.0,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = {
         "method": args.method,
         "env": env_id,
-        "steps": args.steps,
+        "total_timesteps": args.steps,
         "steps_per_second": args.steps / (end - start),
         "learning_steps_per_second": (args.steps - quarter) / (end - learning),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

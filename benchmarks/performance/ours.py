@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 
 from benchmarks.performance.sized import ACT, OBS
 from benchmarks.performance.worker import Work, serve
-from rlhf_bilevel.config import settle
+from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.runs.build import Parts, build
@@ -24,7 +24,7 @@ from rlhf_bilevel.training.loop import train, update_reward
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import capture
 from rlhf_bilevel.types import Preferences, Queries, Segments
-from rlhf_bilevel.utils.versions import versions
+from rlhf_bilevel.utils.versions import installed_versions
 
 UPDATES, PAIRS, LENGTH = 50, 128, 50
 
@@ -36,12 +36,12 @@ class Plain(SAC):
 def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
     """A run of walker's sizes with random transitions in its store."""
     spec = RunSpec(method, registry.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
-    config = settle({"steps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    config = validate({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
     run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
     for start in range(0, rows, 1000):
         run.store.begin(start // 1000 % len(run.learners))
         run.store.size = min(rows, start + 1000)
-        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.truth):
+        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.env_reward):
             part = column[start : run.store.size]
             part.copy_(torch.from_numpy(rng.uniform(-1, 1, part.shape)))
     return run
@@ -60,7 +60,7 @@ def pairs(count: int, length: int = LENGTH) -> Queries:
 def update(algorithm: Any = SAC, method: str = "sac") -> Work:
     run = run_of(method, 10_000, algorithm=algorithm)
     for learner in run.learners:
-        learner.see(run.store.true_reward)
+        learner.set_reward(run.store.true_reward)
 
     def work() -> int:
         for _ in range(UPDATES):  # one by one, as in a run
@@ -76,7 +76,7 @@ def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disag
     def work() -> int:
         quarter = steps // 4
         run = run_of(
-            method, 0, steps, learning_starts=quarter, session_every=quarter, session_labels=20, labels=60,
+            method, 0, steps, learning_starts=quarter, num_interact=quarter, queries_per_session=20, labels=60,
             reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0, query=query,
         )  # fmt: skip
         for _ in train(run):
@@ -87,7 +87,7 @@ def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disag
 
 
 def reward_update(hidden: tuple[int, ...]) -> Work:
-    run = run_of("pebble", 10, reward_hidden=hidden, reward_batch=PAIRS, reward_accuracy=1.0)
+    run = run_of("pebble", 10, reward_net_arch=hidden, reward_batch=PAIRS, reward_accuracy=1.0)
     queries = pairs(PAIRS)
     label = torch.from_numpy(np.random.default_rng(0).integers(0, 2, PAIRS)).float()
     run.prefs.add(Preferences(*queries, label), torch.zeros(PAIRS))
@@ -132,7 +132,7 @@ def k_center(count: int = 10_000) -> Work:
 
 
 def checkpoint(rows: int = 100_000, new: int = 1000) -> Work:
-    run = run_of("pebble", rows, steps=20 * rows)
+    run = run_of("pebble", rows, total_timesteps=20 * rows)
     kept = Checkpoints(Path(tempfile.mkdtemp()), "")
     state, tables = capture(run)
     kept.save(0, state, tables)
@@ -164,5 +164,5 @@ if __name__ == "__main__":
             "k_center": k_center,
             "checkpoint": checkpoint,
         },
-        versions,
+        installed_versions,
     )

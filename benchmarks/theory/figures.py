@@ -23,7 +23,7 @@ from matplotlib import pyplot
 from benchmarks.theory import coupling
 from benchmarks.theory.laboratory import PROBLEMS, Result, read
 from benchmarks.theory.methods import METHODS
-from rlhf_bilevel.evaluation.plot import save
+from rlhf_bilevel.evaluation.plot import save_figure
 
 matplotlib.use("Agg")
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for axis in figure.axes:
                 axis.legend()
         for suffix in ("svg", "png"):
-            save(figure, options.out / f"theory-{name}.{suffix}")
+            save_figure(figure, options.out / f"theory-{name}.{suffix}")
         pyplot.close(figure)
 
 

@@ -162,7 +162,7 @@ class Trajectories:
         return self.later
 
     def visits(self, y: Tensor) -> Tensor:
-        """Weights (R, N) of the occupancy, as ``types.Visits`` has them."""
+        """Weights (R, N) of the occupancy, as ``types.Occupancy`` has them."""
         stop = 1 - self.problem.gamma
         weight = self.now / stop
         if y.requires_grad:

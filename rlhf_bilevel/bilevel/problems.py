@@ -1,8 +1,10 @@
-"""Bilevel problems min_x F(x) = f(x, y*(x)), y*(x) = argmax_y J(x, y), whose gradient is known without the penalty.
+"""Bilevel problems whose gradient is known without the penalty.
 
-Every problem answers two questions exactly: who maximises J + tilt f (``respond``), and what is grad F (``gradient``).
-``phi_sigma`` then builds the penalty's proxy from ``penalty.proxy``, the very code that deep runs use, and a test or a
-benchmark compares the two. Tabular reward learning (``tabular.RewardLearning``) is one more such problem.
+    min_x  F(x) = f(x, y*(x)),    y*(x) = argmax_y J(x, y)
+
+Every problem gives two exact answers: ``respond``, which maximises J + tilt f, and ``gradient``, grad F. ``phi_sigma``
+builds the penalty's proxy by ``penalty.proxy``, the code that deep runs use; tests and benchmarks compare its gradient
+with grad F. Tabular reward learning (``tabular.RewardLearning``) is one more such problem.
 """
 
 from __future__ import annotations
@@ -21,16 +23,23 @@ Response = TypeVar("Response")
 
 
 class Problem(Protocol[Response]):
-    """Upper variable x, any tensor; lower variable, whatever ``respond`` returns."""
+    """x is the upper variable, a tensor; a response is the lower variable, of any type."""
 
-    def lower(self, x: Tensor, response: Response, /) -> Tensor: ...  # J, a scalar, with every term that depends on y
-    def upper(self, x: Tensor, response: Response, /) -> Tensor: ...  # f, a scalar
-    def respond(self, x: Tensor, tilt: float, /) -> Response: ...  # argmax of J + tilt f, carrying no gradient
-    def gradient(self, x: Tensor, /) -> Tensor: ...  # grad F, the shape of x
+    def lower(self, x: Tensor, response: Response, /) -> Tensor:
+        """J, a scalar, with all terms that depend on the response."""
+
+    def upper(self, x: Tensor, response: Response, /) -> Tensor:
+        """f, a scalar."""
+
+    def respond(self, x: Tensor, tilt: float, /) -> Response:
+        """The response that maximises J + tilt f, without gradient."""
+
+    def gradient(self, x: Tensor, /) -> Tensor:
+        """grad F, in the shape of x."""
 
 
 def phi_sigma(problem: Problem[Response], x: Tensor, sigma: float, two_sided: bool) -> Tensor:
-    """Phi_sigma(x), a scalar: value and (Danskin) gradient are both exact, as ``lower`` leaves nothing out."""
+    """Phi_sigma(x), a scalar. Its value and its gradient by Danskin's theorem are exact, as ``lower`` is complete."""
     sides = tilts(sigma, two_sided)
     high, low = (problem.respond(x.detach(), tilt) for tilt in sides)
     return proxy(partial(problem.lower, x), partial(problem.upper, x), (high, low), sides)
@@ -63,19 +72,23 @@ class Quadratic:
     rho: float
 
     def lower(self, x: Tensor, y: Tensor) -> Tensor:
+        """J."""
         return -(y - self.A @ x).square().sum() / 2
 
     def upper(self, x: Tensor, y: Tensor) -> Tensor:
+        """f."""
         return (y - self.b).square().sum() / 2 + self.rho / 2 * x.square().sum()
 
     def respond(self, x: Tensor, tilt: float) -> Tensor:
+        """The maximiser of J + tilt f, (n,)."""
         return (self.A @ x - tilt * self.b) / (1 - tilt)
 
     def gradient(self, x: Tensor) -> Tensor:
+        """grad F, (m,)."""
         return self.A.T @ (self.A @ x - self.b) + self.rho * x
 
     def proxy_gradient(self, x: Tensor, sigma: float, two_sided: bool) -> Tensor:
-        """grad Phi_sigma in closed form: the misfit's part of grad F over 1 + sigma, or two-sided over 1 - sigma^2."""
+        """grad Phi_sigma, (m,): as grad F, with its first term divided by 1 + sigma, or by 1 - sigma^2 two-sided."""
         damping = 1 - sigma**2 if two_sided else 1 + sigma
         return self.A.T @ (self.A @ x - self.b) / damping + self.rho * x
 
@@ -89,14 +102,16 @@ class Sine:
     """
 
     def lower(self, x: Tensor, y: Tensor) -> Tensor:
+        """J."""
         return -(x + y).square() - x * torch.sin(x + y).square()
 
     def upper(self, x: Tensor, y: Tensor) -> Tensor:
+        """f."""
         return torch.cos(4 * y + 2) * torch.sigmoid(4 * x - 2) + torch.log1p((4 * x - 2).square()) / 2
 
     def respond(self, x: Tensor, tilt: float) -> Tensor:
-        """The maximiser of J + tilt f to which gradient ascent from y* leads; RuntimeError if it does not settle."""
-        y, step = -x, 1 / (2 + 2 * x + 16 * abs(tilt))  # one over a bound on the curvature, so that every step ascends
+        """The maximiser of J + tilt f that gradient ascent from y* finds. RuntimeError if it does not converge."""
+        y, step = -x, 1 / (2 + 2 * x + 16 * abs(tilt))  # 1 / (a bound on the curvature): every step ascends
         for _ in range(1000):
             misfit_slope = -2 * (x + y) - x * torch.sin(2 * (x + y))
             change = step * (misfit_slope - 4 * tilt * torch.sin(4 * y + 2) * torch.sigmoid(4 * x - 2))
@@ -106,4 +121,5 @@ class Sine:
         raise RuntimeError(f"gradient ascent did not settle at x = {float(x):.3g}, tilt {tilt:.3g}: use a smaller tilt")
 
     def gradient(self, x: Tensor) -> Tensor:
+        """grad F, by autograd through y*(x) = -x."""
         return differentiate(lambda x: self.upper(x, -x), x)

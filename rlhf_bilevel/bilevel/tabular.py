@@ -1,13 +1,15 @@
-"""The exact lower level: KL-regularised best responses, occupancies and hypergradients of a finite MDP, in float64.
+"""The exact lower level of a finite MDP, in float64: best responses with a KL penalty, occupancies, hypergradients.
 
     J(phi, pi) = E_pi[ sum_t gamma^t ( r_phi(s_t, a_t) - beta log(pi(a_t|s_t) / pi_ref(a_t|s_t)) ) ]
     pi*        = pi_ref exp((Q* - V*) / beta),    V* = beta log sum_a pi_ref exp(Q* / beta),    Q* = r + gamma P V*
     lambda_t   = argmax_pi J + t G:  the pi* of the reward r + t c, where c = dG/dvisits at lambda_t itself
     grad Phi   = d_phi G + sum_s d(s) sum_a dpi*(a|s) Q_c(s, a),    dpi* = pi* / beta (dQ* - dV*)
 
-with d the discounted state occupancy and Q_c the values of c under pi*. dQ* = dr + gamma P dV* are merely the values of
-dr under pi* (the derivative of a maximum), so the last line needs linear solves only, shares no step with the penalty
-and can judge it. Axes: S states, A actions, N = S A pairs in row-major order, F reward parameters.
+d is the discounted state occupancy and Q_c are the values of c under pi*. dQ* = dr + gamma P dV* are the values of dr
+under pi*, because the derivative of a maximum is taken at the maximiser. So the last line needs only linear solves. It
+shares no step with the penalty, and can be compared with it.
+
+Shapes: S states, A actions, N = S A pairs in row-major order, F reward parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from rlhf_bilevel.types import Occupancy, RewardFn
 
 @dataclass(frozen=True)
 class MDP:
-    """A finite discounted MDP with a KL-regularised agent; every tensor float64."""
+    """A finite discounted MDP, with an agent that pays for its KL to a reference policy. All tensors are float64.
+
+    ValueError if a shape or a value is wrong.
+    """
 
     transition: Tensor  # (S, A, S) P(s' | s, a)
     initial: Tensor  # (S,) distribution of the first state
@@ -49,7 +54,7 @@ class MDP:
 
 
 def random_mdp(rng: torch.Generator, states: int, actions: int, gamma: float = 0.9, beta: float = 0.5) -> MDP:
-    """Every distribution, the reference policy's included, drawn uniformly from its simplex."""
+    """An MDP whose distributions, also the reference policy's, are drawn uniformly from their simplex."""
 
     def simplex(*shape: int) -> Tensor:
         draws = torch.empty(shape, dtype=torch.float64).exponential_(generator=rng)
@@ -59,21 +64,21 @@ def random_mdp(rng: torch.Generator, states: int, actions: int, gamma: float = 0
 
 
 def table_reward(table: Tensor) -> RewardFn:
-    """A table (S, A) as a function of one-hot observations and actions; differentiable in the table."""
+    """The reward function of a table (S, A), for one-hot observations and actions. Differentiable in the table."""
     return lambda obs, act: ((obs @ table) * act).sum(-1)
 
 
 def reward_table(mdp: MDP, reward: RewardFn) -> Tensor:
-    """The inverse: a reward at every pair, (S, A)."""
+    """The inverse of ``table_reward``: the reward of every state and action, (S, A)."""
     return reward(*_pairs(mdp)).reshape(mdp.reference.shape)
 
 
 @torch.no_grad()
 def best_response(mdp: MDP, reward: RewardFn) -> Tensor:
-    """pi* (S, A) to float64 noise, by soft policy iteration from pi_ref.
+    """pi* (S, A), exact up to float64 rounding, by soft policy iteration from pi_ref.
 
-    That is Newton's method on the soft Bellman equation: values rise at every step and converge quadratically.
-    Raises RuntimeError if they do not, as with a reward that is not finite.
+    This is Newton's method on the soft Bellman equation: the values rise at every step and converge quadratically.
+    RuntimeError if they do not, as with a reward that is not finite.
     """
     policy, table = mdp.reference, reward_table(mdp, reward)
     for _ in range(100):
@@ -85,20 +90,20 @@ def best_response(mdp: MDP, reward: RewardFn) -> Tensor:
 
 @torch.no_grad()
 def visits(mdp: MDP, policy: Tensor) -> Occupancy:
-    """The exact discounted occupancy of a policy (S, A): one-hot obs (N, S), one-hot act (N, A), weight (N,)."""
+    """The exact occupancy of a policy (S, A): one-hot obs (N, S), one-hot act (N, A) and weight (N,)."""
     obs, act = _pairs(mdp)
     return Occupancy(obs, act, (_states(mdp, policy)[:, None] * policy).flatten())
 
 
 def soft_value(mdp: MDP, reward: RewardFn, visits: Occupancy) -> Tensor:
-    """J, KL included, of the policy with these ``visits(mdp, policy)``: a discounted return, differentiable in r."""
+    """J, with the KL term, of the policy that has these ``visits``: a scalar, differentiable in r."""
     weight = visits.weight.reshape(mdp.reference.shape)
     unregularised = weight.sum(1, keepdim=True) * mdp.reference  # where pi_ref would act in the same states
     return value(reward, visits) - mdp.beta * (torch.xlogy(weight, weight) - torch.xlogy(weight, unregularised)).sum()
 
 
 def exact_cost(objective: Objective, reward: RewardFn, visits: Occupancy) -> Tensor:
-    """c = dG/dvisits at every visit, (N,): what one more discounted visit there adds to G. Carries no gradient."""
+    """c = dG/dvisits, (N,), without gradient: how much one more discounted visit of a pair adds to G."""
     with torch.enable_grad():
         weight = visits.weight.detach().requires_grad_()
         return torch.autograd.grad(objective(reward, visits._replace(weight=weight)), weight)[0]
@@ -106,9 +111,9 @@ def exact_cost(objective: Objective, reward: RewardFn, visits: Occupancy) -> Ten
 
 @torch.no_grad()
 def respond(mdp: MDP, reward: RewardFn, objective: Objective, tilt: float) -> Occupancy:
-    """The visits of lambda_t = argmax J + tilt G: soft policy iteration on r + tilt c, with c renewed at every step.
+    """The occupancy of lambda_t = argmax J + tilt G: soft policy iteration on r + tilt c, with a new c at every step.
 
-    It contracts when |tilt| (1 - gamma) is small against beta over the curvature of G. Raises RuntimeError otherwise.
+    It converges if |tilt| (1 - gamma) is small against beta / (curvature of G). RuntimeError if it does not.
     """
     policy = best_response(mdp, reward)
     here = visits(mdp, policy)
@@ -124,23 +129,26 @@ def respond(mdp: MDP, reward: RewardFn, objective: Objective, tilt: float) -> Oc
 
 @dataclass(frozen=True)
 class RewardLearning:
-    """Learning a reward by its best response, as a ``problems.Problem``: x is phi (F,), a response is ``Visits``."""
+    """Learning a reward by its best response, as a ``problems.Problem``: x is phi (F,), a response an ``Occupancy``."""
 
     mdp: MDP
     objective: Objective  # G
     reward: Callable[[Tensor], RewardFn]  # phi to r_phi
 
     def lower(self, phi: Tensor, visits: Occupancy) -> Tensor:
+        """J, with the KL term."""
         return soft_value(self.mdp, self.reward(phi), visits)
 
     def upper(self, phi: Tensor, visits: Occupancy) -> Tensor:
+        """G."""
         return self.objective(self.reward(phi), visits)
 
     def respond(self, phi: Tensor, tilt: float) -> Occupancy:
+        """The occupancy that maximises J + tilt G."""
         return respond(self.mdp, self.reward(phi), self.objective, tilt)
 
     def gradient(self, phi: Tensor) -> Tensor:
-        """The closed-form hypergradient (F,): the last line of the module's formulas, by linear solves alone."""
+        """grad Phi (F,) in closed form: the last line of the formulas at the top, by linear solves."""
         phi, mdp = phi.detach(), self.mdp
         policy = best_response(mdp, self.reward(phi))  # (S, A)
         best, weights = visits(mdp, policy), policy[..., None]  # (S, A, 1)
@@ -155,19 +163,22 @@ class RewardLearning:
 
 
 def _pairs(mdp: MDP) -> tuple[Tensor, Tensor]:
+    """All states and actions, one-hot: (N, S) and (N, A)."""
     states, actions = mdp.reference.shape
     obs, act = torch.eye(states, dtype=torch.float64), torch.eye(actions, dtype=torch.float64)
-    return obs.repeat_interleave(actions, 0), act.repeat(states, 1)  # (N, S), (N, A)
+    return obs.repeat_interleave(actions, 0), act.repeat(states, 1)
 
 
 def _bellman(mdp: MDP, policy: Tensor) -> Tensor:
+    """1 - gamma P_pi, (S, S)."""
     chain = (policy[:, None] @ mdp.transition)[:, 0]  # (S, S)
     bellman: Tensor = torch.eye(len(chain), dtype=torch.float64) - mdp.gamma * chain
     return bellman
 
 
 def _states(mdp: MDP, policy: Tensor) -> Tensor:
-    return torch.linalg.solve(_bellman(mdp, policy).T, mdp.initial)  # (S,) sums to 1 / (1 - gamma)
+    """d, the discounted state occupancy: (S,), sums to 1 / (1 - gamma)."""
+    return torch.linalg.solve(_bellman(mdp, policy).T, mdp.initial)
 
 
 def _improve(mdp: MDP, policy: Tensor, table: Tensor) -> Tensor:
@@ -178,6 +189,6 @@ def _improve(mdp: MDP, policy: Tensor, table: Tensor) -> Tensor:
 
 
 def _action_values(mdp: MDP, policy: Tensor, table: Tensor, gain: Tensor) -> Tensor:
-    """table (S, A, ...) now, then what ``policy`` gains per step in each state (S, ...)."""
+    """Action values (S, A, ...): ``table`` (S, A, ...) in the first step, and ``gain`` (S, ...) in each later state."""
     values: Tensor = torch.linalg.solve(_bellman(mdp, policy), gain)
     return table + mdp.gamma * (mdp.transition @ values)

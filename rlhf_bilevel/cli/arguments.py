@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import FORMER, Config, nearest, whole
-from rlhf_bilevel.runs.report import say
+from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
+from rlhf_bilevel.runs.report import print_error
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
@@ -16,7 +17,7 @@ WATCHED = 100  # episodes in one page
 
 
 def fail(message: str) -> NoReturn:
-    say(message)
+    print_error(message)
     raise SystemExit(2)
 
 
@@ -44,20 +45,21 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             option = unknown[0].split("=")[0]
             setting = option.lstrip("-").replace("-", "_")
-            name = f"{FORMER[setting][0]}.{setting}" if setting in FORMER else setting
+            setting = RENAMED.get(setting, setting)
+            name = f"{MOVED[setting][0]}.{setting}" if setting in MOVED else setting
             if (
                 option.startswith("--")
                 and (name != setting or setting in Config.model_fields)
                 and "--set" in args.options
             ):
                 fail(f"unknown argument {unknown[0]!r}; {setting} is a setting: --set {name}=VALUE")
-            fail(f"unknown argument {unknown[0]!r}; {nearest(option, sorted(args.options))}")
+            fail(f"unknown argument {unknown[0]!r}; {did_you_mean(option, sorted(args.options))}")
         return args
 
     def error(self, message: str) -> NoReturn:
         # A command: argparse lists all, and names no nearest
         if found := re.search(r"invalid choice: (['\"])(.*)\1 \(choose from", message):
-            message = f"unknown command {found[2]!r}; {nearest(found[2], self.commands)}"
+            message = f"unknown command {found[2]!r}; {did_you_mean(found[2], self.commands)}"
         fail(message)
 
 
@@ -66,16 +68,16 @@ def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callabl
 
     def parse(value: str) -> str:
         if value not in known and not (or_place and ":" in value):
-            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {nearest(value, known)}")
+            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {did_you_mean(value, known)}")
         return value
 
     return parse
 
 
 def integer(value: str) -> int:
-    """A whole number as ``config.whole`` reads it."""
+    """A whole number as ``config.parse_int`` reads it."""
     try:
-        return whole(value)
+        return parse_int(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
 

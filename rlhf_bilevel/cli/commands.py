@@ -19,14 +19,14 @@ from typing import Any
 
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.run_options import assigned
-from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.config import parse_checkpoint_every, validate
 from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
-from rlhf_bilevel.feedback.teacher_spec import traits
-from rlhf_bilevel.runs.report import tell
-from rlhf_bilevel.runs.spec import its_own
-from rlhf_bilevel.utils.files import made_new, to_json, writable, write
+from rlhf_bilevel.feedback.teacher_spec import teacher_settings
+from rlhf_bilevel.runs.report import print_result
+from rlhf_bilevel.runs.spec import check_owners
+from rlhf_bilevel.utils.files import check_writable, reserve_new_file, to_json, write
 
 Work = Callable[[], None]
 
@@ -35,14 +35,14 @@ def train(args: argparse.Namespace) -> Work:
     people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
     spec = run_options.spec(args, args.method, args.env, people, keep_every=args.keep_every)
     labelled_by_people(args, spec.settings)
-    args.dir = default = Path("runs") / f"{spec.method}-{spec.env.split('/')[-1]}-{spec.seed}"
-    writable(default)
+    args.dir = default = Path("runs") / f"{spec.method.replace(':', '.')}-{spec.env.split('/')[-1]}-{spec.seed}"
+    check_writable(default)
     if args.out:
         args.dir = new_folder(args.out)
     table_of(args.reference)
-    config = spec.resolve()
-    its_own(args.method, assigned(args.set))
-    registry.check(spec.env, dict(config))
+    spec.resolve()
+    check_owners(args.method, assigned(args.set))
+    spec.check_env()
 
     def work() -> None:
         from rlhf_bilevel.runs.session import train
@@ -55,14 +55,14 @@ def train(args: argparse.Namespace) -> Work:
             except (AlreadyExistsError, LockedError):  # by another process, just now
                 if args.out:
                     raise
-        tell(args.dir, args.reference)
+        print_result(args.dir, args.reference)
 
     return work
 
 
 def resume(args: argparse.Namespace) -> Work:
     run_folder(args.dir)
-    checkpoint_interval(args.checkpoint_every)
+    parse_checkpoint_every(args.checkpoint_every)
     table_of(args.reference)
     if RunFolder(args.dir).ended:  # torch need not be loaded to say so; asked again under the run's lock
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
@@ -78,7 +78,7 @@ def resume(args: argparse.Namespace) -> Work:
             checkpoint_every=args.checkpoint_every,
             keep_every=args.keep_every,
         )
-        tell(args.dir, args.reference)
+        print_result(args.dir, args.reference)
 
     return work
 
@@ -87,10 +87,10 @@ def fork(args: argparse.Namespace) -> Work:
     from rlhf_bilevel.agent import Agent  # what can be forked is known when the checkpoint has been read
 
     run_folder(args.dir)
-    asked = {"steps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
+    asked = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed, **assigned(args.set)}
     changes = {key: value for key, value in asked.items() if value is not None}
-    changes |= traits(args.teacher) if args.teacher is not None else {}
-    checkpoint_interval(args.checkpoint_every)
+    changes |= teacher_settings(args.teacher) if args.teacher is not None else {}
+    parse_checkpoint_every(args.checkpoint_every)
     table_of(args.reference)
     out = new_folder(args.out)
     agent = Agent.fork(
@@ -103,8 +103,8 @@ def fork(args: argparse.Namespace) -> Work:
         keep_every=args.keep_every,
         **changes,
     )
-    its_own(agent.method.name, assigned(args.set))
-    steps = args.steps or RunFolder(args.dir).read_config()["settings"]["steps"]
+    check_owners(agent.method.name, assigned(args.set))
+    steps = args.steps or RunFolder(args.dir).trusted_config(args.trust)["settings"]["total_timesteps"]
     if steps <= agent.forked_at:
         raise UserError(f"{args.dir} is at step {agent.forked_at} of {steps}: --steps says how many there are to be")
 
@@ -114,7 +114,7 @@ def fork(args: argparse.Namespace) -> Work:
         torch.set_num_threads(RunFolder(args.dir).read_config()["threads"])
         print(f"{out} goes on from step {agent.forked_at:,} of {args.dir}", flush=True)
         agent.learn(steps - agent.forked_at, progress_bar=not args.verbose, screen=args.verbose)
-        tell(out, args.reference)
+        print_result(out, args.reference)
 
     return work
 
@@ -137,7 +137,7 @@ def evaluate(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.evaluation.compare import UNBOUNDED, bounds
-        from rlhf_bilevel.evaluation.rollout import shown
+        from rlhf_bilevel.evaluation.rollout import interval_text
 
         agent = Agent.load(args.dir, trust=args.trust)
         within = bounds(agent.env_id, "true_return")
@@ -147,7 +147,7 @@ def evaluate(args: argparse.Namespace) -> Work:
             return
         for name in ("true_return", "success"):
             if summary[name]:
-                print(f"{name}: {shown(summary[name])}")
+                print(f"{name}: {interval_text(summary[name])}")
         print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
         if args.episodes > 1 and not all(map(isfinite, within)):
             print(f"true_return: {UNBOUNDED}")
@@ -165,7 +165,7 @@ def explain(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = registry.names(agent.make_env()), load(args.dir, args.trust).segments
+        names, asked = registry.entry_names(agent.make_env()), load(args.dir, args.trust).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(to_json([weight._asdict() for weight in weights]))
@@ -193,7 +193,7 @@ def export(args: argparse.Namespace) -> Work:
 
         if preferences:
             asked = load(args.dir, args.trust)
-            with made_new(preferences):
+            with reserve_new_file(preferences):
                 asked.write(preferences)
             print(f"{preferences}: {len(asked)} queries, {len(asked.labelled)} of them with a label")
         if sb3:
@@ -203,15 +203,16 @@ def export(args: argparse.Namespace) -> Work:
                 raise UserError(f"{args.dir} acts as {type(model).__name__}, which Stable-Baselines3 has not")
             file = io.BytesIO()
             model.save(file, exclude=["replay_buffer", "_last_obs"])
-            with made_new(sb3):
+            with reserve_new_file(sb3):
                 write(sb3, file.getvalue())
             c = agent.config
             assert c is not None
             told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
             told |= {"action_repeat": c.action_repeat} if c.action_repeat > 1 else {}
+            told |= {key: value for key, value in (("kwargs", c.env_kwargs), ("flatten", c.flatten)) if value}
             arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
-            print(f"    envs.make({agent.env_id!r}, seed=0{arguments})")
+            print(f"    envs.registry.make({agent.env_id!r}, seed=0{arguments})")
             print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "
                   f"{c.action_repeat} step{'s' * (c.action_repeat > 1)} of the simulator. "
                   "SB3 can train it on: its optimizers and temperature begin anew.")  # fmt: skip
@@ -225,10 +226,10 @@ def fit_reward(args: argparse.Namespace) -> Work:
         raise UserError(f"{args.data}: no such file or folder")
     if args.data.is_dir():
         run_folder(args.data)
-    settings = assigned(args.set, unused=("steps", "labels"))
-    settle({"steps": 1000, "seed": args.seed} | settings)
+    settings = assigned(args.set, unused=("total_timesteps", "steps", "labels"))
+    config = validate({"total_timesteps": 1000, "seed": args.seed} | settings)
     out = args.out and new_folder(args.out)
-    registry.make(args.env, args.seed).close()
+    registry.make(args.env, args.seed, kwargs=config.env_kwargs, flatten=config.flatten).close()
 
     def work() -> None:
         import torch
@@ -247,7 +248,7 @@ def fit_reward(args: argparse.Namespace) -> Work:
 def import_minari(args: argparse.Namespace) -> Work:
     if not find_spec("minari"):
         raise UserError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
-    settle({"steps": 1000, "seed": args.seed})
+    validate({"total_timesteps": 1000, "seed": args.seed})
     out = new_file("--out", args.out, ".parquet")
 
     def work() -> None:
@@ -256,7 +257,7 @@ def import_minari(args: argparse.Namespace) -> Work:
 
         teacher = OracleTeacher() if args.teacher == "oracle" else None
         data = import_minari(args.dataset, args.pairs, args.segment_length, teacher, args.seed)
-        with made_new(out):
+        with reserve_new_file(out):
             data.write(out)
         print(f"{out}: {len(data)} queries, {len(data.labelled)} of them with a label")
 
@@ -269,12 +270,12 @@ def plot(args: argparse.Namespace) -> Work:
     out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
-        from rlhf_bilevel.evaluation.compare import budgets, grouped
+        from rlhf_bilevel.evaluation.compare import budget_warnings, group_by_task
         from rlhf_bilevel.evaluation.plot import draw
 
-        with made_new(out):
+        with reserve_new_file(out):
             print(draw(rows, out, args.kind, args.baseline))
-        for line in budgets(grouped(rows, together=True)) if args.kind != "curves" else ():
+        for line in budget_warnings(group_by_task(rows, together=True)) if args.kind != "curves" else ():
             warnings.warn(line, stacklevel=1)
 
     return work
@@ -284,16 +285,23 @@ def compare(args: argparse.Namespace) -> Work:
     rows = gathered(args.paths)
 
     def work() -> None:
-        from rlhf_bilevel.evaluation.compare import budgets, chosen, compared, grouped, overall, table
+        from rlhf_bilevel.evaluation.compare import (
+            budget_warnings,
+            choose_baseline,
+            group_by_task,
+            rows_by_task,
+            rows_over_all,
+            table,
+        )
 
-        tasks = grouped(rows, together=True)
-        baseline = chosen(args.baseline, tasks)
-        for line in budgets(tasks):
+        tasks = group_by_task(rows, together=True)
+        baseline = choose_baseline(args.baseline, tasks)
+        for line in budget_warnings(tasks):
             warnings.warn(line, stacklevel=1)
-        lines = compared(tasks, baseline)
+        lines = rows_by_task(tasks, baseline)
         if len(tasks) > 1:
             try:
-                lines += overall(tasks, baseline)
+                lines += rows_over_all(tasks, baseline)
             except UserError as error:
                 warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
         print(to_json([line._asdict() for line in lines]) if args.json else table(lines))
@@ -302,10 +310,10 @@ def compare(args: argparse.Namespace) -> Work:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``points.Point``) of the runs that the paths stand for; what is odd about them is told."""
-    from rlhf_bilevel.evaluation.sources import gather
+    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; what is odd about them is told."""
+    from rlhf_bilevel.evaluation.sources import gather_records
 
-    rows, told = gather(paths)
+    rows, told = gather_records(paths)
     for line in told:
         warnings.warn(line, stacklevel=1)
     return rows
@@ -330,7 +338,7 @@ def table_of(reference: Path | None) -> None:
 
 def new_folder(path: Path) -> Path:
     """UserError where a new run cannot begin: something is there, or it is a part of another run."""
-    if writable(path).is_symlink() or not RunFolder(path).vacant:
+    if check_writable(path).is_symlink() or not RunFolder(path).vacant:
         raise UserError(f"{path} exists already and is not overwritten: choose another path")
     return outside_runs(path)
 
@@ -338,7 +346,7 @@ def new_folder(path: Path) -> Path:
 def new_file(option: str, path: Path, *endings: str) -> Path:
     if path.suffix not in endings:
         raise UserError(f"{option} {path}: must end in {' or '.join(endings)}")
-    if writable(path).is_symlink() or path.exists():
+    if check_writable(path).is_symlink() or path.exists():
         raise UserError(f"{path} exists already and is not overwritten: choose another path")
     return path
 

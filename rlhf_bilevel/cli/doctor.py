@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Callable
 
 from rlhf_bilevel.envs import registry
-from rlhf_bilevel.utils.versions import versions
+from rlhf_bilevel.utils.versions import installed_versions
 
 
 def report() -> str:
     """One line a check, ``ok`` or what is wrong."""
-    lines = [f"{name:18} {found}" for name, found in versions().items()]
+    lines = [f"{name:18} {found}" for name, found in installed_versions().items()]
     checks: dict[str, Callable[[], str]] = {
         "gymnasium": lambda: step("Pendulum-v1"),
         "dm_control": lambda: step("dm_control/cartpole-balance-v0"),

@@ -1,7 +1,7 @@
-"""The command ``label``: serves a run's page, on this machine's loopback unless told otherwise.
+"""The command ``label``: serves the label page of a run, by default only to browsers on the same machine.
 
-It may be started before, while and after training runs, and again at any time: all that lasts is in the book. Started
-before, it makes nothing in the run's folder, which training wants for itself.
+It may be started before, during or after training, and again at any time: all that lasts is in the label store. Before
+training has begun, it creates nothing in the run's folder, because training needs it to be empty.
 """
 
 from __future__ import annotations
@@ -19,93 +19,96 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.human.security import Gate
-from rlhf_bilevel.human.store import LabelStore
 
 if TYPE_CHECKING:
     import uvicorn
 
     from rlhf_bilevel.data.preference_dataset import Dataset
-    from rlhf_bilevel.human.security import Gate
+    from rlhf_bilevel.human.overview import Returns
+    from rlhf_bilevel.human.security import SecurityMiddleware
     from rlhf_bilevel.human.store import LabelStore
 
 PORT, PORTS_TRIED = 8007, 50
-NAME = "human"  # of the only labeller, where no name is given
-INTERVAL = 1.0  # seconds between two looks for a run that is not there yet
+DEFAULT_NAME = "human"  # of the only labeller, if no name is given
+INTERVAL = 1.0  # seconds between two looks for a run that has not begun
 
 
 def label(args: argparse.Namespace) -> Callable[[], None]:
-    """Checks what can be got wrong, waits for the run, and serves until Ctrl-C. Prints a link for each labeller."""
+    """Checks the options and returns the work: to wait for the run, print the links, and serve until Ctrl-C.
+
+    With ``--import`` the work adds the answers of a dataset, and serves nothing. UserError if an option is wrong.
+    """
     from rlhf_bilevel.human import guidelines
     from rlhf_bilevel.human.clips.assets import static_files
     from rlhf_bilevel.human.server import Invitations, create_app
     from rlhf_bilevel.human.store import LabelStore
 
     people = [(name, "labeller") for name in args.labeller] + [(name, "expert") for name in args.expert]
-    people = people or [(NAME, "labeller")]
+    people += [(name, "owner") for name in args.owner]
+    people = people or [(DEFAULT_NAME, "owner")]
     check(args, [name for name, _ in people])
     files = static_files()
-    rules = guidelines.html(args.guidelines) if args.guidelines else ""
-    opened, given = partial(LabelStore.of, args.dir, args.trust, args.labels_db), None
+    guidelines_html = guidelines.html(args.guidelines) if args.guidelines else ""
+    open_store, imported = partial(LabelStore.of, args.dir, args.trust, args.labels_db), None
     if args.import_file and is_run(args.dir):  # read before anything is written
         from rlhf_bilevel.data.preference_dataset import Dataset
 
         RunFolder(args.dir).examine(writes=True)
-        given = Dataset.read(args.import_file)
-    begun = opened() if is_run(args.dir) or args.import_file else None
+        imported = Dataset.read(args.import_file)
+    begun_store = open_store() if is_run(args.dir) or args.import_file else None
 
     def work() -> None:
-        if begun is None:
+        if begun_store is None:
             wait(args.dir)
-        book = begun or opened()
-        if given is not None:
-            bring(book, given, args.import_file)
+        store = begun_store or open_store()
+        if imported is not None:
+            import_answers(store, imported, args.import_file)
             return
-        listening = listen(args.host, args.port)
-        port = listening.getsockname()[1]
-        base = args.url.rstrip("/") if args.url else f"http://{written(reached(args.host))}:{port}"
+        listener = listen(args.host, args.port)
+        port = listener.getsockname()[1]
+        base_url = args.url.rstrip("/") if args.url else f"http://{in_url(public_name(args.host))}:{port}"
         hosts, origins = names(args.host, port, args.url)
         invitations = Invitations()
         app = create_app(
-            book,
+            store,
             invitations,
             question=args.question,
-            guidelines=rules,
+            guidelines=guidelines_html,
             hosts=hosts,
             origins=origins,
             files=files,
             ended=lambda: RunFolder(args.dir).ended,
+            returns=lambda: returns_of(args.dir),
             repeats=args.repeats,
             gold=args.gold,
         )
         for name, role in people:
-            print(f"{name}: {base}/join/{invitations.new(name, role)}", flush=True)
+            print(f"{name}: {base_url}/join/{invitations.new(name, role)}", flush=True)
         print(
             "Open the link in a browser: it works once. Ctrl-C stops this page; training goes on, and answers are kept."
         )
         sys.stdout.flush()
         if not is_loopback(args.host):
-            print(exposed(args.host, port), flush=True)
-        with suppress(KeyboardInterrupt), book:
-            server(app).run(sockets=[listening])
+            print(exposure_warning(args.host, port), flush=True)
+        with suppress(KeyboardInterrupt), store:
+            server(app).run(sockets=[listener])
 
     return work
 
 
-def server(app: Gate, **settings: Any) -> uvicorn.Server:
-    """That serves ``app`` and tells nothing of itself; ``settings`` are uvicorn's, in place of these."""
+def server(app: SecurityMiddleware, **settings: Any) -> uvicorn.Server:
+    """A web server for ``app`` that says nothing about itself. ``settings`` are uvicorn's, and replace the defaults."""
     import uvicorn
 
-    from rlhf_bilevel.human.security import Impatient
+    from rlhf_bilevel.human.security import LimitedHTTP
 
-    here: dict[str, Any] = {
-        "http": Impatient,
+    defaults: dict[str, Any] = {
+        "http": LimitedHTTP,
         "ws": "none",
         "lifespan": "off",
-        "log_level": "error",  # each request that is no HTTP would be a line
+        "log_level": "error",  # otherwise each request that is not HTTP prints a line
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
@@ -114,32 +117,35 @@ def server(app: Gate, **settings: Any) -> uvicorn.Server:
         "timeout_graceful_shutdown": 2,
         "h11_max_incomplete_event_size": 2**14,
     }
-    return uvicorn.Server(uvicorn.Config(app, **(here | settings)))
+    return uvicorn.Server(uvicorn.Config(app, **(defaults | settings)))
 
 
 def is_run(folder: Path) -> bool:
-    """False where a run can still be made there. UserError where none is and none can be; names runs that are there."""
+    """Whether ``folder`` is the folder of a run; False if a run can still be started there.
+
+    UserError, which names the nearest runs, if it is neither.
+    """
     if RunFolder(folder).begun:
         return True
     if not folder.parent.is_dir():
         raise UserError(f"{folder}: there is no folder {folder.parent}{near(folder)}")
     if RunFolder(folder).vacant:
         return False
-    if RunFolder(folder).begun:  # it came between the two looks
+    if RunFolder(folder).begun:  # it was started between the two checks
         return True
     raise UserError(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
 
 
 def near(folder: Path) -> str:
-    """For a message: up to three runs' folders around there, those with the most similar names first."""
-    around = next(place for place in folder.parents if place.is_dir())
-    found = [str(run) for run in runs_in(around, depth=2)]
-    runs = difflib.get_close_matches(str(folder), found, cutoff=0)
+    """The end of a message: up to three folders of runs near ``folder``, those with the most similar names first."""
+    parent = next(place for place in folder.parents if place.is_dir())
+    runs_nearby = [str(run) for run in runs_in(parent, depth=2)]
+    runs = difflib.get_close_matches(str(folder), runs_nearby, cutoff=0)
     return f"; the nearest runs are {', '.join(runs)}" if len(runs) > 1 else f"; a run is {runs[0]}" if runs else ""
 
 
 def wait(folder: Path) -> None:
-    """Until training has begun there. UserError where it becomes something else than a run's folder."""
+    """Waits until a run has begun in ``folder``. UserError if something else appears there."""
     print(
         f"waiting for {folder} to be made by: rlhf-bilevel train ... --teacher human --out {folder} (Ctrl-C ends)"
         f"{near(folder)}",
@@ -151,7 +157,7 @@ def wait(folder: Path) -> None:
 
 
 def check(args: argparse.Namespace, people: list[str]) -> None:
-    """UserError on what cannot be."""
+    """UserError if an option has a value that is not allowed. ``people`` are the names of all labellers and experts."""
     for option, share in (("--repeats", args.repeats), ("--gold", args.gold)):
         if not 0 <= share <= 0.5:
             raise UserError(f"{option} {share:g}: a share from 0 to 0.5")
@@ -171,52 +177,65 @@ def check(args: argparse.Namespace, people: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--host {args.host}: {error.strerror}") from None
     except UnicodeError:
-        raise UserError(f"--host {args.host:.60}: is no name of a host") from None
+        raise UserError(f"--host {args.host:.60}: this is not the name of a host") from None
 
 
 def is_base(url: str) -> bool:
-    """Whether a page can have ``url`` before the names of its own."""
+    """Whether ``url`` consists of http or https and a host, without a path."""
     with suppress(ValueError):
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
     return False
 
 
-def bring(book: LabelStore, given: Dataset, path: Path) -> None:
-    """Adds the answers of a dataset, which is in ``path``, to queries that this run has asked."""
+def returns_of(folder: Path) -> Returns | None:
+    """The mean returns of the run's last episodes; None if its progress.csv is not there yet, or cannot be read."""
+    from rlhf_bilevel.human.overview import recent_returns
+
+    with suppress(UserError, OSError, ValueError):
+        return recent_returns(RunFolder(folder).read_progress())
+    return None
+
+
+def import_answers(store: LabelStore, dataset: Dataset, path: Path) -> None:
+    """Adds the answers of a dataset to the queries that this run has asked; ``path`` is the dataset's file."""
     from rlhf_bilevel.human.dataset import import_choices
 
-    found = import_choices(book, given)
+    imported = import_choices(store, dataset)
     print(
-        f"{path}: {found.added} answers added, {found.known} known before, {found.left_out} to other queries left out"
+        f"{path}: {imported.added} answers added, {imported.repeated} known before, "
+        f"{imported.left_out} to other queries left out"
     )
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """Bound to ``port``, or to the first free one from PORT on. OSError where there is none."""
+    """A socket that listens at ``port``, or at the first free port from PORT on. UserError if there is none."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
     first = PORT if port is None else port
     for candidate in range(first, first + (PORTS_TRIED if port is None else 1)):
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((address[0], candidate))
-            listening.listen(128)
-            return listening
+            listener.bind((address[0], candidate))
+            listener.listen(128)
+            return listener
         except OSError as error:
-            listening.close()
-            refused = error
-    raise UserError(f"--host {host} --port {candidate}: {refused.strerror}")
+            listener.close()
+            last_error = error
+    raise UserError(f"--host {host} --port {candidate}: {last_error.strerror}")
 
 
 def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:
-    """What Host and Origin may say: loopback, the host, of a wildcard this machine's names, and ``url``."""
-    known = {"127.0.0.1", "localhost", "::1", host}
+    """The values of the headers Host and Origin that name this server, for a server at ``host`` and ``port``.
+
+    They are the loopback names, the host, the machine's names if the host stands for all addresses, and ``url``.
+    """
+    machine_names = {"127.0.0.1", "localhost", "::1", host}
     if is_wildcard(host):
-        known |= {socket.gethostname(), socket.getfqdn(), reached(host)} - {""}
-    hosts = {f"{written(name)}:{port}" for name in known}
+        machine_names |= {socket.gethostname(), socket.getfqdn(), public_name(host)} - {""}
+    hosts = {f"{in_url(name)}:{port}" for name in machine_names}
     if port == 80:
-        hosts |= {written(name) for name in known}
+        hosts |= {in_url(name) for name in machine_names}
     origins = {f"http://{name}" for name in hosts}
     if url:
         hosts.add(urlsplit(url).netloc)
@@ -224,13 +243,13 @@ def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:
     return hosts, origins
 
 
-def written(host: str) -> str:
-    """As in a URL."""
+def in_url(host: str) -> str:
+    """``host`` as a URL contains it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-def reached(host: str) -> str:
-    """The name by which others reach it: of a wildcard, this machine's address on its way out."""
+def public_name(host: str) -> str:
+    """The name by which other machines reach ``host``. For all addresses, it is the one of outgoing connections."""
     if not is_wildcard(host):
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
@@ -240,16 +259,19 @@ def reached(host: str) -> str:
 
 
 def is_wildcard(host: str) -> bool:
+    """Whether ``host`` stands for all addresses of the machine."""
     return host in ("0.0.0.0", "::")
 
 
 def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine only."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def exposed(host: str, port: int) -> str:
+def exposure_warning(host: str, port: int) -> str:
+    """What to tell a user whose label page other machines can reach."""
     return (
         f"--host {host}: whoever reaches port {port} of this machine and has a link or a session sees this run's clips "
         "and progress and can answer; without one, only that a label page is here. Nothing else of this machine is "

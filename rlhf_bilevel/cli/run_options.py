@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import recorded, renamed, spread
+from rlhf_bilevel.config import NAMED, check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, traits
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
 
@@ -20,35 +21,74 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     ``more`` are settings of options that only one command has, ``others`` fields of the spec in place of the options'.
     Raises UserError, in one line, on the first mistake.
     """
-    given: dict[str, Any] = {"steps": args.steps, "labels": args.labels, "seed": args.seed}
-    given |= (traits(args.teacher) if args.teacher is not None else {}) | dict(more)
+    given: dict[str, Any] = {"total_timesteps": args.steps, "labels": args.labels, "seed": args.seed}
+    given |= {"reward": args.reward, "env_kwargs": None if args.env_kwargs is None else env_kwargs(args.env_kwargs)}
+    given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
-    given = {key: value for key, value in given.items() if value is not None} | renamed(assigned(args.set), methods)
-    filed = from_file(args.config, methods, args.teacher is not None) if args.config else {}
+    given = {key: value for key, value in given.items() if value is not None} | current_names(
+        assigned(args.set), methods
+    )
+    filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
     settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
-    if "steps" not in settings:
+    if "total_timesteps" not in settings:
         raise UserError("--steps is missing, and no --config gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
+    options |= {"algorithm": args.algorithm or ""}
     return RunSpec.of(method, env, settings, **options | others)
 
 
-def from_file(file: Path, methods: Collection[str], taught: bool) -> dict[str, Any]:
+def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping[str, Any] = {}) -> dict[str, Any]:
     """The settings in a YAML file, for runs of ``methods``, or in a run's config.yaml; ``taught`` says that another
-    teacher is given.
+    teacher is given, and ``given`` are settings that go before those of the file.
+
+    UserError where a run's config.yaml, which may be a stranger's, names a module that would be imported.
     """
     told = read_yaml(file)
+    settings = told.get("settings", told)
+    if not taught and isinstance(settings, dict) and settings.get("teacher_url"):
+        raise UserError(f"{file} names a teacher elsewhere, {settings['teacher_url']!r:.60}: give it with --teacher")
     if "settings" not in told:
-        return renamed(told, methods)
-    recorded(file, told, whole=False)
+        return current_names(told, methods)
+    check_record(file, told, must_be_complete=False)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
-    return spread(told["settings"], told["method"]) if "method" in told else renamed(told["settings"], methods)
+    for key, value in told["settings"].items():
+        if key in NAMED and ":" in str(value) and key not in given:
+            raise UserError(f"{file} names a module: if you trust it, say so with --set {key}={value!s:.60}")
+    if "method" not in told:
+        return current_names(told["settings"], methods)
+    method = told["method"]
+    if ":" not in method:
+        return flatten_options(told["settings"], method)
+    own = METHODS[method].name if method in methods else ""  # what the options of another method are is not known here
+    return {key: value for key, value in flatten_options(told["settings"], own).items() if not key.startswith(".")}
+
+
+def env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --env-kwargs gives, its values as YAML."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key.isidentifier() and equals and value):
+            raise UserError(f"--env-kwargs takes key=value, not {pair!r:.60}")
+        if key in given:
+            raise UserError(f"--env-kwargs: {key} is given twice")
+        given[key] = yaml_value(f"--env-kwargs {key}", value)
+    return given
+
+
+def yaml_value(name: str, text: str) -> Any:
+    """``text`` read as YAML. UserError, with ``name``, if it is not YAML."""
+    try:
+        return from_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{name}={text!r:.60}: {error}") from None
 
 
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
-    ``config.complete`` knows what a setting takes: only a method's own are read here.
+    ``config.validate_as`` knows what a setting takes: only a method's own are read here.
     """
     given: dict[str, Any] = {}
     for pair in pairs:
@@ -57,12 +97,9 @@ def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]
             raise UserError(f"--set takes key=value, not {pair!r}")
         if key in unused:
             raise UserError(f"--set {pair:.60}: {key} means nothing to this command")
-        if key in ("steps", "labels", "seed"):
-            raise UserError(f"{key} has an option of its own: --{key}")
+        if key in ("total_timesteps", "steps", "labels", "seed"):
+            raise UserError(f"{key} has an option of its own: --{'steps' if key == 'total_timesteps' else key}")
         given[key] = value
-        if key == "options" or "." in key:
-            try:
-                given[key] = from_yaml(value)
-            except ValueError as error:
-                raise UserError(f"--set {key}={value!r:.60}: {error}") from None
+        if key in ("options", "env_kwargs") or "." in key:
+            given[key] = yaml_value(f"--set {key}", value)
     return given

@@ -15,15 +15,14 @@ from filelock import Timeout
 
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.run_options import assigned
-from rlhf_bilevel.config import FORMER
+from rlhf_bilevel.config import MOVED
 from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.runs.spec import RunSpec, its_own
-from rlhf_bilevel.studies.scheduler import Engine, Local, begin_together, complete
-from rlhf_bilevel.studies.search_space import parse, pasted, read_space
-from rlhf_bilevel.studies.worker import agree, whole
-from rlhf_bilevel.utils.files import plain, read_yaml, writable, write
+from rlhf_bilevel.runs.spec import RunSpec, check_owners
+from rlhf_bilevel.studies.scheduler import Executor, LocalExecutor, begin_together, run_all
+from rlhf_bilevel.studies.search_space import as_options, parse, read_space
+from rlhf_bilevel.studies.worker import all_settings, check_same_run
+from rlhf_bilevel.utils.files import check_plain_file, check_writable, read_yaml, write
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 
@@ -37,14 +36,14 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
         kind = one_teacher(run_options.spec(args, args.method[0], env))
         limit = None
         for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
-            out = args.out / f"{method}-{kind.env.split('/')[-1]}-{seed}"
+            out = args.out / f"{method.replace(':', '.')}-{kind.env.split('/')[-1]}-{seed}"
             if out in runs:
-                raise ValueError(f"two runs of this sweep would share the folder {out}")
-            runs[writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
+                raise UserError(f"two runs of this sweep would share the folder {out}")
+            runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
             if not number:
-                limit = registry.check(run.env, dict(run.resolve()))
+                limit = run.check_env()
             if seed == first or run.folder.begun:
-                agree(run, whole(run, limit))
+                check_same_run(run, all_settings(run, limit))
 
     planned = list(runs.values())
 
@@ -58,7 +57,7 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
         engine = engine_of(args)
         try:
             with ProgressBoard(planned) as board:
-                failed = complete(planned, engine, board.see)
+                failed = run_all(planned, engine, board.update)
         finally:
             rows = collect(args.out)
         print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
@@ -69,9 +68,9 @@ def sweep(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def one_teacher(spec: RunSpec) -> RunSpec:
-    """ValueError where people would have to answer many runs at once."""
+    """UserError where people would have to answer many runs at once."""
     if spec.settings.get("teacher_human"):
-        raise ValueError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
+        raise UserError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
     return spec
 
 
@@ -81,48 +80,49 @@ def on_cluster(args: argparse.Namespace) -> None:
         return
     for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
         if used:
-            raise ValueError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
+            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
     if not find_spec("ray"):
         raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
 
 
-def engine_of(args: argparse.Namespace) -> Engine:
+def engine_of(args: argparse.Namespace) -> Executor:
     if args.engine == "local":
-        return Local(args.jobs or 2)
-    from rlhf_bilevel.studies.executors.ray import Cluster
+        return LocalExecutor(args.jobs or 2)
+    from rlhf_bilevel.studies.executors.ray import RayExecutor
 
-    return Cluster(args.threads)
+    return RayExecutor(args.threads)
 
 
 def tune(args: argparse.Namespace) -> Callable[[], None]:
     if not find_spec("optuna"):
-        raise ValueError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
+        raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     kind = one_teacher(run_options.spec(args, args.method, args.env))
-    config = kind.resolve()
+    kind.resolve()
     tuned = read_space(args.space, args.tune)
-    its_own(args.method, [*assigned(args.set), *tuned])
+    check_owners(args.method, [*assigned(args.set), *tuned])
     for pair in args.set:
         if (key := pair.partition("=")[0]) in tuned:
-            raise ValueError(f"{key} is both set and to be tuned")
-    limit = registry.check(kind.env, dict(config))
+            raise UserError(f"{key} is both set and to be tuned")
+    limit = kind.check_env()
 
     def trial(chosen: Mapping[str, Any]) -> RunSpec:
         return kind.having(**assigned([f"{key}={value}" for key, value in chosen.items()]))
 
     def value_of(key: str, value: Any) -> Any:
         """As the run would have it."""
-        found = whole(trial({key: value}), limit)
-        return found["options"][key.partition(".")[2] or key] if "." in key or key in FORMER else found[key]
+        found = all_settings(trial({key: value}), limit)
+        return found["options"][key.partition(".")[2] or key] if "." in key or key in MOVED else found[key]
 
     space = {key: parse(key, among, value_of) for key, among in tuned.items()}
     seeds = list(range(args.seed, args.seed + args.seeds))
-    out = args.out or Path("runs") / f"tune-{kind.method}-{kind.env.split('/')[-1]}"
+    out = args.out or Path("runs") / f"tune-{kind.method.replace(':', '.')}-{kind.env.split('/')[-1]}"
     storage = args.storage or out / "tune.db"
     writable_folder("--out", out)
-    writable(storage)
-    writable(storage.parent)  # SQLite keeps its journal beside the file
+    check_writable(storage)
+    check_writable(storage.parent)  # SQLite keeps its journal beside the file
     asked = {"method": kind.method, "env": kind.env, "steps": kind.steps, "seeds": seeds, "pruner": args.pruner}
-    asked |= {"preset": kind.preset, "settings": dict(kind.having(seed=0).settings), "space": tuned}
+    asked |= {"algorithm": kind.algorithm or None, "preset": kind.preset}
+    asked |= {"settings": dict(kind.having(seed=0).settings), "space": tuned}
     same_search(out, storage, asked)
 
     def runs(number: int, chosen: Mapping[str, Any]) -> list[RunSpec]:
@@ -130,25 +130,25 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             replace(trial(chosen), out=out / f"trial-{number:04}-seed-{seed}").having(seed=seed) for seed in seeds
         ]
         for run in planned:
-            agree(run, whole(run, limit))
+            check_same_run(run, all_settings(run, limit))
         return planned
 
     def work() -> None:
         from rlhf_bilevel.evaluation.compare import LAST
-        from rlhf_bilevel.studies.tuning import Training, best, open_study, search
+        from rlhf_bilevel.studies.tuning import TrialRuns, best_trial, open_study, search
 
         out.mkdir(parents=True, exist_ok=True)
         try:
             with RunFolder(out).claim():
                 same_search(out, storage, asked)  # another process may have begun another one meanwhile
                 write(out / SEARCH, yaml.safe_dump(asked, sort_keys=False).encode())
-                study, engine = open_study(storage, args.pruner, kind.steps * len(seeds)), Local(args.jobs)
+                study, engine = open_study(storage, args.pruner, kind.steps * len(seeds)), LocalExecutor(args.jobs)
 
-                def begin(number: int, chosen: Mapping[str, Any]) -> Training:
-                    return Training(runs(number, chosen), engine)
+                def begin(number: int, chosen: Mapping[str, Any]) -> TrialRuns:
+                    return TrialRuns(runs(number, chosen), engine)
 
                 failed = search(study, space, args.trials, begin, args.jobs, args.seed)
-                found = best(study)
+                found = best_trial(study)
                 chosen = {key: value for key, value in trial(found.params).settings.items() if key != "seed"}
                 write(out / BEST, yaml.safe_dump(chosen, sort_keys=False).encode())
         except Timeout:
@@ -157,8 +157,9 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
         print(
             f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
         )
-        print(f"  {pasted(found.params)}")
-        print(f"  rlhf-bilevel train {kind.method} --env {kind.env} --preset {args.preset} --config {out / BEST}")
+        print(f"  {as_options(found.params)}")
+        options = f"--preset {args.preset}" + (f" --algorithm {kind.algorithm}" if kind.algorithm else "")
+        print(f"  rlhf-bilevel train {kind.method} --env {kind.env} {options} --config {out / BEST}")
         if failed:
             raise UserError(f"{failed} trials failed: the same command tries others in their place")
 
@@ -167,7 +168,7 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
 
 def writable_folder(option: str, path: Path) -> None:
     """UserError where it is none and cannot be made."""
-    if writable(path).exists() and not path.is_dir():
+    if check_writable(path).exists() and not path.is_dir():
         raise UserError(f"{option} {path}: is not a folder")
     outside_runs(path)
 
@@ -175,7 +176,7 @@ def writable_folder(option: str, path: Path) -> None:
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
     """UserError where ``out`` or ``storage`` holds something else than the beginning of this search."""
     file = out / SEARCH
-    plain(storage)
+    check_plain_file(storage)
     if storage.parent != out and not storage.parent.is_dir():
         raise UserError(f"--storage {storage}: there is no folder {storage.parent}")
     if storage.exists() and not (storage.is_file() and beginning(storage) in (b"", b"SQLite format 3\0")):

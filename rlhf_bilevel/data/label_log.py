@@ -1,12 +1,12 @@
-"""The labels that training has used, in the order in which it did: one SQLite file, readable with any tool.
+"""The labels that training has used, in the order of their use: one SQLite file that any tool can read.
 
-    sessions(number, asked, answered_at, sha256, asked_at)  a row for each time the teacher was asked
+    sessions(number, asked, answered_at, sha256, asked_at)  a row for each query session; asked: number of queries
     answers(number, session, label, first, second)  label 1: first better, 0: second, .5: tie; segments as safetensors
-    skipped(number, session, first, second)         the pairs that the teacher was asked about and left out
+    skipped(number, session, first, second)         the pairs that the teacher did not answer
 
-Times are seconds since 1970; sha256 is that of a session's answers, then of what was left out. A session is on the
-disk, all of it or none, before training sees an answer (write-ahead log, synchronous=FULL). A log that was begun before
-there was ``asked_at`` and ``skipped`` is read, with neither; one of a later form is refused.
+Times are seconds since 1970. sha256 is the hash of a session's answers and then of its skipped pairs. A session is
+written completely or not at all before training sees its answers (write-ahead log, synchronous=FULL). A log of the
+first form has neither ``asked_at`` nor ``skipped``, and can be read; a log of a later form is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.data.answers import answered, checked, nothing
+from rlhf_bilevel.data.answers import ask_teacher, check_answers, no_answers
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
-from rlhf_bilevel.utils.files import tensors
-from rlhf_bilevel.utils.sqlite import check, copied, named, safe, tables
+from rlhf_bilevel.utils.files import load_tensors
+from rlhf_bilevel.utils.sqlite import check_files, check_schema, naming_errors, read_only_copy, table_definitions
 
-FORM = 2  # 1 knew neither when a session was asked nor what was skipped
+FORM = 2  # form 1 has neither the time of asking nor skipped pairs
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL, asked_at REAL
@@ -45,12 +45,15 @@ CREATE TABLE IF NOT EXISTS skipped (
 ) STRICT;
 """
 COLUMNS = ("number", "asked", "answered_at", "sha256", "asked_at")
+SEGMENT = ("obs", "act", "truth")  # names in the file of the columns of ``Segments``
 Pair = tuple[bytes, bytes]
 Answer = tuple[float, bytes, bytes]
 
 
 class Session(NamedTuple):
-    asked: int
+    """One query session: ``num_queries`` were asked at ``asked_at`` (seconds since 1970, None if not known)."""
+
+    num_queries: int
     asked_at: float | None
     answered_at: float
     answers: list[Answer]
@@ -58,18 +61,18 @@ class Session(NamedTuple):
 
 
 class LabelLog:
-    """Sessions by number, from 0 on. Opening it makes the file, and ``told`` is its name in messages.
+    """The sessions of a run by number, from 0 on. Opening it creates the file. Messages call it ``name``.
 
-    CorruptFileError where the file is not what was written, UserError where it cannot be read or written.
+    CorruptFileError if the file does not hold what was written, UserError if it cannot be read or written.
     """
 
-    def __init__(self, path: Path, told: Path | None = None) -> None:
-        self.path = told or path
-        safe(path)
-        with named(self.path):
+    def __init__(self, path: Path, name: Path | None = None) -> None:
+        self.path = name or path
+        check_files(path)
+        with naming_errors(self.path):
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
         try:
-            with named(self.path):
+            with naming_errors(self.path):
                 self._open()
         except BaseException:
             self._connection.close()
@@ -81,7 +84,7 @@ class LabelLog:
         (form,) = execute("PRAGMA user_version").fetchone()
         if form > FORM:
             raise UserError(f"{self.path} has the form {form}, and this version reads forms up to {FORM}: update it")
-        check(self._connection, self.path, _known())
+        check_schema(self._connection, self.path, _known_schemas())
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             execute(f"PRAGMA {pragma}")
         self._connection.executescript(SCHEMA)
@@ -92,28 +95,31 @@ class LabelLog:
     @classmethod
     @contextmanager
     def copy(cls, path: Path) -> Iterator[LabelLog]:
-        """To be read only: nothing in its folder changes. Raises as opening it, and UserError where there is none."""
+        """A copy to read from; nothing in the folder of ``path`` changes. Raises as opening it, and UserError if it is
+        missing.
+        """
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        with copied(path) as copy, closing(cls(copy, path)) as log:
+        with read_only_copy(path) as copy, closing(cls(copy, path)) as log:
             yield log
 
     def __len__(self) -> int:
         return self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
 
     def append(
-        self, asked: int, answers: Preferences, skipped: Sequence[Pair] = (), asked_at: float | None = None
+        self, num_queries: int, answers: Preferences, skipped: Sequence[Pair] = (), asked_at: float | None = None
     ) -> None:
-        """The next session: ``asked`` queries, what was answered and what left out. Committed when this returns.
+        """Writes the next session: ``num_queries`` queries, their answers, and the pairs that were skipped.
 
-        WriteError, an OSError, where the disk does not take it; then nothing of it is kept.
+        It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then nothing of it is
+        kept.
         """
         rows: list[Answer] = [
-            (label, *pair) for label, pair in zip(answers.label.tolist(), pairs(answers), strict=True)
+            (label, *pair) for label, pair in zip(answers.label.tolist(), encode_pairs(answers), strict=True)
         ]
         execute, number = self._connection.execute, len(self)
-        session = number, asked, time.time(), _sha256(rows, skipped), asked_at
-        with named(self.path):
+        session = number, num_queries, time.time(), _sha256(rows, skipped), asked_at
+        with naming_errors(self.path):
             execute("BEGIN IMMEDIATE")
             try:
                 execute(
@@ -131,10 +137,10 @@ class LabelLog:
                 raise
 
     def __getitem__(self, number: int) -> Session:
-        """A session, its answers in their order; CorruptFileError where they are not as they were written."""
+        """Session ``number``, its answers in order. CorruptFileError if they are not as they were written."""
         execute = self._connection.execute
-        with named(self.path):
-            asked, asked_at, answered_at, expected = execute(
+        with naming_errors(self.path):
+            num_queries, asked_at, answered_at, expected = execute(
                 "SELECT asked, asked_at, answered_at, sha256 FROM sessions WHERE number = ?", (number,)
             ).fetchone() or (0, None, 0.0, b"")
             answers, skipped = (
@@ -145,33 +151,33 @@ class LabelLog:
             raise CorruptFileError(
                 f"{self.path} is damaged: the answers of session {number} are not as they were written"
             )
-        return Session(asked, asked_at, answered_at, answers, skipped)
+        return Session(num_queries, asked_at, answered_at, answers, skipped)
 
     def sha256(self, sessions: int) -> str:
-        """Of all that the first so many sessions hold."""
-        with named(self.path):
+        """Hash of all that the first ``sessions`` sessions hold."""
+        with naming_errors(self.path):
             rows = self._connection.execute(
                 "SELECT sha256 FROM sessions WHERE number < ? ORDER BY number", (sessions,)
             ).fetchall()
         return hashlib.sha256(b"".join(digest for (digest,) in rows)).hexdigest()
 
     def used(self, sessions: Sequence[int], sha256: str) -> list[Preferences | None]:
-        """The first so many answers of each of the first sessions; None for one without any.
+        """The first ``sessions[k]`` answers of each session k; None for a session without any.
 
-        CorruptFileError where these are not the sessions of that ``sha256``, or not as they were written.
+        CorruptFileError if these are not the sessions with that ``sha256``, or not as they were written.
         """
-        if len(sessions) > (known := len(self)):
-            raise CorruptFileError(f"{self.path} holds {known} sessions and {len(sessions)} were used")
+        if len(sessions) > (stored := len(self)):
+            raise CorruptFileError(f"{self.path} holds {stored} sessions and {len(sessions)} were used")
         if self.sha256(len(sessions)) != sha256:
             raise CorruptFileError(
                 f"{self.path} is damaged: its first {len(sessions)} sessions are not those that the checkpoint knew"
             )
         rows = [self[number].answers[:count] for number, count in enumerate(sessions)]
-        return [preferences(answers) if answers else None for answers in rows]
+        return [decode_answers(answers) if answers else None for answers in rows]
 
     def write(self, path: Path, sessions: int) -> None:
-        """A new log of the first so many sessions."""
-        with named(path), closing(sqlite3.connect(path)) as target:
+        """Writes a new log with the first ``sessions`` sessions to ``path``."""
+        with naming_errors(path), closing(sqlite3.connect(path)) as target:
             self._connection.backup(target)
             for table, number_of in (("answers", "session"), ("skipped", "session"), ("sessions", "number")):
                 target.execute(f"DELETE FROM {table} WHERE {number_of} >= ?", (sessions,))
@@ -179,13 +185,15 @@ class LabelLog:
             target.execute("VACUUM")
 
     def close(self) -> None:
+        """Closes the file."""
         self._connection.close()
 
 
-class Recorded:
-    """A teacher whose answers are on the disk before they are used, and come from there when a run repeats a session.
+class RecordedTeacher:
+    """A teacher whose answers are on the disk before they are used. A run that repeats a session gets its answers from
+    there.
 
-    ``session`` is the number of the next one; set it to resume.
+    ``session`` is the number of the next session; set it to resume.
     """
 
     def __init__(self, teacher: Teacher, log: LabelLog, session: int = 0) -> None:
@@ -196,72 +204,75 @@ class Recorded:
         if number < len(self._log):
             rows = self._log[number].answers
             try:
-                return checked(preferences(rows), queries) if rows else nothing(queries)
+                return check_answers(decode_answers(rows), queries) if rows else no_answers(queries)
             except (TypeError, ValueError) as error:
                 raise CorruptFileError(f"{self._log.path}: session {number} is of another run: {error}") from None
         asked_at = time.time()
-        answers = answered(self._teacher, queries)
-        skipped = Counter(pairs(queries)) - Counter(pairs(answers))  # a late answer is to a pair of an earlier session
-        self._log.append(len(queries.first.truth), answers, list(skipped.elements()), asked_at)
+        answers = ask_teacher(self._teacher, queries)
+        # Late answers are to pairs of earlier sessions: they are not among the queries
+        skipped = Counter(encode_pairs(queries)) - Counter(encode_pairs(answers))
+        self._log.append(len(queries.first.env_reward), answers, list(skipped.elements()), asked_at)
         return answers
 
 
-def sessions(path: Path) -> Iterator[Preferences | None]:
-    """The answers in a run's label log, a session after the other, as they were given; None for one without any.
+def read_sessions(path: Path) -> Iterator[Preferences | None]:
+    """The answers in a run's label log, session by session; None for a session without any.
 
-    UserError where there is no such file; CorruptFileError where it is not what was written.
+    UserError if there is no such file; CorruptFileError if it does not hold what was written.
     """
     with LabelLog.copy(path) as log:
         for number in range(len(log)):
             rows = log[number].answers
-            yield preferences(rows) if rows else None
+            yield decode_answers(rows) if rows else None
 
 
-def count(path: Path) -> int:
-    """How many sessions a label log holds that this process may have open."""
+def count_sessions(path: Path) -> int:
+    """Number of sessions in a label log, which this process may have open."""
     if not path.exists():
         return 0
     with closing(LabelLog(path)) as log:
         return len(log)
 
 
-def preferences(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
-    """Of labels and their segments as ``pairs`` gives them; at least one."""
+def decode_answers(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
+    """Answers from at least one row of a label and two segments as ``encode_pairs`` gives them."""
     label, first, second = zip(*rows, strict=True)
-    return Preferences(stacked(first), stacked(second), torch.tensor(label))
+    return Preferences(decode_segments(first), decode_segments(second), torch.tensor(label))
 
 
-def pairs(asked: Queries | Preferences) -> list[Pair]:
-    """Each pair's segments as safetensors; the same segments give the same bytes."""
+def encode_pairs(queries: Queries | Preferences) -> list[Pair]:
+    """The two segments of each pair as safetensors. Equal segments have equal bytes."""
     first, second = (
         [
-            to_bytes({name: column[i].contiguous() for name, column in segments._asdict().items()})
-            for i in range(len(segments.truth))
+            to_bytes({name: column[i].contiguous() for name, column in zip(SEGMENT, segments, strict=True)})
+            for i in range(len(segments.env_reward))
         ]
-        for segments in asked[:2]
+        for segments in queries[:2]
     )
     return list(zip(first, second, strict=True))
 
 
-def stacked(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...) of what ``pairs`` gave, B >= 1. CorruptFileError where it is something else."""
-    parts = [tensors(row, "a segment") for row in rows]
+def decode_segments(rows: Iterable[bytes]) -> Segments:
+    """Segments (B, T, ...), B >= 1, from the bytes that ``encode_pairs`` gave. CorruptFileError if they are something
+    else.
+    """
+    parts = [load_tensors(row, "a segment") for row in rows]
     try:
-        return Segments(*(torch.stack([part[name] for part in parts]) for name in Segments._fields))
+        return Segments(*(torch.stack([part[name] for part in parts]) for name in SEGMENT))
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(f"a segment is damaged: {' '.join(str(error).split())}") from None
 
 
 @cache
-def _known() -> dict[str, set[str]]:
-    """How the tables of a log are made, in this form and the first."""
-    known: dict[str, set[str]] = {}
+def _known_schemas() -> dict[str, set[str]]:
+    """How each table of a log may be defined: in this form, or in the first one."""
+    schemas: dict[str, set[str]] = {}
     for form in (SCHEMA, SCHEMA.replace(", asked_at REAL", "")):
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.executescript(form)
-            for name, made in tables(connection).items():
-                known.setdefault(name, set()).add(made)
-    return known
+            for name, made in table_definitions(connection).items():
+                schemas.setdefault(name, set()).add(made)
+    return schemas
 
 
 def _sha256(answers: Iterable[Answer], skipped: Iterable[Pair]) -> bytes:

@@ -1,7 +1,7 @@
-"""Queries about offline data: random pairs of segments of a Minari dataset, asked of a teacher or left open.
+"""Queries about offline data: random pairs of segments of a Minari dataset, answered by a teacher or left open.
 
-Minari (the extra ``minari``) is read from this machine (MINARI_DATASETS_PATH); nothing is downloaded. Its episodes have
-one observation more than actions: step t of a segment is (obs_t, act_t, reward_t), actions scaled to [-1, 1].
+Minari (the extra ``minari``) is read from this machine (MINARI_DATASETS_PATH); nothing is downloaded. An episode there
+has one observation more than actions: step t of a segment is (obs_t, act_t, reward_t), with actions scaled to [-1, 1].
 """
 
 from __future__ import annotations
@@ -13,39 +13,41 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config import nearest
-from rlhf_bilevel.data.answers import answered
-from rlhf_bilevel.data.label_log import pairs as contents
+from rlhf_bilevel.data.answers import ask_teacher
+from rlhf_bilevel.data.label_log import encode_pairs as contents
 from rlhf_bilevel.data.preference_dataset import OPEN, SKIPPED, Dataset
-from rlhf_bilevel.envs.interface import unlearnable
+from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Queries, Segments, Teacher
-from rlhf_bilevel.utils.files import enough_memory
+from rlhf_bilevel.utils.files import check_memory
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 
 def import_minari(
     dataset_id: str, pairs: int, segment_length: int, teacher: Teacher | None = None, seed: int = 0
 ) -> Dataset:
-    """``pairs`` random pairs of segments, uniform over all that lie within one episode, answered by ``teacher``.
+    """``pairs`` random pairs of segments of ``segment_length`` steps, uniform over all that lie within one episode.
 
-    A pair has two different segments, and none comes twice; where there are fewer, all of them, with a warning.
-    Without a teacher all labels are open. A teacher sees the dataset's rewards as the truth. UserError where Minari or
-    the dataset is missing, where its spaces are no Box, where no two segments are so long, and where memory is short.
+    A pair has two different segments, and no pair occurs twice. If there are fewer pairs, all of them are taken, with a
+    warning. ``teacher`` answers them and sees the dataset's rewards as the truth; without one, all labels are open.
+
+    UserError if Minari or the dataset is missing, if its spaces cannot be used, if no two segments are that long, and
+    if there is too little memory.
     """
-    data = _local(dataset_id)
+    data = _load_local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
-    if fault := unlearnable(obs_space, act_space):
+    if fault := space_problem(obs_space, act_space):
         raise UserError(f"{dataset_id}: {fault}")
     numbers = data.episode_indices
-    lengths = np.array([int(told["total_steps"]) for told in data.storage.get_episode_metadata(numbers)])
-    starts = np.maximum(lengths - segment_length + 1, 0)  # of segments in each episode
+    lengths = np.array([int(metadata["total_steps"]) for metadata in data.storage.get_episode_metadata(numbers)])
+    starts = np.maximum(lengths - segment_length + 1, 0)  # number of segments in each episode
     if not starts.sum():
         raise UserError(
             f"segment_length={segment_length} is longer than every episode of {dataset_id} (longest: "
             f"{lengths.max(initial=0)} steps)"
         )
-    row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats of a step
-    enough_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
+    row = int(np.prod(obs_space.shape)) + act_space.shape[0] + 1  # floats in a step
+    check_memory(f"{pairs} pairs", 16 * pairs * segment_length * row)
     possible = int(starts.sum()) * (int(starts.sum()) - 1) // 2
     if not possible:
         raise UserError(
@@ -54,25 +56,25 @@ def import_minari(
     if possible < pairs:
         warnings.warn(f"{dataset_id} has only {possible} different pairs, not {pairs}: these are all", stacklevel=2)
         pairs = possible
-    drawn = _different(int(starts.sum()), pairs, np.random.default_rng(seed)).ravel()
-    episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # of each segment
+    drawn = _distinct_pairs(int(starts.sum()), pairs, np.random.default_rng(seed)).ravel()
+    episode = np.searchsorted(starts.cumsum(), drawn, side="right")  # the episode of each segment
     start = drawn - (starts.cumsum() - starts)[episode]
 
     obs = np.zeros((2 * pairs, segment_length, int(np.prod(obs_space.shape))), np.float32)
     act = np.zeros((2 * pairs, segment_length, *act_space.shape), np.float32)
     truth = np.zeros((2 * pairs, segment_length), np.float32)
     used = np.unique(episode)
-    for number, found in zip(used, data.iterate_episodes(numbers[used]), strict=True):
+    for number, episode_data in zip(used, data.iterate_episodes(numbers[used]), strict=True):
         for row in np.flatnonzero(episode == number):
             steps = slice(start[row], start[row] + segment_length)
-            obs[row] = np.asarray(found.observations)[steps].reshape(segment_length, -1)
-            act[row] = 2 * (found.actions[steps] - act_space.low) / (act_space.high - act_space.low) - 1
-            truth[row] = found.rewards[steps]
+            obs[row] = np.asarray(episode_data.observations)[steps].reshape(segment_length, -1)
+            act[row] = 2 * (episode_data.actions[steps] - act_space.low) / (act_space.high - act_space.low) - 1
+            truth[row] = episode_data.rewards[steps]
     segments = [torch.from_numpy(column).unflatten(0, (2, pairs)) for column in (obs, act, truth)]
     queries = Queries(*(Segments(*(column[side] for column in segments)) for side in (0, 1)))
     return Dataset.of(
         queries,
-        torch.full((pairs,), torch.nan) if teacher is None else _asked(teacher, queries),
+        torch.full((pairs,), torch.nan) if teacher is None else _ask(teacher, queries),
         env_id=data.env_spec.id if data.env_spec else dataset_id,
         labeller="" if teacher is None else type(teacher).__name__,
         sampler="uniform",
@@ -80,34 +82,36 @@ def import_minari(
     )
 
 
-def _different(total: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """``pairs`` random pairs (2, pairs) of different numbers below ``total``, no two alike in either order."""
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    while missing := pairs - len(found):
-        drawn = rng.integers(total, size=2 * missing).reshape(2, -1).T
-        if found and total * (total - 1) < 8 * pairs:  # a quarter of all or more: what is left is soon hard to hit
-            rest = np.array([pair for pair in combinations(range(total), 2) if pair not in found])
-            drawn = rng.permuted(rng.permutation(rest), axis=1)[:missing]
+def _distinct_pairs(total: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """``pairs`` random pairs (2, pairs) of different numbers below ``total``; none occurs twice, in either order."""
+    chosen: dict[tuple[int, int], tuple[int, int]] = {}
+    while still_needed := pairs - len(chosen):
+        drawn = rng.integers(total, size=2 * still_needed).reshape(2, -1).T
+        if (
+            chosen and total * (total - 1) < 8 * pairs
+        ):  # at least a quarter of all pairs: new ones are hard to hit by chance
+            unused = np.array([pair for pair in combinations(range(total), 2) if pair not in chosen])
+            drawn = rng.permuted(rng.permutation(unused), axis=1)[:still_needed]
         for first, second in drawn.tolist():
             if first != second:
-                found.setdefault((min(first, second), max(first, second)), (first, second))
-    return np.array([*found.values()]).T
+                chosen.setdefault((min(first, second), max(first, second)), (first, second))
+    return np.array([*chosen.values()]).T
 
 
-def _asked(teacher: Teacher, queries: Queries) -> torch.Tensor:
-    """The label of each query (B,), NaN where the teacher leaves it out."""
-    answers = answered(teacher, queries)
+def _ask(teacher: Teacher, queries: Queries) -> torch.Tensor:
+    """The label of each query (B,), NaN if the teacher skips it."""
+    answers = ask_teacher(teacher, queries)
     label = dict(zip(contents(answers), answers.label.tolist(), strict=True))
     return torch.tensor([label.get(pair, torch.nan) for pair in contents(queries)])
 
 
-def _local(dataset_id: str) -> Any:
+def _load_local(dataset_id: str) -> Any:
     try:
         import minari
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'rlhf-bilevel[minari]'") from None
-    known = minari.list_local_datasets()
-    if dataset_id not in known:
-        hint = nearest(dataset_id, known) if known else "there are none on this machine"
+    dataset_ids = minari.list_local_datasets()
+    if dataset_id not in dataset_ids:
+        hint = did_you_mean(dataset_id, dataset_ids) if dataset_ids else "there are none on this machine"
         raise UserError(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
     return minari.load_dataset(dataset_id)

@@ -12,14 +12,14 @@ from rlhf_bilevel.types import Preferences, Segments
 
 
 class PreferenceBuffer:
-    """All answers in the order in which they came, and the loss of each before it was first trained on.
+    """All answers in their order, and the loss of each before the reward model was first trained on it.
 
-    That loss is a fresh-sample (prequential) estimate of the upper objective: no reward had seen its label.
-    Before the first session there is no reward to speak of, and the loss is that of even odds, ln 2.
+    That loss is a prequential (fresh-sample) estimate of the upper objective: the reward model had not seen the label.
+    Before the first session there is no learnt reward, and the loss is that of even odds, ln 2.
     """
 
     def __init__(self) -> None:
-        self.sessions: list[int] = []  # answers of each
+        self.sessions: list[int] = []  # number of answers in each
         self.fresh_loss = torch.zeros(0)
         self._columns: list[Tensor] = []
 
@@ -27,6 +27,7 @@ class PreferenceBuffer:
         return len(self.fresh_loss)
 
     def add(self, answers: Preferences, fresh_loss: Tensor) -> None:
+        """Adds the answers of one session, B of them, with their losses (B,) before training."""
         new = [*answers.first, *answers.second, answers.label]
         self._columns = [torch.cat(pair) for pair in zip(self._columns, new, strict=True)] if self._columns else new
         self.fresh_loss = torch.cat([self.fresh_loss, fresh_loss])
@@ -37,7 +38,10 @@ class PreferenceBuffer:
         return Preferences(Segments(*column[:3]), Segments(*column[3:6]), column[6])
 
     def load(self, sessions: Sequence[Preferences | None], fresh_loss: Tensor) -> None:
-        """The answers of these sessions, None for one without any, and their losses, in place of what there was."""
+        """Replaces everything by the answers of these sessions (None for one without any) and their losses (N,).
+
+        ValueError if their numbers differ.
+        """
         parts = [[*answers.first, *answers.second, answers.label] for answers in sessions if answers is not None]
         self._columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         self.sessions = [0 if answers is None else len(answers.label) for answers in sessions]
@@ -46,14 +50,14 @@ class PreferenceBuffer:
             raise ValueError(f"{sum(self.sessions)} answers have {len(fresh_loss)} losses")
 
     def steps(self) -> tuple[Tensor, Tensor]:
-        """obs (N, T, o) and act (N, T, a) of all segments."""
+        """Observations (2 N, T, o) and actions (2 N, T, a) of all segments."""
         first_obs, first_act, _, second_obs, second_act, *_ = self._columns
         return torch.cat([first_obs, second_obs]), torch.cat([first_act, second_act])
 
     def segments(self) -> Segments:
-        """All segments (2 N, T, ...), those of first place before those of second."""
+        """All segments (2 N, T, ...): first the first of each pair, then the second."""
         return Segments(*(torch.cat(pair) for pair in zip(self._columns[:3], self._columns[3:6], strict=True)))
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """The rows of one epoch in shuffled minibatches of at most ``size`` pairs."""
+        """The rows of one epoch, in shuffled batches of at most ``size`` pairs."""
         return iter(torch.from_numpy(rng.permutation(len(self))).split(size))

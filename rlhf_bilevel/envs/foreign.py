@@ -1,12 +1,10 @@
-"""Code of others, such as a user's environment: how it is called, and how its faults are told in one line."""
+"""Code of others, such as a user's environment: how it is called, and how its errors are shown in one line."""
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import gymnasium
 
@@ -15,47 +13,39 @@ from rlhf_bilevel.utils.files import one_line
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Code of others, which may raise anything: UserError in one line, with what to install where the error says so."""
+def faults_as_user_errors(what: str) -> Iterator[None]:
+    """Any error of the code inside becomes a UserError in one line: ``what``, the error, and what to install if it says
+    so.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
         if isinstance(error, UserError):
             raise
-        told = one_line(error)
+        message = one_line(error)
         if isinstance(error, ModuleNotFoundError) and error.name and error.name not in what:
-            told += f"; pip install {error.name.partition('.')[0]}"
+            message += f"; pip install {error.name.partition('.')[0]}"
         elif not isinstance(error, ImportError | gymnasium.error.Error):
-            last = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises it again
-            told = f"{type(error).__name__}: {told} ({last.filename}, line {last.lineno})"
-        raise UserError(f"{what}: {told}") from error
+            frame = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises errors again
+            message = f"{type(error).__name__}: {message} ({frame.filename}, line {frame.lineno})"
+        raise UserError(f"{what}: {message}") from error
 
 
-@contextmanager
-def _here() -> Iterator[None]:
-    """Modules in the current folder are found, as ``python -m`` finds them."""
-    path = os.getcwd()
-    sys.path.insert(0, path)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(path)
-
-
-UNGUARDED = 78  # exit code of a process that would start processes as it is itself being started; EX_CONFIG
+UNGUARDED = 78  # exit code of a child process that tries to start processes while it starts (EX_CONFIG)
 
 
 class RemoteError(RuntimeError):
-    """A failure in another process: what it was, and its traceback there."""
+    """A failure in another process: its message, and its traceback there."""
 
     def __str__(self) -> str:
         return self.args[0]
 
 
-def _line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
+    """An error's type and message."""
     return str(error) if isinstance(error, RemoteError) else f"{type(error).__name__}: {error}"
 
 
-def _trace(error: BaseException) -> str:
+def error_traceback(error: BaseException) -> str:
+    """An error's traceback; of a ``RemoteError``, the one from the other process."""
     return error.args[1] if isinstance(error, RemoteError) else "".join(traceback.format_exception(error))

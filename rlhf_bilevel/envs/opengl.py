@@ -9,14 +9,17 @@ import sys
 
 
 @functools.cache
-def _find_opengl() -> None:
-    """Sets MUJOCO_GL, if unset, to what can draw here: a child tries, since a bad driver may end its process."""
+def find_opengl() -> None:
+    """Sets MUJOCO_GL, unless it is set, to an OpenGL that can draw here. RuntimeError if there is none.
+
+    Each one is tried in a child process, since a bad driver may end its process.
+    """
     draw = "import mujoco as m; c = m.GLContext(9, 9); c.make_current(); m.MjrContext(m.MjSpec().compile(), 150)"
-    given = os.environ.get("MUJOCO_GL")
-    for backend in [given] if given else ["egl", "glfw", "osmesa"]:
-        tried = os.environ | {"MUJOCO_GL": backend}
-        if subprocess.run([sys.executable, "-c", draw], env=tried, capture_output=True).returncode == 0:
+    user_choice = os.environ.get("MUJOCO_GL")
+    for backend in [user_choice] if user_choice else ["egl", "glfw", "osmesa"]:
+        environment = os.environ | {"MUJOCO_GL": backend}
+        if subprocess.run([sys.executable, "-c", draw], env=environment, capture_output=True).returncode == 0:
             os.environ["MUJOCO_GL"] = backend
             return
-    found = f"MUJOCO_GL={given} does not work here" if given else "no OpenGL was found"
-    raise RuntimeError(f"cannot draw pictures: {found}; on Debian or Ubuntu, apt-get install libegl1 libgl1")
+    reason = f"MUJOCO_GL={user_choice} does not work here" if user_choice else "no OpenGL was found"
+    raise RuntimeError(f"cannot draw pictures: {reason}; on Debian or Ubuntu, apt-get install libegl1 libgl1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -9,7 +10,6 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rlhf_bilevel.envs import interface
-from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED
 
 
@@ -25,20 +25,26 @@ class EpisodeCounter(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.nd
 
     @episode.setter
     def episode(self, number: int) -> None:
+        """Sets the number of the next episode."""
         self.env.episode = number
 
     @property
     def limit(self) -> int | None:
-        """Simulator steps after which an episode ends at the latest; None where that is not known."""
+        """The most simulator steps in an episode; None if that is not known."""
         return self.env.limit
+
+    @property
+    def simulator_steps(self) -> int:
+        """In a step of this environment."""
+        return self.env.simulator_steps
 
 
 class AbsorbingState(EpisodeCounter):
-    """Episodes that end for good stay in an absorbing state until step ``steps``, so that all are equally long.
+    """Episodes that terminate go on in an absorbing state until step ``steps``, so that all have the same length.
 
-    Observations have an entry more at their end, 0 until then. The absorbing state is 0 but for this entry, which is 1;
-    whatever is done there, it stays and pays nothing. ``info[ABSORBED]`` is set from the step on that leads there.
-    [Kostrikov et al., ICLR 2019, "Discriminator-Actor-Critic"]
+    Observations have one more entry at their end, which is 0 until then. In the absorbing state this entry is 1 and all
+    others are 0; every action leads back to it, with reward 0. ``info[ABSORBED]`` is set from the step that leads
+    there. [Kostrikov et al., ICLR 2019, "Discriminator-Actor-Critic"]
     """
 
     def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], steps: int) -> None:
@@ -51,11 +57,13 @@ class AbsorbingState(EpisodeCounter):
         self._state = np.append(np.zeros(inner.shape, np.float32), np.float32(1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Starts an episode: the first observation (o + 1,) and info."""
         self._step, self._absorbed = 0, False
         obs, info = self.env.reset(seed=seed, options=options)
         return np.append(obs, np.float32(0)), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Gymnasium's step; never ``terminated``, and ``truncated`` at step ``steps``."""
         self._step += 1
         reward, info = 0.0, dict[str, Any]()
         if not self._absorbed:
@@ -66,21 +74,28 @@ class AbsorbingState(EpisodeCounter):
 
 
 class ActionRepeat(EpisodeCounter):
-    """Each action acts for ``count`` steps, or until the episode ends; success at any of them is success."""
+    """Each action is repeated for ``count`` simulator steps or until the episode ends. Success at any of them is
+    success.
+    """
 
-    def __init__(self, env: SeededEpisodes, count: int) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], count: int) -> None:
         super().__init__(env)
         self.count = count
 
+    @property
+    def simulator_steps(self) -> int:
+        return self.count
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        total, success = 0.0, list[bool]()
+        """The last observation and info, and the sum of the rewards."""
+        total, successes = 0.0, list[bool]()
         for _ in range(self.count):
-            obs, reward, terminated, truncated, info = self.env.step(action)
+            obs, reward, terminated, truncated, info = self.env.step(copy.copy(action))
             total += reward
-            if (found := interface.succeeded(info)) is not None:
-                success.append(found)
+            if (step_success := interface.success_of(info)) is not None:
+                successes.append(step_success)
             if terminated or truncated:
                 break
-        if success:
-            info["success"] = any(success)
-        return obs, interface.reward(total), terminated, truncated, info
+        if successes:
+            info = {**info, "success": any(successes)}
+        return obs, interface.check_reward(total), terminated, truncated, info

@@ -1,11 +1,11 @@
-"""Methods side by side at equal budgets: what runs scored, on one scale over environments, who is better, how surely.
+"""Methods side by side at equal budgets: the scores of runs, on one scale over environments, with intervals.
 
-A run counts with the mean of its agent's last three evaluations (one alone is noisy), a mean over their episodes; runs
-on one environment are compared at steps at which each of them was evaluated, counting the steps of all learners.
+A run's value is the mean of its agent's last three evaluations (one alone is noisy), each a mean over episodes. Runs on
+one environment are compared at steps at which all of them were evaluated; steps are those of all learners together.
 
-A score is comparable between environments: success as it is; else where the true return lies between that of random
-actions, 0, and SAC's on the true reward, 1, where both were run; else the true return over SAC's, or over the most that
-the environment can pay. It is refused where none of these is known.
+Scores can be compared between environments. A score is the success rate; else, if ``random`` and ``sac`` were run, the
+true return on a scale from 0 (random actions) to 1 (SAC on the true reward); else the true return divided by SAC's, or
+by the most that the environment can pay. If none of these is known, there is no score.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bilevel.config import nearest
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 LAST = 3
-"""Evaluations at the end of a run whose mean stands for the run: ``ending``."""
+"""Number of last evaluations in a run's value, see ``final_score``."""
 REFERENCE, FLOOR, BASELINE = "sac", "random", "pebble"
 ONE_SEED = "one seed, no interval"
 UNBOUNDED = "bounds not known: intervals may pass them"
@@ -32,17 +32,17 @@ BOUNDS = {
     **dict.fromkeys(("InvertedPendulum-v4", "InvertedPendulum-v5"), (0.0, 1000.0)),
     **dict.fromkeys(("Reacher-v4", "Reacher-v5", "Pusher-v4", "Pusher-v5"), (-inf, 0.0)),
 }
-"""Least and most that an episode can pay, as follows from Gymnasium's source and its limit of steps."""
+"""Least and most return of an episode, derived from Gymnasium's source and its time limit."""
 
 
 class Group(NamedTuple):
     """The runs of one method on one environment."""
 
     steps: np.ndarray  # (steps,) at which each of the runs was evaluated
-    values: np.ndarray  # (seeds, steps): success, or true return where the environment knows no success
-    labels: tuple[int, int]  # fewest and most that a run had at the last of these steps
-    ends: tuple[int, int]  # earliest and latest step at which a run was evaluated last
-    episodes: tuple[int, int]  # fewest and most of a run in the evaluations that it counts with
+    values: np.ndarray  # (seeds, steps): success, or true return if the environment does not know success
+    labels: tuple[int, int]  # fewest and most labels of a run at the last of these steps
+    ends: tuple[int, int]  # earliest and latest step of a run's last evaluation
+    episodes: tuple[int, int]  # fewest and most episodes of a run in its last evaluations
 
 
 class Task(NamedTuple):
@@ -54,24 +54,26 @@ class Task(NamedTuple):
     groups: dict[str, Group]
 
     def ends(self) -> dict[str, np.ndarray]:
-        """What each run of each method counts with, (seeds,)."""
-        return {method: ending(group.values) for method, group in self.groups.items()}
+        """The value of each run of each method, (seeds,)."""
+        return {method: final_score(group.values) for method, group in self.groups.items()}
 
     def bounds(self) -> tuple[float, float]:
-        """What a run can reach. Where a run has passed what is known, nothing is known."""
+        """The least and most value that a run can have; infinite if a run lies outside of what is known."""
         low, high = bounds(self.env, self.measure)
         values = np.concatenate([group.values.ravel() for group in self.groups.values()])
         return (low, high) if low <= values.min() and values.max() <= high else (-inf, inf)
 
 
 class Scores(NamedTuple):
+    """Scores of all runs of each method, their possible range, and how they were made comparable."""
+
     values: dict[str, np.ndarray]  # of each method, (tasks, seeds)
-    within: tuple[float, float]  # what a score can be
+    within: tuple[float, float]  # least and most possible score
     rule: str  # how they were made comparable
 
 
 class Row(NamedTuple):
-    """One line of the table. A single seed has no interval, and a baseline is not compared with itself."""
+    """One line of the table. One seed has no interval, and a baseline is not compared with itself."""
 
     method: str
     env: str
@@ -86,44 +88,49 @@ class Row(NamedTuple):
     improvement: float | None  # P(a run is better than one of the baseline)
     improvement_low: float | None
     improvement_high: float | None
-    evaluations: int  # the last ones, whose mean a run counts with
-    episodes: int  # of a run in these, the fewest
-    least: float | None  # that the measure can be; None: not known, and low may be below it
-    most: float | None  # the same above
-    rule: str  # how runs were made comparable between environments; empty in the environment's own measure
+    evaluations: int  # number of last evaluations in a run's value
+    episodes: int  # fewest episodes of a run in these
+    least: float | None  # least possible value; None: not known, so low may be too low
+    most: float | None  # greatest possible value
+    rule: str  # how a score was computed; empty in the environment's own measure
 
 
-def ending(values: np.ndarray | Sequence[float]) -> np.ndarray:
-    """What a run counts with, wherever one number stands for it: its agent's values (..., evaluations) to (...)."""
+def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """A run's value: the mean of its agent's last evaluations, (..., evaluations) to (...)."""
     return np.asarray(values, float)[..., -LAST:].mean(-1)
 
 
-def ended_with(evaluations: int, episodes: tuple[int, int]) -> str:
-    """What ``ending`` is, in words: of so many evaluations, with fewest and most episodes that a run has in these."""
+def final_score_text(evaluations: int, episodes: tuple[int, int]) -> str:
+    """What ``final_score`` is, in words. ``episodes`` are the fewest and most that a run has in these evaluations."""
     mean = "one evaluation" if evaluations == 1 else f"mean of the last {min(evaluations, LAST)} evaluations"
-    return f"{mean}, {between(episodes)} episode{'s' * (episodes[1] > 1)}"
+    return f"{mean}, {range_text(episodes)} episode{'s' * (episodes[1] > 1)}"
 
 
-def measured(rows: Sequence[EvaluationRecord]) -> str:
-    """What these runs are judged by."""
+def measure_of(rows: Sequence[EvaluationRecord]) -> str:
+    """By what the runs are compared: success if all of them know it, else true_return."""
     return "success" if all(row.success is not None for row in rows) else "true_return"
 
 
-def grouped(rows: Sequence[EvaluationRecord], together: bool) -> list[Task]:
-    """Agents' evaluations by environment and method, in order of appearance; UserError where runs share no steps.
+def group_by_task(rows: Sequence[EvaluationRecord], together: bool) -> list[Task]:
+    """The agents' evaluations by environment and method, in order of appearance.
 
-    ``together``: at the steps that all methods share, so that they can be compared; else each method at its own.
+    ``together``: at the steps that all methods share, so that they can be compared; else each method at its own steps.
+    UserError if runs share no steps.
     """
     agents = [row for row in rows if row.is_agent]
     if not agents:
         raise UserError("there is no evaluation of an agent")
     return [
-        task([row for row in agents if row.env == env], together) for env in dict.fromkeys(row.env for row in agents)
+        make_task([row for row in agents if row.env == env], together)
+        for env in dict.fromkeys(row.env for row in agents)
     ]
 
 
-def task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
-    env, measure = rows[0].env, measured(rows)
+def make_task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
+    """The records of one environment as a task, see ``group_by_task``. UserError if a run occurs twice or is not
+    finite.
+    """
+    env, measure = rows[0].env, measure_of(rows)
     runs: dict[str, dict[int, dict[int, EvaluationRecord]]] = {}
     for row in rows:
         run = runs.setdefault(row.method, {}).setdefault(row.seed, {})
@@ -134,53 +141,59 @@ def task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
         if not isfinite(value := getattr(row, measure)):
             raise UserError(f"{row.method} with seed {row.seed} on {env}: its {measure} at step {row.step} is {value}")
         run[row.step] = row
-    shared = common(env, [run for seeds in runs.values() for run in seeds.values()]) if together else []
+    shared = common_steps(env, [run for seeds in runs.values() for run in seeds.values()]) if together else []
     groups = {}
     for method, seeds in runs.items():
-        steps = shared or common(f"{method} on {env}", list(seeds.values()))
+        steps = shared or common_steps(f"{method} on {env}", list(seeds.values()))
         labels = [run[steps[-1]].labels for run in seeds.values()]
         last = [max(run) for run in seeds.values()]
         values = [[getattr(run[step], measure) for step in steps] for run in seeds.values()]
         episodes = [sum(run[step].episodes for step in steps[-LAST:]) for run in seeds.values()]
-        groups[method] = Group(np.array(steps), np.array(values), *(spread(x) for x in (labels, last, episodes)))
+        groups[method] = Group(np.array(steps), np.array(values), *(min_max(x) for x in (labels, last, episodes)))
     return Task(env, measure, np.array(shared), groups)
 
 
-def common(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> list[int]:
+def common_steps(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> list[int]:
+    """Steps at which all ``runs`` were evaluated, in order. UserError, about ``what``, if there are none."""
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     if not steps:
         raise UserError(f"{what}: there is no step at which all runs were evaluated, so they cannot be compared")
     return steps
 
 
-def budgets(tasks: Sequence[Task]) -> list[str]:
+def budget_warnings(tasks: Sequence[Task]) -> list[str]:
     """A line for each way in which the runs of one environment had unequal budgets.
 
-    A method that uses no label at all, such as SAC on the true reward, is no part of the comparison of labels.
+    A method that uses no labels, such as SAC on the true reward, is left out of the comparison of labels.
     """
-    told = []
+    lines = []
     for env, _, steps, groups in tasks:
-        asked = {method: group.labels for method, group in groups.items() if group.labels[1]}
-        if len({count for labels in asked.values() for count in labels}) > 1:
-            shown = ", ".join(f"{method} {between(labels)}" for method, labels in asked.items())
-            told.append(f"budgets differ on {env}: labels at step {steps[-1]:,}: {shown}")
+        labels_of = {method: group.labels for method, group in groups.items() if group.labels[1]}
+        if len({count for labels in labels_of.values() for count in labels}) > 1:
+            shown = ", ".join(f"{method} {range_text(labels)}" for method, labels in labels_of.items())
+            lines.append(f"budgets differ on {env}: labels at step {steps[-1]:,}: {shown}")
         if max(group.ends[1] for group in groups.values()) > steps[-1]:
-            shown = ", ".join(f"{method} {between(group.ends)}" for method, group in groups.items())
-            told.append(f"budgets differ on {env}: runs end at step: {shown}; compared at {steps[-1]:,}")
-    return told
+            shown = ", ".join(f"{method} {range_text(group.ends)}" for method, group in groups.items())
+            lines.append(f"budgets differ on {env}: runs end at step: {shown}; compared at {steps[-1]:,}")
+    return lines
 
 
-def spread(numbers: Sequence[int]) -> tuple[int, int]:
+def min_max(numbers: Sequence[int]) -> tuple[int, int]:
+    """The least and the greatest number."""
     return min(numbers), max(numbers)
 
 
-def between(numbers: tuple[int, int]) -> str:
+def range_text(numbers: tuple[int, int]) -> str:
+    """``LOW to HIGH``, or one number if they are equal."""
     low, high = numbers
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def bounds(env: str, measure: str) -> tuple[float, float]:
-    """What a run can reach: success is a share; dm_control pays 0 to 1 in each of 1000 steps, but for its LQR."""
+    """The least and most value of a run on ``env``; infinite if not known.
+
+    Success is between 0 and 1. dm_control pays 0 to 1 in each of 1000 steps, except in its LQR tasks.
+    """
     if measure == "success":
         return 0, 1
     if env.startswith("dm_control/") and not env.startswith("dm_control/lqr"):
@@ -188,8 +201,11 @@ def bounds(env: str, measure: str) -> tuple[float, float]:
     return BOUNDS.get(env, (-inf, inf))
 
 
-def scale(task: Task) -> tuple[float, float, str]:
-    """The values of a run that are a score of 0 and of 1, and the score in words."""
+def score_scale(task: Task) -> tuple[float, float, str]:
+    """The value of a run that has score 0, the value that has score 1, and the score in words.
+
+    UserError if nothing is known to compare with.
+    """
     if task.measure == "success":
         return 0, 1, "success"
     means = {method: float(ends.mean()) for method, ends in task.ends().items()}
@@ -213,150 +229,178 @@ def scale(task: Task) -> tuple[float, float, str]:
 
 
 def scores(tasks: Sequence[Task]) -> Scores:
-    """Of all runs on all environments. UserError where a method lacks one, or has more seeds on one than on another."""
-    zeros, ones, rules = zip(*(scale(task) for task in tasks), strict=True)
+    """Scores of all runs on all environments.
+
+    UserError if a method lacks an environment, or has more seeds on one environment than on another.
+    """
+    zeros, ones, rules = zip(*(score_scale(task) for task in tasks), strict=True)
     lengths = np.array(ones) - np.array(zeros)
     limits = (np.array([task.bounds() for task in tasks]) - np.array(zeros)[:, None]) / lengths[:, None]
     parts = [
         {method: (ends - zero) / length for method, ends in task.ends().items()}
         for task, zero, length in zip(tasks, zeros, lengths, strict=True)
     ]
-    within = float(limits[:, 0].min()), float(limits[:, 1].max())
-    return Scores(stacked(tasks, parts), within, "; ".join(dict.fromkeys(rules)))
+    limits_of_score = float(limits[:, 0].min()), float(limits[:, 1].max())
+    return Scores(stack_tasks(tasks, parts), limits_of_score, "; ".join(dict.fromkeys(rules)))
 
 
-def efficiency(tasks: Sequence[Task]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Steps (steps,) at which all runs on all environments were evaluated, and there each method's scores,
-    (steps, tasks, seeds)."""
+def scores_by_step(tasks: Sequence[Task]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Steps (steps,) at which all runs on all environments were evaluated, and each method's scores (steps, tasks,
+    seeds).
+
+    UserError if there is no such step.
+    """
     steps = np.array(sorted(set.intersection(*(set(task.steps.tolist()) for task in tasks))))
     if not len(steps):
         raise UserError(f"no step at which runs were evaluated is shared by {', '.join(task.env for task in tasks)}")
     parts = []
     for task in tasks:
-        zero, one, _ = scale(task)
+        zero, unit, _ = score_scale(task)
         shared = {method: group.values[:, np.isin(group.steps, steps)] for method, group in task.groups.items()}
-        parts.append({method: (values - zero) / (one - zero) for method, values in shared.items()})
-    return steps, {method: np.moveaxis(values, -1, 0) for method, values in stacked(tasks, parts).items()}
+        parts.append({method: (values - zero) / (unit - zero) for method, values in shared.items()})
+    return steps, {method: np.moveaxis(values, -1, 0) for method, values in stack_tasks(tasks, parts).items()}
 
 
-def stacked(tasks: Sequence[Task], parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of each method, what it has on every environment, (seeds, ...), as one array (tasks, seeds, ...)."""
-    found = {}
+def stack_tasks(tasks: Sequence[Task], parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each method's values on every environment, (seeds, ...), as one array (tasks, seeds, ...).
+
+    UserError if a method has not the same number of seeds everywhere.
+    """
+    arrays = {}
     for method in dict.fromkeys(method for part in parts for method in part):
         seeds = {task.env: len(part.get(method, ())) for task, part in zip(tasks, parts, strict=True)}
         if len(set(seeds.values())) > 1:
             shown = ", ".join(f"{count} on {env}" for env, count in seeds.items())
             raise UserError(f"{method} needs the same number of seeds on all environments, and has {shown}")
-        found[method] = np.stack([part[method] for part in parts])
-    return found
+        arrays[method] = np.stack([part[method] for part in parts])
+    return arrays
 
 
-def over(baseline: str, tasks: Sequence[Task]) -> dict[str, Interval]:
-    """Probability that a run of each other method is better than one of the baseline, mean over environments."""
-    ends = stacked(tasks, [task.ends() for task in tasks])
-    return {method: better(ours, ends[baseline]) for method, ours in ends.items() if method != baseline}
+def improvements_over(baseline: str, tasks: Sequence[Task]) -> dict[str, Interval]:
+    """Probability that a run of each other method is better than one of the baseline: the mean over environments."""
+    ends = stack_tasks(tasks, [task.ends() for task in tasks])
+    return {method: improvement_of(ours, ends[baseline]) for method, ours in ends.items() if method != baseline}
 
 
-def better(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """``improvement`` of (tasks, seeds) over (tasks, seeds), with bounds nan where either has one seed."""
+def improvement_of(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """``improvement`` of (tasks, seeds) over (tasks, seeds) with its interval; bounds are NaN for one seed."""
     if min(ours.shape[-1], theirs.shape[-1]) == 1:
-        return without(improvement(ours, theirs))
+        return without_bounds(improvement(ours, theirs))
     return improvement_interval(ours, theirs)
 
 
 def estimate(statistic: Statistic, values: np.ndarray, within: tuple[float, float] = (-inf, inf)) -> Interval:
-    """A statistic of (..., tasks, seeds) with its 95 % interval, bounds nan where there is one seed."""
+    """A statistic of (..., tasks, seeds) with its 95 % interval; bounds are NaN if there is one seed."""
     if values.shape[-1] == 1:
-        return without(statistic(values))
+        return without_bounds(statistic(values))
     return interval(statistic, values, within=within)
 
 
-def without(value: np.ndarray) -> Interval:
+def without_bounds(value: np.ndarray) -> Interval:
+    """An interval whose bounds are NaN."""
     return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
 
 
-def known(baseline: str, tasks: Sequence[Task]) -> str:
-    """The baseline; UserError where it has no runs."""
+def check_baseline(baseline: str, tasks: Sequence[Task]) -> str:
+    """Returns ``baseline``. UserError if it has no runs."""
     methods = list(dict.fromkeys(method for task in tasks for method in task.groups))
     if baseline not in methods:
-        raise UserError(f"there are no runs of the baseline {baseline!r}; {nearest(baseline, methods)}")
+        raise UserError(f"there are no runs of the baseline {baseline!r}; {did_you_mean(baseline, methods)}")
     return baseline
 
 
-def chosen(asked: str | None, tasks: Sequence[Task]) -> str | None:
-    """The baseline that is asked for; else PEBBLE where it was run, else none."""
-    if asked:
-        return known(asked, tasks)
+def choose_baseline(wanted: str | None, tasks: Sequence[Task]) -> str | None:
+    """The baseline that was asked for; else PEBBLE if it was run, else None."""
+    if wanted:
+        return check_baseline(wanted, tasks)
     return BASELINE if any(BASELINE in task.groups for task in tasks) else None
 
 
-def compared(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
-    """A row a method and environment, in the environment's own measure."""
+def rows_by_task(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
+    """A row for each method and environment, in the environment's own measure."""
     rows = []
     for task in tasks:
-        found = Scores(stacked([task], [task.ends()]), task.bounds(), "")
-        rows += stated([task], found, task.env, task.measure, baseline if baseline in task.groups else None)
+        unscaled = Scores(stack_tasks([task], [task.ends()]), task.bounds(), "")
+        rows += make_rows([task], unscaled, task.env, task.measure, baseline if baseline in task.groups else None)
     return rows
 
 
-def overall(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
-    """A row a method over all environments. UserError where ``scores`` refuses."""
-    return stated(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline)
+def rows_over_all(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
+    """A row for each method, over all environments. Raises as ``scores``."""
+    return make_rows(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline)
 
 
-def stated(tasks: Sequence[Task], found: Scores, env: str, measure: str, baseline: str | None) -> list[Row]:
-    against = over(baseline, tasks) if baseline else {}
+def make_rows(tasks: Sequence[Task], all_scores: Scores, env: str, measure: str, baseline: str | None) -> list[Row]:
+    """A row for each method in ``all_scores``. ``env`` and ``measure`` name what they are."""
+    against = improvements_over(baseline, tasks) if baseline else {}
     rows = []
-    within = [bound if isfinite(bound) else None for bound in found.within]
+    within = [bound if isfinite(bound) else None for bound in all_scores.within]
     evaluations = min(LAST, *(len(task.steps) for task in tasks))
-    for method, runs in found.values.items():
-        middle = plain(estimate(iqm, runs, found.within))
-        versus, gain = (baseline, plain(against[method])) if method in against else (None, (None, None, None))
+    for method, runs in all_scores.values.items():
+        iqm_bounds = to_floats(estimate(iqm, runs, all_scores.within))
+        compared_with, improvement_bounds = (
+            (baseline, to_floats(against[method])) if method in against else (None, (None, None, None))
+        )
         labels, steps = max(task.groups[method].labels[1] for task in tasks), max(task.steps[-1] for task in tasks)
-        said = (evaluations, min(task.groups[method].episodes[0] for task in tasks), *within, found.rule)
-        rows.append(Row(method, env, measure, runs.shape[-1], labels, int(steps), *middle, versus, *gain, *said))
+        counted = (evaluations, min(task.groups[method].episodes[0] for task in tasks), *within, all_scores.rule)
+        rows.append(
+            Row(
+                method,
+                env,
+                measure,
+                runs.shape[-1],
+                labels,
+                int(steps),
+                *iqm_bounds,
+                compared_with,
+                *improvement_bounds,
+                *counted,
+            )
+        )
     return rows
 
 
-def plain(found: Interval) -> tuple[float, float | None, float | None]:
-    value, low, high = (float(x) for x in found)
+def to_floats(estimated: Interval) -> tuple[float, float | None, float | None]:
+    """Value and bounds of an interval as floats; a bound that is NaN becomes None."""
+    value, low, high = (float(x) for x in estimated)
     return (value, low, high) if low == low else (value, None, None)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, in aligned columns, and below them what the numbers are."""
-    versus = next((row.baseline for row in rows if row.baseline), None)
+    """The rows as text in aligned columns, and below them what the numbers are."""
+    baseline = next((row.baseline for row in rows if row.baseline), None)
     head = ["method", "environment", "seeds", "labels", "steps", "measure", "IQM [95 % interval]"]
-    lines = [head + [f"P(better than {versus}) [95 % interval]"] * bool(versus)]
+    lines = [head + [f"P(better than {baseline}) [95 % interval]"] * bool(baseline)]
     for row in rows:
-        form = "{:.0f}" if row.measure == "true_return" and abs(row.iqm) >= 100 else "{:.3g}"
-        middle = shown(form, row.iqm, row.low, row.high)
-        gain = (
+        number_format = "{:.0f}" if row.measure == "true_return" and abs(row.iqm) >= 100 else "{:.3g}"
+        iqm_text = interval_text(number_format, row.iqm, row.low, row.high)
+        improvement_text = (
             ""
             if row.improvement is None
-            else shown("{:.2f}", row.improvement, row.improvement_low, row.improvement_high)
+            else interval_text("{:.2f}", row.improvement, row.improvement_low, row.improvement_high)
         )
-        line = [row.method, row.env, f"{row.seeds}", f"{row.labels:,}", f"{row.steps:,}", row.measure, middle]
-        lines.append(line + [gain] * bool(versus))
+        line = [row.method, row.env, f"{row.seeds}", f"{row.labels:,}", f"{row.steps:,}", row.measure, iqm_text]
+        lines.append(line + [improvement_text] * bool(baseline))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = ["  ".join(f"{x:{width}}" for x, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join(aligned + notes(rows))
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the table has to know, a line each."""
-    said = []
+    """What a reader of the table has to know, one line each."""
+    lines = []
     for evaluations in sorted({row.evaluations for row in rows}, reverse=True):
-        these = [row for row in rows if row.evaluations == evaluations]
-        where = f" on {', '.join(dict.fromkeys(row.env for row in these))}" if len(these) < len(rows) else ""
-        mean = ended_with(evaluations, spread([row.episodes for row in these]))
-        said.append(f"A run counts with one number{where}: {mean}, of its agent, at steps that all runs share.")
-    said += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
+        same_count = [row for row in rows if row.evaluations == evaluations]
+        where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
+        mean = final_score_text(evaluations, min_max([row.episodes for row in same_count]))
+        lines.append(f"A run counts with one number{where}: {mean}, of its agent, at steps that all runs share.")
+    lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]
-    return said + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]
+    return lines + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]
 
 
-def shown(form: str, value: float, low: float | None, high: float | None) -> str:
+def interval_text(number_format: str, value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval, or a remark that there is one seed."""
     if low is None or high is None:
-        return f"{form.format(value)} ({ONE_SEED})"
-    return f"{form} [{form}, {form}]".format(value, low, high)
+        return f"{number_format.format(value)} ({ONE_SEED})"
+    return f"{number_format} [{number_format}, {number_format}]".format(value, low, high)

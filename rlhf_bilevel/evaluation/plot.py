@@ -1,9 +1,12 @@
-"""Figures from evaluations: learning curves, and methods side by side over all environments, with bootstrap intervals.
+"""Figures from evaluations, with bootstrap intervals.
 
-``curves``: interquartile mean (IQM) over seeds, a panel an environment. ``efficiency``: IQM of scores over all
-environments at each step. ``profile``: share of runs that score above a threshold. ``improvement``: probability that a
-run is better than one of the baseline. ``aggregate``: median, IQM, mean and optimality gap of scores. A score is what
-``compare`` says, an interval what ``statistics`` says. After Agarwal et al. 2021, figures 2 and 7 to 10.
+- ``curves``: interquartile mean (IQM) over seeds, one panel for each environment.
+- ``efficiency``: IQM of scores over all environments at each step.
+- ``profile``: share of runs that score above a threshold.
+- ``improvement``: probability that a run is better than one of the baseline.
+- ``aggregate``: median, IQM, mean and optimality gap of scores.
+
+``compare`` defines scores, ``statistics`` intervals. After Agarwal et al. 2021, figures 2 and 7 to 10.
 """
 
 from __future__ import annotations
@@ -26,30 +29,33 @@ from rlhf_bilevel.utils.files import write
 
 KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
 AGGREGATES = {"median": median, "interquartile mean": iqm, "mean": mean, "optimality gap": optimality_gap}
-DATES = {".svg": "Date", ".pdf": "CreationDate"}  # what a file would tell of when it was made
-WIDE = 36  # letters of an axis' name in a line
+DATES = {".svg": "Date", ".pdf": "CreationDate"}  # metadata with the time of writing
+WIDE = 36  # letters in a line of an axis label
 STEPS = "environment steps (all learners)"
 
 
 def draw(rows: Sequence[EvaluationRecord], out: Path, kind: str = "curves", baseline: str | None = None) -> Path:
-    """The figure of that kind, of what users get of each run: its agent. UserError where runs cannot be compared.
+    """Draws the figure of that kind for the agent of each run, and returns ``out``. UserError if runs cannot be
+    compared.
 
-    Without pyplot: what a program has set of matplotlib, such as its backend, stays as it is.
+    pyplot is not used: what a program has set of matplotlib, such as its backend, stays as it is.
     """
     from matplotlib.figure import Figure
 
-    tasks = compare.grouped(rows, together=kind != "curves")
+    tasks = compare.group_by_task(rows, together=kind != "curves")
     figure = Figure(layout="constrained")
     if kind == "improvement":
-        improvements(figure, tasks, baseline)
+        draw_improvements(figure, tasks, baseline)
     else:
-        {"curves": curves, "efficiency": efficiency, "profile": profiles, "aggregate": aggregates}[kind](figure, tasks)
-    save(figure, out)
+        {"curves": draw_curves, "efficiency": draw_efficiency, "profile": draw_profiles, "aggregate": draw_aggregates}[
+            kind
+        ](figure, tasks)
+    save_figure(figure, out)
     return out
 
 
 def panels(figure: Any, count: int) -> Any:
-    """Axes side by side, (count,)."""
+    """``count`` axes side by side, (count,)."""
     figure.set_size_inches(5.2 * count, 3.6)
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
@@ -57,72 +63,88 @@ def panels(figure: Any, count: int) -> Any:
     return axes
 
 
-def curves(figure: Any, tasks: Sequence[Task]) -> None:
+def draw_curves(figure: Any, tasks: Sequence[Task]) -> None:
+    """Learning curves: a panel for each environment, a line for each method."""
     for axis, task in zip(panels(figure, len(tasks)), tasks, strict=True):
         within = task.bounds()
         for method, group in task.groups.items():
-            line(axis, group.steps, compare.estimate(iqm, group.values.T[:, None], within), label(method, [task]))
-        axis.set(title=task.env, xlabel=STEPS, ylabel=task.measure.replace("_", " ") + unsure(within, [task]))
+            draw_line(
+                axis, group.steps, compare.estimate(iqm, group.values.T[:, None], within), legend_label(method, [task])
+            )
+        axis.set(title=task.env, xlabel=STEPS, ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
         axis.legend()
 
 
-def efficiency(figure: Any, tasks: Sequence[Task]) -> None:
+def draw_efficiency(figure: Any, tasks: Sequence[Task]) -> None:
+    """IQM of scores over all environments, against environment steps."""
     (axis,) = panels(figure, 1)
-    found = compare.scores(tasks)
-    steps, values = compare.efficiency(tasks)
+    method_scores = compare.scores(tasks)
+    steps, values = compare.scores_by_step(tasks)
     for method, runs in values.items():
-        line(axis, steps, compare.estimate(iqm, runs, found.within), label(method, tasks))
-    axis.set(title=titled(tasks), xlabel=STEPS, ylabel=f"IQM of\n{fill(found.rule, WIDE)}{unsure(found.within, tasks)}")
+        draw_line(axis, steps, compare.estimate(iqm, runs, method_scores.within), legend_label(method, tasks))
+    axis.set(
+        title=title_of(tasks),
+        xlabel=STEPS,
+        ylabel=f"IQM of\n{fill(method_scores.rule, WIDE)}{bounds_note(method_scores.within, tasks)}",
+    )
     axis.legend()
 
 
-def profiles(figure: Any, tasks: Sequence[Task]) -> None:
+def draw_profiles(figure: Any, tasks: Sequence[Task]) -> None:
+    """Performance profiles: the share of runs above each threshold of the score."""
     (axis,) = panels(figure, 1)
     values, _, rule = compare.scores(tasks)
     pooled = np.concatenate([runs.ravel() for runs in values.values()])
     thresholds = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 201)
     for method, runs in values.items():
-        line(axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), label(method, tasks))
-    axis.set(title=titled(tasks), xlabel=fill(f"threshold of {rule}", WIDE), ylabel="share of runs above it")
+        draw_line(
+            axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), legend_label(method, tasks)
+        )
+    axis.set(title=title_of(tasks), xlabel=fill(f"threshold of {rule}", WIDE), ylabel="share of runs above it")
     axis.legend()
 
 
-def improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> None:
-    baseline = compare.known(baseline or compare.BASELINE, tasks)
+def draw_improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> None:
+    """Probability of improvement over the baseline. UserError if there is no other method."""
+    baseline = compare.check_baseline(baseline or compare.BASELINE, tasks)
     (axis,) = panels(figure, 1)
-    found = compare.over(baseline, tasks)
-    if not found:
+    intervals = compare.improvements_over(baseline, tasks)
+    if not intervals:
         raise UserError(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
-    bars(axis, list(found.values()), [label(method, tasks) for method in found])
+    draw_bars(axis, list(intervals.values()), [legend_label(method, tasks) for method in intervals])
     axis.axvline(0.5, color="black", linewidth=1)
-    axis.set(title=titled(tasks), xlim=(0, 1), xlabel=f"P(better than\n{label(baseline, tasks)})")
+    axis.set(title=title_of(tasks), xlim=(0, 1), xlabel=f"P(better than\n{legend_label(baseline, tasks)})")
 
 
-def aggregates(figure: Any, tasks: Sequence[Task]) -> None:
+def draw_aggregates(figure: Any, tasks: Sequence[Task]) -> None:
+    """Median, IQM, mean and optimality gap of scores, a panel each."""
     values, within, rule = compare.scores(tasks)
     for axis, (name, statistic) in zip(panels(figure, len(AGGREGATES)), AGGREGATES.items(), strict=True):
         limits = (0, inf) if statistic is optimality_gap else within
-        found = [compare.estimate(statistic, runs, limits) for runs in values.values()]
-        bars(axis, found, [label(method, tasks) for method in values])
-        axis.set(title=name, xlabel=fill(rule, WIDE) + unsure(within, tasks))
+        intervals = [compare.estimate(statistic, runs, limits) for runs in values.values()]
+        draw_bars(axis, intervals, [legend_label(method, tasks) for method in values])
+        axis.set(title=name, xlabel=fill(rule, WIDE) + bounds_note(within, tasks))
 
 
-def line(axis: Any, x: np.ndarray, found: Interval, label: str, color: str | None = None) -> None:
-    """A line with a band, which one seed has not: its bounds are not numbers. One point is a dot with a whisker."""
-    alone = len(x) == 1
-    (drawn,) = axis.plot(x, found.value, "o" if alone else "-", label=label, color=color)
-    if np.isnan(found.low).any():
+def draw_line(axis: Any, x: np.ndarray, estimated: Interval, label: str, color: str | None = None) -> None:
+    """A line with a band for its interval; one seed has no band. A single point is a dot with a vertical line."""
+    single = len(x) == 1
+    (drawn,) = axis.plot(x, estimated.value, "o" if single else "-", label=label, color=color)
+    if np.isnan(estimated.low).any():
         return
-    if alone:
-        axis.vlines(x, found.low, found.high, color=drawn.get_color())
+    if single:
+        axis.vlines(x, estimated.low, estimated.high, color=drawn.get_color())
     else:
-        axis.fill_between(x, found.low, found.high, alpha=0.2, color=drawn.get_color(), linewidth=0)
+        axis.fill_between(x, estimated.low, estimated.high, alpha=0.2, color=drawn.get_color(), linewidth=0)
 
 
-def bars(axis: Any, found: Sequence[Interval], labels: Sequence[str]) -> None:
-    """A row a method, from the top: a bar to its value, there a dot (a bar of 0 is not seen), and a whisker from bound
-    to bound, which one seed has not."""
-    for row, (value, low, high) in enumerate(found):
+def draw_bars(axis: Any, intervals: Sequence[Interval], labels: Sequence[str]) -> None:
+    """A row for each method, from the top: a bar, a dot at its value (a bar of 0 is not visible), and a line for its
+    interval.
+
+    One seed has no interval.
+    """
+    for row, (value, low, high) in enumerate(intervals):
         axis.barh(row, value, height=0.6, color="C0", alpha=0.4)
         axis.scatter(value, row, color="C0", clip_on=False, zorder=3)
         axis.plot([low, high], [row, row], color="black")
@@ -130,25 +152,27 @@ def bars(axis: Any, found: Sequence[Interval], labels: Sequence[str]) -> None:
     axis.invert_yaxis()
 
 
-def label(method: str, tasks: Sequence[Task]) -> str:
+def legend_label(method: str, tasks: Sequence[Task]) -> str:
+    """A method's name with its labels and seeds."""
     groups = [task.groups[method] for task in tasks]
     labels = min(group.labels[1] for group in groups), max(group.labels[1] for group in groups)
     seeds = len(groups[0].values)
-    return f"{method} ({compare.between(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
+    return f"{method} ({compare.range_text(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
 
 
-def unsure(within: tuple[float, float], tasks: Sequence[Task]) -> str:
-    """A line more of an axis' name, where some method has an interval that may pass what can be."""
+def bounds_note(within: tuple[float, float], tasks: Sequence[Task]) -> str:
+    """One more line for an axis label if some interval may exceed the possible range; else empty."""
     seeds = max(len(group.values) for task in tasks for group in task.groups.values())
     return "\n" + fill(f"({compare.UNBOUNDED})", WIDE) if seeds > 1 and not all(map(isfinite, within)) else ""
 
 
-def titled(tasks: Sequence[Task]) -> str:
+def title_of(tasks: Sequence[Task]) -> str:
+    """The environment's name, or the number of environments."""
     return tasks[0].env if len(tasks) == 1 else f"{len(tasks)} environments"
 
 
-def save(figure: Any, out: Path, dpi: float = 110) -> None:
-    """Writes a matplotlib figure as SVG, PNG or PDF: the same file for the same curves."""
+def save_figure(figure: Any, out: Path, dpi: float = 110) -> None:
+    """Writes a matplotlib figure as SVG, PNG or PDF. Equal figures give equal files."""
     import matplotlib
 
     drawn, kind = io.BytesIO(), out.suffix.removeprefix(".")

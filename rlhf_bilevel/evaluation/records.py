@@ -1,6 +1,6 @@
 """Evaluations as rows: of runs' folders, and of the tables that ``benchmarks/results`` holds.
 
-A ``Point`` is one learner of one run at one evaluation.
+An ``EvaluationRecord`` is one learner of one run at one evaluation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from rlhf_bilevel.utils.files import CSV_LIMIT, read, write
 
 
 class EvaluationRecord(NamedTuple):
+    """One evaluation of one learner of one run."""
+
     method: str
     env: str
     seed: int
@@ -28,48 +30,48 @@ class EvaluationRecord(NamedTuple):
     learner: int
     is_agent: bool  # whether a user gets this learner's policy
     true_return: float  # mean over the episodes
-    success: float | None  # share of the episodes; None where the environment knows no success
+    success: float | None  # share of the episodes; None if the environment does not know success
     episodes: int
     commit: str
 
 
-def points(folder: Path) -> list[EvaluationRecord]:
-    """Every evaluation in a run's folder, in order; a row that a fault cut short is none.
+def read_records(folder: Path) -> list[EvaluationRecord]:
+    """All evaluations in a run's folder, in order; an unfinished last row is left out.
 
-    CorruptFileError where a file is not what was written: of a run that has ended, not one byte of them differs.
+    CorruptFileError if a file does not hold what was written; if the run has ended, every byte is checked.
     """
     run = RunFolder(folder).examine()
-    told, found = run.read_config(), []
+    record, records = run.read_config(), []
     try:
-        own = str(told["method"]), str(told["env"]), int(told["settings"]["seed"])
+        identity = str(record["method"]), str(record["env"]), int(record["settings"]["seed"])
         for (step, labels, learner, is_agent), group in groupby(
             run.read_evaluations(), key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
         ):
-            returns, known = list[float](), list[float]()
+            returns, successes = list[float](), list[float]()
             for row in group:
                 returns.append(float(row["true_return"]))
-                known += [float(row["success"])] if row["success"] else []
-            found.append(
+                successes += [float(row["success"])] if row["success"] else []
+            records.append(
                 EvaluationRecord(
-                    *own, int(step), int(labels), int(learner), is_agent == "1", float(np.mean(returns)),
-                    float(np.mean(known)) if known else None, len(returns), str(told.get("commit") or ""),
+                    *identity, int(step), int(labels), int(learner), is_agent == "1", float(np.mean(returns)),
+                    float(np.mean(successes)) if successes else None, len(returns), str(record.get("commit") or ""),
                 )
             )  # fmt: skip
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, csv.Error) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {why}") from None
-    return found
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {reason}") from None
+    return records
 
 
 def write_table(rows: Iterable[EvaluationRecord], file: Path) -> None:
-    """To hundredths: for a table that is kept in git."""
+    """Writes a CSV file, with returns rounded to hundredths: for a table that is kept in git."""
     write(file, to_csv([row._replace(true_return=round(row.true_return, 2)) for row in rows]))
 
 
 def to_csv(rows: Iterable[EvaluationRecord]) -> bytes:
-    """What ``read_table`` reads."""
+    """The rows as CSV, as ``read_table`` reads it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EvaluationRecord._fields)
@@ -79,7 +81,7 @@ def to_csv(rows: Iterable[EvaluationRecord]) -> bytes:
 
 
 def read_table(file: Path) -> list[EvaluationRecord]:
-    """What ``write_table`` wrote; more columns do no harm. UserError where it is no table of points."""
+    """The rows that ``write_table`` wrote; additional columns are ignored. UserError if it is no such table."""
     if not file.exists():
         raise UserError(f"{file}: no such file")
     try:
@@ -96,7 +98,7 @@ def read_table(file: Path) -> list[EvaluationRecord]:
         ]  # fmt: skip
     except UserError:
         raise
-    except TypeError:  # None for a number
+    except TypeError:  # a cell is missing
         raise CorruptFileError(f"{file} is no table of evaluations: one of its rows is too short") from None
     except (ValueError, csv.Error) as error:
         raise CorruptFileError(f"{file} is no table of evaluations: {' '.join(str(error).split())[:100]}") from None

@@ -1,9 +1,9 @@
-"""What one policy is worth: true returns and successes of whole episodes, as a mean with a bootstrap interval.
+"""How good one policy is: true returns and successes of whole episodes, as a mean with a bootstrap interval.
 
-The interval is over the episodes that this policy might have met, and says nothing of what another seed would learn.
+The interval is over the episodes that this policy might have had; it says nothing about other seeds.
 
-The episodes are those that the env comes to next, so an env whose ``episode`` is set back gives two policies, or one
-policy at two ages, the same starts. Nothing here learns, and nothing draws from a generator that others use.
+The episodes are those that the environment comes to next. If ``episode`` is set back, two policies, or one policy at
+two times, see the same starts. Nothing is learnt here, and no random number is drawn from a generator that others use.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlhf_bilevel.envs.interface import ABSORBED, FAULT, succeeded
+from rlhf_bilevel.envs.interface import ABSORBED, FAULT, success_of
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.statistics import interval, mean
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes of one policy, in the order in which they ran."""
+    """Episodes of one policy, in their order."""
 
     returns: np.ndarray  # (episodes,) undiscounted sums of the environment's own reward
-    successes: np.ndarray | None  # (episodes,) bool: success at any step; None where the env never speaks of it
+    successes: np.ndarray | None  # (episodes,) bool: success at any step; None if the env never mentions it
 
     def summary(self, within: tuple[float, float] = (-inf, inf)) -> dict[str, Any]:
-        """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, in plain numbers.
+        """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, as plain numbers.
 
-        ``within``: least and most that an episode can pay. One episode has no interval: low and high are None.
+        ``within``: the least and most that an episode can pay. One episode has no interval: low and high are None.
         """
 
-        success = None if self.successes is None else stated(self.successes.astype(float), (0, 1))
-        return {"true_return": stated(self.returns, within), "success": success, "episodes": len(self.returns)}
+        success = None if self.successes is None else mean_interval(self.successes.astype(float), (0, 1))
+        return {"true_return": mean_interval(self.returns, within), "success": success, "episodes": len(self.returns)}
 
 
-def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
-    """Mean of samples (n,), n >= 1, and its 95 % interval: none of a single one.
+def mean_interval(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:
+    """Mean of samples (n,), n >= 1, with its 95 % interval, as {"mean", "low", "high"}. One sample has no interval.
 
-    The bounds stay ``within`` what is known of samples; where samples do not, nothing is known.
+    Bounds stay ``within`` the known range of samples; a sample outside shows that the range is not known.
     """
     if len(samples) == 1:
         return {"mean": float(samples[0]), "low": None, "high": None}
@@ -50,24 +50,24 @@ def stated(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float 
     return dict(zip(("mean", "low", "high"), map(float, interval(mean, samples[None], within=within)), strict=True))
 
 
-def shown(found: Mapping[str, float | None], form: str = ".4g") -> str:
-    """What ``stated`` gives, for the screen."""
-    mean, low, high = (found[name] for name in ("mean", "low", "high"))
+def interval_text(estimated: Mapping[str, float | None], number_format: str = ".4g") -> str:
+    """What ``mean_interval`` gave, as text."""
+    mean, low, high = (estimated[name] for name in ("mean", "low", "high"))
     if low is None:
-        return f"{mean:{form}} (one sample, no interval)"
-    return f"{mean:{form}} (95 % interval {low:{form}} to {high:{form}})"
+        return f"{mean:{number_format}} (one sample, no interval)"
+    return f"{mean:{number_format}} (95 % interval {low:{number_format}} to {high:{number_format}})"
 
 
 def evaluate(
     predict: Callable[[np.ndarray], np.ndarray], env: gymnasium.Env[np.ndarray, np.ndarray], episodes: int
 ) -> Evaluation:
-    """Runs ``predict``, obs (o,) to act (a,), for whole episodes (>= 1) and returns what the env said of them.
+    """Runs ``predict``, from obs (o,) to act (a,), for ``episodes`` >= 1 whole episodes.
 
-    An episode in which the environment fails (``guard.Guard``) is not counted, and another takes its place.
+    An episode in which the environment fails (``FaultTolerantEnv``) is not counted, and another takes its place.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
-    returns, successes, reported = np.zeros(episodes), np.zeros(episodes, bool), False
+    returns, successes, success_reported = np.zeros(episodes), np.zeros(episodes, bool), False
     episode = 0
     while episode < episodes:
         returns[episode], successes[episode] = 0.0, False
@@ -76,9 +76,9 @@ def evaluate(
         while not over:
             obs, reward, terminated, truncated, info = env.step(predict(obs))
             returns[episode] += float(reward)
-            success = succeeded(info)
+            success = success_of(info)
             successes[episode] |= bool(success)
-            reported = reported or success is not None
+            success_reported = success_reported or success is not None
             over = terminated or truncated or ABSORBED in info
         episode += FAULT not in info
-    return Evaluation(returns, successes if reported else None)
+    return Evaluation(returns, successes if success_reported else None)

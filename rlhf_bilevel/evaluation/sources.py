@@ -1,7 +1,7 @@
-"""Which runs the paths of ``compare`` and ``plot`` stand for, and what has to be said before they are put together.
+"""Which runs the paths of ``compare`` and ``plot`` mean, and warnings about runs that do not belong together.
 
-A path is a run's folder, a folder of runs such as a sweep's, or a table of evaluations; ``NAME=PATH`` calls its runs'
-method NAME, so that one method can be compared with itself at other settings.
+A path is a run's folder, a folder of runs such as a study's, or a table of evaluations. ``NAME=PATH`` gives its runs
+the method NAME, so that one method can be compared with itself at other settings.
 """
 
 from __future__ import annotations
@@ -10,146 +10,164 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_bilevel.config import Config, nearest, spread
+from rlhf_bilevel.config import Config, flatten_options
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import EvaluationRecord, points, read_table
+from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table
+from rlhf_bilevel.utils.suggest import did_you_mean
 
-TABLE = "results.csv"  # a sweep's
-SHOWN = 4  # differences in a line
+TABLE = "results.csv"  # table of a study
+SHOWN = 4  # most names in a line
 ORDER = tuple(Config.model_fields)
 TASK = {
     "action_repeat": "equal steps are not equal simulator steps",
+    "env_kwargs": "they do not learn on the same environment",
     "protocol": "they do not see the same environment",
 }
-"""Settings that make an environment another one, and what it means where runs on it differ in them."""
+"""Settings that change the environment, and what follows if runs differ in them."""
 TEACHER = "they learnt from other answers"
 TEACHERS = ("teacher", *(key for key in ORDER if key.startswith("teacher_") and key != "teacher_labels_db"))
-"""The same of the answers, for runs that had any."""
+"""Settings that change the answers; for runs with labels."""
 
 
-class Given(NamedTuple):
+class Source(NamedTuple):
+    """The records of one run, or of one table."""
+
     source: Path  # a run's folder, or a table
     rows: list[EvaluationRecord]
-    settings: Mapping[str, Any]  # of a run, but for its seed; a table tells none
+    settings: Mapping[str, Any]  # of a run, except its seed; empty for a table
 
 
-def gather(paths: Sequence[Path]) -> tuple[list[EvaluationRecord], list[str]]:
-    """Evaluations of the runs that the paths stand for, and lines to warn with. UserError if a run is given twice."""
-    given, told = [], []
+def gather_records(paths: Sequence[Path]) -> tuple[list[EvaluationRecord], list[str]]:
+    """Records of all runs that the paths mean, and lines to warn with. UserError if a run occurs twice."""
+    sources, warnings = [], []
     for path in paths:
-        name, place = named(path)
-        found, left_out = opened(place)
-        given += renamed(found, name, path) if name else found
-        told += left_out
-    once(given)
-    return [row for one in given for row in one.rows], told + differing(given)
+        name, place = split_name(path)
+        path_sources, left_out = open_sources(place)
+        sources += rename_method(path_sources, name, path) if name else path_sources
+        warnings += left_out
+    check_duplicates(sources)
+    return [row for source in sources for row in source.rows], warnings + difference_warnings(sources)
 
 
-def named(path: Path) -> tuple[str, Path]:
-    """NAME and PATH of ``NAME=PATH``, or no name and the path."""
+def split_name(path: Path) -> tuple[str, Path]:
+    """NAME and PATH of ``NAME=PATH``; an empty name if there is none."""
     name, equals, place = str(path).partition("=")
     return (name, Path(place)) if equals and name and not path.exists() else ("", path)
 
 
-def renamed(given: Iterable[Given], name: str, path: Path) -> list[Given]:
-    methods = list(dict.fromkeys(row.method for one in given for row in one.rows))
+def rename_method(sources: Iterable[Source], name: str, path: Path) -> list[Source]:
+    """The sources with method ``name``. UserError if they have more than one method."""
+    methods = list(dict.fromkeys(row.method for source in sources for row in source.rows))
     if len(methods) > 1:
         raise UserError(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
-    return [one._replace(rows=[row._replace(method=name) for row in one.rows]) for one in given]
+    return [source._replace(rows=[row._replace(method=name) for row in source.rows]) for source in sources]
 
 
-def opened(path: Path) -> tuple[list[Given], list[str]]:
-    """What is there, and a line for each kind of run in a folder that is left out."""
+def open_sources(path: Path) -> tuple[list[Source], list[str]]:
+    """The sources at ``path``, and a line for each kind of run that is left out. UserError if there is none."""
     if path.suffix == ".csv":
-        return [Given(path, read_table(path), {})], []
+        return [Source(path, read_table(path), {})], []
     run = RunFolder(path)
     if run.begun:
         if not run.evaluated:
             raise UserError(f"{path} has no {run.evaluations.name} yet: the run was not evaluated")
-        return [read(run)], [] if run.ended else [f"{path} has not ended: it counts as far as it is"]
+        return [read_run(run)], [] if run.ended else [f"{path} has not ended: it counts as far as it is"]
     runs = runs_in(path, depth=2)
     if not runs:
         tables = sorted({*path.glob(TABLE), *path.glob(f"*/{TABLE}")})
         if not tables:
-            near = [str(other) for other in runs_in(path.parent)]
-            hint = f"; {nearest(str(path), near)}" if near else ""
+            neighbours = [str(other) for other in runs_in(path.parent)]
+            hint = f"; {did_you_mean(str(path), neighbours)}" if neighbours else ""
             raise UserError(f"{path} is neither a run's folder nor one that holds runs: it has no {CONFIG}{hint}")
-        return [Given(table, read_table(table), {}) for table in tables], []
-    going = [run for run in runs if not run.ended]
-    silent = [run for run in runs if run.ended and not run.evaluated]
-    counted = [read(run) for run in runs if run.ended and run.evaluated]
-    if not counted:
+        return [Source(table, read_table(table), {}) for table in tables], []
+    unfinished = [run for run in runs if not run.ended]
+    unevaluated = [run for run in runs if run.ended and not run.evaluated]
+    usable = [read_run(run) for run in runs if run.ended and run.evaluated]
+    if not usable:
         raise UserError(f"{path} holds no run that has ended and was evaluated (of {len(runs)})")
-    told = []
-    for some, why in ((going, "not ended"), (silent, "never evaluated")):
+    warnings = []
+    for some, why in ((unfinished, "not ended"), (unevaluated, "never evaluated")):
         if some:
-            told.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {listed(some)}")
-    return counted, told
+            warnings.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {names_text(some)}")
+    return usable, warnings
 
 
-def read(run: RunFolder) -> Given:
-    rows, told = points(run.path), run.read_config()
-    own = spread(told.get("settings", {}), str(told.get("method")))
-    own.pop("seed", None)
-    return Given(run.path, rows, own | {key: told.get(key) for key in ("teacher", "algorithm", "algorithm_settings")})
+def read_run(run: RunFolder) -> Source:
+    """The records and the settings of a run."""
+    rows, record = read_records(run.path), run.read_config()
+    settings = flatten_options(record.get("settings", {}), str(record.get("method")))
+    settings.pop("seed", None)
+    return Source(
+        run.path, rows, settings | {key: record.get(key) for key in ("teacher", "algorithm", "algorithm_settings")}
+    )
 
 
-def once(given: Sequence[Given]) -> None:
-    """UserError where two sources have the same method, environment and seed."""
-    seen: dict[tuple[str, str, int], Given] = {}
-    for one in given:
-        for key in dict.fromkeys((row.method, row.env, row.seed) for row in one.rows):
+def check_duplicates(sources: Sequence[Source]) -> None:
+    """UserError if two sources have the same method, environment and seed."""
+    seen: dict[tuple[str, str, int], Source] = {}
+    for source in sources:
+        for key in dict.fromkeys((row.method, row.env, row.seed) for row in source.rows):
             if key in seen:
                 method, env, seed = key
-                keys = different([seen[key], one])
-                how = f", which differ in {values(keys, [seen[key], one])}: NAME=DIR tells them apart" if keys else ""
-                twice = f"{method} with seed {seed} on {env} was given twice"
-                raise UserError(f"{twice}: {seen[key].source} and {one.source}{how}")
-            seen[key] = one
+                keys = differing_settings([seen[key], source])
+                difference = (
+                    f", which differ in {settings_text(keys, [seen[key], source])}: NAME=DIR tells them apart"
+                    if keys
+                    else ""
+                )
+                problem = f"{method} with seed {seed} on {env} was given twice"
+                raise UserError(f"{problem}: {seen[key].source} and {source.source}{difference}")
+            seen[key] = source
 
 
-def differing(given: Sequence[Given]) -> list[str]:
-    """A line for each method whose runs on an environment are no seeds of one kind, and for each environment that is
-    not the same to all."""
-    groups: dict[tuple[str, str], list[Given]] = {}
-    for one in given:
-        if one.settings and one.rows:
-            groups.setdefault((one.rows[0].env, one.rows[0].method), []).append(one)
-    told = []
+def difference_warnings(sources: Sequence[Source]) -> list[str]:
+    """A line for each method whose runs on an environment differ in more than the seed, and for each environment that
+    is not the same for all runs.
+    """
+    groups: dict[tuple[str, str], list[Source]] = {}
+    for source in sources:
+        if source.settings and source.rows:
+            groups.setdefault((source.rows[0].env, source.rows[0].method), []).append(source)
+    lines = []
     for (env, method), runs in groups.items():
-        if keys := different(runs):
-            told.append(f"{method} on {env}: runs count as seeds of one method, but differ in {values(keys, runs)}")
+        if keys := differing_settings(runs):
+            lines.append(
+                f"{method} on {env}: runs count as seeds of one method, but differ in {settings_text(keys, runs)}"
+            )
     for env in dict.fromkeys(env for env, _ in groups):
         here = {method: runs for (other, method), runs in groups.items() if other == env}
-        taught = {method: runs for method, runs in here.items() if any(one.rows[-1].labels for one in runs)}
+        taught = {method: runs for method, runs in here.items() if any(source.rows[-1].labels for source in runs)}
         for key in (*TASK, *TEACHERS):
             among = here if key in TASK else taught
-            by_method = {method: values_of(key, runs) for method, runs in among.items()}
-            if len({value for every in by_method.values() for value in every}) > 1:
-                shown = ", ".join(f"{method} {' and '.join(every)}" for method, every in by_method.items())
-                told.append(f"runs on {env} differ in {key}, {shown}: {TASK.get(key, TEACHER)}")
-    return told
+            by_method = {method: distinct_values(key, runs) for method, runs in among.items()}
+            if len({value for distinct in by_method.values() for value in distinct}) > 1:
+                shown = ", ".join(f"{method} {' and '.join(distinct)}" for method, distinct in by_method.items())
+                lines.append(f"runs on {env} differ in {key}, {shown}: {TASK.get(key, TEACHER)}")
+    return lines
 
 
-def different(runs: Sequence[Given]) -> list[str]:
-    """Settings in which runs differ, in the order of ``Config``; none where a table is among them."""
-    if not all(one.settings for one in runs):
+def differing_settings(runs: Sequence[Source]) -> list[str]:
+    """Settings in which the runs differ, in the order of ``Config``; none if one of them is a table."""
+    if not all(source.settings for source in runs):
         return []
-    known = {key for one in runs for key in one.settings}
-    keys = [key for key in ORDER if key in known] + sorted(known.difference(ORDER))
-    return [key for key in keys if len(values_of(key, runs)) > 1]
+    keys_in_use = {key for source in runs for key in source.settings}
+    keys = [key for key in ORDER if key in keys_in_use] + sorted(keys_in_use.difference(ORDER))
+    return [key for key in keys if len(distinct_values(key, runs)) > 1]
 
 
-def values(keys: Sequence[str], runs: Sequence[Given]) -> str:
-    shown = [f"{key} ({', '.join(values_of(key, runs))})" for key in keys[:SHOWN]]
+def settings_text(keys: Sequence[str], runs: Sequence[Source]) -> str:
+    """The settings ``keys`` with the values that runs have, as text."""
+    shown = [f"{key} ({', '.join(distinct_values(key, runs))})" for key in keys[:SHOWN]]
     return ", ".join(shown) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
 
 
-def values_of(key: str, runs: Sequence[Given]) -> list[str]:
-    return list(dict.fromkeys(str(one.settings.get(key, "not told")) for one in runs))
+def distinct_values(key: str, runs: Sequence[Source]) -> list[str]:
+    """The different values of a setting, as text."""
+    return list(dict.fromkeys(str(source.settings.get(key, "not told")) for source in runs))
 
 
-def listed(runs: Sequence[RunFolder]) -> str:
+def names_text(runs: Sequence[RunFolder]) -> str:
+    """The names of the first runs, and how many more there are."""
     names = [run.path.name for run in runs[:SHOWN]]
     return ", ".join(names) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")

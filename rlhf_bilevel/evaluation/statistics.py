@@ -1,18 +1,18 @@
 """Statistics of few runs: aggregates, the probability of improvement, and intervals that cover with few seeds.
 
-Scores of a method are x[m, n]: task m, run n (a seed), one number a run. What is uncertain is which seeds were drawn,
-so runs are resampled and nothing else: never episodes, of which a run may have as many as one likes, and never tasks.
-A resample draws, for each task by itself (a stratum), as many runs as the task has, with replacement.
+Scores of a method are x[m, n]: task m, run n (a seed), one number for each run. Only the choice of seeds is uncertain,
+so only runs are resampled: not episodes, of which a run may have any number, and not tasks. A resample draws, for each
+task (a stratum), as many runs as the task has, with replacement.
 
-The bootstrap's own interval, from quantile to quantile of the resamples, is too narrow for few runs: n runs are spread
-about their own mean by (n - 1) / n of the variance only, and the variance is itself an estimate, with d degrees of
-freedom. The interval here moves both quantiles q away from the estimate e, to e + c (q - e), with
+The percentile bootstrap is too narrow for few runs: n runs vary about their own mean by only (n - 1) / n of the
+variance, and the variance is itself an estimate with d degrees of freedom. The interval here moves both quantiles q
+away from the estimate e, to e + c (q - e), with
 
     c = t_d / z  *  sqrt(sum_m v_m / sum_m ((n - 1) / n v_m)),    d = (sum_m v_m)^2 / sum_m (v_m^2 / (n - 1)),
 
-where v_m is what stratum m, of n runs, adds to the variance, and t_d and z are the quantiles of Student's t and of the
-normal distribution. For the mean of one task this is Student's interval. docs/statistics.md tells how often it covers.
-All arrays are (..., tasks, runs): axes before these are separate data, resampled alike.
+where v_m is the contribution of stratum m, with n runs, to the variance; t_d and z are the quantiles of Student's t and
+of the normal distribution. For the mean of one task this is Student's interval. docs/statistics.md has its coverage.
+All arrays are (..., tasks, runs): axes before these are separate data, resampled in the same way.
 
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (aggregates, strata);
 Hesterberg 2015, "What teachers should know about the bootstrap" (narrowness); Satterthwaite 1946 (degrees of freedom);
@@ -23,19 +23,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from rlhf_bilevel.errors import UserError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Scores (..., tasks, runs) to (...)."""
-AT_ONCE = 2**22  # numbers that a batch of resamples may hold
+AT_ONCE = 2**22  # most numbers in a batch of resamples
 
 
 class Interval(NamedTuple):
+    """A statistic with the bounds of its interval, each (...)."""
+
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -62,7 +64,7 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 
 
 def optimality_gap(scores: np.ndarray, target: float = 1.0) -> np.ndarray:
-    """How much is missing to ``target`` on average, where more than the target makes up for nothing."""
+    """Mean shortfall from ``target``, where a score above it counts as the target: (..., tasks, runs) to (...)."""
     return target - np.minimum(scores, target).mean((-2, -1))
 
 
@@ -97,57 +99,64 @@ def interval(
 ) -> Interval:
     """``statistic`` of scores (..., tasks, runs) with its stratified bootstrap interval, each (...).
 
-    ``corrected=False`` is the percentile bootstrap (rliable's), without c. Bounds stay ``within`` what the statistic
-    can be. The same scores always give the same interval; equal ones give one of width zero. UserError for one run.
+    ``corrected=False`` is the percentile bootstrap (rliable's), without c. Bounds stay ``within`` the possible range.
+    The same scores always give the same interval; equal scores give an interval of width zero. UserError for one run.
     """
-    (picks,) = drawn(resamples, scores)
-    low, high = quantiles(statistic(scores), resampled(statistic, scores, picks), [picks], level, corrected)
+    (picks,) = resample_indices(resamples, scores)
+    low, high = quantiles(statistic(scores), resample(statistic, scores, picks), [picks], level, corrected)
     return Interval(statistic(scores), np.clip(low, *within), np.clip(high, *within))
 
 
 def improvement_interval(
     ours: np.ndarray, theirs: np.ndarray, level: float = 0.95, corrected: bool = True, resamples: int = 2000
 ) -> Interval:
-    """``improvement`` with its interval, the runs of both resampled; they may differ in number.
+    """``improvement`` with its interval. The runs of both are resampled, and their numbers may differ.
 
-    Where all comparisons go one way, resamples say nothing of the other way. But then, corrected, the k = tasks
-    min(n, m) comparisons of run i with run i, which are independent, are all won, which has probability
-    prod_m P_m^min(n, m) <= P^k (arithmetic over geometric mean): P is at least ((1 - level) / 2)^(1 / k).
+    If one method wins all comparisons, so it does in all resamples. The corrected interval then uses the k = tasks
+    min(n, m) independent comparisons of run i with run i. All are won with probability prod_m P_m^min(n, m) <= P^k
+    (arithmetic over geometric mean), so that P is at least ((1 - level) / 2)^(1 / k).
     """
-    both = drawn(resamples, ours, theirs)
+    picks = resample_indices(resamples, ours, theirs)
     value = improvement(ours, theirs)
-    draws = improvement_resampled(ours, theirs, *both)
-    low, high = (np.clip(bound, 0, 1) for bound in quantiles(value, draws, both, level, corrected))
+    draws = resample_improvement(ours, theirs, *picks)
+    low, high = (np.clip(bound, 0, 1) for bound in quantiles(value, draws, picks, level, corrected))
     if corrected:
         least = ((1 - level) / 2) ** (1 / (ours.shape[-2] * min(ours.shape[-1], theirs.shape[-1])))
         low, high = np.where(value == 1, least, low), np.where(value == 0, 1 - least, high)
     return Interval(value, low, high)
 
 
-def drawn(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
-    """Of each of the scores (..., tasks, runs), which runs a resample holds of each task: (resamples, tasks, runs)."""
+def resample_indices(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
+    """For each of the scores (..., tasks, runs), the runs of each resample: (resamples, tasks, runs). UserError for one
+    run.
+    """
     if any(x.shape[-1] < 2 for x in scores):
         raise UserError("one seed, no interval: what other seeds would give is not known from one")
     rng = np.random.default_rng(0)
     return [rng.integers(x.shape[-1], size=(resamples, *x.shape[-2:])) for x in scores]
 
 
-def resampled(statistic: Statistic, scores: np.ndarray, picks: np.ndarray) -> np.ndarray:
+def resample(statistic: Statistic, scores: np.ndarray, picks: np.ndarray) -> np.ndarray:
     """The statistic of each resample, (..., resamples)."""
     tasks, batch = np.arange(scores.shape[-2])[:, None], max(1, AT_ONCE // scores.size)
     parts = [picks[start : start + batch] for start in range(0, len(picks), batch)]
     return np.concatenate([statistic(scores[..., tasks, part]) for part in parts], axis=-1)
 
 
-def improvement_resampled(ours: np.ndarray, theirs: np.ndarray, mine: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """``improvement`` of each resample, (..., resamples), from the pairs' outcomes and how often each run was drawn."""
-    left, right = (np.moveaxis(counted(picks), 0, -1) for picks in (mine, others))  # (tasks, runs, resamples)
+def resample_improvement(
+    ours: np.ndarray, theirs: np.ndarray, our_picks: np.ndarray, their_picks: np.ndarray
+) -> np.ndarray:
+    """``improvement`` of each resample, (..., resamples), from the outcome of each pair and the number of times it was
+    picked.
+    """
+    # (tasks, runs, resamples)
+    left, right = (np.moveaxis(pick_counts(picks), 0, -1) for picks in (our_picks, their_picks))
     pairs = ours.shape[-2] * ours.shape[-1] * theirs.shape[-1]
     return (left * (wins(ours, theirs) @ right)).sum((-3, -2)) / pairs
 
 
-def counted(picks: np.ndarray) -> np.ndarray:
-    """How often each resample holds each run, (resamples, tasks, runs)."""
+def pick_counts(picks: np.ndarray) -> np.ndarray:
+    """How often each resample has each run, (resamples, tasks, runs)."""
     runs = picks.shape[-1]
     rows = np.arange(picks.size // runs)[:, None] * runs
     return (
@@ -158,7 +167,7 @@ def counted(picks: np.ndarray) -> np.ndarray:
 def quantiles(
     value: np.ndarray, draws: np.ndarray, picks: Sequence[np.ndarray], level: float, corrected: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds (...) from a statistic's value (...) and its draws (..., resamples) with these picks."""
+    """Bounds (...) of a statistic's ``value`` (...), from its resamples ``draws`` (..., resamples) and their picks."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=-1)
     wider = correction(draws, picks, level) if corrected else np.ones_like(low)
     return value + wider * (low - value), value + wider * (high - value)
@@ -167,36 +176,20 @@ def quantiles(
 def correction(draws: np.ndarray, picks: Sequence[np.ndarray], level: float) -> np.ndarray:
     """c of above, (...), from the statistic of resamples (..., resamples) and their picks (resamples, tasks, runs).
 
-    A run's influence is the covariance of the statistic with the number of times that the run was picked; the squares
-    of a stratum's influences add up to what it adds to the resamples' variance, (n - 1) / n of v.
+    A run's influence is the covariance of the statistic with the number of times that the run was picked. The squared
+    influences of a stratum add up to its share of the resamples' variance, (n - 1) / n of v.
     """
     around = draws - draws.mean(-1, keepdims=True)
     parts, runs = [], []
     for pick in picks:
         resamples, tasks, count = pick.shape
-        influence = around @ (counted(pick) - 1).reshape(resamples, -1) / resamples
+        influence = around @ (pick_counts(pick) - 1).reshape(resamples, -1) / resamples
         parts.append(np.square(influence.reshape(*draws.shape[:-1], tasks, count)).sum(-1))
         runs += [count] * tasks
     narrow, n = np.concatenate(parts, axis=-1), np.array(runs)
     variance = narrow * n / (n - 1)
-    spread = variance.sum(-1) > 0  # where there is none, any c will do
+    spread = variance.sum(-1) > 0  # without any variance, c does not matter
     total = np.where(spread, variance.sum(-1), 1)
     freedom = total**2 / np.where(spread, (variance**2 / (n - 1)).sum(-1), 1)
     unbiased = np.sqrt(total / np.where(spread, narrow.sum(-1), 1))
-    return unbiased * student((1 + level) / 2, freedom) / NormalDist().inv_cdf((1 + level) / 2)
-
-
-def student(probability: float, freedom: np.ndarray) -> np.ndarray:
-    """Quantile (probability >= 1/2) of Student's t, a value for each number (...) >= 1 of degrees of freedom.
-
-    With t = sqrt(d) tan(angle) the density of the angle is cos(angle)^(d - 1), which a sum integrates.
-    """
-    angles = np.linspace(0, np.pi / 2, 4001)
-    cosines = np.cos(angles)
-
-    def quantile(d: float) -> float:
-        density = cosines ** (d - 1)
-        mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-        return float(np.sqrt(d) * np.tan(np.interp((2 * probability - 1) * mass[-1], mass, angles)))
-
-    return np.vectorize(quantile, otypes=[float])(freedom)
+    return unbiased * stdtrit(freedom, (1 + level) / 2) / ndtri((1 + level) / 2)

@@ -1,1 +1,1 @@
-"""Which pairs are asked about, and who answers."""
+"""Which pairs are asked about, and teachers, who answer."""

@@ -1,75 +1,88 @@
-"""Which pairs to ask about: of candidates cut from recent episodes, the best by a score, or far from one another.
+"""Which of the candidate pairs to ask about: those with the highest score, or those far from one another.
 
-With p_m = P(first better) by member m of the ensemble, H the entropy of a yes or no in nats, and means over members:
+With p_m = P(first better) by member m of the ensemble, and H(p) = -p log p - (1 - p) log(1 - p) in nats, scores are
 
-    disagreement        standard deviation of p_m                                            [PEBBLE, B-Pref]
-    entropy             mean H(p_m)                                                          [B-Pref's code]
-    information_gain    H(mean p_m) - mean H(p_m)    [Biyik et al. 2019, APReL: members as the posterior's sample]
+    disagreement        std_m p_m                             [PEBBLE; B-Pref]
+    entropy             mean_m H(p_m)                         [B-Pref's code]
+    information_gain    H(mean_m p_m) - mean_m H(p_m)         [Biyik et al. 2019, APReL]
 
-The last is the mutual information of the label and the reward: what members are sure of and do not agree on. Where
-candidates are cut from (``policy_aligned``, [QPA]) is another matter: any rule goes with it.
+The last is the mutual information of the label and the reward, if members are samples of the posterior: it is high
+where each member is sure and they do not agree. From which episodes candidates are cut is not decided here; see
+``Run.sample_pairs``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.interface import value_text
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
 
 Members = RewardFn
-"""A reward with a leading axis of ensemble members: (..., o), (..., a) to (M, ...)."""
+"""The rewards of all ensemble members: takes obs (..., o) and act (..., a), returns (M, ...)."""
 
 Score = Callable[[Members, Queries], Tensor]
-"""The higher (B,), the rather is a pair asked."""
+"""Takes the members and B candidates, returns a score for each (B,). Pairs with a high score are asked about first."""
 
 Rule = Callable[[Members, Queries, Preferences, int], Queries]
-"""So many of the candidates, given what was asked before."""
+"""Takes the members, the candidates, the labelled pairs and a count, returns at most ``count`` of the candidates."""
+
+Pairs = TypeVar("Pairs", Queries, Preferences)
 
 
-def uniform(members: Members, candidates: Queries) -> Tensor:
-    """All alike; candidates come in random order, so the first ones are a uniform draw."""
+def uniform(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
+    """Zeros (B,): candidates come in random order, so that the first ones are a uniform draw."""
     return torch.zeros(len(candidates.first.obs))
 
 
-def disagreement(members: Members, candidates: Queries) -> Tensor:
+def disagreement(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
+    """std_m p_m, (B,)."""
     return logits(members, candidates).sigmoid().std(0, correction=0)
 
 
-def entropy(members: Members, candidates: Queries) -> Tensor:
+def entropy(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
+    """mean_m H(p_m), (B,) in nats."""
     return _entropies(members, candidates)[1]
 
 
-def entropy_of_mean(members: Members, candidates: Queries) -> Tensor:
+def entropy_of_mean(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
+    """H(mean_m p_m), (B,) in nats."""
     return _entropies(members, candidates)[0]
 
 
-def information_gain(members: Members, candidates: Queries) -> Tensor:
+def information_gain(members: Members, candidates: Queries) -> Float[Tensor, " B"]:
+    """H(mean_m p_m) - mean_m H(p_m), (B,) in nats."""
     of_mean, mean = _entropies(members, candidates)
     return of_mean - mean
 
 
-def _entropies(members: Members, candidates: Queries) -> tuple[Tensor, Tensor]:
-    """H(mean p_m) and mean H(p_m), each (B,) in nats."""
+def _entropies(members: Members, candidates: Queries) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """H(mean_m p_m) and mean_m H(p_m), each (B,) in nats."""
     output = logits(members, candidates)  # (M, B)
-    answers = torch.stack([output.sigmoid(), (-output).sigmoid()])  # 1 - p would round to 0 long before p's complement
+    answers = torch.stack([output.sigmoid(), (-output).sigmoid()])  # 1 - p would round to 0
     entr = torch.special.entr
     return entr(answers.mean(1)).sum(0), entr(answers).sum(0).mean(0)
 
 
 def k_center(candidates: Queries, asked: Queries | Preferences | None, count: int) -> Queries:
-    """Pairs far from one another and from those ``asked`` before: greedy k-center [Sener and Savarese 2018; B-Pref].
+    """``count`` candidates far from one another and from pairs asked before [Sener and Savarese 2018; B-Pref].
 
-    A pair is the vector of its observations. Each pick is the candidate whose nearest chosen or asked pair is furthest,
-    Euclidean; the first, where nothing was asked, is the first candidate.
+    Greedy k-center: a pair is the vector of its observations (2 T o,), and each step picks the candidate whose distance
+    to the nearest pair picked or asked before is largest. If nothing was asked, it begins with the first candidate.
     """
     points = _points(candidates)
     centre = points.mean(0)
-    points = points - centre  # small numbers: |p - q|^2 = |p|^2 + |q|^2 - 2 p q then loses least, and reads p once
+    points = points - centre  # |p - q|^2 = |p|^2 + |q|^2 - 2 p q, below, loses less precision with small numbers
     squares, nearest = points.square().sum(1), torch.full((len(points),), torch.inf)  # squared distances
     for start in _points(asked).split(1000) if asked else ():
         nearest = nearest.minimum(torch.cdist(points, start - centre).square().amin(1))
@@ -77,31 +90,32 @@ def k_center(candidates: Queries, asked: Queries | Preferences | None, count: in
     for _ in range(min(count, len(points))):
         picks.append(pick := int(nearest.argmax()))
         nearest = nearest.minimum(squares + squares[pick] - 2 * (points @ points[pick]))
-        nearest[pick] = -torch.inf  # once is enough, also where candidates repeat
+        nearest[pick] = -torch.inf  # never twice, also if candidates repeat
     return _take(candidates, torch.tensor(picks))
 
 
-def _points(pairs: Queries | Preferences) -> Tensor:
-    """(B, 2 T o)."""
+def _points(pairs: Queries | Preferences) -> Float[Tensor, "B x"]:
+    """Each pair as the vector of its observations: (B, 2 T o)."""
     return torch.cat([segments.obs.flatten(1) for segments in pairs[:2]], dim=1)
 
 
-def best(candidates: Queries, score: Tensor, count: int) -> Queries:
-    """The ``count`` candidates with the highest scores, ties in the order given."""
+def best(candidates: Queries, score: Float[Tensor, " B"], count: int) -> Queries:
+    """The ``count`` candidates with the highest scores (B,); of equal scores the earlier ones."""
     return _take(candidates, score.argsort(descending=True, stable=True)[:count])
 
 
-def _take(candidates: Queries, rows: Tensor) -> Queries:
+def _take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
     first, second = (Segments(*(column[rows] for column in segments)) for segments in candidates)
     return Queries(first, second)
 
 
 def top(score: Score) -> Rule:
+    """The rule that asks about the pairs with the highest score."""
     return lambda members, candidates, asked, count: best(candidates, score(members, candidates), count)
 
 
 def spread(score: Score, share: float = 0.5) -> Rule:
-    """k-center among the ``share`` of the candidates that score highest: half of them in B-Pref."""
+    """The rule that picks by k-center among the ``share`` of the candidates with the highest score (B-Pref: half)."""
 
     def rule(members: Members, candidates: Queries, asked: Preferences, count: int) -> Queries:
         kept = max(count, int(share * len(candidates.first.obs)))
@@ -110,75 +124,98 @@ def spread(score: Score, share: float = 0.5) -> Rule:
     return rule
 
 
-RULES: dict[str, Rule] = {
-    "uniform": top(uniform),
-    "disagreement": top(disagreement),
-    "entropy": top(entropy),
-    "information_gain": top(information_gain),
-    "k_center": spread(uniform, share=1),
-    "k_center+disagreement": spread(disagreement),
-    "k_center+entropy": spread(entropy),
-    "k_center+information_gain": spread(information_gain),
-}
-"""By the name that ``Config.query`` gives."""
+UNIFORM, DISAGREEMENT, ENTROPY, INFORMATION_GAIN = map(top, (uniform, disagreement, entropy, information_gain))
+K_CENTER, K_CENTER_DISAGREEMENT = spread(uniform, share=1), spread(disagreement)
+K_CENTER_ENTROPY, K_CENTER_INFORMATION_GAIN = spread(entropy), spread(information_gain)
 
 
-class Asked:
-    """The pairs that a run has asked, answered or not. A segment is known by its observations and actions."""
+class AskedPairs:
+    """The pairs that a run has asked about, answered or not. Segments are equal if their obs and act are equal."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], None] = {}  # in the order in which they were asked
+        self._hashes: dict[tuple[int, int], None] = {}  # of both segments, in the order in which they were asked
 
     def __len__(self) -> int:
-        return len(self._known)
+        """How many pairs have been asked about."""
+        return len(self._hashes)
 
     def new(self, candidates: Queries) -> Queries:
-        """Those that a label can tell something of: of two different segments, not asked before, each once.
+        """The candidates that a label would tell something about: two different segments, not asked about before.
 
-        Which segment comes first makes no difference. The candidates themselves where nothing is left out.
+        Of equal pairs only the first stays; which segment comes first makes no difference.
         """
-        found: dict[tuple[int, int], int] = {}
-        for row, pair in enumerate(_names(candidates)):
-            if pair[0] != pair[1] and pair not in self._known:
-                found.setdefault(pair, row)
-        if len(found) == len(candidates.first.obs):
+        rows: dict[tuple[int, int], int] = {}
+        for row, pair in enumerate(_hashes(candidates)):
+            if pair[0] != pair[1] and pair not in self._hashes:
+                rows.setdefault(pair, row)
+        if len(rows) == len(candidates.first.obs):
             return candidates
-        return _take(candidates, torch.tensor([*found.values()], dtype=torch.long))
+        return _take(candidates, torch.tensor([*rows.values()], dtype=torch.long))
 
     def add(self, pairs: Queries) -> None:
-        self._known |= dict.fromkeys(_names(pairs))
+        """Records that these pairs have been asked about."""
+        self._hashes |= dict.fromkeys(_hashes(pairs))
 
-    def state(self) -> Tensor:
-        """(N, 2) int64."""
-        return torch.tensor([*self._known], dtype=torch.long).reshape(-1, 2)
+    def state_dict(self) -> Int[Tensor, "N 2"]:
+        """Two hashes for each pair asked about: (N, 2), int64."""
+        return torch.tensor([*self._hashes], dtype=torch.long).reshape(-1, 2)
 
-    def load(self, state: Tensor) -> None:
-        self._known = {(first, second): None for first, second in state.tolist()}
+    def load_state_dict(self, state: Int[Tensor, "N 2"]) -> None:
+        """Replaces all pairs by those of ``state_dict``."""
+        self._hashes = {(first, second): None for first, second in state.tolist()}
 
 
-def _names(pairs: Queries) -> list[tuple[int, int]]:
-    """Two numbers for the segments of each pair, the smaller one first."""
+def _hashes(pairs: Queries) -> list[tuple[int, int]]:
+    """The hashes of the two segments of each pair, the smaller one first."""
 
-    def number(obs: Tensor, act: Tensor) -> int:
+    def segment_hash(obs: Tensor, act: Tensor) -> int:
         digest = hashlib.blake2b(obs.numpy().tobytes() + act.numpy().tobytes(), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
-    first, second = ([number(obs, act) for obs, act, _ in zip(*segments, strict=True)] for segments in pairs[:2])
+    first, second = ([segment_hash(obs, act) for obs, act, _ in zip(*segments, strict=True)] for segments in pairs[:2])
     return [(min(pair), max(pair)) for pair in zip(first, second, strict=True)]
 
 
 def joined(parts: Sequence[Queries]) -> Queries:
-    """One after the other."""
+    """All pairs of ``parts``, at least one, one part after the other."""
     first, second = (Segments(*map(torch.cat, zip(*(part[side] for part in parts), strict=True))) for side in (0, 1))
     return Queries(first, second)
 
 
 def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
-    """``count`` of the candidates, or all where they are fewer.
+    """At most ``count`` of the candidates, chosen by the rule ``name`` of ``QUERY_RULES``.
 
-    ``asked`` are the labels that the members have learnt from. None before there are any: an untrained reward says
-    nothing about a pair, and the choice is uniform whatever the rule [B-Pref].
+    ``asked`` are the labelled pairs that the members have learnt from. If it is None there are none yet, an untrained
+    reward says nothing about a pair, and the choice is uniform whatever the rule [B-Pref]. UserError if a rule that is
+    not ours fails, or returns anything but some of the candidates.
     """
     if asked is None:
         return best(candidates, uniform(members, candidates), count)
-    return RULES[name](members, candidates, asked, count)
+    rule = QUERY_RULES[name]
+    if name in QUERY_RULES.ours:
+        return rule(members, candidates, asked, count)
+    own, known = _copied(candidates), _copied(asked)
+    with faults_as_user_errors(f"query rule {name}"):
+        chosen = rule(members, own, known, count)
+    return _among(name, chosen, candidates, count)
+
+
+def _copied(pairs: Pairs) -> Pairs:
+    """A copy, which code of others may change."""
+    first, second = (Segments(*(column.clone() for column in segments)) for segments in pairs[:2])
+    return pairs._replace(first=first, second=second)
+
+
+def _among(name: str, chosen: Any, candidates: Queries, count: int) -> Queries:
+    """The candidates that a rule of others has chosen. UserError if it has returned something else."""
+    with faults_as_user_errors(
+        f"query rule {name} must return Queries, some of its candidates, not {value_text(chosen)}"
+    ):
+        hashes = _hashes(chosen)
+    rows = {pair: row for row, pair in reversed([*enumerate(_hashes(candidates))])}
+    if not set(hashes) <= rows.keys():
+        raise UserError(f"query rule {name}: it must choose among its candidates, and has returned other pairs")
+    if not 0 < len(hashes) <= count or len(set(hashes)) < len(hashes):
+        counts = f"{len(hashes)} pairs, {len(set(hashes))} of them different"
+        raise UserError(f"query rule {name}: it must choose 1 to {count} different pairs, and has chosen {counts}")
+    return _take(candidates, torch.tensor([rows[pair] for pair in hashes]))

@@ -1,19 +1,24 @@
-"""A teacher in words: ``mistake=0.1,skip`` stands for settings ``teacher_*`` of ``config.Config``, the others at rest.
+"""A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
-A word without a value takes B-Pref's [Lee 2021, its published scripts]. Imports no torch: a wrong word is refused
-before anything slow is loaded.
+All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
+[Lee et al. 2021]. A URL is a teacher that is asked by HTTP. ``module:NAME`` is a teacher of the user's own, and
+installed packages may have more (``TEACHERS``). This module imports no torch, so that a wrong word is refused before
+anything slow is loaded.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, nearest
+from rlhf_bilevel.config import Config, check_teacher_url
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import TEACHERS
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
-NAMES: dict[str, tuple[str, Any]] = {
+NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
     "boltzmann": ("teacher_beta", 1.0),
     "beta": ("teacher_beta", 1.0),
     "mistake": ("teacher_mistake", 0.1),
@@ -25,28 +30,41 @@ NAMES: dict[str, tuple[str, Any]] = {
     RERUN: ("teacher_rerun", ""),
     HUMAN: ("teacher_human", True),
 }
-ALONE = (ORACLE, REPLAY, RERUN, HUMAN)
+URLS = ("https://HOST/PATH", "vlm:https://HOST/v1?model=NAME")
+URL = re.compile(r"\s*(vlm:|\w+://)")
+ASKING = ("teacher_question", "teacher_frames", "teacher_timeout", "teacher_max_requests")
+"""Settings that say how a teacher with a URL is asked. Naming the URL does not change them."""
+ALONE = (ORACLE, REPLAY, RERUN, HUMAN)  # go with no other word
 BY_SETTINGS = "settings"
 OURS = (BY_SETTINGS, "OracleTeacher")
-"""Under ``teacher`` in a run's config.yaml: whoever else stands there was an object of its user's own."""
+"""Values of ``teacher`` in a run's config.yaml. Any other value there names an object of the user's own."""
 
 
-def traits(told: str) -> dict[str, Any]:
-    """All settings of that teacher; ValueError in one line on a wrong word. Ranges are for ``config.settle``."""
-    found: dict[str, Any] = {}
-    for word in told.split(","):
+def teacher_settings(spec: str) -> dict[str, Any]:
+    """All settings ``teacher_*`` of the teacher that ``spec`` describes; without ``ASKING`` if it is a URL.
+
+    UserError, in one line, for a wrong word or URL. Whether values are in range, ``config.validate`` checks.
+    """
+    chosen: dict[str, Any] = {}
+    defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
+    if URL.match(spec):
+        check_teacher_url(spec)
+        return {key: value for key, value in defaults.items() if key not in ASKING} | {"teacher_url": spec}
+    if spec in TEACHERS or (":" in spec and "=" not in spec):
+        return defaults | {"teacher_object": spec}
+    for word in spec.split(","):
         name, equals, value = word.partition("=")
         if name not in (ORACLE, *NAMES):
-            raise UserError(f"unknown teacher {name!r}; {nearest(name, [ORACLE, *NAMES])}")
+            hint = did_you_mean(name, [ORACLE, *NAMES, *URLS, *TEACHERS, "module:NAME"])
+            raise UserError(f"unknown teacher {name!r}; {hint}")
         if equals and name in (ORACLE, COMPAT, HUMAN):
             raise UserError(f"teacher {word!r}: {name} takes no value")
-        if (name in ALONE and word != told) or (name != ORACLE and NAMES[name][0] in found):
-            raise UserError(f"teacher {told!r}: {name} does not go together with the rest")
+        if (name in ALONE and word != spec) or (name != ORACLE and NAMES[name][0] in chosen):
+            raise UserError(f"teacher {spec!r}: {name} does not go together with the rest")
         if name != ORACLE:
             key, published = NAMES[name]
-            found[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
-    rest = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}
-    return rest | found
+            chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
+    return defaults | chosen
 
 
 def _value(name: str, value: str) -> Any:

@@ -1,7 +1,7 @@
-"""Teachers that answer queries. Any object with this one method serves: see ``types.Teacher``.
+"""Simulated teachers, which prefer by the environment's reward. A teacher is any callable: see ``types.Teacher``.
 
-With r the true reward of a segment of T steps, R = sum_t r_t and R' = sum_t discount^(T - 1 - t) r_t, B-Pref's teacher
-says nothing where both R are low, calls a tie where they are close, and else
+For a segment of T steps with rewards r_t, let R = sum_t r_t and R' = sum_t discount^(T - 1 - t) r_t. B-Pref's teacher
+skips a pair if both R are low, calls a tie if they are close, and otherwise prefers the first with
 
     P(first better) = (1 - mistake) p + mistake (1 - p),    p = sigmoid(beta (R'_first - R'_second))
 
@@ -18,38 +18,40 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.types import Preferences, Queries
 
-EPISODES = 10  # B-Pref's: newest ones, by whose return skip and equal measure
-STREAM = 4  # of random numbers; a run's own generators have 0 to 3
+EPISODES = 10  # B-Pref's: the newest episodes, whose return is the unit of skip and equal
+STREAM = 4  # number of its stream of random numbers
 
 
 class OracleTeacher:
-    """Prefers the segment with the higher true return, without noise; equal returns are a tie."""
+    """Prefers the segment with the higher true return, without noise. Equal returns are a tie."""
 
     def __call__(self, queries: Queries) -> Preferences:
+        """Answers all queries."""
         return Preferences(*queries, label=rational(margin(queries)))
 
 
 class SimulatedTeacher:
-    """B-Pref's teacher with the settings ``teacher_*`` of its run: any combination of its five irrationalities.
+    """B-Pref's teacher, with the settings ``teacher_*`` of the run.
 
-    With A the recent average return of a segment (the newest ten episodes' reward per step, times T), in B-Pref's
-    order: a pair is left out unless max R > ``skip`` A; its label is drawn by R', ``beta`` and then ``mistake``; it is
-    a tie, whatever was drawn, where |R_first - R_second| < ``equal`` A. Without a positive A, neither skip nor equal
-    does anything. For an infinite ``beta`` the higher R' is better, and equal ones are a tie.
+    Let A be the average return of a recent segment: the reward per step of the newest ten episodes, times T. In
+    B-Pref's order: a pair is left out unless max R > ``skip`` A. Its label is drawn by R' and ``beta``, and turned with
+    probability ``mistake``. It is a tie, whatever was drawn, if |R_first - R_second| < ``equal`` A. If A is not
+    positive, skip and equal do nothing. With an infinite ``beta`` the higher R' is better, and equal ones are a tie.
 
-    What it draws is a function of the seed and of how many steps the run has stored when it asks, and so is A: a run
-    that is resumed, and takes the answers that it has from its log, draws the others as if it had asked for all.
+    Its random numbers depend only on the seed and on how many steps the run has stored. So a run that is resumed gets
+    the same answers as one that was never stopped.
     """
 
     def __init__(self, config: Config, store: ReplayBuffer) -> None:
         self._config, self._store = config, store
 
     def __call__(self, queries: Queries) -> Preferences:
-        c, count = self._config, len(queries.first.truth)
+        """Answers the queries that it does not skip."""
+        c, count = self._config, len(queries.first.env_reward)
         noise = torch.from_numpy(np.random.default_rng([c.seed, STREAM, self._store.size]).random((2, count)))
         better = margin(queries, c.teacher_discount)
         if c.teacher_beta < math.inf:
@@ -57,18 +59,18 @@ class SimulatedTeacher:
         else:
             label = (better >= 0).float() if c.teacher_bpref_compat else rational(better)
         label = torch.where(noise[1] < c.teacher_mistake, 1 - label, label)
-        skip, equal = self._thresholds(queries.first.truth.shape[1])
+        skip, equal = self._thresholds(queries.first.env_reward.shape[1])
         label = torch.where(margin(queries).abs() < equal, 0.5, label)
-        good = torch.maximum(*(segments.truth.sum(-1) for segments in queries)) > skip
-        return take(Preferences(*queries, label), good if skip > 0 else slice(None))
+        good = torch.maximum(*(segments.env_reward.sum(-1) for segments in queries)) > skip
+        return select(Preferences(*queries, label), good if skip > 0 else slice(None))
 
     def _thresholds(self, length: int) -> tuple[float, float]:
-        """Of skip and equal, in return of a segment of that many steps."""
+        """``skip`` A and ``equal`` A, in return of a segment of ``length`` steps."""
         c, store = self._config, self._store
         if not (c.teacher_skip or c.teacher_equal):
             return 0.0, 0.0
-        start = store.episodes()[-EPISODES:][0][0]  # an episode that is not over counts by the steps it has
-        average = length * store.truth[start : store.size].double().mean().item()
+        start = store.episodes()[-EPISODES:][0][0]  # an episode that is not over counts with the steps that it has
+        average = length * store.env_reward[start : store.size].double().mean().item()
         if average <= 0:
             warnings.warn("skip and equal do nothing: recent episodes have no positive return", stacklevel=3)
         later = store.size > c.learning_starts + c.pretrain_steps  # B-Pref's code: epsilon twice from then on
@@ -77,12 +79,12 @@ class SimulatedTeacher:
 
 
 def margin(queries: Queries, discount: float = 1.0) -> Tensor:
-    """R'_first - R'_second (B,): true returns in which the step t before a segment's last weighs discount^t."""
-    weight = discount ** torch.arange(queries.first.truth.shape[1]).flip(0)
-    first, second = ((segments.truth * weight).sum(-1) for segments in queries)
+    """R'_first - R'_second of each pair, (B,)."""
+    weight = discount ** torch.arange(queries.first.env_reward.shape[1]).flip(0)
+    first, second = ((segments.env_reward * weight).sum(-1) for segments in queries)
     return first - second
 
 
 def rational(margin: Tensor) -> Tensor:
-    """The label of whoever always prefers more: 1, 0, or 0.5 where the margin is none."""
+    """The labels of a teacher without noise, for margins (B,): 1 if positive, 0 if negative, 0.5 if zero."""
     return (margin.sign() + 1) / 2

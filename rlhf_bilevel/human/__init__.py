@@ -1,1 +1,1 @@
-"""The human teacher: clips, the book of labels, the page."""
+"""People as the teacher: the clips that they see, the label store that keeps their answers, and the label page."""

@@ -1,18 +1,20 @@
-"""How far the answers can be trusted: of each labeller and of all. It flags in words, and drops nothing.
+"""How reliable the answers are: of each labeller, and of all together. Problems are described; no answer is dropped.
 
-Krippendorff's alpha = 1 - D_o / D_e compares the disagreement D_o of people on the same pair with D_e, that of answers
-put together at random: 1 where all agree, 0 as by chance. Distances are squared differences of labels 1, .5 and 0.
-Intervals are of 95 %: Wilson's for shares, the bootstrap over queries for alpha.
+Krippendorff's alpha = 1 - D_o / D_e compares the observed disagreement D_o of people on the same pair with D_e, the
+disagreement of answers that are put together at random. It is 1 if all agree, and 0 if they agree as by chance. The
+distance of two labels (from 0 to 1) is their squared difference.
 
-A share is flagged where somebody whose true share is the one that is tolerated would be as far off with a probability
-below CHANCE (exact binomial test), so that one bad answer is no flag.
+All intervals are 95 % intervals: Wilson's for shares, the bootstrap over queries for alpha.
+
+A share is flagged if a labeller whose true share is just good enough would be as far off with a probability below
+CHANCE (exact binomial test). So one bad answer is never flagged.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import krippendorff
@@ -22,81 +24,108 @@ from scipy.stats import binomtest
 
 from rlhf_bilevel.human.records import Chosen, first_better
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CANT_TELL, DECIDED, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    DECIDED,
+    EQUAL,
+    EXPERT,
+    GOLD,
+    LABEL,
+    LEFT,
+    REPEAT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 
-LABELS = (0.0, 0.5, 1.0)
-RESAMPLES = 500
-NORMAL = 1.96  # standard deviations on either side that hold 95 %
-ENOUGH = 10  # answers before anything is said of how fast they come, and shared pairs before anything of agreement
-CHANCE = 0.00135  # three standard deviations: one labeller in 700 is flagged for nothing
-HASTE = 1.0  # seconds in which nobody has seen two clips
-AGREES = 0.8  # share of repetitions and of gold that is tolerated: below it, an answer is worth little
-UNDECIDED = 0.5  # share of skips and of "can't tell" that is tolerated
-TENTATIVE = 0.667  # Krippendorff's: below that, draw no conclusion
+LABELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RESAMPLES = 500  # of the bootstrap
+NORMAL = 1.96  # standard deviations to either side of the mean that hold 95 %
+MIN_COUNT = 10  # answers before their speed is judged, and shared pairs before agreement is judged
+CHANCE = 0.00135  # three standard deviations: one labeller in 700 is flagged without a reason
+MIN_SECONDS = 1.0  # nobody sees two clips in less
+MIN_SAME = 0.8  # the share of repeated and gold pairs that should get the same answer
+MAX_UNDECIDED = 0.5  # the share of skips and "can't tell" that is accepted
+MIN_ALPHA = 0.667  # Krippendorff's bound: below it, draw no conclusions
 
 
 class Share(BaseModel):
+    """A share in [0, 1], with its 95 % interval."""
+
     value: float
     low: float
     high: float
-    count: int  # of what it is a share
+    count: int  # the number of answers of which it is a share
 
 
 class Figures(BaseModel):
+    """What one labeller did, or all together."""
+
     name: str
     role: str
-    answers: int  # all but skips, whatever they were asked for
+    answers: int  # all choices except skips, for any purpose
     skips: int
     cant_tell: int
-    ties: int
-    median_seconds: float | None  # from the screen to the answer
-    left: Share | None  # of the choices between left and right
-    repeats: Share | None  # of the pairs that they were asked again: the same answer
-    gold: Share | None  # of the pairs that an expert decided: the same answer
-    flags: list[str]
+    ties: int  # equally good, or both bad
+    median_seconds: float | None  # from the moment the pair was shown to the answer
+    left: Share | None  # share of the left side among all choices of a side
+    repeats: Share | None  # share of repeated pairs for which the same side, or a tie, was chosen
+    gold: Share | None  # the same share, compared with the answer of an expert
+    flags: list[str]  # sentences about what stands out
 
 
 class Agreement(BaseModel):
+    """Krippendorff's alpha, with its 95 % interval."""
+
     alpha: float
     low: float
     high: float
     queries: int  # with two answers or more
-    ratings: int
+    ratings: int  # answers to these queries
 
 
 class Report(BaseModel):
+    """What ``report`` says."""
+
     labellers: list[Figures]
     overall: Figures
     shared: int  # queries that two people or more decided
-    agreement: Agreement | None  # None where no two people have answered the same, or all answers are alike
-    flags: list[str]  # of all together; those of a labeller are with their figures
+    agreement: Agreement | None  # None if nobody answered the same query, or if all answers are the same
+    flags: list[str]  # about all people together; those about one person are in their Figures
 
 
-def report(book: LabelStore) -> Report:
-    everything = book.all_chosen()
-    own, experts = _first_answers(everything), _experts(everything)
-    each = []
-    for who in book.everybody():
-        theirs = [chosen for chosen in everything if chosen.labeller.id == who.id]
-        each.append(_figures(who.name, who.role, theirs, own, experts))
-    overall, agreement = _figures("everybody", "", everything, own, experts), agreed(everything)
-    flags = []
-    if agreement and agreement.queries >= ENOUGH and agreement.high < TENTATIVE:
+def report(store: LabelStore) -> Report:
+    """How reliable the answers in a label store are."""
+    everything = store.all_chosen()
+    labels, expert_labels = _labels_by_person(everything), _expert_labels(everything)
+    labellers = []
+    for labeller in store.labellers():
+        theirs = [chosen for chosen in everything if chosen.labeller.id == labeller.id]
+        labellers.append(_figures(labeller.name, labeller.role, theirs, labels, expert_labels))
+    agreement, flags = agreed(everything), []
+    if agreement and agreement.queries >= MIN_COUNT and agreement.high < MIN_ALPHA:
         flags.append(
             f"people agree little: Krippendorff's alpha is {agreement.alpha:.2f} "
-            f"({agreement.low:.2f} to {agreement.high:.2f}); below {TENTATIVE:.2f}, draw no conclusions"
+            f"({agreement.low:.2f} to {agreement.high:.2f}); below {MIN_ALPHA:.2f}, draw no conclusions"
         )
-    shared = len(_shared(everything))
-    return Report(labellers=each, overall=overall, shared=shared, agreement=agreement, flags=flags)
+    return Report(
+        labellers=labellers,
+        overall=_figures("everybody", "", everything, labels, expert_labels),
+        shared=len(_label_counts(everything)),
+        agreement=agreement,
+        flags=flags,
+    )
 
 
-def too_few(count: int, of: int, tolerated: float) -> bool:
-    """Whether a share is below the ``tolerated`` one by more than chance."""
-    return of > 0 and binomtest(count, of, tolerated, alternative="less").pvalue < CHANCE
+def too_few(count: int, of: int, expected: float) -> bool:
+    """Whether the share ``count / of`` is lower than the ``expected`` share by more than chance explains."""
+    return of > 0 and binomtest(count, of, expected, alternative="less").pvalue < CHANCE
 
 
 def share(count: int, of: int) -> Share | None:
-    """With Wilson's interval; None of nothing."""
+    """The share ``count / of`` with Wilson's interval; None if ``of`` is 0."""
     if not of:
         return None
     p, z = count / of, NORMAL**2 / of
@@ -105,19 +134,19 @@ def share(count: int, of: int) -> Share | None:
 
 
 def agreed(everything: Sequence[Chosen]) -> Agreement | None:
-    """Of all decided answers to what somebody was asked for the first time."""
-    table = _shared(everything)
-    if (alpha := _alpha(table)) is None:
+    """How much people agree, by all decided choices except repetitions; None if alpha is not defined."""
+    counts = _label_counts(everything)
+    if (alpha := _alpha(counts)) is None:
         return None
     rng = np.random.default_rng(0)
-    resampled = [_alpha(table[rng.integers(len(table), size=len(table))]) for _ in range(RESAMPLES)]
-    # A resample whose answers are all alike shows no disagreement
+    resampled = [_alpha(counts[rng.integers(len(counts), size=len(counts))]) for _ in range(RESAMPLES)]
+    # A resample in which all answers are the same shows no disagreement
     low, high = np.quantile([1.0 if value is None else value for value in resampled], [0.025, 0.975])
-    return Agreement(alpha=alpha, low=low, high=high, queries=len(table), ratings=int(table.sum()))
+    return Agreement(alpha=alpha, low=low, high=high, queries=len(counts), ratings=int(counts.sum()))
 
 
-def _shared(everything: Sequence[Chosen]) -> np.ndarray:
-    """How often each label was given to each query that several people decided (queries, labels)."""
+def _label_counts(everything: Sequence[Chosen]) -> np.ndarray:
+    """How often each label was given to each query that several people decided: (queries, labels)."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0] * len(LABELS))
     for chosen in everything:
         if chosen.purpose != REPEAT and chosen.choice in DECIDED:
@@ -126,7 +155,7 @@ def _shared(everything: Sequence[Chosen]) -> np.ndarray:
 
 
 def _alpha(counts: np.ndarray) -> float | None:
-    """Of the number of answers (queries, labels); None where it is not defined."""
+    """Krippendorff's alpha of the counts (queries, labels); None if it is not defined."""
     if (counts.sum(0) > 0).sum() < 2:
         return None
     return float(krippendorff.alpha(value_counts=counts, value_domain=LABELS, level_of_measurement="interval"))
@@ -136,8 +165,8 @@ def _label(chosen: Chosen) -> float:
     return first_better(chosen.choice, chosen.left_is_first)
 
 
-def _first_answers(everything: Sequence[Chosen]) -> dict[tuple[str, int], float]:
-    """By query and labeller."""
+def _labels_by_person(everything: Sequence[Chosen]) -> dict[tuple[str, int], float]:
+    """The label that each person gave, by the query's id and the labeller's id."""
     return {
         (chosen.query_id, chosen.labeller.id): _label(chosen)
         for chosen in everything
@@ -145,41 +174,49 @@ def _first_answers(everything: Sequence[Chosen]) -> dict[tuple[str, int], float]
     }
 
 
-def _experts(everything: Sequence[Chosen]) -> dict[str, float]:
-    """By query: of several experts the first."""
-    found: dict[str, float] = {}
+def _expert_labels(everything: Sequence[Chosen]) -> dict[str, float]:
+    """The label that an expert gave, by the query's id; the first one if several experts did."""
+    labels: dict[str, float] = {}
     for chosen in everything:
         if chosen.labeller.role == EXPERT and chosen.purpose == LABEL and chosen.choice in DECIDED:
-            found.setdefault(chosen.query_id, _label(chosen))
-    return found
+            labels.setdefault(chosen.query_id, _label(chosen))
+    return labels
 
 
 def _figures(
     name: str,
     role: str,
-    theirs: Sequence[Chosen],
-    own: dict[tuple[str, int], float],
-    experts: dict[str, float],
+    choices: Sequence[Chosen],
+    labels: Mapping[tuple[str, int], float],
+    expert_labels: Mapping[str, float],
 ) -> Figures:
-    made = {word: sum(chosen.choice == word for chosen in theirs) for word in (LEFT, RIGHT, EQUAL, CANT_TELL, SKIP)}
-    answers = len(theirs) - made[SKIP]
-    seconds = [c.answered_at - c.shown_at for c in theirs if c.shown_at is not None and c.choice != SKIP]
+    counts = Counter(chosen.choice for chosen in choices)
+    lefts, rights = counts[LEFT] + counts[SLIGHTLY_LEFT], counts[RIGHT] + counts[SLIGHTLY_RIGHT]
+    seconds = [c.answered_at - c.shown_at for c in choices if c.shown_at is not None and c.choice != SKIP]
 
-    def same(purpose: str, expected: list[tuple[float | None, Chosen]]) -> Share | None:
-        known = [(was, c) for was, c in expected if was is not None and c.purpose == purpose and c.choice in DECIDED]
-        return share(sum(was == _label(c) for was, c in known), len(known))
+    def share_of_same(purpose: str, expected: Sequence[float | None]) -> Share | None:
+        """The share of the choices with this purpose that prefer what the ``expected`` labels prefer.
+
+        There is one expected label for each choice, or None. How strong a preference is does not matter.
+        """
+        compared = [
+            (label, c)
+            for label, c in zip(expected, choices, strict=True)
+            if label is not None and c.purpose == purpose and c.choice in DECIDED
+        ]
+        return share(sum(np.sign(label - 0.5) == np.sign(_label(c) - 0.5) for label, c in compared), len(compared))
 
     figures = Figures(
         name=name,
         role=role,
-        answers=answers,
-        skips=made[SKIP],
-        cant_tell=made[CANT_TELL],
-        ties=made[EQUAL],
+        answers=len(choices) - counts[SKIP],
+        skips=counts[SKIP],
+        cant_tell=counts[CANT_TELL],
+        ties=counts[EQUAL] + counts[BOTH_BAD],
         median_seconds=median(seconds) if seconds else None,
-        left=share(made[LEFT], made[LEFT] + made[RIGHT]),
-        repeats=same(REPEAT, [(own.get((c.query_id, c.labeller.id)), c) for c in theirs]),
-        gold=same(GOLD, [(experts.get(c.query_id), c) for c in theirs]),
+        left=share(lefts, lefts + rights),
+        repeats=share_of_same(REPEAT, [labels.get((c.query_id, c.labeller.id)) for c in choices]),
+        gold=share_of_same(GOLD, [expert_labels.get(c.query_id) for c in choices]),
         flags=[],
     )
     return figures.model_copy(update={"flags": _flags(figures)})
@@ -192,15 +229,16 @@ def _flags(figures: Figures) -> list[str]:
         for side, count in (("left", lefts), ("right", left.count - lefts)):
             if too_few(left.count - count, left.count, 0.5):
                 flags.append(f"chose the {side} side {count} of {left.count} times; half is expected")
-    for name, found in (
+    for description, same in (
         ("pairs that came twice got the same answer", figures.repeats),
         ("pairs got the answer of the expert", figures.gold),
     ):
-        if found and too_few(same := round(found.value * found.count), found.count, AGREES):
-            flags.append(f"{same} of {found.count} {name}; at least {100 * AGREES:.0f} % are expected")
-    seconds, met, undecided = figures.median_seconds, figures.answers + figures.skips, figures.skips + figures.cant_tell
-    if seconds is not None and figures.answers >= ENOUGH and seconds < HASTE:
+        if same and too_few(count := round(same.value * same.count), same.count, MIN_SAME):
+            flags.append(f"{count} of {same.count} {description}; at least {100 * MIN_SAME:.0f} % are expected")
+    seconds, undecided = figures.median_seconds, figures.skips + figures.cant_tell
+    all_choices = figures.answers + figures.skips
+    if seconds is not None and figures.answers >= MIN_COUNT and seconds < MIN_SECONDS:
         flags.append(f"takes {seconds:.1f} seconds for an answer (median): too short to see both clips")
-    if too_few(met - undecided, met, 1 - UNDECIDED):
-        flags.append(f"skipped, or could not tell, {undecided} of {met} pairs")
+    if too_few(all_choices - undecided, all_choices, 1 - MAX_UNDECIDED):
+        flags.append(f"skipped, or could not tell, {undecided} of {all_choices} pairs")
     return flags

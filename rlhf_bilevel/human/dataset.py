@@ -1,8 +1,9 @@
-"""The book as a preference dataset, and answers from a dataset into the book.
+"""The label store as a preference dataset, and answers from a dataset into the label store.
 
-A row is a query with one choice that counts as a label: of several people who answered a query each has a row. Pairs
-that were skipped, or that nobody could tell, are ``skipped``; those without any choice ``open``. Repetitions and gold
-are not in it: they judge people, not segments.
+A row of the dataset is a query with one choice that counts as a label: a query that several people answered has several
+rows. A choice of a side has the label 1 or 0, and 0.75 or 0.25 if it is only slightly better; *equally good* and *both
+bad* are 0.5. Queries that were skipped, or that a person could not tell, are ``skipped``; queries without any choice
+are ``open``. Repetitions and gold pairs are left out: they measure people, and are not labels.
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.label_log import pairs, stacked
+from rlhf_bilevel.data.label_log import decode_segments, encode_pairs
 from rlhf_bilevel.data.preference_dataset import OPEN, Dataset
 from rlhf_bilevel.human.records import Asked, ConflictError, ConsumedError, NotFoundError, Outcome, first_better
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import DECIDED
+from rlhf_bilevel.human.tables import DECIDED, LEFT_BETTER
 from rlhf_bilevel.types import Queries
 
 
-def of_book(folder: Path, told: Mapping[str, Any], config: Config, trust: bool) -> Dataset | None:
-    """All that the run in ``folder``, which told that of itself, has asked people; None where it has asked nothing."""
-    with LabelStore.reading(folder, trust) as book:
-        rows = book.all_asked()
+def export_choices(folder: Path, run_config: Mapping[str, Any], config: Config, trust: bool) -> Dataset | None:
+    """All that the run in ``folder`` has asked people; None if it has asked nothing.
+
+    ``run_config`` is the content of its config.yaml, and ``config`` the settings in it. ``trust`` allows a database
+    elsewhere. Nothing in the folder changes. Errors as ``LabelStore.reading``.
+    """
+    with LabelStore.reading(folder, trust) as store:
+        rows = store.all_asked()
     if not rows:
         return None
     dataset = Dataset.of(
-        Queries(stacked(row.first for row in rows), stacked(row.second for row in rows)),
+        Queries(decode_segments(row.first for row in rows), decode_segments(row.second for row in rows)),
         torch.tensor([_label(row) for row in rows]),
-        env_id=str(told["env"]),
+        env_id=str(run_config["env"]),
         labeller="",
         sampler=str(config.query),
         t_shown=[math.nan if row.shown_at is None else row.shown_at for row in rows],
@@ -53,30 +58,35 @@ def _label(row: Asked) -> float:
 
 
 class Imported(NamedTuple):
+    """How many rows of a dataset ``import_choices`` added, and why it did not add the others."""
+
     added: int
-    known: int  # had been imported before
-    left_out: int  # not this run's, without a label, answered by the same person, or not wanted any more
+    repeated: int  # rows that an earlier import had added
+    left_out: int  # rows of other queries, without such a label, answered by the same person, or not needed any more
 
 
-def import_choices(book: LabelStore, dataset: Dataset) -> Imported:
-    """Enters the dataset's choices and ties as answers of whom it names to the queries of the run with those segments.
+def import_choices(store: LabelStore, dataset: Dataset) -> Imported:
+    """Stores the labels 1, 0.75, 0.5, 0.25 and 0 of ``dataset`` as answers of the people that it names.
 
-    Doing it again changes nothing.
+    A row belongs to the query of this run that has the same two segments. Importing the same dataset again changes
+    nothing.
     """
-    ids = {(row.first, row.second): row.query_id for row in book.all_asked()}
-    rows = [row for row in dataset.labelled.tolist() if dataset.label_kind[row] != "probability"]
+    query_ids = {(row.first, row.second): row.query_id for row in store.all_asked()}
+    rows = [row for row in dataset.labelled.tolist() if float(dataset.label[row]) in LEFT_BETTER.values()]
     answers = dataset.preferences(torch.tensor(rows, dtype=torch.int64))
-    told = list[Outcome]()
-    for row, pair in zip(rows, pairs(answers), strict=True):
-        query, name = ids.get(pair), dataset.labeller[row]
-        if query is None:
+    outcomes = list[Outcome]()
+    for row, pair in zip(rows, encode_pairs(answers), strict=True):
+        query_id, name = query_ids.get(pair), dataset.labeller[row]
+        if query_id is None:
             continue
-        key = "import-" + hashlib.sha256(f"{query} {name}".encode()).hexdigest()
-        shown, answered = (float(times[row]) for times in (dataset.t_shown, dataset.t_answered))
-        times = None if math.isnan(shown) else shown, None if math.isnan(answered) else answered
+        key = "import-" + hashlib.sha256(f"{query_id} {name}".encode()).hexdigest()
+        shown_at, answered_at = (
+            None if math.isnan(seconds) else seconds
+            for seconds in (float(times[row]) for times in (dataset.t_shown, dataset.t_answered))
+        )
         try:
-            told.append(book.enter(name, query, float(dataset.label[row]), key, *times))
+            outcomes.append(store.import_answer(name, query_id, float(dataset.label[row]), key, shown_at, answered_at))
         except (ConflictError, ConsumedError, NotFoundError):
             continue
-    added = told.count(Outcome.ACCEPTED)
-    return Imported(added, len(told) - added, len(dataset) - len(told))
+    added = outcomes.count(Outcome.ACCEPTED)
+    return Imported(added, len(outcomes) - added, len(dataset) - len(outcomes))

@@ -1,4 +1,4 @@
-"""What labellers are to go by: a little Markdown, with paragraphs, lists and emphasis. All else in it is text."""
+"""The labelling guidelines that the label page shows: a small part of Markdown, as safe HTML."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from markdown_it import MarkdownIt
 
 from rlhf_bilevel.errors import UserError
 
-LIMIT = 2**16  # bytes
+MAX_BYTES = 2**16
 
 
 def html(path: Path) -> str:
-    """The file's text as HTML, escaped. UserError where it cannot be read, is no text, empty or too long."""
+    """The text of the file ``path`` as HTML.
+
+    Paragraphs, lists and emphasis are kept. Everything else, HTML and links included, is escaped to plain text.
+    UserError if the file cannot be read, is not UTF-8, is empty, or has more than MAX_BYTES bytes.
+    """
     try:
         data = path.read_bytes()
         text = data.decode()
     except OSError as error:
         raise UserError(f"--guidelines {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"--guidelines {path}: this is no text in UTF-8") from None
-    if not text.strip() or len(data) > LIMIT:
-        raise UserError(f"--guidelines {path}: a text of 1 to {LIMIT:,} bytes, not {len(data):,}")
+        raise UserError(f"--guidelines {path}: the file is not text in UTF-8") from None
+    if not text.strip() or len(data) > MAX_BYTES:
+        raise UserError(f"--guidelines {path}: the text must have 1 to {MAX_BYTES:,} bytes, not {len(data):,}")
     return MarkdownIt("zero").enable(["list", "emphasis"]).render(text)

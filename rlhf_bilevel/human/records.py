@@ -1,4 +1,9 @@
-"""What the book of labels takes and gives: people, pairs, answers, and what can be wrong with one."""
+"""The records that go into the label store and come out of it, and the errors that an answer can cause.
+
+The words: a *query* is a pair of segments that training asks about. An *assignment* is a query that was put before one
+person. A *choice* is what that person decided; an *answer* is any choice except a skip. All times are seconds since
+1970.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +13,74 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.human.tables import EQUAL, LEFT
+from rlhf_bilevel.human.tables import LEFT_BETTER
 
 
 class ConflictError(UserError):
-    """An answer that contradicts one that is stored."""
+    """The answer contradicts an answer that is already stored."""
 
 
 class NotFoundError(UserError):
-    """An answer to what was not asked of this labeller."""
+    """This pair was not put before this labeller."""
 
 
 class ConsumedError(UserError):
-    """An answer to what training has used already."""
+    """Training has already used the label of this pair."""
 
 
 class Outcome(StrEnum):
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"  # it had been stored before
+    """What happened to an answer that was sent."""
+
+    ACCEPTED = "accepted"  # stored now
+    REPEATED = "repeated"  # the same answer was stored before
 
 
 class Labeller(NamedTuple):
+    """A person who labels for one run."""
+
     id: int
     name: str
-    role: str
+    role: str  # one of tables.ROLES
 
 
 class Assignment(NamedTuple):
-    """A pair in front of somebody. Only ``label`` counts as a label; ``repeat`` and ``gold`` are for quality.py."""
+    """A pair that was put before one person.
+
+    Only the purpose ``label`` gives training a label. ``repeat`` and ``gold`` measure how reliable a person is.
+    """
 
     query_id: str
-    left_clip: str
+    left_clip: str  # the id of the clip on the left side
     right_clip: str
-    purpose: str
+    purpose: str  # one of tables.PURPOSES
 
 
 class Progress(NamedTuple):
-    """What a labeller may know. An answer is any choice but a skip, whatever its pair was put before them for."""
+    """What one labeller sees of the work that is done and of the work that is left. All but the last are counts."""
 
-    mine: int  # answers of this labeller
-    total: int  # answers of everybody
-    open: int  # queries that want more answers
-    skipped: int  # those among them that this labeller skipped
-    judged: int  # those that they answered, and that want somebody else's answer
-    taken: int  # those that others are at, of which none is left for this labeller
-    needed: int  # answers until training goes on, or that its next session will want
-    can_undo: bool  # whether ``Book.undo`` would take something back
+    mine: int  # answers of this labeller, for any purpose
+    total: int  # answers of all labellers, for any purpose
+    open: int  # queries that need more answers
+    skipped: int  # open queries that this labeller skipped
+    judged: int  # open queries that this labeller answered, and that need another person's answer
+    taken: int  # open queries that this labeller cannot get now, because others are looking at them
+    needed: int  # answers until training continues; while it runs, the answers that its next session will need
+    can_undo: bool  # whether the labeller's last choice can be taken back
 
 
 class Pending(NamedTuple):
-    asked: int  # queries, without those that others took the place of
-    missing: int  # those among them that wait for somebody: skipped ones do not
+    """How many queries training has asked, and how many of them still wait for a person."""
+
+    asked: int  # all queries except those that newer ones replaced
+    missing: int  # queries without enough answers; queries that everybody skipped are not counted
 
 
 class Question(NamedTuple):
-    """A query to ask: its segments as ``labels.pairs`` writes them, and what people see of them, ready for JSON."""
+    """A query that training wants to ask.
+
+    ``first`` and ``second`` are the segments, encoded by ``label_log.pairs``. The clips are what people see of them, as
+    content for JSON (see docs/human/clips.md).
+    """
 
     first: bytes
     second: bytes
@@ -71,30 +89,44 @@ class Question(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A label 1 where the first segment is better, 0 where the second is, between where people differ or see none."""
+    """The label of one query: the mean of what people decided.
 
-    label: float
-    first: bytes
+    Each person's label is that of ``first_better``.
+    """
+
+    label: float  # in [0, 1]
+    first: bytes  # as in ``Question``
     second: bytes
 
 
 class Asked(NamedTuple):
-    """A query with one of its choices, or without any; what was chosen is left, right, equal, cant_tell or skip."""
+    """A query with one of its choices. The fields from ``labeller`` on are None if nobody has chosen yet."""
 
     query_id: str
     session: int
-    first: bytes
+    first: bytes  # as in ``Question``
     second: bytes
     asked_at: float
-    labeller: str | None
-    choice: str | None
-    left_is_first: bool | None
+    labeller: str | None  # a name
+    choice: str | None  # one of tables.CHOICES
+    left_is_first: bool | None  # whether the first segment was on the left side
     shown_at: float | None
     answered_at: float | None
 
 
+class Past(NamedTuple):
+    """One choice in a labeller's history."""
+
+    key: str  # identifies the choice
+    query_id: str
+    choice: str  # one of tables.CHOICES
+    note: str
+    answered_at: float
+    can_change: bool  # False once training has used it
+
+
 class Chosen(NamedTuple):
-    """A choice that was not withdrawn, as quality.py looks at it; in the order in which they came."""
+    """One choice of one person that was not taken back."""
 
     query_id: str
     labeller: Labeller
@@ -103,23 +135,31 @@ class Chosen(NamedTuple):
     left_is_first: bool
     shown_at: float | None
     answered_at: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Training's newest sign of life."""
+    """What training reports about itself, about once a second. The label page shows it."""
 
-    step: int
-    steps: int
-    labels: int  # that it has used
-    wanted: int  # its budget of them
-    waiting: bool  # for people
-    needed: int  # answers until it goes on; while it goes on, those that its next session will want
-    doing: str  # one sentence for people
+    step: int  # of the run so far
+    steps: int  # of the whole run
+    labels: int  # labels that training has used
+    wanted: int  # labels that training may use in all
+    waiting: bool  # whether training waits for people
+    needed: int  # answers until training continues; while it runs, the answers that its next session will need
+    doing: str  # one sentence that tells people what training does
     updated_at: float = 0.0
-    spare: int | None = None  # queries that may wait for somebody while it goes on; None where it did not say
+    spare: int | None = None  # queries that may stay unanswered while training continues; None if it did not say
+    next_session: float | None = None  # seconds until it asks again, at its present speed; None if not known, or never
+    fresh_accuracy: float | None = None  # share of the newest labels that the reward model predicted; None before
+    fresh_labels: int = 0  # the number of labels of which that is a share
 
 
 def first_better(choice: str, left_is_first: bool) -> float:
-    """The label of a decided choice: 1 where the first segment is better, 0 where the second is, .5 for a tie."""
-    return 0.5 if choice == EQUAL else float((choice == LEFT) == left_is_first)
+    """The label of a choice in ``tables.DECIDED``.
+
+    It is 1 if the first segment is better, 0.75 if it is slightly better, 0.5 if both are equally good or bad, 0.25 if
+    the second is slightly better, and 0 if the second is better.
+    """
+    return LEFT_BETTER[choice] if left_is_first else 1 - LEFT_BETTER[choice]

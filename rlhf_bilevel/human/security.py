@@ -1,12 +1,12 @@
-"""What is let through to the label server: requests to this server, from its own page, small and in good time.
+"""Which requests the label server lets through: requests to this server, from its own page, small and in time.
 
-Whoever can make a browser open a page can make it send requests to this machine's loopback; so a server is told by
-which names it may be called (a name that somebody else points here is refused: DNS rebinding), and a choice is taken
-from the server's own page only. The headers forbid the page everything that it does not need.
+Any web page that a user opens can send requests to a server on the same machine. So the server knows the names by which
+it may be called, and refuses every other name (an attack called DNS rebinding). It takes choices only from its own
+page. The headers of its replies forbid the page everything that it does not need.
 
-UserError with these statuses: a Host that is not this server's 421, a POST of another origin 403, one without JSON 415,
-that is not plain JSON 422, above 4 kB 413, slower than ten seconds 408, another method 405. Of too many connections the
-one that has gone longest without an answer is closed, so that who holds many keeps nobody else out.
+Refusals, by HTTP status: 421 if Host is not one of this server's names; 405 if the method is not GET, HEAD or POST; 403
+if a POST comes from another origin; 415 if it is not JSON by its type; 413 if it is larger than BODY_LIMIT; 408 if it
+takes longer than BODY_SECONDS; 422 if it is not plain JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_LIMIT, BODY_SECONDS = 4096, 10.0  # bytes of a POST, and how long it may take to come
+BODY_LIMIT = 4096  # bytes of a POST
+BODY_SECONDS = 10.0  # until a POST must be complete
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -34,17 +35,23 @@ HEADERS = {
 
 
 class RequestError(Exception):
-    """A status and a sentence, in place of an answer."""
+    """A request that is refused.
 
-    def __init__(self, status: int, why: str) -> None:
-        self.status, self.why = status, why
+    :param status: the HTTP status of the reply
+    :param message: one sentence for whoever sent the request
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
 
 
-class Gate:
-    """Wraps an ASGI application.
+class SecurityMiddleware:
+    """An ASGI application that checks each request, passes it on to ``app``, and adds HEADERS to the reply.
 
-    :param hosts: values of the header Host that are this server's, such as ``127.0.0.1:8007``
-    :param origins: values of Origin that may POST, such as ``http://127.0.0.1:8007``
+    :param hosts: the values of the header Host that name this server, such as ``127.0.0.1:8007``
+    :param origins: the values of the header Origin that may send a POST, such as ``http://127.0.0.1:8007``
+    :param body_seconds: how long a POST may take until it is complete
     """
 
     def __init__(
@@ -53,30 +60,31 @@ class Gate:
         self.app, self.hosts, self.origins, self.body_seconds = app, hosts, origins, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request, as ASGI says."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
-        async def with_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = {name.lower() for name, _ in message["headers"]}
-                more = [
-                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in given
+                present = {name.lower() for name, _ in message["headers"]}
+                missing = [
+                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present
                 ]
-                message = {**message, "headers": [*message["headers"], *more]}
+                message = {**message, "headers": [*message["headers"], *missing]}
             await send(message)
 
         try:
-            receive = await self._admitted(scope, receive)
+            receive = await self._checked(scope, receive)
         except RequestError as refusal:
-            body = json.dumps({"error": refusal.why}).encode()
+            body = json.dumps({"error": refusal.message}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            headers += [(b"connection", b"close")]  # what is still to come of this request is not read
-            await with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
-            return await with_headers({"type": "http.response.body", "body": body})
-        await self.app(scope, receive, with_headers)
+            headers += [(b"connection", b"close")]  # the rest of this request is not read
+            await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
+            return await send_with_headers({"type": "http.response.body", "body": body})
+        await self.app(scope, receive, send_with_headers)
 
-    async def _admitted(self, scope: Scope, receive: Receive) -> Receive:
-        """``receive`` for the application, once the request is in order. RequestError otherwise."""
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """A ``receive`` for the application, once the request is complete and in order. RequestError otherwise."""
         if _header(scope, b"host") not in self.hosts:
             raise RequestError(421, "this server has another name")
         if scope["method"] in ("GET", "HEAD"):
@@ -93,10 +101,10 @@ class Gate:
         except TimeoutError:
             raise RequestError(408, f"the request did not come within {self.body_seconds:g} seconds") from None
         _check_json(body)
-        parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
-            return parts.pop() if parts else await receive()
+            return unread.pop() if unread else await receive()
 
         return replay
 
@@ -113,54 +121,59 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _check_json(body: bytes) -> None:
-    """RequestError of what readers of JSON would take in different ways, or cannot take."""
+    """RequestError if this is not JSON, or JSON that different readers understand differently."""
 
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(dict(pairs)) != len(pairs):
             raise RequestError(422, "a name is there twice")
         return dict(pairs)
 
     try:
-        told = json.loads(body, object_pairs_hook=once)
-        json.dumps(told, ensure_ascii=False).encode()  # halves of letters cannot be stored
+        content = json.loads(body, object_pairs_hook=without_duplicates)
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair, which cannot be stored
     except (ValueError, RecursionError):
         raise RequestError(422, "this is not JSON") from None
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """The header's value where it is there once, else nothing."""
+    """The value of a header that is there exactly once; otherwise the empty string."""
     values = [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
     return values[0] if len(values) == 1 else ""
 
 
-class Impatient(H11Protocol):
-    """uvicorn's HTTP, but ``timeout_keep_alive`` seconds are for all of a request's head, not for its first byte.
+class LimitedHTTP(H11Protocol):
+    """uvicorn's HTTP protocol, with limits that no client can get around.
 
-    At most ``most`` connections are open: a further one takes the place of the one that has waited longest, for a head,
-    a body or somebody who reads. An honest one waits for a moment only, or begins again where it was idle.
+    The whole head of a request must come within ``timeout_keep_alive`` seconds; uvicorn asks this of the first byte
+    only. At most ``max_connections`` connections are open. One more closes the connection that has waited longest for a
+    request or for its reader, so that nobody can keep others out by holding many connections.
     """
 
-    most = 500  # a process may have 1,024 files open, as a rule
+    max_connections = 500  # a process may usually have 1,024 files open
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """uvicorn calls this for each new connection."""
         super().connection_made(transport)
-        self.since = self.loop.time()
+        self.waits_since = self.loop.time()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-        if len(self.connections) > self.most:
-            oldest = min((other for other in self.connections if isinstance(other, Impatient)), key=lambda o: o.since)
-            self.connections.discard(oldest)  # it leaves by itself, but later than others may come
+        if len(self.connections) > self.max_connections:
+            limited = [other for other in self.connections if isinstance(other, LimitedHTTP)]
+            oldest = min(limited, key=lambda connection: connection.waits_since)
+            self.connections.discard(oldest)  # it would remove itself, but only after others may have come
             oldest.transport.abort()
 
     def on_response_complete(self) -> None:
-        self.since = self.loop.time()
+        """uvicorn calls this after each reply."""
+        self.waits_since = self.loop.time()
         super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
-        running, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        """uvicorn calls this for all data that comes. The time limit runs on until the head is complete."""
+        running_limit, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
-        if running is None:
+        if running_limit is None:
             return
-        if self.conn.their_state is h11.IDLE:  # its head is not whole yet
-            self.timeout_keep_alive_task = running
+        if self.conn.their_state is h11.IDLE:  # the head is not complete
+            self.timeout_keep_alive_task = running_limit
         else:
-            running.cancel()
+            running_limit.cancel()

@@ -1,19 +1,20 @@
-"""The label server: pairs out, choices in, and nothing else of the machine.
+"""The label server: it hands out pairs, takes choices, and gives access to nothing else on the machine.
 
-Every fact is in the book (``human.book``); the server keeps only the links that nobody has opened yet, so that it may
-be killed and started again at any moment. It imports neither torch nor a simulator.
+Everything that lasts is in the label store. The server itself keeps only the links that nobody has opened yet, so it
+may be killed and started again at any moment. It imports neither torch nor a simulator.
 
-    GET  /                    the page                           GET  /join/{token}     begins a session
-    GET  /quality             how well answers agree             POST /api/join         its token for a cookie
-    GET  /api/next?count=2    pairs to judge, leased             POST /api/answers      a choice, stored once by its key
-    GET  /api/status          progress, and what training does   POST /api/undo         takes the last choice back
-    GET  /api/clips/{id}      a clip, gzipped JSON               POST /api/unskip       offers skipped pairs again
-    GET  /static/{name}       a fixed list of files              GET  /api/scenes/{id}  what is drawn in a clip
-    GET  /healthz             the server answers
+    GET  /                    the label page                 GET  /join/{token}     the page that starts a session
+    GET  /quality             how well answers agree         POST /api/join         exchanges its token for a cookie
+    GET  /api/next?count=2    pairs to judge                 POST /api/answers      a choice, stored once for each key
+    GET  /api/status          progress and training          POST /api/undo         takes a choice back
+    GET  /api/clips/{id}      a clip, gzipped JSON           POST /api/unskip       shows skipped pairs again
+    GET  /api/scenes/{id}     the scene of a clip            GET  /static/{name}    one of a fixed list of files
+    GET  /api/history         one's own last choices         GET  /overview            what the owner wants to know
+    GET  /healthz             whether the server answers
 
-UserError, beside what ``gate`` refuses: without a session, or as somebody else than it is of, 401; a link that was used
-403; unknown things 404; an answer against what was answered 409; one that training has gone on without 410; what is no
-answer 422; and everything while the database is away 503.
+Errors, besides those of ``security``: 401 without a session, or with a session of another person than the page's; 403
+for a link that was used; 404 for unknown things; 409 for an answer that contradicts a stored one; 410 if training has
+used the pair; 422 for anything that is not an answer; 503 for everything while the database does not answer.
 """
 
 import gzip
@@ -33,64 +34,81 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
+from rlhf_bilevel.human.overview import Returns, speeds, when_next_pairs
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
-from rlhf_bilevel.human.security import Gate
+from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.human.tables import CHOICES, EXPERT, MAX_LETTERS, MAX_NOTE, OWNER
 from rlhf_bilevel.utils.files import sha256
 
-LEASE_SECONDS = 600.0  # a pair is nobody else's for so long
+LEASE_SECONDS = 600.0  # for which a pair is reserved for the person who sees it
 SESSION_DAYS = 30
-LATE_SECONDS = 15.0  # a training that has told nothing for so long is not running
-LATEST = 4102444800.0  # the year 2100: no browser's clock says a later time
-TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+SEE_ALL = (EXPERT, OWNER)  # who sees what other people did
+NOTES = 50  # that the overview lists
+HISTORY = 50  # choices that the page lists
+SILENT_SECONDS = 15.0  # without a report, after which training counts as not running
+LATEST_TIME = 4102444800.0  # the year 2100, in seconds since 1970: a browser's clock that says more is wrong
+CONTENT_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
 
 def packed(path: Path) -> tuple[bytes, str, str]:
-    """Content, gzipped; its type; its tag, by which a browser knows whether its copy is still right."""
+    """A file for the browser: its content, gzipped; its content type; its ETag."""
     data = path.read_bytes()
-    return gzip.compress(data), TYPES[path.suffix], f'"{sha256(data)[:32]}"'
+    return gzip.compress(data), CONTENT_TYPES[path.suffix], f'"{sha256(data)[:32]}"'
 
 
 class Invitations:
-    """Links that work once: a token of 128 bits stands for a labeller who has not come yet."""
+    """Links that nobody has opened yet. Each has a token of 128 random bits and works once."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, tuple[str, str]] = {}
+        self._unused: dict[str, tuple[str, str]] = {}  # by the hash: the time of a search says nothing about a token
 
     def new(self, name: str, role: str) -> str:
+        """A new token for a person with this name and role."""
         token = secrets.token_urlsafe(16)
-        self._waiting[sha256(token.encode())] = (name, role)
+        self._unused[sha256(token.encode())] = (name, role)
         return token
 
     def take(self, token: str) -> tuple[str, str] | None:
-        """Name and role, once. What is compared is a hash, so that no time tells how much of a token was right."""
-        return self._waiting.pop(sha256(token.encode()), None)
+        """The name and role of a token, which is used up by this; None if it is unknown or was used before."""
+        return self._unused.pop(sha256(token.encode()), None)
 
 
-class Strict(BaseModel):
+class Body(BaseModel):
+    """The JSON of a POST: exactly the fields that are declared, of exactly their types."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Join(Strict):
+class Join(Body):
+    """What ``/join/{token}`` sends."""
+
     token: str = Field(max_length=64, pattern=r"^[\w-]*$")
 
 
-class Answer(Strict):
-    """Times are the browser's, in seconds since 1970; the book corrects those that cannot be."""
+class Answer(Body):
+    """A choice. Times are those of the browser's clock, in seconds since 1970; the label store corrects wrong ones."""
 
     query: str = Field(max_length=64, pattern=r"^[0-9a-f]*$")
-    choice: Literal["left", "right", "equal", "cant_tell", "skip"]
+    choice: Literal[CHOICES]  # type: ignore[valid-type]
     key: str = Field(min_length=16, max_length=64, pattern=r"^[0-9A-Za-z-]*$")
-    shown_at: float = Field(ge=0, le=LATEST)
-    answered_at: float = Field(ge=0, le=LATEST)
+    shown_at: float = Field(ge=0, le=LATEST_TIME)
+    answered_at: float = Field(ge=0, le=LATEST_TIME)
+    note: str = Field("", max_length=MAX_NOTE, pattern=r"^[^\x00]*$")
 
 
-class Nothing(Strict):
-    pass
+class Undo(Body):
+    """Which choice to take back: the one that came with ``key``, or else the last one."""
+
+    key: str | None = Field(None, max_length=MAX_LETTERS, pattern=r"^[0-9A-Za-z-]*$")
+
+
+class Empty(Body):
+    """A request without content."""
 
 
 def create_app(
-    book: LabelStore,
+    store: LabelStore,
     invitations: Invitations,
     *,
     question: str,
@@ -99,44 +117,61 @@ def create_app(
     files: Mapping[str, Path],
     guidelines: str = "",
     ended: Callable[[], bool] = lambda: False,
+    returns: Callable[[], Returns | None] = lambda: None,
     repeats: float = 0.05,
     gold: float = 0.05,
     clock: Callable[[], float] = time.time,
-) -> Gate:
-    """The server as an ASGI application.
+) -> SecurityMiddleware:
+    """The label server as an ASGI application.
 
+    :param store: the label store of the run
+    :param invitations: the links that start a session
     :param question: what people are asked about every pair
-    :param guidelines: HTML that says more of it
-    :param hosts: values of Host that are this server's; ``origins``: those of Origin that may send choices
-    :param ended: whether the run has come to its end
-    :param repeats: share of pairs that come again to whoever answered them; ``gold``: that an expert has answered
+    :param hosts: the values of the header Host that name this server
+    :param origins: the values of the header Origin that may send choices
+    :param files: the files under ``/static/``, by name
+    :param guidelines: HTML that explains the question
+    :param ended: tells whether the run has ended
+    :param returns: returns the mean returns of the last episodes of training
+    :param repeats: the share of pairs that a person gets a second time
+    :param gold: the share of pairs that an expert has answered
+    :param clock: the time in seconds since 1970
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=PackageLoader("rlhf_bilevel.human"), autoescape=True, undefined=StrictUndefined)
     static = {name: packed(path) for name, path in files.items()}
-    short = sha256(book.run.encode())[:8]
-    cookie = f"label-{short}"  # cookies are shared by all ports of a machine: one for each run
+    run_hash = sha256(store.run.encode())[:8]
+    cookie = f"label-{run_hash}"  # all ports of a machine share their cookies: each run has its own
 
-    def page(name: str, status: int = 200, **told: Any) -> HTMLResponse:
-        facts = book.facts() if "me" in told else {}  # strangers learn nothing of the run
-        title = " on ".join(str(facts[key]) for key in ("method", "env") if key in facts)
-        return HTMLResponse(pages.get_template(name).render(title=title or "rlhf-bilevel", **told), status)
+    def page(name: str, status_code: int = 200, **content: Any) -> HTMLResponse:
+        run_info = store.run_info() if "me" in content else {}  # without a session, nothing about the run is shown
+        title = " on ".join(str(run_info[key]) for key in ("method", "env") if key in run_info)
+        return HTMLResponse(pages.get_template(name).render(title=title or "rlhf-bilevel", **content), status_code)
 
-    def is_of(me: Labeller) -> str:
-        """Whose page it is: what is kept in a browser is this labeller's, of this run."""
-        return f"{short}-{me.id}"
+    def page_owner(me: Labeller) -> str:
+        """A name for this labeller of this run. The browser stores unsent answers under it."""
+        return f"{run_hash}-{me.id}"
 
     def visitor(request: Request) -> Labeller | None:
         token = request.cookies.get(cookie, "")
-        return book.labeller(token) if token else None
+        return store.labeller(token) if token else None
 
     def signed_in(request: Request) -> Labeller:
-        found = visitor(request)
-        if found is None:
+        me = visitor(request)
+        if me is None:
             raise HTTPException(401, "no session: open the link that rlhf-bilevel label printed")
-        if request.headers.get("x-page-of", is_of(found)) != is_of(found):
+        if request.headers.get("x-page-of", page_owner(me)) != page_owner(me):
             raise HTTPException(401, "this browser is signed in as somebody else now: reload the page")
-        return found
+        return me
+
+    def training_state() -> str:
+        """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
+        if ended():
+            return "ended"
+        status = store.status()
+        if status is None or clock() - status.updated_at > SILENT_SECONDS:
+            return "away"
+        return "waiting" if status.waiting else "on"
 
     Me = Annotated[Any, Depends(signed_in)]
 
@@ -153,7 +188,7 @@ def create_app(
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
     def away(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the book of labels cannot be reached now"}, 503)
+        return JSONResponse({"error": "the label store cannot be reached now"}, 503)
 
     @app.get("/healthz")
     def health() -> dict[str, bool]:
@@ -164,7 +199,9 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        return page("label.html", me=me, is_of=is_of(me), question=question, guidelines=Markup(guidelines))
+        content: dict[str, Any] = {"question": question, "guidelines": Markup(guidelines), "max_note": MAX_NOTE}
+        content |= {"sees_all": me.role in SEE_ALL}
+        return page("label.html", me=me, page_owner=page_owner(me), **content)
 
     @app.get("/quality")
     def quality(request: Request) -> HTMLResponse:
@@ -173,78 +210,103 @@ def create_app(
             return page("stranger.html", 401)
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
-        told = report(book).model_dump()
-        if me.role != "expert":  # what others did is theirs
-            told["labellers"] = [row for row in told["labellers"] if row["name"] == me.name]
-        found = [f"{row['name']}: {flag}" for row in told["labellers"] for flag in row["flags"]] + told.pop("flags")
-        return page("quality.html", me=me, found=found, **told)
+        content = report(store).model_dump()
+        if me.role not in SEE_ALL:
+            content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
+        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
+        return page("quality.html", me=me, **content | {"flags": flags + content["flags"]})
+
+    @app.get("/overview")
+    def overview(request: Request) -> HTMLResponse:
+        me = visitor(request)
+        if me is None:
+            return page("stranger.html", 401)
+        if me.role not in SEE_ALL:
+            raise HTTPException(403, "only the owner of the run and experts see this page")
+        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
+
+        choices, status, state = store.all_chosen(), store.status(), training_state()
+        content = report(store).model_dump()
+        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
+        return page(
+            "overview.html",
+            me=me,
+            state=state,
+            status=status,
+            next_pairs=when_next_pairs(state, status, store.pending(), clock()),
+            speeds=speeds(store.labellers(), choices, clock()),
+            returns=returns(),
+            agreement=content["agreement"],
+            flags=flags + content["flags"],
+            notes=[chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1],
+        )
 
     @app.get("/join/{token}")
     def join_page(token: str) -> HTMLResponse:
-        """Only its script takes the token: what fetches a link to show a preview of it must not use it up."""
+        """The page's script sends the token: a chat that fetches the link to show a preview must not use it up."""
         return page("join.html")
 
     @app.post("/api/join", status_code=204)
-    def join(request: Request, asked: Join) -> Response:
-        invited = invitations.take(asked.token)
+    def join(request: Request, sent: Join) -> Response:
+        invited = invitations.take(sent.token)
         if invited is None:
             raise HTTPException(403, "this link was opened before, or is of an earlier start")
-        answer = Response(status_code=204)
-        token, secure = book.invite(*invited), request.headers["origin"].startswith("https:")
-        answer.set_cookie(cookie, token, max_age=SESSION_DAYS * 86400, httponly=True, samesite="strict", secure=secure)
-        return answer
+        response = Response(status_code=204)
+        token, secure = store.invite(*invited), request.headers["origin"].startswith("https:")
+        response.set_cookie(
+            cookie, token, max_age=SESSION_DAYS * 86400, httponly=True, samesite="strict", secure=secure
+        )
+        return response
 
     @app.get("/api/next")
-    def following(me: Me, count: Annotated[int, Query(ge=1, le=16)] = 2) -> dict[str, Any]:
-        """Whether a pair is asked for its label or to check its labeller is not told."""
-        offers = book.offer(me, count, LEASE_SECONDS, repeats, gold)
-        return {"pairs": [{"query": o.query_id, "left": o.left_clip, "right": o.right_clip} for o in offers]}
+    def next_pairs(me: Me, count: Annotated[int, Query(ge=1, le=16)] = 2) -> dict[str, Any]:
+        """The reply does not say for which purpose a pair is shown."""
+        assigned = store.assign(me, count, LEASE_SECONDS, repeats, gold)
+        return {"pairs": [{"query": a.query_id, "left": a.left_clip, "right": a.right_clip} for a in assigned]}
 
     @app.post("/api/answers")
-    def answers(me: Me, given: Answer) -> dict[str, str]:
+    def answers(me: Me, sent: Answer) -> dict[str, str]:
         try:
-            outcome = book.choose(me, given.query, given.choice, given.key, given.shown_at, given.answered_at)
+            outcome = store.choose(me, sent.query, sent.choice, sent.key, sent.shown_at, sent.answered_at, sent.note)
         except (NotFoundError, ConflictError, ConsumedError) as error:
             status = {NotFoundError: 404, ConflictError: 409, ConsumedError: 410}[type(error)]
             raise HTTPException(status, str(error)) from None
         return {"outcome": outcome}
 
     @app.post("/api/undo")
-    def undo(me: Me, nothing: Nothing) -> dict[str, str]:
-        query = book.undo(me)
+    def undo(me: Me, sent: Undo) -> dict[str, str]:
+        query = store.undo(me, sent.key)
         if query is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
         return {"query": query}
 
+    @app.get("/api/history")
+    def history(me: Me) -> dict[str, Any]:
+        """The reply does not say for which purpose a pair was shown."""
+        return {"choices": [past._asdict() for past in store.history(me, HISTORY)]}
+
     @app.post("/api/unskip")
-    def unskip(me: Me, nothing: Nothing) -> dict[str, int]:
-        return {"pairs": book.unskip(me)}
+    def unskip(me: Me, empty: Empty) -> dict[str, int]:
+        return {"pairs": store.unskip(me)}
 
     @app.get("/api/status")
     def status(me: Me) -> dict[str, Any]:
-        """Of training: ``on``, ``waiting`` for answers, ``ended``, or ``away``, where nothing is heard of it."""
-        told = book.status()
-        if ended():
-            state = "ended"
-        elif told is None or clock() - told.updated_at > LATE_SECONDS:
-            state = "away"
-        else:
-            state = "waiting" if told.waiting else "on"
-        return book.progress(me)._asdict() | {"training": {"state": state} | (asdict(told) if told else {})}
+        training, state = store.status(), training_state()
+        return store.progress(me)._asdict() | {"training": {"state": state} | (asdict(training) if training else {})}
 
-    def zipped(name: str, find: Callable[[str], bytes | None]) -> Response:
-        data = find(name) if name.isprintable() else None  # PostgreSQL refuses to look for some that are not
+    def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:
+        data = find(name) if name.isprintable() else None  # PostgreSQL refuses some names that are not printable
         if data is None:
             raise HTTPException(404, "there is no such thing")
         return Response(data, media_type="application/json", headers={"content-encoding": "gzip"})
 
     @app.get("/api/clips/{clip}")
     def clips(me: Me, clip: str) -> Response:
-        return zipped(clip, book.clip)
+        return gzipped(clip, store.clip)
 
     @app.get("/api/scenes/{scene}")
     def scenes(me: Me, scene: str) -> Response:
-        return zipped(scene, book.scene)
+        return gzipped(scene, store.scene)
 
     @app.get("/static/{name}")
     def file(request: Request, name: str) -> Response:
@@ -256,4 +318,4 @@ def create_app(
             return Response(status_code=304, headers=headers)
         return Response(data, media_type=kind, headers=headers)
 
-    return Gate(app, frozenset(hosts), frozenset(origins))
+    return SecurityMiddleware(app, frozenset(hosts), frozenset(origins))

@@ -1,10 +1,12 @@
-"""People as a teacher: its queries go into the book, and training goes on with what has been answered.
+"""People as the teacher: queries go into the label store, and training uses what has been answered.
 
-Of W queries that were asked so far let P still wait for somebody. Training waits while P > share W: for all answers
-where the setting ``teacher_pending_share`` is 0, never where it is 1. A later session takes those that come late.
+Of W queries that were asked so far, let P still wait for a person. Training waits while P > share W, where share is the
+setting ``teacher_pending_share``: with 0 it waits for all answers, with 1 it never waits. A later session takes answers
+that come late.
 
-A run that is cut off asks the same session again, and finds it in the book; what it had taken from there but not yet
-written to labels.sqlite, it is given again. Training remains a function of its seed and that log.
+A run that is killed asks the same session again, and finds its queries in the label store. Answers that it took from
+the store but did not write to labels.sqlite are given to it again. So training stays a function of its seed and
+labels.sqlite.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.answers import nothing
-from rlhf_bilevel.data.label_log import count, pairs, preferences
+from rlhf_bilevel.data.answers import no_answers
+from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs
+from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.human.records import Question, Status
@@ -34,120 +37,184 @@ from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
 
-Away = (OperationalError, InterfaceError)
-"""The database does not answer: it is being restarted, say."""
-INTERVAL = 1.0  # seconds between two looks at the book, and between two signs of life in it
+DATABASE_ERRORS = (OperationalError, InterfaceError)
+"""The errors of a database that does not answer, for example because it is restarting."""
+INTERVAL = 1.0  # seconds between two looks at the label store, and between two reports to it
+FRESH_LABELS = 50  # the newest labels, for which the accuracy of the reward model is reported
+RETRY_INTERVAL = 30.0  # seconds until the next report, after the label store did not take one
 T = TypeVar("T")
 
 
-class Shown(Protocol):
-    """What people see of the rows of a store; both are ready for JSON. ``human.film.Film`` is one."""
+class ClipSource(Protocol):
+    """Turns rows of the replay buffer into what people see; ``clips.recorder.ClipRecorder`` is one."""
 
     def clip(self, rows: Tensor, /) -> dict[str, Any]:
-        """Of rows (T,); names its scene, where it has one, under ``scene``."""
+        """The clip of ``rows`` (T,), as content for JSON. If it needs a scene, ``scene`` in it is the scene's name."""
 
-    def scene(self, name: str, /) -> dict[str, Any]: ...
+    def scene(self, name: str, /) -> dict[str, Any]:
+        """The scene that a clip named, as content for JSON."""
 
 
 class HumanTeacher:
-    """People who answer through the book of the run in ``folder``. It is open while the teacher is entered."""
+    """A teacher that asks people through the label store of the run in ``folder``.
 
-    def __init__(self, config: Config, store: ReplayBuffer, film: Shown, folder: Path) -> None:
-        self.film = film
-        self._config, self._store, self._folder = config, store, folder
-        self._scenes, self._told = set[str](), False
-        self._next, self._beaten, self._used = 0.0, (time.monotonic(), 0), 0
+    Use it in a ``with`` statement: the label store is open inside. ``recorder`` makes the clips, from rows of
+    ``buffer``.
+    """
+
+    def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipSource, folder: Path) -> None:
+        self.recorder = recorder
+        self._config, self._buffer, self._folder = config, buffer, folder
+        self._stored_scenes, self._announced = set[str](), False
+        self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
+        self._labels_used = 0
+        self._accuracy: tuple[float | None, int] = None, 0  # see fresh_accuracy
 
     def __enter__(self) -> HumanTeacher:
-        """Raises as ``Book.of``."""
-        self._book = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
-        told, c = RunFolder(self._folder).read_config(), self._config
-        facts = {"env": told["env"], "method": told["method"], "seed": c.seed, "segment_length": c.segment_length}
-        self._book.begin(facts | {"steps": c.steps, "labels": c.labels, "votes": c.teacher_votes})
+        """Errors as ``LabelStore.of``."""
+        self._label_store = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
+        run_config, c = RunFolder(self._folder).read_config(), self._config
+        info = {"env": run_config["env"], "method": run_config["method"], "seed": c.seed}
+        info |= {
+            "segment_length": c.segment_length,
+            "total_timesteps": c.total_timesteps,
+            "labels": c.labels,
+            "votes": c.teacher_votes,
+        }
+        self._label_store.set_run_info(info)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        doing = f"Training has stopped. rlhf-bilevel resume {self._folder} goes on with it."
-        with suppress(*Away):
-            self._beat(False, 0, None, doing if kind else "Training has come to its end.")
-        self._book.close()
+        stopped = f"Training has stopped. rlhf-bilevel resume {self._folder} continues it."
+        with suppress(*DATABASE_ERRORS):
+            self._report(False, 0, None, stopped if kind else "Training has come to its end.")
+        self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
-        book, number = self._book, count(RunFolder(self._folder).labels)
-        self._used = self._patiently(lambda: book.used(number))
-        left = self._config.labels - self._used
-        self._ask(number, queries, left)
+        """Asks people ``queries`` (B), waits as long as it must, and returns all labels that are there to be used."""
+        store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
+        self._labels_used = self._retry(lambda: store.labels_used(session))
+        labels_left = self._config.labels - self._labels_used
+        self._ask(session, queries, labels_left)
         self._wait()
-        answers = self._patiently(lambda: book.collect(number, left))
-        return preferences(answers) if answers else nothing(queries)
+        answers = self._retry(lambda: store.collect(session, labels_left))
+        return decode_answers(answers) if answers else no_answers(queries)
 
     def beat(self, run: Run) -> None:
-        """To be called after each step of the run: now and then a sign of life goes into the book."""
+        """Reports to the label store what training does, about once a second. Call it after each step of the run."""
         now, c = time.monotonic(), self._config
-        if now < self._next:
+        if now < self._next_report:
             return
-        (before, step), self._beaten = self._beaten, (now, run.step)
-        self._next, self._used = now + INTERVAL, len(run.prefs)
+        (before, step), self._last_report = self._last_report, (now, run.step)
+        self._next_report, self._labels_used = now + INTERVAL, len(run.prefs)
         doing = (
-            "The agent explores on its own" if not run.learnt else f"The agent tries what {self._used} labels tell it"
+            f"The agent tries what {self._labels_used} labels tell it"
+            if run.learnt
+            else "The agent explores on its own"
         )
-        doing += f", {(run.step - step) / (now - before):.0f} steps a second."
+        speed = (run.step - step) / (now - before)
+        doing += f", {speed:.0f} steps a second."
+        self._accuracy = fresh_accuracy(run.prefs)
         try:
-            self._beat(False, *self._needed(min(c.session_labels, c.labels - self._used)), doing)
-        except Away:  # training needs no book to go on
-            self._next = now + 30 * INTERVAL
+            needed = self._needed(min(c.queries_per_session, c.labels - self._labels_used))
+            self._report(False, *needed, doing, self._seconds_to_session(run, speed))
+        except DATABASE_ERRORS:  # training needs the label store only when it asks
+            self._next_report = now + RETRY_INTERVAL
 
-    def _ask(self, number: int, queries: Queries, left: int) -> None:
-        if self._patiently(lambda: self._book.asked(number)) == 0:
-            rows = torch.stack([self._store.rows_of(segments) for segments in queries], 1)  # (B, 2)
-            clips = [[self._clip(int(first)) for first in pair] for pair in rows]
-            questions = [Question(*pair, *both) for pair, both in zip(pairs(queries), clips, strict=True)]
-            self._patiently(lambda: self._book.ask(number, questions, self._config.teacher_votes, left))
-        if not self._told:
-            self._told = True
+    def _ask(self, session: int, queries: Queries, labels_left: int) -> None:
+        store = self._label_store
+        if self._retry(lambda: store.asked(session)) == 0:
+            rows = torch.stack([self._buffer.rows_of(segments) for segments in queries], 1)  # (B, 2)
+            clips = [[self._clip(int(first_row)) for first_row in pair] for pair in rows]
+            questions = [Question(*pair, *both) for pair, both in zip(encode_pairs(queries), clips, strict=True)]
+            self._retry(lambda: store.ask(session, questions, self._config.teacher_votes, labels_left))
+        if not self._announced:
+            self._announced = True
             database = self._config.teacher_labels_db
-            more = f" --labels-db {shlex.quote(database)}" if database else ""
-            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{more}")
+            option = f" --labels-db {shlex.quote(database)}" if database else ""
+            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{option}")
 
-    def _clip(self, first: int) -> dict[str, Any]:
-        clip = self.film.clip(torch.arange(first, first + self._config.segment_length))
+    def _clip(self, first_row: int) -> dict[str, Any]:
+        """The clip of the segment that begins at ``first_row``; its scene is in the label store when this returns."""
+        clip = self.recorder.clip(torch.arange(first_row, first_row + self._config.segment_length))
         name = clip.get("scene")
-        if name is not None and name not in self._scenes:
-            self._patiently(lambda: self._book.add_scene(str(name), self.film.scene(name)))
-            self._scenes.add(name)
+        if name is not None and name not in self._stored_scenes:
+            self._retry(lambda: self._label_store.add_scene(str(name), self.recorder.scene(name)))
+            self._stored_scenes.add(name)
         return clip
 
     def _wait(self) -> None:
-        step, c = self._store.size, self._config
-        while (told := self._patiently(self._needed))[0]:
-            needed = told[0]
-            doing = f"Training waits at step {step:,} of {c.steps:,} for {needed} more answer{'s' * (needed > 1)}."
-            self._patiently(partial(self._beat, True, *told, doing))
+        step, c = self._buffer.size, self._config
+        while (counts := self._retry(self._needed))[0]:
+            needed = counts[0]
+            doing = f"Training waits at step {step:,} of {c.total_timesteps:,} for {needed} more "
+            doing += f"answer{'s' * (needed > 1)}."
+            self._retry(partial(self._report, True, *counts, doing))
             time.sleep(INTERVAL)
 
-    def _needed(self, more: int = 0) -> tuple[int, int]:
-        """Answers that training waits for, or would if it asked so many ``more`` queries; and how many may be missing.
+    def _needed(self, new_queries: int = 0) -> tuple[int, int]:
+        """How many answers training waits for, and how many of its queries may stay unanswered while it continues.
 
-        Both are of the queries in the book: the second is below 0 where the new ones alone are too many.
+        Both as if it had asked ``new_queries`` more. The second is negative if the new ones alone are too many.
         """
-        asked, missing = self._book.pending()
-        spare = math.floor(self._config.teacher_pending_share * (asked + more) + 1e-9) - more
+        asked, missing = self._label_store.pending()
+        spare = math.floor(self._config.teacher_pending_share * (asked + new_queries) + 1e-9) - new_queries
         return max(0, missing - spare), spare
 
-    def _beat(self, waiting: bool, needed: int, spare: int | None, doing: str) -> None:
-        c = self._config
-        status = Status(self._store.size, c.steps, self._used, c.labels, waiting, needed, doing, spare=spare)
-        self._book.beat(status)
+    def _seconds_to_session(self, run: Run, speed: float) -> float | None:
+        """Seconds until training asks again, at ``speed`` steps a second; None if it does not, or does not move."""
+        c, since = self._config, run.step - run.on_policy_since
+        steps = -since if since < 0 else c.num_interact - since % c.num_interact
+        if self._labels_used >= c.labels or run.step + steps > c.total_timesteps or speed <= 0:
+            return None
+        return steps / speed
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives, which may be done again: where the database is away, training waits until it is back."""
+    def _report(
+        self, waiting: bool, needed: int, spare: int | None, doing: str, next_session: float | None = None
+    ) -> None:
+        """Stores a ``Status`` with these fields."""
+        c, (accuracy, count) = self._config, self._accuracy
+        self._label_store.set_status(
+            Status(
+                step=self._buffer.size,
+                steps=c.total_timesteps,
+                labels=self._labels_used,
+                wanted=c.labels,
+                waiting=waiting,
+                needed=needed,
+                doing=doing,
+                spare=spare,
+                next_session=next_session,
+                fresh_accuracy=accuracy,
+                fresh_labels=count,
+            )
+        )
+
+    def _retry(self, work: Callable[[], T]) -> T:
+        """The result of ``work``. While the database does not answer, it is tried again, and a warning says so once."""
         warned = False
         while True:
             try:
                 return work()
-            except Away as error:
+            except DATABASE_ERRORS as error:
                 if not warned:
                     line = " ".join(str(error.orig).split())
-                    warnings.warn(f"the book of labels is away, and training waits for it: {line}", stacklevel=2)
+                    warnings.warn(f"training waits for the label store, which does not answer: {line}", stacklevel=2)
                 warned = True
             time.sleep(INTERVAL)
+
+
+def fresh_accuracy(prefs: PreferenceBuffer) -> tuple[float | None, int]:
+    """The share of the newest labels that the reward model predicted before it was trained on them, and their number.
+
+    It is a share of those among the last FRESH_LABELS labels that are 1 or 0. Labels that came before there was a
+    reward model do not count. None if none are left.
+    """
+    newest = slice(max(0, len(prefs) - FRESH_LABELS), len(prefs))
+    if not len(prefs):
+        return None, 0
+    loss, label = prefs.fresh_loss[newest], prefs[newest].label
+    even_odds = torch.full_like(loss, math.log(2))
+    compared = ((label == 0) | (label == 1)) & ~torch.isclose(loss, even_odds)
+    count = int(compared.sum())
+    return (float((loss < even_odds)[compared].float().mean()) if count else None), count

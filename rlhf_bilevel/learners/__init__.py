@@ -1,1 +1,1 @@
-"""The learners below: algorithms of Stable-Baselines3, and what may be told of them."""
+"""The lower level: RL algorithms of Stable-Baselines3, on the replay buffer and the reward of a run."""

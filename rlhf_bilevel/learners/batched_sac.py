@@ -1,16 +1,25 @@
-"""SAC's update of L learners at once: Stable-Baselines3's, by hand [Haarnoja 2018].
+"""One gradient step of SAC for L learners at once [Haarnoja et al. 2018].
 
     y = r + gamma (1 - terminated) (min_q Q'_q(s', a') - alpha log pi(a'|s')),            a' ~ pi(s')
-    critics descend    sum_q E[(Q_q(s, a) - y)^2] / 2
-    actor descends     E[alpha log pi(a|s) - min_q Q_q(s, a)],                            a ~ pi(s), reparametrised
-    log alpha descends -log alpha E[log pi(a|s) + target entropy]
+    critics      minimise    sum_q E[(Q_q(s, a) - y)^2] / 2
+    actor        minimises   E[alpha log pi(a|s) - min_q Q_q(s, a)],                      a ~ pi(s), reparametrised
+    log alpha    minimises   -log alpha E[log pi(a|s) + target entropy]
+    targets      follow      Q'_q <- (1 - tau) Q'_q + tau Q_q
 
-What a network learns is one row of a matrix, of which its SB3 model holds views, and so are its optimizer's moments:
-the model is at any moment what SB3's own update would have made of it, but for rounding. It is faster because Adam
-steps a row at once, the policy is asked about s and s' in one pass, results are written into memory that is kept, so
-that views of it are made once, and derivatives that nobody uses are left out: those of the actor's loss by the critics'
-weights, by states, and by a critic that is not the least one. On a GPU, because the matrices of all learners are
-multiplied at once.
+It computes what Stable-Baselines3's own update computes, up to rounding, with gradients written out by hand. The
+parameters of all networks of one kind are the rows of one matrix, and so are Adam's moments. The SB3 models hold views
+of these rows: they always have the newest weights, and can be saved at any time.
+
+Why it is faster than SB3:
+
+- Adam makes one step for a whole row, not one for each tensor.
+- The policy evaluates s and s' in one pass.
+- Results go into memory that is allocated once, and views of it are made once.
+- Gradients that nobody needs are not computed: of the actor's loss by the critics' weights, by the states, and by the
+  critics that are not the minimum.
+- On a GPU, the matrices of all learners are multiplied in one call.
+
+Shapes: L learners, l learners of one update, Q critics of each, B rows of a batch, P parameters of a network.
 """
 
 from __future__ import annotations
@@ -26,22 +35,24 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from torch import Tensor, nn
 
-from rlhf_bilevel.data.replay_buffer import Mirror, RelabelledView
+from rlhf_bilevel.data.replay_buffer import DeviceCopy, RelabelledView
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 
 Piece = Sequence[Tensor]
-"""Parameters that are one when they are laid end to end, as the weights of two layers on the same input."""
+"""Parameters that are used as one tensor, stacked along the first axis: two layers on the same input are one layer."""
 
 threshold_backward = torch.ops.aten.threshold_backward.grad_input
-ALIGNED = 16  # floats: every piece begins where a cache line does
-METRICS = ("train/ent_coef", "train/ent_coef_loss", "train/actor_loss", "train/critic_loss")  # SB3's keys
+ALIGNED = 16  # floats: every piece begins at a cache line
+NORM_EPSILON = 1e-5  # of torch.nn.LayerNorm
+METRICS = ("train/ent_coef", "train/ent_coef_loss", "train/actor_loss", "train/critic_loss")  # SB3's log keys
 
 
 def stackable(model: Any) -> bool:
-    """Whether the update here is the one of ``model``: plain SAC on vectors, its rates constant."""
+    """Whether ``BatchedSAC`` can update ``model``: plain SAC on vector observations, with constant rates."""
     policy = model.policy
     return (
         type(model) is SAC
-        and type(policy) is SACPolicy
+        and type(policy) in (SACPolicy, NormedPolicy)
         and not model.use_sde
         and not callable(model.learning_rate)
         and model.target_update_interval == 1
@@ -53,18 +64,20 @@ def stackable(model: Any) -> bool:
 
 
 class Rows:
-    """N networks of one shape, a row each: ``flat`` (N, P) holds their parameters, ``gradient`` their derivatives.
+    """The parameters of N networks of one shape: one row for each network.
 
-    ``first``, ``second`` (N, P) and ``steps`` (N,) are Adam's moments and counts, which the networks' optimizers share.
+    ``flat`` (N, P) are the parameters, ``gradient`` (N, P) the derivatives of the loss, ``first`` and ``second`` (N, P)
+    Adam's moments, ``steps`` (N,) its counts. From now on the networks and their optimizers hold views of these
+    tensors. ``optimizers`` are empty for networks that are not trained.
     """
 
     def __init__(
         self, networks: Sequence[Sequence[Piece]], optimizers: Sequence[torch.optim.Optimizer | None] = ()
     ) -> None:
-        first = networks[0]
-        self._shapes = [(sum(len(part) for part in piece), *piece[0].shape[1:]) for piece in first]
+        pieces_of_one = networks[0]
+        self._shapes = [(sum(len(part) for part in piece), *piece[0].shape[1:]) for piece in pieces_of_one]
         sizes = [ALIGNED * math.ceil(math.prod(shape) / ALIGNED) for shape in self._shapes]
-        self._starts, device = [0, *accumulate(sizes)], first[0][0].device
+        self._starts, device = [0, *accumulate(sizes)], pieces_of_one[0][0].device
         matrices = torch.zeros(4, len(networks), self._starts[-1], device=device)
         self.flat, self.gradient, self.first, self.second = matrices
         self.steps = torch.zeros(len(networks), device=device)
@@ -77,54 +90,100 @@ class Rows:
                     parameter.data = data.copy_(parameter.detach())
                     if optimizer:
                         parameter.grad = slope
-                        own = dict(zip(("step", "exp_avg", "exp_avg_sq"), (self.steps[number], *moments), strict=True))
+                        views = {"step": self.steps[number], "exp_avg": moments[0], "exp_avg_sq": moments[1]}
                         for name, moment in optimizer.state[parameter].items():
-                            own[name].copy_(moment)
-                        optimizer.state[parameter] = own
+                            views[name].copy_(moment)
+                        optimizer.state[parameter] = views
                     start = place.stop
         self._optimizer = next(iter(optimizers), None)
 
     def step(self, at: slice) -> None:
-        """Adam's step of some rows, along their derivatives."""
+        """One step of Adam for the rows ``at``, by their ``gradient``."""
         assert self._optimizer
         settings = self._optimizer.param_groups[0]
         beta1, beta2 = settings["betas"]
         flat, gradient, first, second = (
             matrix[at].unbind() for matrix in (self.flat, self.gradient, self.first, self.second)
         )
-        torch._fused_adam_(  # what torch.optim's Adam calls, after as long in Python
+        torch._fused_adam_(  # torch.optim.Adam calls the same, but spends as much time again in Python
             flat, gradient, first, second, [], self.steps[at].add_(1).unbind(), amsgrad=False, maximize=False,
             beta1=beta1, beta2=beta2, lr=settings["lr"], eps=settings["eps"], weight_decay=settings["weight_decay"],
         )  # fmt: skip
 
     def pieces(self, matrix: Tensor) -> list[Tensor]:
-        """Views (n, ...) of n rows of a matrix like ``flat``."""
+        """The pieces of a network for n rows of a matrix like ``flat``: views (n, ...)."""
         places = zip(self._starts, self._shapes, strict=False)
         return [matrix[:, start : start + math.prod(shape)].view(-1, *shape) for start, shape in places]
 
 
 Memory = dict[tuple[int, ...], Tensor]
-"""What is kept from pass to pass of networks of one shape."""
+"""Tensors that networks of one shape share for their results, by layer and size."""
 
 
 def policy(model: Any) -> list[Piece]:
+    """The pieces of an SB3 actor: its layers, then mu and log_std as one layer."""
     actor = model.actor
     heads = [[actor.mu.weight, actor.log_std.weight], [actor.mu.bias, actor.log_std.bias]]
     return [*layers(actor.latent_pi), *heads]
 
 
 def layers(network: nn.Module) -> list[Piece]:
-    """Weight and bias of each linear layer."""
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    return [[parameter] for module in linear for parameter in (module.weight, module.bias)]
+    """The pieces of an SB3 network: weight and bias of each linear layer and of each normalisation, in their order."""
+    parts = [module for module in network.modules() if isinstance(module, nn.Linear | nn.LayerNorm)]
+    return [[parameter] for module in parts for parameter in (module.weight, module.bias)]
+
+
+class Normalisation:
+    """One layer normalisation [Ba et al. 2016] of n networks, or of one: over the features of each column.
+
+        z = (x - mean(x)) / sqrt(var(x) + eps),    out = gain z + shift
+
+    ``x`` is (..., h, B) for h features; ``gain`` and ``shift`` are (..., h). ``slopes`` are where the derivatives by
+    them go, None if they are not trained. ``z`` and ``scale`` are memory that the backward pass reads.
+    """
+
+    def __init__(
+        self, gain: Tensor, shift: Tensor, z: Tensor, scale: Tensor, slopes: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self._gain, self._shift = gain[..., None], shift[..., None]
+        self._z, self._scale, self._slopes = z, scale, slopes
+
+    def forward(self, x: Tensor) -> None:
+        """Replaces ``x`` by the output."""
+        torch.sub(x, x.mean(-2, keepdim=True), out=self._z)
+        torch.rsqrt(self._z.square().mean(-2, keepdim=True) + NORM_EPSILON, out=self._scale)
+        self._z.mul_(self._scale)
+        torch.addcmul(self._shift, self._gain, self._z, out=x)
+
+    def backward(self, slope: Tensor, which: Tensor | None = None) -> Tensor:
+        """The derivative of the loss by x, in place of ``slope``, that by the output (..., h, C).
+
+        The C columns are the first ones of the batch, or those that ``which`` (C,) numbers.
+        """
+        z, scale = self._z, self._scale
+        if which is None:
+            z, scale = z[..., : slope.shape[-1]], scale[..., : slope.shape[-1]]
+        else:
+            z, scale = z.index_select(-1, which), scale.index_select(-1, which)
+        if self._slopes:
+            by_gain, by_shift = self._slopes
+            torch.sum(slope * z, -1, out=by_gain)
+            torch.sum(slope, -1, out=by_shift)
+        slope.mul_(self._gain)
+        along = (slope * z).mean(-2, keepdim=True)
+        return slope.sub_(slope.mean(-2, keepdim=True)).addcmul_(z, along, value=-1).mul_(scale)
 
 
 class Networks:
-    """Some networks with ReLUs between their layers, as they are multiplied: all at once, or one after another.
+    """The forward and the backward pass of n ReLU networks, the rows ``at`` of ``rows``. They may have normalisations.
 
-    What goes through them is x (n, i, B), which stays where it is, and so do all results: the views of them are made
-    once. The batch is the last axis, as products whose last axis is short are slow. What comes back, for the first
-    ``columns`` of a batch, are derivatives by the parameters (``fits``) or by the last rows of x, ``inputs`` of them.
+    The input is x (n, i, B) for i input entries. It is read from the same memory in every pass, and results are written
+    to the same memory, so that views are made only here. The batch is the last axis, because products with a short last
+    axis are slow. The backward pass takes the first ``columns`` of the batch. It computes derivatives by the parameters
+    if ``fits``, and by the last ``inputs`` entries of the input.
+
+    ``batched`` multiplies all n networks in one call; otherwise they are computed one after another. ``memories`` are
+    shared with other passes of the same shape: one for each network, or one for all if batched.
     """
 
     def __init__(
@@ -140,46 +199,60 @@ class Networks:
     ) -> None:
         pieces, slopes = rows.pieces(rows.flat[at]), rows.pieces(rows.gradient[at])
         last = len(pieces) - 2
+        normed = pieces[2].dim() == 2  # each hidden layer has a normalisation after it, whose gain is no matrix
         self._batched = batched
         self._affine: Any
         self._affine, self._product = (torch.baddbmm, torch.bmm) if batched else (torch.addmm, torch.mm)
         self._out = x.new_empty(len(x), pieces[-1].shape[-1], x.shape[-1])
         self._by_input = x.new_empty(len(x), inputs, columns)
-        self._forth: list[tuple[Any, ...]] = []
-        self._back: list[list[tuple[Any, ...]]] = []  # of each, from the last layer to the first
+        self._forward: list[tuple[Any, ...]] = []  # a layer: bias, weight, input, output, normalisation, ReLU or not
+        self._backward: list[list[tuple[Any, ...]]] = []  # for each network, from the last layer to the first
 
-        def kept(memory: Memory, *key: int) -> Tensor:
+        def shared(memory: Memory, *key: int) -> Tensor:
             return memory.setdefault(key, x.new_empty(*x.shape[: int(batched)], *key[-2:]))
 
-        each: Sequence[Any] = [...] if batched else range(len(x))
-        for one, memory in zip(each, memories, strict=False):
-            given, below, back = x[one], self._by_input[one] if inputs else None, []
-            for layer in range(0, last + 1, 2):
-                weight, bias, seen = pieces[layer][one], pieces[layer + 1][one], given[..., :columns]
-                into = (slopes[layer][one], slopes[layer + 1][one]) if fits else None
-                by_seen = weight if layer else weight[..., weight.shape[-1] - inputs :]
-                back.append((seen if layer else None, seen.mT, by_seen.mT, into, below))
-                out = self._out[one] if layer == last else kept(memory, layer, weight.shape[-2], x.shape[-1])
-                below = kept(memory, layer + 1, weight.shape[-2], columns)
-                self._forth.append((bias[..., None], weight, given, out, layer < last))
-                given = out
-            self._back.append(back[::-1])
+        indices: Sequence[Any] = [...] if batched else range(len(x))
+        for index, memory in zip(indices, memories, strict=False):
+            layer_input, by_layer_input, backward = x[index], self._by_input[index] if inputs else None, []
+            norm: Normalisation | None = None
+            for layer in range(0, last + 1, 4 if normed else 2):
+                weight, bias = pieces[layer][index], pieces[layer + 1][index]
+                used = layer_input[..., :columns]
+                by_parameters = (slopes[layer][index], slopes[layer + 1][index]) if fits else None
+                used_weight = weight if layer else weight[..., weight.shape[-1] - inputs :]
+                backward.append((used if layer else None, norm, used.mT, used_weight.mT, by_parameters, by_layer_input))
+                out = self._out[index] if layer == last else shared(memory, layer, weight.shape[-2], x.shape[-1])
+                by_layer_input = shared(memory, layer + 1, weight.shape[-2], columns)
+                norm = None
+                if normed and layer < last:
+                    trained = (slopes[layer + 2][index], slopes[layer + 3][index]) if fits else None
+                    z = shared(memory, layer + 2, weight.shape[-2], x.shape[-1])
+                    scale = shared(memory, layer + 3, 1, x.shape[-1])
+                    norm = Normalisation(pieces[layer + 2][index], pieces[layer + 3][index], z, scale, trained)
+                self._forward.append((bias[..., None], weight, layer_input, out, norm, layer < last))
+                layer_input = out
+            self._backward.append(backward[::-1])
 
     def forward(self) -> Tensor:
-        """(n, j, B)."""
-        for bias, weight, x, out, hidden in self._forth:
+        """The outputs (n, j, B) for j output entries, in memory that the next pass overwrites."""
+        for bias, weight, x, out, norm, hidden in self._forward:
             self._affine(bias, weight, x, out=out)
+            if norm:
+                norm.forward(out)
             if hidden:
                 out.relu_()
         return self._out
 
     def backward(self, by_out: Tensor) -> Tensor:
-        """From the loss's derivative by the output (n, j, columns) to that by the input (n, inputs, columns)."""
-        for slope, back in zip([by_out] if self._batched else by_out.unbind(), self._back, strict=True):
-            for hidden, x, weight, into, below in back:
-                if into:
-                    by_weight, by_bias = into
-                    if hidden is None:  # an input is narrow: the batch's axis last here too
+        """The derivative of the loss by the input (n, inputs, columns), from that by the output (n, j, columns).
+
+        If ``fits``, it also writes the derivatives by the parameters to ``Rows.gradient``.
+        """
+        for slope, layers in zip([by_out] if self._batched else by_out.unbind(), self._backward, strict=True):
+            for hidden, norm, x, weight, by_parameters, below in layers:
+                if by_parameters:
+                    by_weight, by_bias = by_parameters
+                    if hidden is None:  # the input has few entries: keep the batch as the last axis here too
                         by_weight.copy_(self._product(x.mT, slope.mT).mT)
                     else:
                         self._product(slope, x, out=by_weight)
@@ -188,42 +261,48 @@ class Networks:
                     slope = self._product(weight, slope, out=below)
                 if hidden is not None:
                     threshold_backward(slope, hidden, 0, grad_input=slope)
+                if norm:
+                    slope = norm.backward(slope)
         return self._by_input
 
     def backward_of(self, which: Tensor, slope: float) -> Tensor:
-        """The same (1, inputs, B) where a column has the derivative ``slope`` in the network that ``which`` (B,) names.
+        """``backward`` of a minimum over the networks: (1, inputs, B). Not for ``batched`` networks.
 
-        In the others it has none, so that it goes back through this one alone; not for networks all at once.
+        ``which`` (B,) is the number of the least network in each column of the batch, and ``slope`` the derivative of
+        the loss by its output. The other networks get no gradient there, so that each column goes back through one
+        network only.
         """
         by_input = self._by_input[:1]
-        for number, back in enumerate(self._back):
+        for number, layers in enumerate(self._backward):
             columns = (which == number).nonzero()[:, 0]
             part = by_input.new_full((1, len(columns)), slope)
-            for hidden, _, weight, _, _ in back:
+            for hidden, norm, _, weight, _, _ in layers:
                 part = torch.mm(weight, part)
                 if hidden is not None:
                     threshold_backward(part, hidden.index_select(1, columns), 0, grad_input=part)
+                if norm:
+                    part = norm.backward(part, columns)
             by_input[0].index_copy_(1, columns, part)
         return by_input
 
 
 class Parts(NamedTuple):
-    """What an update of some models needs of them; all of it stays where it is."""
+    """What the update of some models works on. These are views: the memory stays the same."""
 
-    critics: slice  # their rows
-    copies: list[tuple[Tensor, Tensor]]  # to, from
-    action: Tensor  # where the policy's goes
-    policy: Networks
+    critics: slice  # the rows of their critics
+    copies: list[tuple[Tensor, Tensor]]  # (to, from): parts of a new batch that go into the networks' inputs
+    action: Tensor  # where the policy's actions go
+    policy: Networks  # pi at s and s'
     fitted: Networks  # the critics at (s, a)
-    asked: Networks  # at (s, pi(s))
-    target: Networks  # at (s', pi(s'))
+    on_policy: Networks  # the critics at (s, pi(s))
+    target: Networks  # the target critics at (s', pi(s'))
 
 
 class BatchedSAC:
-    """L models of one shape. Model l draws its batches from ``views[l]`` and its noise from ``noises[l]``.
+    """Updates L SB3 models of one shape. Model l draws ``batch`` rows from ``views[l]`` and noise from ``noises[l]``.
 
-    ``batched`` multiplies the matrices of all networks at once, as a GPU wants it. A CPU is faster with one after
-    another: its products of single matrices are better, and a network's numbers stay in its cache.
+    ``batched`` multiplies the matrices of all networks in one call, which is the default on a GPU. A CPU is faster with
+    one network after another: it multiplies single matrices better, and one network fits into its cache.
     """
 
     def __init__(
@@ -254,7 +333,7 @@ class BatchedSAC:
         self._memories: list[Memory] = [{} for _ in range(1 + self._critics)]  # the policy's, the critics'
         self._parts: dict[tuple[int, int], Parts] = {}
         self._obs, self._act = model.observation_space.shape[0], model.action_space.shape[0]
-        self._stores = {view.store: Mirror(view.store, device) for view in views}
+        self._stores = {view.store: DeviceCopy(view.store, device) for view in views}
         self._drawn = torch.zeros(len(models), batch, 2 * self._obs + self._act + 2, device=device)
         copies = self._critics if self._batched else 1  # products of many at once need each factor in full
         width = self._obs + self._act
@@ -268,28 +347,32 @@ class BatchedSAC:
             self._capture()
 
     def improve(self, updates: int, step: int, at: slice | None = None) -> list[dict[str, float]]:
-        """So many updates of the models ``at``; for each, what SB3 logs of it, means over the updates."""
+        """``updates`` gradient steps of the models ``at`` (default: all), at environment step ``step``.
+
+        Returns the metrics of each model by SB3's log keys, means over the updates. FloatingPointError if one is not
+        finite.
+        """
         at = at or slice(0, len(self._models))
         measured = torch.stack([self._improve(at) for _ in range(updates)]).mean(0)  # (4, l)
-        told = []
+        metrics = []
         for model, column in zip(self._models[at], measured.T.tolist(), strict=True):
             model._n_updates += updates
             values = dict(zip(METRICS, column, strict=True))
             for key, value in values.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
-            told.append(values | {"train/n_updates": model._n_updates, "train/learning_rate": self._rate})
-        return told
+            metrics.append(values | {"train/n_updates": model._n_updates, "train/learning_rate": self._rate})
+        return metrics
 
     def _improve(self, at: slice) -> Tensor:
-        """An update of the models ``at`` on fresh batches."""
+        """One update of the models ``at`` on new batches; the metrics (4, l)."""
         rewards, noises = (drawn[at] for drawn in self._chance)
         for drawn, reward, noise, view, rng in zip(
             self._drawn[at], rewards, noises, self._views[at], self._noises[at], strict=True
         ):
             rows, reward[:] = view.sample(len(drawn))
             self._stores[view.store].take(rows, out=drawn)
-            for part in noise:  # in SB3's order: for this step's action, then for the next one's
+            for part in noise:  # in SB3's order: first for a ~ pi(s), then for a' ~ pi(s')
                 part.normal_(generator=rng)
         self._reward[at] = rewards
         self._noise[at].unflatten(-1, noises.shape[1:3]).copy_(noises.permute(0, 3, 1, 2))
@@ -299,9 +382,9 @@ class BatchedSAC:
         return self._measured.clone()
 
     def _capture(self) -> None:
-        """An update of all models as one CUDA graph, whose some hundred kernels are then launched as one.
+        """Records an update of all models as one CUDA graph, so that some hundred kernels are launched in one call.
 
-        A state that is loaded later is copied into what it uses.
+        The graph reads and writes the memory of ``Rows``: a state that is loaded later is copied into it.
         """
         parts = self._actor, self._critic, self._target, self._alpha
         moved = [matrix for rows in parts for matrix in (rows.flat, rows.first, rows.second, rows.steps)]
@@ -320,12 +403,13 @@ class BatchedSAC:
         self._graph = graph
 
     def _update(self, at: slice) -> Tensor:
-        """Of the models ``at``, on what was drawn for them; the metrics (4, l)."""
+        """Updates the models ``at`` on the batches that were drawn for them; the metrics (4, l)."""
         if self._batched or at.stop - at.start == 1:
             return self._update_at(at)
-        return torch.cat([self._update_at(slice(one, one + 1)) for one in range(at.start, at.stop)], 1)
+        return torch.cat([self._update_at(slice(number, number + 1)) for number in range(at.start, at.stop)], 1)
 
     def _update_at(self, at: slice) -> Tensor:
+        """The update itself, as the formulas at the top: of l models in one pass."""
         drawn, parts, log_alpha = self._drawn[at], self._parts_at(at), self._alpha.flat[at, :1]
         alpha, count, shape = log_alpha.exp(), drawn.shape[1], (-1, self._critics, drawn.shape[1])  # (l, 1)
         for to, what in parts.copies:
@@ -341,12 +425,12 @@ class BatchedSAC:
         parts.fitted.backward((error / count).view(-1, 1, count))
         self._critic.step(parts.critics)
 
-        value, least = parts.asked.forward().view(shape).min(1, keepdim=True)
+        value, least = parts.on_policy.forward().view(shape).min(1, keepdim=True)
         if self._batched:
             slope = torch.zeros_like(error).scatter_(1, least, -1 / count)
-            by_action = parts.asked.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
+            by_action = parts.on_policy.backward(slope.view(-1, 1, count)).unflatten(0, shape[:2]).sum(1)
         else:
-            by_action = parts.asked.backward_of(least.view(-1), -1 / count)
+            by_action = parts.on_policy.backward_of(least.view(-1), -1 / count)
         parts.policy.backward(squashed_slope(chosen, by_action, alpha / count))
         mean = log_prob.mean(-1, keepdim=True)
         surprise = mean + self._entropy
@@ -360,6 +444,7 @@ class BatchedSAC:
         return measured
 
     def _parts_at(self, at: slice) -> Parts:
+        """The parts of the models ``at``, made once."""
         key = at.start, at.stop
         if key in self._parts:
             return self._parts[key]
@@ -388,21 +473,21 @@ class BatchedSAC:
         return self._parts[key]
 
 
-EPSILON = 1e-6  # SB3's, in the logarithm of 1 - a^2
+EPSILON = 1e-6  # SB3 adds it to 1 - a^2 before the logarithm
 
 
 class Squashed(NamedTuple):
-    """Actions (..., a, B) = tanh(mu + spread), their log-densities (..., B), and what derivatives need of them."""
+    """Actions of a squashed Gaussian policy, and what their derivatives need."""
 
-    action: Tensor
-    log_prob: Tensor
-    spread: Tensor  # exp(log_std) noise
-    flat: Tensor  # the slope of tanh
-    inside: Tensor  # whether log_std was left as it is
+    action: Tensor  # (..., a, B) tanh(mu + spread)
+    log_prob: Tensor  # (..., B) log pi(action)
+    spread: Tensor  # (..., a, B) exp(log_std) noise
+    flat: Tensor  # (..., a, B) the slope of tanh, 1 - action^2
+    inside: Tensor  # (..., a, B) whether log_std was not clamped
 
 
 def squashed(heads: Tensor, noise: Tensor) -> Squashed:
-    """``heads`` (..., 2 a, B) are mu and log_std, the latter before it is clamped; ``noise`` is (..., a, B)."""
+    """Actions from ``heads`` (..., 2 a, B), which are mu and then the unclamped log_std, and ``noise`` (..., a, B)."""
     mu, raw = heads.chunk(2, -2)
     log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
     spread = log_std.exp() * noise
@@ -414,9 +499,12 @@ def squashed(heads: Tensor, noise: Tensor) -> Squashed:
 
 
 def squashed_slope(chosen: Squashed, by_action: Tensor, weight: Tensor) -> Tensor:
-    """The derivative of weight log pi(a) + v(a) by the heads (l, 2 a, C), from dv/da (l, a, C); weight is (l, 1)."""
+    """The derivative of weight log pi(a) + v(a) by the heads: (l, 2 a, C).
+
+    ``by_action`` (l, a, C) is dv/da at the first C columns of the batch, ``weight`` is (l, 1).
+    """
     action, _, spread, flat, inside = (part[..., : by_action.shape[-1]] for part in chosen)
     weight = weight[..., None]
     by_mu = (by_action + weight * 2 * action / (flat + EPSILON)) * flat
-    by_log_std = (by_mu * spread - weight) * inside  # none where it was clamped
+    by_log_std = (by_mu * spread - weight) * inside  # zero where it was clamped
     return torch.cat([by_mu, by_log_std], -2)

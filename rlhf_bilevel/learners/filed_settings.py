@@ -1,7 +1,7 @@
-"""The settings of an SB3 algorithm that are taken from a run's config.yaml, which may be a stranger's.
+"""Which settings of an SB3 algorithm a run's config.yaml may hold. The file may be a stranger's.
 
-A user's own ``algorithm_settings`` in Python may be anything that the algorithm takes. From a file only what is listed
-here is taken: plain numbers and switches within bounds; no class, no path, nothing else that allocates or writes.
+In Python, ``algorithm_settings`` may be anything that the algorithm takes. From a file, only the settings listed here
+are taken: plain numbers and switches within bounds. No class, no path, nothing else that allocates memory or writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlhf_bilevel.config import Count, Fraction, Often, Positive, Rate, Share, Size, Times, Weight, nearest, number
+from rlhf_bilevel.config import (
+    Count,
+    Fraction,
+    Often,
+    Positive,
+    Rate,
+    Share,
+    Size,
+    Times,
+    Weight,
+    check_ent_coef,
+    did_you_mean,
+    parse_number,
+)
 from rlhf_bilevel.errors import UserError
 
 Units = Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=16)]
@@ -22,16 +35,8 @@ Log = Annotated[float, Field(ge=-20, le=20)]
 SDE = Annotated[int, Field(ge=-1, le=10**9)]
 
 
-def _temperature(value: Any) -> Any:
-    """``ent_coef`` of SAC: a number, ``auto`` or ``auto_0.1``."""
-    kind, _, start = value.partition("_") if isinstance(value, str) else ("auto", "", value)
-    if value == "auto" or (kind == "auto" and "_" not in str(start) and 0 < number(start) <= 1e9):
-        return value
-    raise ValueError("must be a positive number, auto or auto_NUMBER")
-
-
 def _entropy(value: Any) -> Any:
-    if value == "auto" or (not isinstance(value, str) and abs(number(value)) <= 1e9):
+    if value == "auto" or (not isinstance(value, str) and abs(parse_number(value)) <= 1e9):
         return value
     raise ValueError("must be a number or auto")
 
@@ -65,7 +70,7 @@ class _OffPolicyArch(_Settings):
 
 
 class _OffPolicyPolicy(_Policy):
-    net_arch: Annotated[_OffPolicyArch | None, BeforeValidator(lambda told: _for_each(told, "pi", "qf"))] = None
+    net_arch: Annotated[_OffPolicyArch | None, BeforeValidator(lambda value: _for_each(value, "pi", "qf"))] = None
     n_critics: Annotated[int, Field(ge=1, le=100)] = 2
 
 
@@ -81,7 +86,7 @@ class _PPOArch(_Settings):
 
 
 class _PPOPolicy(_Policy):
-    net_arch: Annotated[_PPOArch | None, BeforeValidator(lambda told: _for_each(told, "pi", "vf"))] = None
+    net_arch: Annotated[_PPOArch | None, BeforeValidator(lambda value: _for_each(value, "pi", "vf"))] = None
     share_features_extractor: bool = True
     ortho_init: bool = True
     log_std_init: Log = 0.0
@@ -110,7 +115,7 @@ class _OffPolicy(_Algorithm):
 
 
 class _SAC(_OffPolicy):
-    ent_coef: Annotated[Any, AfterValidator(_temperature)] = "auto"
+    ent_coef: Annotated[Any, AfterValidator(check_ent_coef)] = "auto"
     target_entropy: Annotated[Any, AfterValidator(_entropy)] = "auto"
     target_update_interval: Size = 1
     use_sde: bool = False
@@ -141,24 +146,24 @@ class _PPO(_Algorithm):
     policy_kwargs: _PPOPolicy | None = None
 
 
-def check(file: object, algorithm: type[BaseAlgorithm], given: Mapping[str, Any]) -> None:
-    """UserError, in one line, unless ``file`` may tell these settings of ``algorithm``."""
+def check(file: object, algorithm: type[BaseAlgorithm], settings: Mapping[str, Any]) -> None:
+    """UserError, in one line, if ``file`` holds settings of ``algorithm`` that no file may hold."""
     kinds: dict[type[BaseAlgorithm], type[_Settings]] = {SAC: _SAC, DDPG: _OffPolicy, TD3: _TD3, PPO: _PPO}
-    kind = next((model for known, model in kinds.items() if issubclass(algorithm, known)), _OffPolicy)
+    kind = next((model for base, model in kinds.items() if issubclass(algorithm, base)), _OffPolicy)
     try:
-        kind.model_validate(given)
+        kind.model_validate(settings)
     except ValidationError as error:
         fault = error.errors()[0]
         names = [str(part) for part in fault["loc"]]
         why = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            why = f"no file may set it; {nearest(names[-1], _names(kind, names[:-1]))}"
+            why = f"no file may set it; {did_you_mean(names[-1], _names(kind, names[:-1]))}"
         told = f"algorithm_settings: {'.'.join(names)}={fault['input']!r:.60}: {why}"
         raise UserError(f"{file}: {told}. If it is your own, give algorithm_settings= in Python") from None
 
 
 def _names(model: Any, below: Sequence[str]) -> list[str]:
-    """Of the settings of ``model`` that are called so."""
+    """The names of the settings of ``model``, or of its part that the names in ``below`` lead to."""
     for name in below:
         kinds = [model.model_fields[name].annotation, *getattr(model.model_fields[name].annotation, "__args__", ())]
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))

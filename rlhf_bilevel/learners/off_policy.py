@@ -1,4 +1,4 @@
-"""Learners on Stable-Baselines3: its networks and its algorithms, on our store and our reward."""
+"""Off-policy learners: the algorithms of Stable-Baselines3, on the replay buffer and the reward of a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,8 @@ from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import save_to_pkl
-from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,67 +26,52 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
-from rlhf_bilevel.types import Improve, RewardFn, RowReward, Steps
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
+from rlhf_bilevel.types import Improve, Metrics, RewardFn, RowReward, Steps
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
-BUFFER = 1_000_000  # transitions, SB3's default: what a saved model has room for where SB3 trains it on
-CHUNK = 4096  # rows that are rewarded at once
+BUFFER = 1_000_000  # transitions, SB3's default: the buffer size of a saved model, if SB3 trains it further
+CHUNK = 4096  # rows whose rewards are computed at once
 INSIDE = 1 - 1e-4
-"""Largest action whose log-probability is taken: at 1, which rounding can reach, a squashed Gaussian has none."""
+"""Actions are clipped to this before their log-probability is taken. A squashed Gaussian has none at 1, which rounding
+can reach."""
 
 
 def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
-    """Keyword arguments of ``algorithm`` for ``config``: what a plain SB3 run needs to do the same."""
-    chosen: dict[str, Any] = {
+    """Keyword arguments of the SB3 ``algorithm`` for ``config``. With them plain SB3 does the same."""
+    arguments: dict[str, Any] = {
         "policy": "MlpPolicy",
         "learning_rate": config.learning_rate,
         "learning_starts": config.learning_starts,
-        "batch_size": config.batch,
+        "batch_size": config.batch_size,
         "gamma": config.gamma,
         "tau": config.tau,
-        "train_freq": config.update_every,
-        "gradient_steps": config.updates,
+        "train_freq": config.train_freq,
+        "gradient_steps": config.gradient_steps,
         "seed": config.seed,
         "device": device,
-        # Fused Adam is the same rule in one call; a third of an update at small sizes is the loop over tensors
-        "policy_kwargs": {"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
+        # Fused Adam computes the same in one call. With small networks, the loop over tensors is a third of an update
+        "policy_kwargs": {"net_arch": list(config.net_arch), "optimizer_kwargs": {"fused": True}},
     }
     if issubclass(algorithm, SAC):
-        chosen["ent_coef"] = f"auto_{config.initial_alpha}"
+        arguments["ent_coef"] = config.ent_coef if config.ent_coef.startswith("auto") else float(config.ent_coef)
         if config.critic_layer_norm:
-            chosen["policy"] = NormedPolicy
-    return chosen
-
-
-class NormedCritic(ContinuousCritic):
-    """SB3's critics with a layer normalisation before each activation, which bounds what they extrapolate."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        inputs = kwargs["features_dim"] + get_action_dim(self.action_space)
-        shape = kwargs["net_arch"], kwargs["activation_fn"]
-        for number in range(self.n_critics):
-            network = nn.Sequential(*create_mlp(inputs, 1, *shape, post_linear_modules=[nn.LayerNorm]))
-            self.q_networks[number] = network
-            self.add_module(f"qf{number}", network)
-
-
-class NormedPolicy(SACPolicy):
-    def make_critic(self, features_extractor: Any = None) -> NormedCritic:
-        arguments = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return NormedCritic(**arguments).to(self.device)
+            arguments["policy"] = NormedPolicy
+    return arguments
 
 
 class ViewAsBuffer:
-    """What SB3's ``train`` asks of a replay buffer."""
+    """A learner's view of the replay buffer, with the part of SB3's buffer interface that ``train`` uses."""
 
     def __init__(self, view: RelabelledView, device: torch.device) -> None:
         self._view, self._device = view, device
 
     def size(self) -> int:
+        """How many rows are stored."""
         return self._view.store.size
 
     def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
+        """A batch with the learner's rewards, on its device. ``env`` is SB3's, for normalisation, and is not used."""
         rows, reward = self._view.sample(batch_size)
         store = self._view.store
         columns = (
@@ -104,9 +85,10 @@ class ViewAsBuffer:
 
 
 class SB3Learner:
-    """Any off-policy algorithm of SB3 with a Box action space, driven one environment step at a time.
+    """A ``Learner`` with any off-policy algorithm of SB3 that takes a Box action space.
 
-    ``number`` sets learners of one run apart; learner 0 draws what plain SB3 with the same seed would draw.
+    ``number`` gives each learner of a run random numbers of its own. Learner 0 draws the same as plain SB3 with the
+    same seed. ``overrides`` are arguments of the algorithm, which go before those of ``config``.
     """
 
     def __init__(
@@ -123,11 +105,11 @@ class SB3Learner:
         arguments = settings(config, algorithm, device) | {"seed": seed} | overrides | {"buffer_size": 1}
         model: Any = algorithm(env=env, **arguments)
         self.model = model
-        model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model: here the store is the buffer
+        model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model; here the store is the buffer
         model.save = partial(_save, model)
         model.save_replay_buffer = self._save_buffer
-        model.action_space = copy.deepcopy(model.action_space)  # which environments may share, and its random stream
-        # A stream of its own, from where SB3's seed has put torch's: beside other learners it draws as it would alone
+        model.action_space = copy.deepcopy(model.action_space)  # environments may share it and its random numbers
+        # Its own random numbers, from where SB3 has seeded torch: beside other learners it draws the same as alone
         self._rng = torch.Generator()
         self._rng.set_state(torch.get_rng_state())
         self.model.set_logger(Logger(folder=None, output_formats=[]))
@@ -138,8 +120,9 @@ class SB3Learner:
         self._plain = stackable(model) and model.action_noise is None and model.device.type == "cpu"
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Learner.act``. Before ``learning_starts`` actions are uniform."""
         model, start = self.model, self._config.learning_starts
-        if self._plain and step >= start:  # the same draws as SB3's ``predict``, which is slow
+        if self._plain and step >= start:  # draws the same as SB3's ``predict``, which is slow
             with torch.no_grad():
                 mean, log_std, _ = model.actor.get_action_dist_params(torch.as_tensor(obs[None]))
                 noise = torch.randn(mean.shape, generator=self._rng)
@@ -150,20 +133,23 @@ class SB3Learner:
             action, scaled = model._sample_action(start, model.action_noise)
         return action[0], scaled[0]
 
-    def improve(self, updates: int, step: int) -> dict[str, float]:
-        self.model._update_current_progress_remaining(step, self._config.steps)
+    def improve(self, updates: int, step: int) -> Metrics:
+        """As ``Learner.improve``, by SB3's ``train``. The metrics are those that SB3 logs."""
+        self.model._update_current_progress_remaining(step, self._config.total_timesteps)
         with drawing_from(self._rng), logging_to(self._metrics, self.model):
-            self.model.train(updates, self._config.batch)
+            self.model.train(updates, self._config.batch_size)
         values = dict(self._metrics.name_to_value)
         for key, value in values.items():
             if not np.isfinite(value):
                 raise FloatingPointError(f"a learner diverged at step {step}: {key}={value}")
         return values
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        self._view.see(signal, keep)
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        """As ``Learner.set_reward``."""
+        self._view.set_reward(reward, cache)
 
     def reset_critic(self) -> None:
+        """As ``Learner.reset_critic``. The critics' optimizer and target critics are reset too."""
         critic = self.model.critic
         with drawing_from(self._rng):
             for module in critic.modules():
@@ -174,7 +160,8 @@ class SB3Learner:
                 moment.zero_()
         self.model.critic_target.load_state_dict(critic.state_dict())
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
+        """As ``Learner.state_dict``."""
         modules, variables = self.model._get_torch_save_params()
         noise = self.model.action_noise
         return {
@@ -184,10 +171,11 @@ class SB3Learner:
             "actions": self.model.action_space.np_random.bit_generator.state,
             "noise": torch.from_numpy(noise.noise_prev) if isinstance(noise, OrnsteinUhlenbeckActionNoise) else None,
             "rng": self._rng.get_state(),
-            "view": self._view.state(),
+            "view": self._view.state_dict(),
         }
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
+        """As ``Learner.load_state_dict``."""
         for name, saved in state["modules"].items():
             part = attrgetter(name)(self.model)
             if isinstance(part, torch.optim.Optimizer):
@@ -201,36 +189,40 @@ class SB3Learner:
         if state["noise"] is not None:
             self.model.action_noise.noise_prev = state["noise"].numpy()
         self._rng.set_state(state["rng"])
-        self._view.load(state["view"])
+        self._view.load_state_dict(state["view"])
 
     def load_policy(self, state: Tree) -> None:
+        """Loads only the policy of a ``state_dict``: the learner acts as that one did, and cannot learn on."""
         self.model.policy.load_state_dict(state["modules"]["policy"])
 
     def follow(self, other: SB3Learner) -> None:
-        theirs = copy.deepcopy(other.state())
-        mine = self.state()
-        view = mine["view"] | {"rng": theirs["view"]["rng"]}
-        self.load(theirs | {"view": view, "actions": mine["actions"]})
+        """As ``Learner.follow``. Cached rewards and the random numbers of uniform actions stay its own."""
+        old, new = self.state_dict(), copy.deepcopy(other.state_dict())
+        view = old["view"] | {"rng": new["view"]["rng"]}
+        self.load_state_dict(new | {"view": view, "actions": old["actions"]})
 
     def value_gap(self, other: SB3Learner, obs: Tensor) -> float:
-        """J(self) - J(other) in discounted return, entropies included, by the values of this learner alone.
+        """J(self) - J(other) in discounted return, entropies included, by the critics of this learner alone.
 
-        The performance-difference lemma: over states ``obs`` (N, o) that ``other`` visits, the mean of
-        V(s) - E_{a ~ other}[Q(s, a) - alpha log other(a|s)], over 1 - gamma. Never negative if this learner is optimal.
+        By the performance-difference lemma [Kakade and Langford 2002] it is
+        E_s[ V(s) - E_{a ~ other}[Q(s, a) - alpha log other(a|s)] ] / (1 - gamma) over the states ``obs`` (N, o) that
+        ``other`` visits. It is not negative if this learner is optimal.
         """
         states = obs.to(self.model.device)
-        with torch.no_grad(), torch.random.fork_rng():  # a metric must not move the run
+        with torch.no_grad(), torch.random.fork_rng():  # a metric must not change what the run draws
             critic = self.model.critic
             gap = self._soft_value(states, self.model.actor, critic)
             gap -= self._soft_value(states, other.model.actor, critic)
         return gap.mean().item() / (1 - self._config.gamma)
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        """As ``Learner.value``."""
         flat_obs, flat_act = (part.flatten(0, -2).to(self.model.device) for part in (obs, act))
         with torch.no_grad():
             return torch.stack(self.model.critic(flat_obs, flat_act)).amin(0).reshape(obs.shape[:-1]).cpu()
 
     def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
+        """As ``Learner.critics_after``: a step on the mean squared Bellman error, at the learning rate of the run."""
         model, store = self.model, self._view.store
         columns = (store.obs, store.act, store.next_obs, store.terminated)
         obs, act, next_obs, terminated = (column[rows].to(model.device) for column in columns)
@@ -248,6 +240,7 @@ class SB3Learner:
         return lambda obs, act: critics(after, obs.to(model.device), act.to(model.device)).to(reward.device)
 
     def score_products(self, steps: Steps, others: Steps, weight: Tensor) -> Tensor:
+        """As ``Learner.score_products``. UserError if the algorithm has no log pi(a|s)."""
         actor = self.model.actor
         if not isinstance(self.model, SAC):
             raise UserError(
@@ -261,16 +254,16 @@ class SB3Learner:
 
         weights = list(actor.parameters())
         direction = torch.autograd.grad(weight.to(self.model.device) @ log_prob(*others), weights)
-        # d/du of the scores summed with weights u, which is linear in u: a derivative along ``direction`` for each step
+        # The gradient of u . log pi is linear in u. Its derivative by u, along ``direction``, is one product per step
         u = torch.ones(len(steps[0]), device=self.model.device, requires_grad=True)
         scores = torch.autograd.grad(u @ log_prob(*steps), weights, create_graph=True)
         return torch.autograd.grad(scores, u, direction)[0].cpu()
 
     def replay_buffer(self) -> SB3ReplayBuffer:
-        """A buffer of SB3's with all that is stored, with rewards as this learner sees them now."""
+        """A replay buffer of SB3 with all stored rows and this learner's rewards of now."""
         model, store, size = self.model, self._view.store, self._view.store.size
         spaces = model.observation_space, model.action_space
-        buffer = SB3ReplayBuffer(len(store.truth), *spaces, model.device)
+        buffer = SB3ReplayBuffer(len(store.env_reward), *spaces, model.device)
         columns = {"observations": store.obs, "next_observations": store.next_obs, "actions": store.act}
         for name, column in columns.items():
             getattr(buffer, name)[:size, 0] = column[:size]
@@ -288,9 +281,11 @@ class SB3Learner:
         save_to_pkl(path, self.replay_buffer(), self.model.verbose)
 
     def temperature(self) -> float:
+        """As ``Learner.temperature``."""
         return self._alpha().item()
 
     def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
+        """One sample of min_q Q_q(s, a) - alpha log pi(a|s) in each state (N, o): (N,)."""
         if not isinstance(self.model, SAC):  # no entropy term
             return torch.stack(critic(states, actor(states))).amin(0).squeeze(-1)
         act, log_prob = actor.action_log_prob(states)
@@ -302,23 +297,29 @@ class SB3Learner:
 
 
 def together(learners: Sequence[Any]) -> Improve:
-    """These learners improved as one, where that is SB3's own update but for rounding; else one after another."""
-    stack = stacked(learners)
-    return stack.improve if stack else lambda updates, step: [each.improve(updates, step) for each in learners]
+    """How to improve these learners: all in one update if ``BatchedSAC`` can do that, otherwise one after another."""
+    batched = stacked(learners)
+    if batched:
+        return batched.improve
+    return lambda updates, step: [learner.improve(updates, step) for learner in learners]
 
 
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
+    """A ``BatchedSAC`` of all learners; None if one of them is not plain SAC (see ``stackable``)."""
     models = [learner.model for learner in learners]
-    if not all(map(stackable, models)):
+    if not all(type(learner) is SB3Learner and stackable(learner.model) for learner in learners):
         return None
     views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
-    return BatchedSAC(models, views, rngs, learners[0]._config.batch)
+    return BatchedSAC(models, views, rngs, learners[0]._config.batch_size)
 
 
 @contextmanager
 def on_its_own(model: Any) -> Iterator[None]:
-    """While ``model`` is saved: torch writes all the memory that a view looks at, here that of every learner. And
-    Adam is as SB3 has it: fused or not is a matter of speed."""
+    """Makes ``model`` independent of ``BatchedSAC`` while it is saved.
+
+    Its tensors are views of the memory of all learners, which torch would save whole: they become copies. Adam loses
+    the argument ``fused``, which only concerns speed here.
+    """
     modules, variables = model._get_torch_save_params()
     tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
     parts = [attrgetter(name)(model) for name in modules]
@@ -326,33 +327,37 @@ def on_its_own(model: Any) -> Iterator[None]:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if "fused" in group]
     for optimizer in optimizers:
         tensors += [moment for moments in optimizer.state.values() for moment in moments.values()]
-    held, fused, chosen = [tensor.data for tensor in tensors], [group["fused"] for group in groups], model.policy_kwargs
+    views, fused, kwargs = (
+        [tensor.data for tensor in tensors],
+        [group["fused"] for group in groups],
+        model.policy_kwargs,
+    )
     for tensor in tensors:
         tensor.data = tensor.data.clone()
     for group in groups:
         group["fused"] = None
-    optimizer_kwargs = {key: value for key, value in chosen.get("optimizer_kwargs", {}).items() if key != "fused"}
-    model.policy_kwargs = {key: value for key, value in chosen.items() if key != "optimizer_kwargs"}
+    optimizer_kwargs = {key: value for key, value in kwargs.get("optimizer_kwargs", {}).items() if key != "fused"}
+    model.policy_kwargs = {key: value for key, value in kwargs.items() if key != "optimizer_kwargs"}
     model.policy_kwargs |= {"optimizer_kwargs": optimizer_kwargs} if optimizer_kwargs else {}
     try:
         yield
     finally:
-        model.policy_kwargs = chosen
+        model.policy_kwargs = kwargs
         for group, value in zip(groups, fused, strict=True):
             group["fused"] = value
-        for tensor, data in zip(tensors, held, strict=True):
+        for tensor, data in zip(tensors, views, strict=True):
             tensor.data = data
 
 
 def _save(model: Any, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-    """SB3's ``save``, of a file that SB3 goes on from as from its own."""
+    """SB3's ``save``: SB3 can load the file and train the model further."""
     with on_its_own(model):
         type(model).save(model, path, {*(exclude or ()), "_last_obs", "save", "save_replay_buffer"}, include)
 
 
 @contextmanager
 def logging_to(logger: Logger, model: Any) -> Iterator[None]:
-    """SB3's ``train`` tells its metrics to the model's logger: here it is ``logger``."""
+    """Inside, ``model`` logs to ``logger``, as SB3's ``train`` does with its metrics."""
     outer, model._logger = model._logger, logger
     try:
         yield
@@ -362,7 +367,7 @@ def logging_to(logger: Logger, model: Any) -> Iterator[None]:
 
 @contextmanager
 def drawing_from(rng: torch.Generator) -> Iterator[None]:
-    """SB3 draws from torch's global generator: here it is ``rng``."""
+    """Inside, torch's global generator, from which SB3 draws, continues ``rng``; what is drawn moves ``rng``."""
     outer = torch.get_rng_state()
     torch.set_rng_state(rng.get_state())
     try:

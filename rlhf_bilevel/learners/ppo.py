@@ -1,9 +1,9 @@
-"""PPO of Stable-Baselines3 as a learner on our store and our reward [Schulman et al. 2017].
-
-A rollout is what has been acted since the last update. When it is full it is rewarded with what the learner sees then,
-generalised advantages are taken of it, an episode's time limit bootstrapped, and PPO's epochs follow:
+"""PPO of Stable-Baselines3, on the replay buffer and the reward of a run [Schulman et al. 2017].
 
     d_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t),      A_t = d_t + gamma lambda A_{t+1} within an episode
+
+A rollout is all steps since the last update. When it has ``n_steps`` steps, they get the learner's rewards of that
+moment and generalised advantages A_t, and PPO's epochs follow. At a time limit the value of the next state is added.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
@@ -21,15 +22,16 @@ from torch import Tensor
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.envs.actions import scaled
 from rlhf_bilevel.learners.off_policy import drawing_from, logging_to
-from rlhf_bilevel.types import RowReward
+from rlhf_bilevel.types import Metrics, RowReward
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
 
 class PPOLearner:
-    """The store's only writer, driven one environment step at a time. It has no critics of actions.
+    """A ``Learner`` with PPO. It must be the only learner of its run, and it has no critic of actions.
 
-    However many gradient steps are due, it takes PPO's own as often as a rollout of ``n_steps`` is full.
+    It takes its gradient steps when a rollout of ``n_steps`` is full, however many are asked for.
     """
 
     def __init__(
@@ -47,34 +49,39 @@ class PPOLearner:
             "gamma": config.gamma,
             "seed": config.seed + number * 100_003,
             "device": device,
-            "policy_kwargs": {"net_arch": list(config.hidden)},
+            "policy_kwargs": {"net_arch": list(config.net_arch)},
         }
         self.model: Any = algorithm(env=env, **arguments | overrides)
-        self._rng = torch.Generator()  # a stream of its own, from where SB3's seed has put torch's
+        self._rng = torch.Generator()  # its own random numbers, from where SB3 has seeded torch
         self._rng.set_state(torch.get_rng_state())
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         self._metrics = Logger(folder=None, output_formats=[])
         self._store, self._config = store, config
-        self._signal: RowReward = store.true_reward
-        self._begin = 0  # first row of the rollout
-        self._taken: list[Tensor] = []  # of its rows: the action before it was clipped, its log-probability, V(s)
+        self._row_reward: RowReward = store.true_reward
+        self._begin = 0  # the first row of the rollout
+        self._taken: list[Tensor] = []  # for each row of it: the action before clipping, its log-probability, V(s)
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Learner.act``."""
         policy, space = self.model.policy, self.model.action_space
         policy.set_training_mode(False)
         with torch.no_grad(), drawing_from(self._rng):
             action, value, log_prob = policy(torch.as_tensor(obs[None], device=self.model.device))
-        del self._taken[self._store.size - self._begin :]  # a step that failed, and was not stored
-        self._taken.append(torch.cat([action[0], log_prob, value[0]]).cpu())
+        del self._taken[self._store.size - self._begin :]  # a step that failed was not stored
+        self._taken.append(torch.cat([action.reshape(-1).to(value.dtype), log_prob, value[0]]).cpu())
+        if isinstance(space, Discrete):
+            chosen = action[0].cpu().numpy()
+            return chosen, scaled(space, chosen)
         clipped = np.clip(action[0].cpu().numpy(), space.low, space.high)
         return clipped, policy.scale_action(clipped)
 
-    def improve(self, updates: int, step: int) -> dict[str, float]:
+    def improve(self, updates: int, step: int) -> Metrics:
+        """PPO's epochs if the rollout is full, otherwise nothing. As ``Learner.improve`` in all else."""
         model = self.model
         if len(self._taken) < model.n_steps:
             return {}
         model.rollout_buffer = self._rollout()
-        model._update_current_progress_remaining(step, self._config.steps)
+        model._update_current_progress_remaining(step, self._config.total_timesteps)
         with drawing_from(self._rng), logging_to(self._metrics, model):
             model.train()
         self._forget()
@@ -84,13 +91,14 @@ class PPOLearner:
         return values
 
     def _rollout(self) -> RolloutBuffer:
+        """The rollout as SB3's buffer, with rewards and advantages."""
         model, store = self.model, self._store
         rows, taken = torch.arange(self._begin, store.size), torch.stack(self._taken)
         spaces = model.observation_space, model.action_space
         buffer = RolloutBuffer(len(rows), *spaces, model.device, gae_lambda=model.gae_lambda, gamma=model.gamma)
         starts, terminated = torch.isin(rows, store.index()["starts"]).numpy(), store.terminated[rows].numpy()
-        reward = self._signal(rows).numpy().copy()
-        for end in np.flatnonzero(starts[1:] & (terminated[:-1] == 0)):  # an episode that a time limit has cut
+        reward = self._row_reward(rows).numpy().copy()
+        for end in np.flatnonzero(starts[1:] & (terminated[:-1] == 0)):  # an episode that a time limit has ended
             reward[end] += model.gamma * self._value(rows[end])
         columns = (store.obs[rows], taken[:, :-2], reward, starts, taken[:, -1], taken[:, -2])
         names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
@@ -101,17 +109,17 @@ class PPOLearner:
         return buffer
 
     def _value(self, row: Tensor) -> Tensor:
-        """V of the state that follows on this row."""
+        """V of the state after this row."""
         with torch.no_grad():
             return self.model.policy.predict_values(self._store.next_obs[row][None].to(self.model.device))[0].cpu()
 
     def follow(self, other: PPOLearner) -> None:
-        theirs = copy.deepcopy(other.state())
-        mine = self.state()
-        self.load(mine | {name: theirs[name] for name in ("policy", "optimizer", "updates")})
+        """As ``Learner.follow``. The rollout stays its own."""
+        new = copy.deepcopy(other.state_dict())
+        self.load_state_dict(self.state_dict() | {name: new[name] for name in ("policy", "optimizer", "updates")})
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """V(s): there is no critic of actions."""
+        """V(s) of obs (..., o): (...), without gradient. ``act`` is not used."""
         with torch.no_grad():
             values = self.model.policy.predict_values(obs.flatten(0, -2).to(self.model.device))
         return values.reshape(obs.shape[:-1]).cpu()
@@ -119,11 +127,12 @@ class PPOLearner:
     def _forget(self) -> None:
         self._begin, self._taken = self._store.size, []
 
-    def see(self, signal: RowReward, keep: bool = True) -> None:
-        self._signal = signal  # asked for once a rollout: there is nothing to keep
+    def set_reward(self, reward: RowReward, cache: bool = True) -> None:
+        """As ``Learner.set_reward``. The reward is asked for once a rollout, so that nothing is cached."""
+        self._row_reward = reward
 
     def reset_critic(self) -> None:
-        """The rollout is forgotten too: its steps were valued by the critic that was."""
+        """As ``Learner.reset_critic``. The rollout is dropped too, because the old critic has valued its steps."""
         policy = self.model.policy
         with drawing_from(self._rng):
             for module in (*policy.mlp_extractor.value_net, policy.value_net):
@@ -134,7 +143,8 @@ class PPOLearner:
                             moment.zero_()
         self._forget()
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
+        """As ``Learner.state_dict``."""
         return {
             "policy": self.model.policy.state_dict(),
             "optimizer": optimizer_state(self.model.policy.optimizer),
@@ -144,7 +154,8 @@ class PPOLearner:
             "rng": self._rng.get_state(),
         }
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
+        """As ``Learner.load_state_dict``."""
         self.model.policy.load_state_dict(state["policy"])
         load_optimizer(self.model.policy.optimizer, state["optimizer"])
         self.model._n_updates, self._begin = state["updates"], state["begin"]
@@ -152,4 +163,5 @@ class PPOLearner:
         self._rng.set_state(state["rng"])
 
     def load_policy(self, state: Tree) -> None:
+        """Loads only the policy of a ``state_dict``: the learner acts as that one did, and cannot learn on."""
         self.model.policy.load_state_dict(state["policy"])

@@ -1,15 +1,15 @@
 """The cost c(s, a) = dG/dvisits(s, a): how the upper objective G moves where a policy visits (s, a) more often.
 
-A penalised learner is rewarded with r - sigma c. For tables c is a derivative, see ``tabular``. Here it is estimated
-from pairs of segments of length T, by least-squares decomposition into per-step terms u(s, a), U = sum_t u over a
-segment:
+The penalised learner gets the reward r - sigma c. In a finite MDP c is an exact derivative (see ``bilevel.tabular``).
+Here it is estimated from pairs of segments of T steps. A small network u(s, a) is fitted by least squares, with
+U(x) = sum_t u(s_t, a_t) over a segment x:
 
     preference_loss   G = E[loss(first, second)]    U(first) + U(second) ~ 2 loss   =>  U(x) = 2 E[loss | x] - const
     win_rate          G = -w P(policy's better)     U(first) - U(second) ~ -w (y - 1/2)  =>  U(x) = -w P(x wins) + const
 
-A constant in c moves no best response. Segments are cut uniformly from episodes, so a change of the normalised
-occupancy moves G by T sum u, and c = (1 - gamma) T u in terms of ``Visits``, whose weights sum to 1 / (1 - gamma).
-The reference of the win rate is the distribution from which labelled segments come.
+A constant in c changes no best response. Segments are cut uniformly from episodes, so that a change of the normalised
+occupancy changes G by T sum u. With the weights of ``Occupancy``, which sum to 1 / (1 - gamma), this is
+c = (1 - gamma) T u. The win rate is against segments that are distributed as the labelled ones.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, of_pair, weights
+from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, num_weights, pair_size
 from rlhf_bilevel.feedback.queries import entropy_of_mean, information_gain
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -31,14 +32,14 @@ from rlhf_bilevel.types import Preferences, Queries, RewardFn
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
 BOUND = 4.0
-"""Nats: largest |U| of a segment. A loss of ln 2 is what an uninformed reward has."""
+"""The largest |U| of a segment, in nats. For comparison: a reward that knows nothing has the loss ln 2."""
 
 
 class CostOptions(Options):
-    """Of a method with a cost."""
+    """Options of every method with a cost."""
 
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
-    win_weight: Positive = 1.0  # nats that a win rate of one is worth
+    win_weight: Positive = 1.0  # w, the nats that a win rate of one is worth
     cost: Literal["labels", "posterior", "information"] = "information"  # what c is fitted to
     cost_hidden: Layers = (64, 64)
     cost_learning_rate: Rate = 1e-3
@@ -49,24 +50,30 @@ class CostOptions(Options):
 
     @model_validator(mode="after")
     def check_cost(self) -> CostOptions:
+        """ValueError if the cost and the objective do not go together."""
         if self.cost == "information" and self.objective == "win_rate":
             raise ValueError("objective=win_rate has no cost=information: cost=labels or cost=posterior")
         return self
 
     def numbers(self, config: Config, inputs: int) -> int:
+        """How many floats the cost needs at most; ``inputs`` is o + a."""
         batch = min(self.cost_pairs, self.cost_labels) * 2 * config.segment_length * 2 * sum(self.cost_hidden)
-        return 7 * weights(inputs, *self.cost_hidden, 1) + self.cost_labels * of_pair(config, inputs) + batch
+        return 7 * num_weights(inputs, *self.cost_hidden, 1) + self.cost_labels * pair_size(config, inputs) + batch
 
 
-def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Tensor) -> Tensor:
-    """What U(first) +- U(second) is fitted to, from labels (B,) and the losses (B,) before training on them."""
+def label_targets(options: CostOptions, answers: Preferences, fresh_loss: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """What U(first) + U(second), or for the win rate U(first) - U(second), is fitted to: (B,), in nats.
+
+    ``fresh_loss`` (B,) are the losses of the answers before the reward was trained on them.
+    """
     return 2 * fresh_loss if options.objective == "preference_loss" else -options.win_weight * (answers.label - 0.5)
 
 
-def posterior_targets(options: CostOptions, members: RewardFn, queries: Queries) -> Tensor:
-    """The same without labels: expectations under the ensemble's mean preference, (B,).
+def posterior_targets(options: CostOptions, members: RewardFn, queries: Queries) -> Float[Tensor, " B"]:
+    """The same without labels: its expectation under the ensemble's mean preference, (B,), in nats.
 
-    Of the preference loss it is the entropy; ``information`` is the part of it that a label would take away.
+    For the preference loss this is twice the entropy of the mean preference. ``cost=information`` takes of the entropy
+    only the part that a label would remove.
     """
     with torch.no_grad():
         if options.objective == "win_rate":
@@ -75,7 +82,10 @@ def posterior_targets(options: CostOptions, members: RewardFn, queries: Queries)
 
 
 class LearnedCost(nn.Module):
-    """u(s, a) as a small bounded network. Called, it gives c = (1 - gamma) T u: (..., o), (..., a) to (...)."""
+    """The cost c = (1 - gamma) T u of obs (..., o) and act (..., a): (...). u is ``per_step``, a small bounded network.
+
+    ``rng`` draws u's initial weights and the pairs of each gradient step.
+    """
 
     def __init__(
         self, obs_size: int, act_size: int, config: Config, options: CostOptions, rng: torch.Generator
@@ -85,58 +95,60 @@ class LearnedCost(nn.Module):
         self._scale = (1 - config.gamma) * config.segment_length
         self._batch, self._rng = options.cost_pairs, rng
         bound = BOUND / config.segment_length
-        self.step = RewardEnsemble(obs_size, act_size, 1, options.cost_hidden, rng, bound=bound)
-        self._optimizer = torch.optim.Adam(self.parameters(), options.cost_learning_rate)
+        self.per_step = RewardEnsemble(obs_size, act_size, 1, options.cost_hidden, rng, bound=bound)
+        self.optimizer = torch.optim.Adam(self.parameters(), options.cost_learning_rate)
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        return self._scale * self.step(obs, act)
+    def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
+        """c, in nats per discounted visit."""
+        return self._scale * self.per_step(obs, act)
 
     @property
     def fitted(self) -> bool:
-        return bool(self._optimizer.state)
+        """Whether ``fit`` has made a step yet."""
+        return bool(self.optimizer.state)
 
-    def fit(self, pairs: Queries | Preferences, targets: Tensor, steps: int) -> float:
-        """Gradient steps on the squared error of the decomposition; returns the last one's, in nats squared."""
+    def fit(self, pairs: Queries | Preferences, targets: Float[Tensor, " B"], steps: int) -> float:
+        """Takes gradient steps on ``squared_error`` of random pairs, with ``targets`` (B,). Returns the last error."""
         error = torch.zeros(())
         for _ in range(steps):
             rows = torch.randint(len(targets), (min(self._batch, len(targets)),), generator=self._rng)
-            first, second = (self.step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
-            error = (first + self._sign * second - targets[rows]).square().mean()
-            self._optimizer.zero_grad()
+            error = self.squared_error(pairs, targets, rows)
+            self.optimizer.zero_grad()
             error.backward()
-            self._optimizer.step()
+            self.optimizer.step()
         return error.item()
 
-    def state(self) -> Tree:
-        return {"step": self.step.state_dict(), "optimizer": optimizer_state(self._optimizer)}
-
-    def load(self, state: Tree) -> None:
-        self.step.load_state_dict(state["step"])
-        load_optimizer(self._optimizer, state["optimizer"])
+    def squared_error(
+        self, pairs: Queries | Preferences, targets: Float[Tensor, " B"], rows: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """The mean of (U(first) +- U(second) - target)^2 over the pairs ``rows``: a scalar, in nats squared."""
+        first, second = (self.per_step(part.obs[rows], part.act[rows]).sum(-1) for part in pairs[:2])
+        return (first + self._sign * second - targets[rows]).square().mean()
 
 
 @dataclass
 class CostState:
-    """What a method with a cost keeps: the cost, and numbers."""
+    """What a method with a cost keeps: the cost, and numbers by name."""
 
     cost: LearnedCost
     memory: Memory = field(default_factory=Memory)
 
     @classmethod
     def of(cls, run: Run) -> CostState:
+        """A cost of the run's sizes, with new weights from ``run.generator``."""
         sizes = run.store.obs.shape[1], run.store.act.shape[1]
         return cls(LearnedCost(*sizes, run.config, run.options, run.generator))
 
     def refit(self, run: Run) -> None:
-        """After a move of the reward model: go on fitting to the newest labels, or to as many pairs that are drawn.
+        """Fits the cost further, after a move of the reward model: to the newest labels or to newly drawn pairs.
 
-        The network sees observations and actions in the units, and the range, in which the reward sees them.
+        Its inputs have the units and the range of the reward's inputs.
         """
         c, o = run.config, run.options
-        if c.reward_clip and not run.tracked:
-            self.cost.step.clip(*run.prefs.steps())
+        if c.reward_clip and not run.in_refresh:
+            self.cost.per_step.clip(*run.prefs.steps())
         if c.reward_units == "measured" and not self.cost.fitted:
-            self.cost.step.measure(*run.prefs.steps())
+            self.cost.per_step.measure(*run.prefs.steps())
         if o.cost == "labels":
             newest = slice(-o.cost_labels, None)
             answers = run.prefs[newest]
@@ -146,8 +158,14 @@ class CostState:
             self.cost.fit(pairs, posterior_targets(o, run.reward.members, pairs), o.cost_steps)
 
     def state_dict(self) -> Tree:
-        return self.memory.state_dict() | {"cost": self.cost.state()}
+        """The numbers, the cost's weights and its optimizer."""
+        return self.memory.state_dict() | {
+            "cost": self.cost.state_dict(),
+            "optimizer": optimizer_state(self.cost.optimizer),
+        }
 
     def load_state_dict(self, state: Tree) -> None:
+        """Continues from ``state_dict``."""
         self.memory.load_state_dict(state)
-        self.cost.load(state["cost"])
+        self.cost.load_state_dict(state["cost"])
+        load_optimizer(self.cost.optimizer, state["optimizer"])

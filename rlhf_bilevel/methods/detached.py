@@ -1,9 +1,9 @@
 """The practical variant of the penalty method that its authors ran: one policy, and a critic inside the pair logits.
 
-phi descends    CE( logits + weight [Q(first) - Q(second)] ),    Q held fixed
+    phi descends    CE( logits + weight [Q(first) - Q(second)] ),    Q held fixed
 
-with Q of a segment the mean over its steps of the least critic's Q(s, a). No gradient passes through Q, so that the
-penalty does not reach phi but by moving each pair's residual: what the labels say beyond Q is what r is fitted to.
+Q of a segment is the mean over its steps of min_q Q_q(s, a). No gradient passes through Q: it only shifts the logit of
+each pair, so that r is fitted to what the labels say beyond Q.
 """
 
 from torch import Tensor
@@ -16,12 +16,15 @@ from rlhf_bilevel.types import Preferences
 
 
 class DetachedOptions(Options):
+    """The published value."""
+
     weight: Weight = 0.1  # nats per unit of discounted return
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy of the logits (M, B) shifted by the critics, in nats."""
     first, second = (run.learners[0].value(part.obs, part.act).mean(-1) for part in batch[:2])  # (B,)
     return cross_entropy(logits + run.options.weight * (first - second), batch.label).mean()
 
 
-DETACHED = Method("detached", 1, lambda run: [run.store.learned(run.reward)], upper, options=DetachedOptions)
+DETACHED = Method("detached", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=DetachedOptions)

@@ -1,10 +1,14 @@
 """The penalty method: bilevel preference learning by a Hessian-free penalty on the value gap [arXiv 2503.17644].
 
-phi descends      cross-entropy + [J(phi, lambda_a) - J(phi, lambda_b)] / (a - b)
-learner k sees    r + tilt_k w c,  tilts (a, b) = (0, -sigma) one-sided, (0, sigma) forward, (sigma, -sigma) two-sided
+    phi descends      cross-entropy + [J(phi, pi_a) - J(phi, pi_b)] / (a - b)
+    learner a gets    r_phi + a w c                one-sided    (a, b) = (0, -sigma), the paper's
+    learner b gets    r_phi + b w c                forward      (a, b) = (0, sigma)
+                                                   two-sided    (a, b) = (sigma, -sigma)
 
-with c the cost of the upper objective and w its weight there, Phi = cross-entropy + w G. lambda_a, unless two-sided, is
-the best response to r: the policy a user gets.
+The upper objective is Phi = cross-entropy + w G, and c(s, a) = dG/dvisits(s, a) is its cost (see ``cost``). Unless
+two-sided, a = 0 and pi_a is the best response to r_phi: this is the policy that a user gets. The gap J(phi, pi_a) -
+J(phi, pi_b) is estimated on steps of both learners' newest episodes; its gradient holds both policies fixed
+(Danskin's theorem, see ``rlhf_bilevel.bilevel.penalty``).
 """
 
 from __future__ import annotations
@@ -22,41 +26,48 @@ from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Occupancy, Preferences, RewardFn, Row, RowReward
+from rlhf_bilevel.types import Metrics, Occupancy, Preferences, RewardFn, RowReward
 
 
 class PenaltyOptions(CostOptions):
-    """``use_cost``: the cost in the learners' rewards; without it there is no gap either.
+    """Options of the penalty method, with the values that did best (docs/search.md).
 
-    The paper's own choice is ``sides="one"`` and ``cost="labels"``: it does worse (docs/search.md).
+    The paper's own choice is ``sides="one"`` with ``cost="labels"``. Without ``use_cost`` both learners get r, so that
+    there is no gap either.
     """
 
     sigma: Positive = 30.0  # discounted return per nat of the upper objective
-    sigma_spread: Weight = 0.0  # positive: sigma is set anew so that sigma c spreads so many times as far as r
-    upper_weight: Positive = 1.0  # w of cross-entropy + w G: the penalised learner sees r - sigma w c
-    gap_share: Weight = 0.0  # positive: the gap's gradient is so many times the labels' at most, whatever sigma says
-    gap_surgery: bool = False  # with gap_share: less the part of it that is against the labels'
-    sides: Literal["one", "forward", "two"] = "forward"  # one: the paper's proxy; forward: sigma negative; two: central
-    careful_from: Literal["never", "last_label"] = "never"  # from then on sides=forward is sides=one
-    fork_response: bool = False  # after each move of the reward, the other learner begins as a copy of the agent
-    visit_episodes: Size = 2  # newest episodes of a learner that stand for its occupancy
-    visit_batch: Size = 256  # their steps in each reward step
-    visit_discount: Fraction = 1.0  # weight of step t is this to the power of t; gamma for the paper's occupancy
-    use_gap: bool = True  # ablation: the value gap in the reward's loss
+    sigma_spread: Weight = 0.0  # if positive, sigma follows from it: std(sigma w c) = sigma_spread std(r)
+    upper_weight: Positive = 1.0  # w of cross-entropy + w G
+    gap_share: Weight = 0.0  # if positive: the gap's gradient is at most this many times as long as the labels'
+    gap_surgery: bool = False  # with gap_share: the gap's gradient loses its part against the labels' gradient
+    sides: Literal["one", "forward", "two"] = "forward"  # which (a, b)
+    careful_from: Literal["never", "last_label"] = "never"  # from then on sides=forward becomes sides=one
+    fork_response: bool = False  # after each move of the reward, the other learner restarts as a copy of the agent
+    visit_episodes: Size = 2  # newest episodes of a learner that its occupancy is estimated from
+    visit_batch: Size = 256  # steps of these in each reward step
+    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
+    use_gap: bool = True  # ablation: whether the value gap is in the reward's loss
 
     def numbers(self, config: Config, inputs: int) -> int:
-        return super().numbers(config, inputs) + self.visit_batch * config.members * 2 * sum(config.reward_hidden)
+        """How many floats the method needs at most; ``inputs`` is o + a."""
+        return super().numbers(config, inputs) + self.visit_batch * config.ensemble_size * 2 * sum(
+            config.reward_net_arch
+        )
 
 
 def sides(run: Run) -> tuple[float, float]:
-    """(a, b): while labels come the second learner may explore, from the last label on it is careful if asked."""
+    """(a, b), in discounted return per nat.
+
+    With ``careful_from=last_label`` the forward side turns into the one-sided one when all labels have been given.
+    """
     o, sigma = run.options, run.state.memory.get("sigma", run.options.sigma)
     careful = o.careful_from == "last_label" and len(run.prefs) >= run.config.labels
     return tilts(-sigma if o.sides == "forward" and not careful else sigma, o.sides == "two")
 
 
 def sample_visits(run: Run) -> tuple[Occupancy, Occupancy] | None:
-    """On-policy steps of both learners; None until both have acted on a learnt reward."""
+    """Samples of both learners' occupancies; None until both have acted on a learnt reward."""
     o = run.options
     recent = [run.store.episodes(writer, run.on_policy_since)[-o.visit_episodes :] for writer in (0, 1)]
     if not all(recent):
@@ -66,12 +77,15 @@ def sample_visits(run: Run) -> tuple[Occupancy, Occupancy] | None:
     return first, second
 
 
-def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
+    """Cross-entropy plus the value gap over a - b, in nats. ``logits`` are (M, B).
+
+    The gap is left out where Danskin's theorem does not hold: in sessions, where the reward makes many steps without
+    the policies answering, and where a learner is no best response (``stale``), unless ``gap_share`` bounds the gap.
+    """
     loss = cross_entropy(logits, batch.label).mean()
-    # Danskin's theorem holds at best responses. A session moves the reward by many steps with none in between, so the
-    # gap acts in refreshes only, which are few steps each and far apart
     o, memory = run.options, run.state.memory
-    visits = sample_visits(run) if o.use_gap and run.tracked else None
+    visits = sample_visits(run) if o.use_gap and run.in_refresh else None
     if visits is None or (stale(run, visits) and not o.gap_share):
         return loss
     if not o.gap_share:
@@ -84,27 +98,32 @@ def upper(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 def stale(run: Run, visits: tuple[Occupancy, Occupancy]) -> bool:
-    """Whether a learner does worse on what it sees than the other does: then neither Danskin's theorem holds, and
-    descending the gap would teach the reward to tell the two policies apart, at the labels' expense."""
+    """Whether a learner earns less of its own reward than the other learner earns of it.
+
+    Then it is no best response, and Danskin's theorem does not hold. To descend the gap would only teach the reward to
+    tell the two policies apart, at the expense of the labels.
+    """
+    first, second = rewards(run)
     with torch.no_grad():
-        own, others = (
-            [value(reward, at).item() for reward, at in zip(rewards(run), order, strict=True)]
-            for order in (visits, visits[::-1])
-        )
-    return own[0] <= others[0] or own[1] <= others[1]
+        mine = value(first, visits[0]).item(), value(second, visits[1]).item()
+        others = value(first, visits[1]).item(), value(second, visits[0]).item()
+    return mine[0] <= others[0] or mine[1] <= others[1]
 
 
 def rewards(run: Run) -> Sequence[RewardFn]:
+    """r + a w c and r + b w c, of observations and actions."""
     if not run.options.use_cost:
         return [run.reward] * 2
     return [tilted(run.reward, run.state.cost, run.options.upper_weight * tilt) for tilt in sides(run)]
 
 
-def sees(run: Run) -> Sequence[RowReward]:
+def learner_rewards(run: Run) -> Sequence[RowReward]:
+    """r + a w c and r + b w c, of rows of the replay buffer."""
     return [run.store.learned(reward) for reward in rewards(run)]
 
 
-def estimate(run: Run) -> None:
+def update_estimates(run: Run) -> None:
+    """Fits the cost, sets sigma if ``sigma_spread`` asks for it, and copies the agent if ``fork_response`` does."""
     if run.options.use_cost:
         run.state.refit(run)
         if run.options.sigma_spread:
@@ -115,35 +134,38 @@ def estimate(run: Run) -> None:
 
 
 def set_sigma(run: Run) -> None:
-    """So that sigma w c spreads ``sigma_spread`` times as far as r over the newest rows."""
+    """Sets sigma such that std(sigma w c) = sigma_spread std(r) over the newest rows."""
     o, newest = run.options, torch.arange(max(0, run.store.size - run.config.newest_rows), run.store.size)
     reward, cost = (run.store.learned(f)(newest).std().item() for f in (run.reward, run.state.cost))
     run.state.memory["sigma"] = o.sigma_spread * reward / max(o.upper_weight * cost, 1e-8)
 
 
-def diagnose(run: Run) -> Row:
+def diagnose(run: Run) -> Metrics:
+    """Whether the gap is stale, the spread of the cost against r's, and the value gap; empty before there is one."""
     visits, o, memory = sample_visits(run), run.options, run.state.memory
     if visits is None:
         return {}
-    row = Row({"penalty/stale": float(stale(run, visits))})
+    metrics = Metrics({"penalty/stale": float(stale(run, visits))})
     if o.use_cost:
-        # Well above one, the penalised learner hardly heeds r: sigma is too large, or c is mostly noise
+        # Well above one, the other learner hardly follows r: sigma is too large, or c is mostly noise
         reward, cost = (torch.cat([f(v.obs, v.act) for v in visits]).std().item() for f in (run.reward, run.state.cost))
-        row["penalty/cost_to_reward"] = o.upper_weight * abs(sides(run)[1]) * cost / max(reward, 1e-8)
-    known = {"labels_gradient", "gap_gradient", "gap_scale"} & memory.keys()
-    row |= {f"penalty/{name}": memory[name] for name in sorted(known)}
+        metrics["penalty/cost_to_reward"] = o.upper_weight * abs(sides(run)[1]) * cost / max(reward, 1e-8)
+    measured = {"labels_gradient", "gap_gradient", "gap_scale"} & memory.keys()
+    metrics |= {f"penalty/{name}": memory[name] for name in sorted(measured)}
     if o.sides != "two":
-        # The true value gap, by the best response's critics: what the loss holds in its place lacks the entropies
+        # By the critics of the best response, entropies included; the gap in the loss lacks them
         best, other = run.learners
-        row["penalty/value_gap"] = best.value_gap(other, visits[1].obs)
-    return row
+        metrics["penalty/value_gap"] = best.value_gap(other, visits[1].obs)
+    return metrics
 
 
 def agent(options: PenaltyOptions) -> int:
+    """The learner whose policy a user gets: pi_a, the best response; two-sided pi_b, the careful one."""
     return 1 if options.sides == "two" else 0
 
 
 PENALTY = Method(
-    "penalty", 2, sees, upper, agent, estimate, diagnose, state=CostState.of, options=PenaltyOptions,
+    "penalty", 2, learner_rewards, reward_loss, agent, update_estimates, diagnose, state=CostState.of,
+    options=PenaltyOptions,
     settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},  # twin's
 )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The reward model: the ensemble, its loss, and what is known of it."""
+"""The upper level's reward model: the ensemble, its loss, its health, and what it has learnt."""

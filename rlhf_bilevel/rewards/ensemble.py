@@ -1,11 +1,16 @@
-"""A bounded reward ensemble: r_m(s, a) = level + bound * tanh(f_m([s, a])), members in weights' leading axis.
+"""The reward model: an ensemble of M bounded rewards.
 
-f is a network, or linear in x = [s, a] (``linear``) or in x and all products of two of its entries (``quadratic``):
-rewards that can be read, weight by weight. x is in units of its standard deviation (``measure``): in raw units, as
-B-Pref has it, networks learn far less that holds for later pairs (docs/search.md).
+    r_m(s, a) = level + bound tanh(f_m(x / unit)),    x = [s, a] clipped to [low, high],    m = 1 ... M
+    r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
-The bound matters: the value gap is linear in r, so a penalty on it could drive an unbounded reward without end. Pairs
-of equally long segments say nothing of the level, but learners whose episodes may end early do (docs/rewards.md).
+f_m is a network (``network``), linear in x (``linear``), or linear in x and in all products of two of its entries
+(``quadratic``), each in a class of its own. The last two can be read weight by weight (``explain``). Each weight tensor
+holds all members along its first axis.
+
+Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks learn far less
+that holds for later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could push an
+unbounded reward without end. Level: pairs of equally long segments say nothing about it, but it matters to learners
+whose episodes may end early (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -13,25 +18,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 
-ROWS = 2048
-Form = Literal["network", "linear", "quadratic"]
+ROWS = 2048  # steps that a CPU computes at once
 
 
 class RewardEnsemble(nn.Module):
-    """M independent networks; calling it gives the reward that learners see: mean - ``pessimism`` std of the members.
+    """M independent rewards of obs (..., o) and act (..., a). Called, it returns r (...).
 
-    ``rng`` draws the initial weights (PyTorch's default law for linear layers), so that no global generator is used.
+    ``hidden`` are the widths of a network's hidden layers. ``rng`` draws the initial weights, by PyTorch's default rule
+    for linear layers; the global generator is not used.
+    Another form is a subclass with other ``features``, and as many ``names`` of them.
     """
 
+    linear: ClassVar[bool] = False  # whether f is linear in its features: no ``hidden`` layers, readable weights
     unit: Tensor  # (features,)
     low: Tensor  # (o + a,)
     high: Tensor
@@ -44,13 +54,13 @@ class RewardEnsemble(nn.Module):
         hidden: Sequence[int],
         rng: torch.Generator,
         bound: float = 1,
-        form: Form = "network",
         level: float = 0,
     ) -> None:
         super().__init__()
-        self.bound, self.form, self.level, self.pessimism = bound, form, level, 0.0
+        self.bound, self.level, self.pessimism = bound, level, 0.0
+        self.labels = 0  # that it was fitted to
         size = obs_size + act_size
-        sizes = [size * (size + 3) // 2 if form == "quadratic" else size, *(hidden if form == "network" else ()), 1]
+        sizes = [self.features(torch.zeros(1, size)).shape[-1], *(() if self.linear else hidden), 1]
 
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
@@ -62,75 +72,87 @@ class RewardEnsemble(nn.Module):
         self.register_buffer("low", torch.full((size,), -torch.inf))
         self.register_buffer("high", torch.full((size,), torch.inf))
 
-    @classmethod
-    def of(cls, config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
-        """As the settings say."""
-        level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
-        return cls(obs_size, act_size, config.members, config.reward_hidden, rng, form=config.reward_form, level=level)
+    @staticmethod
+    def of(config: Config, obs_size: int, act_size: int, rng: torch.Generator) -> RewardEnsemble:
+        """The ensemble that ``config`` describes, of the class that ``REWARD_FORMS`` has for its ``reward_form``.
 
-    def members(self, obs: Tensor, act: Tensor) -> Tensor:
-        """obs (..., o) and act (..., a) to (M, ...), each value within [level - bound, level + bound]."""
+        UserError if that class is not ours and cannot be made.
+        """
+        level = 1 if config.termination == "nonnegative" else 0  # the bound: rewards from 0 to 2
+        form = REWARD_FORMS[config.reward_form]
+        sizes = obs_size, act_size, config.ensemble_size, config.reward_net_arch
+        if config.reward_form in REWARD_FORMS.ours:
+            return form(*sizes, rng, level=level)
+        with faults_as_user_errors(f"reward form {config.reward_form}"):
+            return form(*sizes, rng, level=level)
+
+    def members(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
+        """r_m of each member: (M, ...), in [level - bound, level + bound]."""
         return self.level + self.bound * torch.tanh(self.unbounded(obs, act))
 
-    def compare(self, pairs: Queries | Preferences) -> tuple[Tensor, Tensor]:
-        """The members' logits on pairs (M, B), as ``preference.logits``, and the mean square of f, which damps it.
+    def compare(self, pairs: Queries | Preferences) -> tuple[Float[Tensor, "M B"], Float[Tensor, ""]]:
+        """The members' logits (M, B) of B pairs, and the mean of f^2, a scalar that the loss uses for damping.
 
-        Labels leave the level of r open, so that it drifts; where tanh is flat no later label moves it any more.
+        Why damp: labels do not fix the level of f, so it drifts. Where tanh is flat, no later label could move it back.
         """
         first, second = (self.unbounded(part.obs, part.act) for part in pairs[:2])  # (M, B, T)
         better, worse = ((self.bound * torch.tanh(f)).sum(-1) for f in (first, second))
         return better - worse, (first.square().mean() + second.square().mean()) / 2
 
-    def unbounded(self, obs: Tensor, act: Tensor) -> Tensor:
-        """f: obs (..., o) and act (..., a) to (M, ...)."""
+    def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
+        """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
-        x = torch.cat([obs, act], -1).flatten(0, -2)  # (N, o + a)
-        x = self.features(x) / self.unit
+        x = self.clipped_features(obs, act) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
             for number, (weight, bias) in enumerate(layers):
                 y = torch.baddbmm(bias, functional.leaky_relu(y, inplace=True) if number else y, weight)
-        else:  # a CPU is faster member by member, on as many rows as its cache holds
+        else:  # a CPU is faster member by member, on no more rows than fit into its cache
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
         return y.reshape(len(y), *shape)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Of observations and actions (N, o + a): themselves, clipped, and in a quadratic reward their products."""
-        x = x.clamp(self.low, self.high)
-        if self.form != "quadratic":
-            return x
-        first, second = torch.triu_indices(x.shape[1], x.shape[1])
-        return torch.cat([x, x[:, first] * x[:, second]], 1)
+    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
+        """The inputs of f for clipped [s, a] (N, o + a): in a network, these themselves."""
+        return x
 
-    def measure(self, obs: Tensor, act: Tensor) -> None:
-        """Takes the standard deviations over obs (..., o), act (..., a) as the features' units, where they vary."""
-        spread = self.features(torch.cat([obs, act], -1).flatten(0, -2)).std(0)
+    def clipped_features(
+        self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]
+    ) -> Float[Tensor, "N features"]:
+        """The ``features`` of obs (..., o) and act (..., a), clipped to [low, high]: (N, features)."""
+        return self.features(torch.cat([obs, act], -1).flatten(0, -2).clamp(self.low, self.high))
+
+    def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
+        """Sets the units of the features to their standard deviations over obs (..., o), act (..., a).
+
+        A feature that does not vary keeps the unit 1.
+        """
+        spread = self.clipped_features(obs, act).std(0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
-    def clip(self, obs: Tensor, act: Tensor) -> None:
-        """From now on x counts as the nearest within the range of obs (..., o), act (..., a).
+    def clip(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
+        """From now on clips x to the range, entry by entry, of obs (..., o) and act (..., a).
 
-        Where labels have shown nothing a network says anything, and a learner that has it for bad never goes there.
+        Outside the range of the labelled steps a network's value is arbitrary. Where it is low by chance, learners
+        would never go and it would never be corrected.
         """
         x = torch.cat([obs, act], -1).flatten(0, -2)
         self.low.copy_(x.amin(0))
         self.high.copy_(x.amax(0))
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Networks of older runs have neither units nor a range."""
+        """Loads a state; one of an older run, without units and range, gets unit 1 and no clipping."""
         everything = torch.full_like(self.low, torch.inf)
         neutral = {"unit": torch.ones_like(self.unit), "low": -everything, "high": everything}
         return super().load_state_dict(neutral | dict(state), strict, assign)
 
     def names(self, names: Sequence[str]) -> list[str]:
-        """Of all features, where x's are so named."""
-        products = [f"{a} * {b}" for i, a in enumerate(names) for b in names[i:]]
-        return [*names, *(products if self.form == "quadratic" else [])]
+        """The names of all features, given those of the o + a entries of x."""
+        return [*names]
 
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        """(..., o), (..., a) to (...)."""
+    def forward(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "*lead"]:
+        """r, the reward of the learners: (...) for obs (..., o) and act (..., a)."""
         members = self.members(obs, act)
         if not self.pessimism:
             return members.mean(0)
@@ -138,7 +160,27 @@ class RewardEnsemble(nn.Module):
         return members.mean(0) - self.pessimism * spread
 
 
+class LinearReward(RewardEnsemble):
+    """f is linear in x."""
+
+    linear = True
+
+
+class QuadraticReward(LinearReward):
+    """f is linear in x and all products of two of its entries."""
+
+    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
+        """x, followed by all products of two of its entries."""
+        first, second = torch.triu_indices(x.shape[1], x.shape[1])
+        return torch.cat([x, x[:, first] * x[:, second]], 1)
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """The names of x's entries and of their products."""
+        return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
+
+
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """f of one member: x (N, features) to (N, 1)."""
     for number, (weight, bias) in enumerate(layers):
         x = torch.addmm(bias, functional.leaky_relu(x, inplace=True) if number else x, weight)
     return x

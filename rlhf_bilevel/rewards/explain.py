@@ -1,7 +1,9 @@
 """What a linear or quadratic reward has learnt, feature by feature.
 
-A feature's weight says little by itself, as features differ in their units. Its effect is the weight times the
-feature's standard deviation over the segments that were asked about: the order in which features matter.
+    r = level + bound tanh(w . x + b),    effect_i = w_i std(x_i)
+
+A weight alone says little, because features have different units. Its effect, with the standard deviation over the
+segments that were asked about, says how much the feature matters.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from rlhf_bilevel.errors import UserError
@@ -17,7 +18,11 @@ from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 
 
 class Weight(NamedTuple):
-    """Of one feature, inside the tanh. ``weight`` is the members' mean, ``spread`` their standard deviation."""
+    """The weight of one feature inside the tanh, per unit of the feature.
+
+    ``weight`` is the mean over members, ``spread`` their standard deviation, ``effect`` the weight times the feature's
+    standard deviation.
+    """
 
     feature: str
     weight: float
@@ -26,13 +31,14 @@ class Weight(NamedTuple):
 
 
 def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: Tensor) -> list[Weight]:
-    """Every feature's weight, by the size of its effect on obs (..., o), act (..., a); ``names`` are their o + a.
+    """The weights of all features, those with the largest effect first.
 
-    UserError where the reward is a network.
+    Effects are over obs (..., o) and act (..., a), whose entries have the o + a ``names``. UserError if the reward is a
+    network.
     """
-    if reward.form == "network":
+    if not reward.linear:
         raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
-    features = reward.features(torch.cat([obs, act], -1).flatten(0, -2))
+    features = reward.clipped_features(obs, act)
     weights = reward.weights[0].detach()[..., 0] / reward.unit  # (M, features)
     mean, spread = weights.mean(0), weights.std(0, correction=0)
     effect = mean * features.std(0)

@@ -1,4 +1,7 @@
-"""A reward model that leaves nothing to learn from is seen within one session, and taken back to the last sound one."""
+"""Watches the reward model: one that diverged, collapsed or unlearnt its labels is taken back to the last sound one.
+
+It is checked after every move, so that learners never get a reward that they cannot learn from.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,32 @@ from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
-NEWEST = 1000  # labels that are looked at
-LEAST_SPREAD = 1e-3  # of the bound: an untrained ensemble has some hundredths
+NEWEST = 1000  # so many of the newest labels are looked at
+LEAST_SPREAD = 1e-3  # of the bound; an untrained ensemble has some hundredths
 
 
 class Vitals(NamedTuple):
+    """What is measured of a reward, on its newest labels."""
+
     loss: float  # nats a label, mean over members
     right: float  # share of the decided labels that the mean member orders as labelled
-    decided: int  # labels that are not ties
+    decided: int  # how many labels are not ties
     spread: float  # standard deviation of the reward over labelled steps, as a share of its bound
-    gradient: float  # norm of the last step's
+    gradient: float  # norm of the gradient of the last step
 
 
 class Health:
-    """Holds the reward as it was after the last session that left it sound; before the first, as it was made."""
+    """Keeps a copy of the reward and its optimizer: as new, and later as after the last sound session."""
 
     def __init__(self, reward: RewardEnsemble, optimizer: torch.optim.Optimizer) -> None:
         self._reward, self._optimizer = reward, optimizer
         self._keep()
 
     def check(self, prefs: PreferenceBuffer, session: bool) -> str | None:
-        """After a move of the reward model: None, or what is wrong with it, and it is back where it was sound."""
+        """To be called after each move of the reward, ``session`` unless it was a refresh.
+
+        Returns None if the reward is sound. Otherwise it puts the copy back and returns what was wrong.
+        """
         fault = describe(self._vitals(prefs))
         if fault:
             self._reward.load_state_dict(self._sound["reward"])
@@ -57,18 +65,21 @@ class Health:
             gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
         return Vitals(loss, right, int((answers.label != 0.5).sum()), spread, gradient)
 
-    def state(self) -> Tree:
+    def state_dict(self) -> Tree:
+        """The copy, which is not copied again."""
         return self._sound
 
-    def load(self, state: Tree) -> None:
+    def load_state_dict(self, state: Tree) -> None:
+        """Continues with the copy of ``state_dict``."""
         self._sound = state
 
 
 def describe(now: Vitals) -> str | None:
-    """What is wrong with a reward.
+    """What is wrong with a reward, in one sentence; None if it is sound.
 
-    Its loss on the labels says little: a few of them against an overconfident reward cost many nats, and the penalty
-    is meant to move it. A reward that orders the labels it was fitted to worse than chance has lost them.
+    The loss is judged only by being finite: a few labels against an overconfident reward cost many nats, and a method
+    such as the penalty moves the loss on purpose. A reward that orders the labels it was fitted to worse than chance
+    has unlearnt them.
     """
     if not all(map(math.isfinite, (now.loss, now.spread, now.gradient))):
         return f"the reward diverged: loss {now.loss:.3g} nats, gradient norm {now.gradient:.3g}"

@@ -1,4 +1,10 @@
-"""State entropy as a reward before any label: log(1 + distance to the k-th nearest visited state) [PEBBLE, eq. 4]."""
+"""State entropy, the reward of pre-training, before there is a label [PEBBLE, eq. 4].
+
+    r(s) = log(1 + |s - s_k|),    s_k the k-th nearest of the visited states, Euclidean
+
+Its expectation estimates the entropy of the visited states, so that a learner spreads over the state space. The 1 keeps
+the logarithm from falling without bound where states repeat.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +19,33 @@ from rlhf_bilevel.types import RowReward
 
 
 def state_entropy(states: Tensor, visited: Tensor, k: int) -> Tensor:
-    """``states`` (N, o) against a sample of ``visited`` states (V, o), Euclidean: (N,).
-
-    The 1 keeps the logarithm bounded where states repeat. k is capped by V.
-    """
+    """r of ``states`` (N, o) by a sample of ``visited`` states (V, o): (N,). k counts from 1, and at most V counts."""
     distance = torch.cdist(states, visited)  # (N, V)
     return distance.kthvalue(min(k, len(visited)), dim=-1).values.log1p()
 
 
 def state_entropy_reward(store: ReplayBuffer, config: Config, rng: np.random.Generator) -> RowReward:
-    """State entropy at rows of ``store``, against ``entropy_states`` of its states, drawn anew each time."""
+    """State entropy at rows of ``store``, by ``entropy_states`` of its states, which are drawn anew at each call."""
 
-    def signal(rows: Tensor) -> Tensor:
+    def row_reward(rows: Tensor) -> Tensor:
         visited = rng.integers(store.size, size=config.entropy_states)
         return state_entropy(store.obs[rows], store.obs[torch.from_numpy(visited)], config.neighbour)
 
-    return signal
+    return row_reward
 
 
 def fit_entropy(
     reward: RewardEnsemble, store: ReplayBuffer, config: Config, steps: int, rngs: tuple[np.random.Generator, ...]
 ) -> None:
-    """Gradient steps of each member on its squared error from the state entropy at batches of the store's rows.
+    """Fits each member to state entropy: ``steps`` gradient steps on the squared error at batches of stored rows.
 
-    Of each batch the entropy is brought to mean 0 and largest magnitude 1, as the reward is bounded. ``rngs`` draw the
-    visited states and the rows. Adam's moments are not those of any other fit.
+    In each batch the entropy is shifted to mean 0 and scaled to at most 1, as the reward is bounded. ``rngs`` are two:
+    the first draws visited states, the second rows. It has an Adam of its own.
     """
     entropy = state_entropy_reward(store, config, rngs[0])
-    optimizer = torch.optim.Adam(reward.parameters(), config.reward_learning_rate)
+    optimizer = torch.optim.Adam(reward.parameters(), config.reward_lr)
     for _ in range(steps):
-        rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch))
+        rows = torch.from_numpy(rngs[1].integers(store.size, size=config.batch_size))
         target = entropy(rows)
         target = target - target.mean()
         target = reward.level + target / target.abs().max().clamp_min(1e-8)

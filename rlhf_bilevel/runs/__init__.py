@@ -1,3 +1,1 @@
-"""One run: what it is asked to be (``spec``), how it is built (``build``), its ``folder``, and what goes on around it
-(``session``).
-"""
+"""One run: what is asked for (``spec``), how it is built (``build``), and what goes on around it (``session``)."""

@@ -1,4 +1,6 @@
-"""What a run has asked by now, as a preference dataset: by its log of labels, or by the book where people answer."""
+"""All queries that a run has asked so far, as a preference dataset: from its label log, or from the label store of
+people.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,28 @@ from pathlib import Path
 
 import torch
 
-from rlhf_bilevel.config import settle
-from rlhf_bilevel.data.label_log import LabelLog, Pair, stacked
+from rlhf_bilevel.config import validate
+from rlhf_bilevel.data.label_log import LabelLog, Pair, decode_segments
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Queries
 
 
-def of_run(folder: Path, trust: bool = False) -> Dataset | None:
-    """All that the run in ``folder`` has asked by now, in order; None where it has asked nothing.
+def read_run(folder: Path, trust: bool = False) -> Dataset | None:
+    """All queries that the run in ``folder`` has asked so far, in order; None if it has asked none.
 
-    A query that was answered in a later session than its own is one row, shown at first and answered at last. The
-    sampler is the run's setting ``query``; rules that look at the reward draw uniformly before there is one. Nothing in
-    the folder changes. ``trust`` lets it name a database elsewhere, in which people's answers are.
+    A query that was answered in a later session is one row, with the time of the first question and of the answer. The
+    sampler is the run's setting ``query``; rules that need the reward model draw uniformly before there is one. Nothing
+    in the folder changes. ``trust`` allows it to name a database elsewhere, in which people's answers are.
     """
     run = RunFolder(folder)
-    told = run.trusted_config(trust=True)  # nothing that it names is imported here
-    config = settle(told["settings"])
+    record = run.trusted_config(trust=True)  # no module is imported here
+    config = validate(record["settings"])
     if config.teacher_human:
-        from rlhf_bilevel.human.dataset import of_book  # a database's libraries, which only people's labels need
+        from rlhf_bilevel.human.dataset import export_choices  # needs a database library
 
-        return of_book(folder, told, config, trust)
+        return export_choices(folder, record, config, trust)
     if not run.labels.is_file():
         raise UserError(f"{folder} holds no {run.labels.name}: it has asked nothing yet")
     rows: list[tuple[Pair, float, float, float]] = []  # with label, t_shown and t_answered
@@ -38,10 +40,10 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
             asked_at = math.nan if session.asked_at is None else session.asked_at
             for label, *pair in session.answers:
                 first, second = pair
-                if (late := waiting.pop((first, second), None)) is None:
+                if (waiting_row := waiting.pop((first, second), None)) is None:
                     rows.append(((first, second), label, asked_at, session.answered_at))
                 else:
-                    rows[late] = rows[late][0], label, rows[late][2], session.answered_at
+                    rows[waiting_row] = rows[waiting_row][0], label, rows[waiting_row][2], session.answered_at
             for skipped in session.skipped:
                 waiting.setdefault(skipped, len(rows))
                 rows.append((skipped, math.nan, asked_at, math.nan))
@@ -50,10 +52,10 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
     pairs, labels, shown, answered = zip(*rows, strict=True)
     firsts, seconds = zip(*pairs, strict=True)
     return Dataset.of(
-        Queries(stacked(firsts), stacked(seconds)),
+        Queries(decode_segments(firsts), decode_segments(seconds)),
         torch.tensor(labels),
-        env_id=str(told["env"]),
-        labeller=str(told["teacher"]),
+        env_id=str(record["env"]),
+        labeller=str(record["teacher"]),
         sampler=str(config.query),
         t_shown=shown,
         t_answered=answered,
@@ -63,10 +65,10 @@ def of_run(folder: Path, trust: bool = False) -> Dataset | None:
 
 
 def load(data: Path, trust: bool = False) -> Dataset:
-    """Of a run's folder, or of a Parquet file."""
+    """The dataset of a run's folder, or of a Parquet file. UserError if the run has asked nothing."""
     if not data.is_dir():
         return Dataset.read(data)
-    found = of_run(data, trust)
-    if found is None:
+    asked = read_run(data, trust)
+    if asked is None:
         raise UserError(f"{data} has asked no query yet")
-    return found
+    return asked

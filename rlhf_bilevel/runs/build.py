@@ -1,7 +1,9 @@
-"""From a spec to a run: its environments, learners, teacher, reward and cost. Nothing is written here."""
+"""From a spec to a run: environments, learners, teacher and reward model. Nothing is written here."""
 
 from __future__ import annotations
 
+import shlex
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,225 +11,304 @@ from typing import Any, NamedTuple
 
 import torch
 from gymnasium.spaces.utils import flatdim
-from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rlhf_bilevel.config import Config, footprint
-from rlhf_bilevel.data.label_log import count, sessions
+from rlhf_bilevel.config import Config, memory_needed
+from rlhf_bilevel.data.label_log import count_sessions, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.data.request_log import RequestLog
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
+from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.http_teacher import HttpTeacher
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
 from rlhf_bilevel.learners.ppo import PPOLearner
-from rlhf_bilevel.learners.random import RandomPolicy
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, TEACHERS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import asked_queries
-from rlhf_bilevel.runs.process import generators_kept, ordinary_torch
-from rlhf_bilevel.runs.spec import RunSpec, method_named
+from rlhf_bilevel.rewards.reward_file import read_info
+from rlhf_bilevel.runs import asked_queries, given_reward
+from rlhf_bilevel.runs.process import default_torch, preserved_generators
+from rlhf_bilevel.runs.spec import RunSpec, method_by_name
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Learner, Preferences, Teacher
-from rlhf_bilevel.utils.files import enough_memory
+from rlhf_bilevel.utils.files import check_memory
 
 TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {cls.__name__: cls for cls in (SAC, TD3, DDPG, PPO, RandomPolicy)}
 
 
 class Parts(NamedTuple):
-    """What a run is made of that no spec can hold, as it may be an object of the user's own."""
+    """What a spec cannot hold, as it may be a user's own object."""
 
     method: Method
-    algorithm: type[BaseAlgorithm]  # of SB3, of all learners
-    algorithm_settings: Mapping[str, Any] = {}  # its arguments, which go before those that follow from the settings
+    algorithm: type[Any]  # of all learners: an algorithm of SB3, or a class of ``types.Learner``
+    algorithm_settings: Mapping[str, Any] = {}  # its arguments; they take precedence over the settings
     teacher: Teacher | Replayed | None = None  # None: as the settings say
 
     @classmethod
     def of(
         cls,
         method: str | Method,
-        algorithm: type[BaseAlgorithm] | None = None,
+        algorithm: str | type[Any] | None = None,
         algorithm_settings: Mapping[str, Any] | None = None,
         teacher: Teacher | Replayed | None = None,
     ) -> Parts:
-        """``method`` may be a name; without an ``algorithm`` it is the method's. UserError where one does not do."""
+        """``method`` and ``algorithm`` may be names; the default ``algorithm`` is the method's.
+
+        UserError if one cannot be used.
+        """
         if not isinstance(method, str | Method):
             raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
-        method = method_named(method) if isinstance(method, str) else method
+        method = method_by_name(method) if isinstance(method, str) else method
         if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
             raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
 
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithm's name in a run's config.yaml."""
+        name = LEARNERS.name_of(self.algorithm) or self.algorithm.__name__
+        return name if LEARNERS.get(name, self.algorithm) is self.algorithm else f"another {name}"
 
-def _algorithm_of(method: Method, algorithm: type[BaseAlgorithm] | None) -> type[BaseAlgorithm]:
-    own = ALGORITHMS[method.algorithm]
-    if algorithm is None or algorithm is own:
-        return own
-    if not isinstance(algorithm, type):
+
+def _algorithm_of(method: Method, algorithm: str | type[Any] | None) -> type[Any]:
+    default = LEARNERS[method.algorithm]
+    chosen = LEARNERS[algorithm] if isinstance(algorithm, str) and algorithm else algorithm or default
+    if not isinstance(chosen, type):
         raise UserError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
-    if own is not SAC or not issubclass(algorithm, OffPolicyAlgorithm):
-        takes = "any off-policy algorithm" if own is SAC else own.__name__
-        raise UserError(f"algorithm={algorithm.__name__}: the method {method.name} takes {takes}")
-    if method.densities and not issubclass(algorithm, SAC):
-        told = f"the method {method.name} needs probabilities of actions, which only SAC has"
-        raise UserError(f"algorithm={algorithm.__name__}: {told}")
-    return algorithm
+    name = algorithm if isinstance(algorithm, str) and algorithm else chosen.__name__
+    if not issubclass(chosen, BaseAlgorithm):
+        lacking = [part for part in vars(Learner) if hasattr(PPOLearner, part) and not hasattr(chosen, part)]
+        if lacking:
+            raise UserError(f"algorithm={name}: it is no algorithm of SB3, and no types.Learner: no {lacking[0]}")
+    elif not issubclass(chosen, OffPolicyAlgorithm | PPO):
+        raise UserError(f"algorithm={name}: of SB3's algorithms, the off-policy ones and PPO can be learners")
+    if chosen is default:
+        return chosen
+    if default is not SAC or issubclass(chosen, PPO):
+        takes = "any off-policy algorithm" if default is SAC else default.__name__
+        raise UserError(f"algorithm={name}: the method {method.name} takes {takes}")
+    if method.needs_log_prob and issubclass(chosen, BaseAlgorithm) and not issubclass(chosen, SAC):
+        reason = f"the method {method.name} needs probabilities of actions, which only SAC has"
+        raise UserError(f"algorithm={name}: {reason}")
+    return chosen
 
 
 def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
-    """The environment as a run with these settings meets it; ``stream`` sets its episodes apart from other streams'.
-
-    Raises as ``envs.make``.
+    """The environment as a run with these settings sees it. Each ``stream`` has its own episodes. Raises as
+    ``registry.make``.
     """
-    c, absorbs = config, config.termination == "absorb"
-    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, absorbs)
-    return _guarded(make, env_id, c.env_timeout if render_mode is None else 0.0)
+    c = config
+    make = partial(registry.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, **env_arguments(c))
+    return _fault_tolerant(make, env_id, c.env_timeout if render_mode is None else 0.0)
 
 
-def _guarded(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
+def env_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of ``registry.make``. ``check_memory_for_run`` checks whether the learner takes Discrete actions."""
+    absorbs = config.termination == "absorb"
+    return {"absorb": absorbs, "kwargs": config.env_kwargs, "flatten": config.flatten, "discrete": True}
+
+
+def _fault_tolerant(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
     return FaultTolerantEnv(partial(SubprocessEnv, make, env_id, timeout) if timeout else make)
 
 
 def training_envs(spec: RunSpec, config: Config, method: Method) -> list[Any]:
-    """One for each learner."""
+    """A training environment for each learner."""
     return [make_env(spec.env, config, TRAINING) for _ in range(method.learners)]
 
 
 def build(
     spec: RunSpec, parts: Parts, config: Config, training: list[Any] | None = None, used_sessions: int = 0
 ) -> Run:
-    """A run at its first step, with all ``config`` of the spec.
+    """A run at its first step. ``config`` has all settings of the spec.
 
-    ``training`` are its environments where they have been made. ``used_sessions`` are the query sessions that a run
-    without a folder has used already. UserError where the machine's memory cannot hold the run, and where its teacher
-    cannot answer.
+    ``training`` are its environments if they exist already. ``used_sessions`` is the number of query sessions that a
+    run without a folder has used before. UserError if memory is too small, or if the teacher cannot answer.
     """
+    _ = QUERY_RULES[config.query]  # if it is wrong, the error comes now and not in the first session
     training = training_envs(spec, config, parts.method) if training is None else training
-    sizes = weigh(parts, config, training)
-    store, prefs, film = ReplayBuffer(*sizes, config.steps), PreferenceBuffer(), None
+    sizes = check_memory_for_run(parts, config, training)
+    store, prefs, recorder = ReplayBuffer(*sizes, config.total_timesteps), PreferenceBuffer(), None
     if config.teacher_human and parts.teacher is None:
         if spec.out is None:
             raise UserError("teacher 'human': people are asked through files of the run, give its folder as out=")
-        training, film = filmed(spec, config, training, store)
-    teacher = _teacher(spec, parts, config, store, prefs, film, used_sessions)
-    learners = [learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
+        training, recorder = recorded_envs(spec, config, training, store)
+    if config.teacher_url and config.teacher_frames and spec.out and parts.teacher is None:
+        try:
+            training, recorder = recorded_envs(spec, config, training, store)
+        except UserError as error:
+            warnings.warn(f"the teacher gets states and actions alone: {error}", stacklevel=3)
+    teacher = _make_teacher(spec, parts, config, store, prefs, recorder, used_sessions)
+    learners = [make_learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
+    if config.reward:
+        given_reward.fill(reward, config, spec.env, training[0].observation_space, training[0].action_space)
     return Run(parts.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
 
 
-def weigh(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
-    """The sizes of an observation and of an action. UserError where the run needs more memory than there is."""
-    sizes = flatdim(training[0].observation_space), flatdim(training[0].action_space)
+def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
+    """The sizes of an observation and of an action. UserError if the run needs more memory than there is, and if its
+    learner cannot choose such actions.
+    """
+    spaces = training[0].observation_space, training[0].action_space
+    if problem := space_problem(*spaces, discrete=takes_discrete(parts.algorithm)):
+        raise UserError(problem)
+    sizes = flatdim(spaces[0]), flatdim(spaces[1])
     options = parts.method.options_of(config)
-    enough_memory("this run", footprint(config, options, *sizes, len(training), arguments_of(parts, config)))
+    check_memory("this run", memory_needed(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
 
 
+def takes_discrete(algorithm: type[BaseAlgorithm]) -> bool:
+    """Whether its learner can choose among Discrete actions."""
+    return issubclass(algorithm, PPO)
+
+
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
-    """Arguments of the SB3 algorithm, beside those that ``config`` says."""
-    found = {**parts.method.arguments(parts.method.options_of(config)), **parts.algorithm_settings}
-    kwargs = found.get("policy_kwargs")
-    return found | ({"policy_kwargs": dict(kwargs)} if isinstance(kwargs, Mapping) else {})  # SB3 writes into it
+    """Arguments of the SB3 algorithm, in addition to those from ``config``."""
+    arguments = {**parts.method.arguments(parts.method.options_of(config)), **parts.algorithm_settings}
+    policy_kwargs = arguments.get("policy_kwargs")
+    if isinstance(policy_kwargs, Mapping):
+        arguments["policy_kwargs"] = dict(policy_kwargs)  # a copy: SB3 writes into it
+    return arguments
 
 
-def learner(
+def make_learner(
     parts: Parts, config: Config, env: Any, store: ReplayBuffer, number: int = 0, device: str = "cpu"
 ) -> Learner:
     """Learner ``number`` of a run."""
-    kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
-    return kind(env, config, store, number, parts.algorithm, device, **arguments_of(parts, config))
+    arguments = arguments_of(parts, config)
+    if issubclass(parts.algorithm, BaseAlgorithm):
+        kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
+        return kind(env, config, store, number, parts.algorithm, device, **arguments)
+    with faults_as_user_errors(f"learner {parts.algorithm_name} cannot be made"):
+        return parts.algorithm(env, config, store, number=number, device=device, **arguments)
 
 
-def learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[BaseAlgorithm, RewardEnsemble]:
-    """The agent's SB3 model and the reward that a run has left in its ``folder``; no code of the folder's runs.
+def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tuple[BaseAlgorithm, RewardEnsemble]:
+    """The agent's SB3 model and the reward model that a run left in its ``folder``. No code from the folder is run.
 
-    CorruptFileError where a file is not as it was written, or not of such a run.
+    CorruptFileError if a file has changed, or does not belong to such a run.
     """
     env = make_env(spec.env, config)
     sizes = flatdim(env.observation_space), flatdim(env.action_space)
-    RunFolder(folder).check_sizes(config, arguments_of(parts, config), *sizes)
-    with ordinary_torch(), generators_kept():
-        model = learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
+    # Nothing is known here about the networks of a learner that is not SB3's
+    arguments = arguments_of(parts, config) if issubclass(parts.algorithm, BaseAlgorithm) else {"policy_kwargs": {}}
+    RunFolder(folder).check_sizes(config, arguments, *sizes)
+    with default_torch(), preserved_generators():
+        model = make_learner(parts, config, env, ReplayBuffer(*sizes, capacity=1)).model
         reward = RewardEnsemble.of(config, *sizes, torch.Generator())
-        reward.pessimism = config.pessimism
         RunFolder(folder).read_models(model, reward)
-    model.num_timesteps = config.steps
+    info = read_info(RunFolder(folder).read_reward(), RunFolder(folder).reward)
+    if info is None:  # a file of an older version
+        reward.pessimism, reward.labels = config.pessimism, config.labels if parts.method.reward_loss else 0
+    else:
+        reward.pessimism, reward.labels = info.pessimism, info.labels
+    model.num_timesteps = config.total_timesteps
     return model, reward
 
 
-def filmed(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
-    """The same environments, filmed as people will see them, and the ``human.film.Film``."""
-    from rlhf_bilevel.human.clips import recorder
+def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
+    """The same environments, recorded so that people can watch segments, and the ``ClipRecorder``."""
+    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 
     assert spec.out is not None
-    record = recorder.ClipRecorder(spec.out)
+    recorder = ClipRecorder(spec.out)
+    recorded = [RecordedEnv(make_posed_env(spec.env, config, TRAINING), store, recorder) for _ in training]
     for env in training:
         env.close()
-    return [recorder.RecordedEnv(posed_env(spec.env, config, TRAINING), store, record) for _ in training], record
+    return recorded, recorder
 
 
-def posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
-    """As ``make_env``, of ``recorder.make``: it tells how things stand."""
+def make_posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+    """As ``make_env``, of ``recorder.make``: with poses in its info."""
     from rlhf_bilevel.human.clips import recorder
 
-    return _guarded(_as_set(recorder.make, env_id, config, stream), env_id, config.env_timeout)
+    return _fault_tolerant(_with_settings(recorder.make, env_id, config, stream), env_id, config.env_timeout)
 
 
-def drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+def make_drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
     """As ``make_env``, of ``recorder.make_drawn``: it draws pictures."""
     from rlhf_bilevel.human.clips import recorder
 
-    return _guarded(_as_set(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
+    return _fault_tolerant(_with_settings(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
 
 
-def _as_set(make: Callable[..., Any], env_id: str, config: Config, stream: int) -> Callable[[], Any]:
+def _with_settings(make: Callable[..., Any], env_id: str, config: Config, stream: int) -> Callable[[], Any]:
     c = config
-    return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, c.termination == "absorb")
+    return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, **env_arguments(c))
 
 
-def _teacher(
+def _make_teacher(
     spec: RunSpec,
     parts: Parts,
     config: Config,
     store: ReplayBuffer,
     prefs: PreferenceBuffer,
-    film: Any,
+    recorder: Any,
     used_sessions: int,
 ) -> Teacher:
     if parts.teacher is not None:
         return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
+    if config.teacher_object:
+        own = TEACHERS[config.teacher_object]
+        if not isinstance(own, type):
+            return own
+        with faults_as_user_errors(f"teacher {config.teacher_object} cannot be made"):
+            return own(config, store)
     if config.teacher_human:
         from rlhf_bilevel.human.teacher import HumanTeacher
 
         assert spec.out is not None
-        return HumanTeacher(config, store, film, spec.out)
+        return HumanTeacher(config, store, recorder, spec.out)
+    if config.teacher_url:
+        return _make_http_teacher(spec, config, store, recorder)
     if config.teacher_rerun:
-        given = _answers(Path(config.teacher_rerun), config, store)
-        return Rerun(given, count(spec.folder.labels) if spec.out else used_sessions)
+        recorded = _read_answers(Path(config.teacher_rerun), config, store)
+        return Rerun(recorded, count_sessions(spec.folder.labels) if spec.out else used_sessions)
     if config.teacher_replay:
-        given = _answers(Path(config.teacher_replay), config, store)
-        if not any(len(answers.label) for answers in given if answers is not None):
+        recorded = _read_answers(Path(config.teacher_replay), config, store)
+        if not any(len(answers.label) for answers in recorded if answers is not None):
             raise UserError(f"teacher replay={config.teacher_replay}: there are no labels in it")
-        return Replayed(given).after(prefs)
+        return Replayed(recorded).after(prefs)
     return SimulatedTeacher(config, store)
 
 
-def _answers(path: Path, config: Config, store: ReplayBuffer) -> list[Preferences | None]:
-    """Those in a file, session by session. UserError where their segments are not as this run's."""
-    given: list[Preferences | None] = []
-    given += [asked_queries.load(path).preferences()] if path.suffix == ".parquet" else sessions(path)
-    must = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
-    for first in (answers.first for answers in given if answers is not None):
-        has = *first.obs.shape[1:], first.act.shape[-1]
-        if has != must:
-            said = "segments of {} steps, observations of {} and actions of {} numbers"
-            raise UserError(f"{path} has {said.format(*has)}, and this run has {said.format(*must)}")
-    return given
+def _make_http_teacher(spec: RunSpec, config: Config, store: ReplayBuffer, recorder: Any) -> HttpTeacher:
+    """The teacher at the URL of ``config``. Entries of observations and actions have the environment's names."""
+    env = make_env(spec.env, config.model_copy(update={"env_timeout": 0.0}))
+    entries, size = registry.entry_names(env), flatdim(env.observation_space)
+    env.close()
+    return HttpTeacher(
+        config,
+        spec.env,
+        {"obs": entries[:size], "act": entries[size:]},
+        RequestLog(spec.folder.requests if spec.out else None),
+        store,
+        recorder,
+        f"rlhf-bilevel resume {shlex.quote(str(spec.out))} --trust" if spec.out else "",
+    )
+
+
+def _read_answers(path: Path, config: Config, store: ReplayBuffer) -> list[Preferences | None]:
+    """The answers in a file, session by session. UserError if their segments are not like this run's."""
+    recorded: list[Preferences | None] = []
+    recorded += [asked_queries.load(path).preferences()] if path.suffix == ".parquet" else read_sessions(path)
+    expected = config.segment_length, store.obs.shape[-1], store.act.shape[-1]
+    for first in (answers.first for answers in recorded if answers is not None):
+        sizes = *first.obs.shape[1:], first.act.shape[-1]
+        if sizes != expected:
+            template = "segments of {} steps, observations of {} and actions of {} numbers"
+            raise UserError(f"{path} has {template.format(*sizes)}, and this run has {template.format(*expected)}")
+    return recorded

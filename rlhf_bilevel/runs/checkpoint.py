@@ -1,13 +1,13 @@
-"""Checkpoints of a run: whole or absent, checked before they are believed, and no row is written twice.
+"""Checkpoints of a run: complete or absent, verified when they are read, and no row is written twice.
 
     FOLDER/step-000010000/       state.json, state.safetensors    what changes
                                  manifest.json                    the settings' hash; size and SHA-256 of every file
-    FOLDER/step-000008000-kept/  the same, of a checkpoint that stays
+    FOLDER/step-000008000-kept/  the same, of a checkpoint that is kept
     FOLDER/rows-0-8000.safetensors, rows-8000-10000 ...           what only grows
 
-Written in this order: new rows, the state in a hidden folder, its manifest, the folder's rename. Each is on the disk
-before the next begins, so that a fault at any moment leaves the checkpoints before as they were. The newest two stay,
-and those that are to be kept.
+The order of writing is: new rows, the state in a hidden folder, its manifest, the folder's final name. Each is on the
+disk before the next begins, so a fault at any moment leaves earlier checkpoints intact. The newest two are kept, and
+those that are to be kept.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save as to_bytes
 
 from rlhf_bilevel.errors import CorruptFileError
-from rlhf_bilevel.utils.files import JSON_LIMIT, read, read_json, reading, sha256, sync, tensors, write
+from rlhf_bilevel.utils.files import JSON_LIMIT, load_tensors, open_to_read, read, read_json, sha256, sync, write
 from rlhf_bilevel.utils.serialization import Table, Tree, pack, unpack
 
 KEPT = 2
-FORMAT: Literal[2] = 2  # 1 held the answers too
+FORMAT: Literal[3] = 3  # format 1 had the answers, too; 2 had other names
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 KEPT_NAME = "-kept"
 STEP, PIECE = re.compile(rf"step-(\d{{9,}})({KEPT_NAME})?"), r"^[a-z]+-\d+-\d+\.safetensors$"
 
 
-class Entry(BaseModel):
+class FileEntry(BaseModel):
+    """Size in bytes and SHA-256 of a file."""
+
     size: int
     sha256: str
 
 
-class Piece(Entry):
-    """Rows ``start`` to ``end`` of a table."""
+class TablePiece(FileEntry):
+    """A file with rows ``start`` to ``end`` of a table."""
 
     file: Annotated[str, Field(pattern=PIECE)]
     start: int
@@ -52,28 +54,31 @@ class Piece(Entry):
 
 
 class Manifest(BaseModel):
-    format: Literal[2] = FORMAT
+    """What a checkpoint consists of. ``settings`` is the hash of config.yaml."""
+
+    format: Literal[3] = FORMAT
     step: int
     settings: str
-    files: dict[Literal["state.json", "state.safetensors"], Entry]
-    tables: dict[str, list[Piece]]
+    files: dict[Literal["state.json", "state.safetensors"], FileEntry]
+    tables: dict[str, list[TablePiece]]
 
     def seal(self) -> bytes:
+        """The manifest as JSON, with its own SHA-256."""
         body = self.model_dump()
         return json.dumps(body | {"sha256": sha256(json.dumps(body).encode())}).encode()
 
     @classmethod
     def unseal(cls, path: Path) -> Manifest:
-        """CorruptFileError unless every byte is as it was written."""
-        told = read_json(path)
-        if isinstance(told, dict) and told.get("format") != FORMAT:
-            raise CorruptFileError(f"it has format {told.get('format')!r:.20}, and this version reads {FORMAT}")
-        manifest = cls.model_validate(told)
+        """Reads what ``seal`` gave. CorruptFileError unless every byte is as it was written."""
+        content = read_json(path)
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            raise OtherFormatError(f"it has format {content.get('format')!r:.20}, and this version reads {FORMAT}")
+        manifest = cls.model_validate(content)
         if manifest.seal() != read(path, JSON_LIMIT):
             raise CorruptFileError(f"{path.name} is not as it was written")
         for name, pieces in manifest.tables.items():
             ends = [0, *(piece.end for piece in pieces)]
-            for piece, start in zip(pieces, ends, strict=False):  # each rows of its own, and so each file once
+            for piece, start in zip(pieces, ends, strict=False):  # no gap, no overlap, and each file once
                 if not start == piece.start < piece.end or piece.file != f"{name}-{start}-{piece.end}.safetensors":
                     raise CorruptFileError(f"{path.name} names {piece.file} in a place that is not its own")
         return manifest
@@ -83,30 +88,39 @@ class OtherSettingsError(CorruptFileError):
     """A checkpoint was made with another config.yaml."""
 
 
-class Loaded(NamedTuple):
+class OtherFormatError(CorruptFileError):
+    """A checkpoint was made by another version of this package."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: the environment step, the state that changes, and the tables that only grow."""
+
     step: int
     tree: Tree
     tables: dict[str, Table]
 
 
 class Checkpoints:
-    """Those of one run; ``settings`` is a hash of its configuration, which a checkpoint must share to be resumed."""
+    """The checkpoints of one run. ``settings`` is the hash of its config.yaml; only checkpoints with the same hash are
+    used.
+    """
 
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder, self._settings = folder, settings
         self._sound: list[Path] = []  # written or checked by this object, oldest first
-        self._tables: dict[str, list[Piece]] = {}  # what of each table is on the disk
+        self._tables: dict[str, list[TablePiece]] = {}  # pieces of each table that are on the disk
 
     def save(self, step: int, tree: Tree, tables: Mapping[str, Table], keep: bool = False) -> Path:
-        """On the disk and checked when this returns. OSError where that fails; those before are as they were.
+        """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay as they
+        were.
 
-        One that is to ``keep`` is not removed when newer ones come.
+        With ``keep`` it is not removed when newer ones come.
         """
         self.folder.mkdir(exist_ok=True)
         pieces = {name: [*self._tables.get(name, []), *self._append(name, table)] for name, table in tables.items()}
-        told, found = pack(tree)
-        state = {"state.json": json.dumps(told).encode(), "state.safetensors": to_bytes(found)}
-        files = {name: Entry(size=len(data), sha256=sha256(data)) for name, data in state.items()}
+        tree_json, state_tensors = pack(tree)
+        state = {"state.json": json.dumps(tree_json).encode(), "state.safetensors": to_bytes(state_tensors)}
+        files = {name: FileEntry(size=len(data), sha256=sha256(data)) for name, data in state.items()}
         manifest = Manifest(step=step, settings=self._settings, files=files, tables=pieces)  # type: ignore[arg-type]
         unfinished, target = self.folder / UNFINISHED, self.folder / f"step-{step:09d}{KEPT_NAME * keep}"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -114,7 +128,7 @@ class Checkpoints:
         for name, data in state.items():
             write(unfinished / name, data)
         write(unfinished / MANIFEST, manifest.seal())
-        if target.exists():  # a damaged one, or the run would have gone on from there
+        if target.exists():  # it must be damaged, or the run would have continued from it
             shutil.rmtree(target)
         os.replace(unfinished, target)
         sync(self.folder)
@@ -125,73 +139,78 @@ class Checkpoints:
         return target
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that there are, sound or not, in order."""
+        """Steps of all checkpoints, valid or not, in order."""
         return sorted({int(match[1]) for match in map(STEP.fullmatch, self._names()) if match})
 
     def _names(self) -> list[str]:
         return [path.name for path in self.folder.glob("step-*")]
 
-    def load(self, at: int | None = None) -> Loaded | None:
-        """The newest that is sound, with a warning for each newer one that is not; None where there is none at all.
+    def load(self, at: int | None = None) -> Checkpoint | None:
+        """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is no
+        checkpoint.
 
-        With ``at``, of those at that step or before it. CorruptFileError where there are some and not one is sound.
+        With ``at``, the newest at that step or before. CorruptFileError if there are some and none is valid.
         """
-        others, gone = 0, False
+        other_settings, other_formats, removed_meanwhile = 0, 0, False
         matches = [match for match in map(STEP.fullmatch, self._names()) if match]
-        found = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
-        for path in (self.folder / name for _, name in reversed(found)):
+        candidates = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
+        for path in (self.folder / name for _, name in reversed(candidates)):
             try:
                 manifest = self._check(path)
                 state = path / "state.safetensors"
                 size = manifest.files["state.safetensors"].size
-                tree = unpack(read_json(path / "state.json"), tensors(read(state, size), state))
+                tree = unpack(read_json(path / "state.json"), load_tensors(read(state, size), state))
                 tables = {name: self._joined(pieces) for name, pieces in manifest.tables.items()}
             except (ValueError, OSError, LookupError, RuntimeError, TypeError) as error:
-                if not path.exists():  # removed just now by the run, which goes on and has a newer one
-                    gone = True
+                if not path.exists():  # just removed by the run, which has a newer one
+                    removed_meanwhile = True
                     continue
-                others += isinstance(error, OtherSettingsError)
+                other_settings += isinstance(error, OtherSettingsError)
+                other_formats += isinstance(error, OtherFormatError)
                 warnings.warn(f"{path} is passed over: {' '.join(str(error).split())}", stacklevel=2)
                 continue
             self._sound, self._tables = [path], manifest.tables
-            return Loaded(manifest.step, tree, tables)
-        if gone:
+            return Checkpoint(manifest.step, tree, tables)
+        if removed_meanwhile:
             return self.load(at)
-        if found:
-            way = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
-            way = "put back the config.yaml that they were made with" if others == len(found) else way
+        if candidates:
+            remedy = f"if you remove {self.folder}, resume begins anew and comes to the same end, bit for bit"
+            if other_settings == len(candidates):
+                remedy = "put back the config.yaml that they were made with"
+            if other_formats == len(candidates):
+                remedy = f"go on with the version that made them, or remove {self.folder}, and resume begins anew"
             raise CorruptFileError(
-                f"none of the {len(found)} checkpoints in {self.folder} can be used; nothing was changed: {way}"
+                f"none of the {len(candidates)} checkpoints in {self.folder} can be used; nothing was changed: {remedy}"
             )
         return None
 
-    def _append(self, name: str, table: Table) -> list[Piece]:
+    def _append(self, name: str, table: Table) -> list[TablePiece]:
         """Writes the rows that are not on the disk yet: one piece, or none."""
-        known = self._tables.get(name)
-        start, end = known[-1].end if known else 0, len(next(iter(table.values())))
+        stored = self._tables.get(name)
+        start, end = stored[-1].end if stored else 0, len(next(iter(table.values())))
         if start == end:
             return []
         data = to_bytes({column: values[start:end].contiguous() for column, values in table.items()})
         file = f"{name}-{start}-{end}.safetensors"
         write(self.folder / file, data)
-        return [Piece(file=file, start=start, end=end, size=len(data), sha256=sha256(data))]
+        return [TablePiece(file=file, start=start, end=end, size=len(data), sha256=sha256(data))]
 
-    def _joined(self, pieces: list[Piece]) -> Table:
-        parts = [tensors(read(self.folder / piece.file, piece.size), piece.file) for piece in pieces]
+    def _joined(self, pieces: list[TablePiece]) -> Table:
+        parts = [load_tensors(read(self.folder / piece.file, piece.size), piece.file) for piece in pieces]
         return {column: torch.cat([part[column] for part in parts]) for column in parts[0]} if parts else {}
 
     def _check(self, path: Path) -> Manifest:
-        """The manifest, if all that it names is as it was written. Pieces that are known were checked before."""
+        """The manifest, if all that it names is as it was written. Pieces checked before are not read again."""
         manifest = Manifest.unseal(path / MANIFEST)
         if path.name.removesuffix(KEPT_NAME) != f"step-{manifest.step:09d}":
             raise CorruptFileError(f"it holds step {manifest.step}")
         if manifest.settings != self._settings:
             raise OtherSettingsError("config.yaml is not the one that it was made with")
-        known = [piece for pieces in self._tables.values() for piece in pieces]
-        new = [piece for pieces in manifest.tables.values() for piece in pieces if piece not in known]
+        checked_pieces = [piece for pieces in self._tables.values() for piece in pieces]
+        new = [piece for pieces in manifest.tables.values() for piece in pieces if piece not in checked_pieces]
         for file, entry in [*((path / name, entry) for name, entry in manifest.files.items()),
                             *((self.folder / piece.file, piece) for piece in new)]:  # fmt: skip
-            with reading(file, entry.size) as stream:
+            with open_to_read(file, entry.size) as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
                     raise CorruptFileError(f"{file.name} is not as it was written")
         return manifest
@@ -203,7 +222,7 @@ class Checkpoints:
             self._clean()
 
     def _clean(self) -> None:
-        """Removes what no checkpoint that stays needs."""
+        """Removes what no remaining checkpoint needs."""
         stay = {*self._sound, *self.folder.glob(f"step-*{KEPT_NAME}")}
         for path in self.folder.iterdir():
             if STEP.fullmatch(path.name) and path not in stay:
@@ -211,7 +230,7 @@ class Checkpoints:
         try:
             manifests = [Manifest.unseal(path / MANIFEST) for path in stay]
         except ValueError:
-            return  # which pieces a damaged one needs is not known
+            return  # a damaged one does not say which pieces it needs
         needed = {piece.file for manifest in manifests for pieces in manifest.tables.values() for piece in pieces}
         for path in self.folder.iterdir():
             if path.suffix in (".safetensors", ".tmp") and path.name not in needed:

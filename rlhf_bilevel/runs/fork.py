@@ -1,8 +1,8 @@
-"""A new run that goes on from a checkpoint of another: with other settings, more steps, more labels, another method.
+"""A new run that continues from a checkpoint of another: with other settings, more steps, more labels, another method.
 
-``begin`` writes the new run's folder as if it were a run that was cut off at that checkpoint: settings, answers, logs
-up to there and the state. ``resume`` then goes on with it. Where nothing is changed it goes on as the other did, bit
-for bit.
+``begin`` writes the new run's folder like that of a run that was cut off at the checkpoint: settings, answers, logs
+until then, and the state. ``resume`` then continues it. If nothing is changed, it continues as the other did, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -21,66 +21,72 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.run_folder import BEGINNING, RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.runs.checkpoint import Checkpoints, Loaded
-from rlhf_bilevel.runs.checkpoint_manager import Told, compatible
-from rlhf_bilevel.runs.logger import Rows
+from rlhf_bilevel.runs.checkpoint import Checkpoint, Checkpoints
+from rlhf_bilevel.runs.checkpoint_manager import CheckpointState, restoring
+from rlhf_bilevel.runs.logger import GrowingCSV
 from rlhf_bilevel.types import Preferences
-from rlhf_bilevel.utils.files import reading, sha256, sync, write, written
+from rlhf_bilevel.utils.files import naming_write_errors, open_to_read, sha256, sync, write
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "protocol", "segment_length", "hidden", "critic_layer_norm", "members", "reward_form",
-    "reward_hidden", "cost_hidden",
+    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
+    "ensemble_size", "reward_form", "reward_net_arch", "cost_hidden", "reward",
 )  # fmt: skip
-"""Settings on which the shape or the meaning of what was stored and learnt depends: a fork has those of its origin."""
+"""Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 
 
-def load(folder: Path, at: int | None) -> Loaded:
+def load_checkpoint(folder: Path, at: int | None) -> Checkpoint:
     """The newest checkpoint of the run in ``folder``, or the newest at step ``at`` or before.
 
-    UserError where there is none, CorruptFileError where it is not one of a run.
+    UserError if there is none, CorruptFileError if it does not belong to a run.
     """
     run = RunFolder(folder).examine()
     checkpoints = Checkpoints(run.checkpoints, run.config_sha256())
     loaded = checkpoints.load(at)
     if loaded is None:
-        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        available = ", ".join(map(str, checkpoints.steps())) or "none"
         before = "" if at is None else f" at step {at} or before"
-        raise UserError(f"{folder} has no checkpoint{before}: it has {there}; --keep-every keeps more of them")
-    with compatible(checkpoints.folder, loaded.step):
-        Told(**loaded.tree)
+        raise UserError(f"{folder} has no checkpoint{before}: it has {available}; --keep-every keeps more of them")
+    with restoring(checkpoints.folder, loaded.step):
+        CheckpointState(**loaded.tree)
     return loaded
 
 
-def answers(folder: Path, loaded: Loaded) -> list[Preferences | None]:
-    """Those that the run in ``folder`` had used at that checkpoint, a session after the other."""
-    told = Told(**loaded.tree)
+def used_answers(folder: Path, loaded: Checkpoint) -> list[Preferences | None]:
+    """The answers that the run in ``folder`` had used at that checkpoint, session by session."""
+    saved = CheckpointState(**loaded.tree)
     with LabelLog.copy(RunFolder(folder).labels) as labels:
-        return labels.used(told.sessions, told.labels)
+        return labels.used(saved.sessions, saved.labels)
 
 
-def check(loaded: Loaded, old: Config, new: Config) -> None:
-    """UserError where a run with settings ``new`` cannot go on from there."""
-    there, here = (config.options | config.model_dump() for config in (old, new))
+def check(loaded: Checkpoint, old: Config, new: Config) -> None:
+    """UserError if a run with settings ``new`` cannot continue from there."""
+    old_settings, new_settings = (config.options | config.model_dump() for config in (old, new))
     for name in SHAPES:
-        if name in there and name in here and there[name] != here[name]:  # options of one method alone may be missing
+        if name not in old_settings or name not in new_settings:  # an option that only one method has
+            continue
+        before, after = old_settings[name], new_settings[name]
+        if before != after:
             raise UserError(
-                f"{name}={here[name]}: a fork keeps the {name} of its run, {there[name]}, as what was stored and "
+                f"{name}={after}: a fork keeps the {name} of its run, {before}, as what was stored and "
                 "learnt depends on it"
             )
-    if new.steps <= loaded.step:
-        raise UserError(f"steps={new.steps}: the checkpoint is at step {loaded.step}, and a fork must end after it")
+    if new.total_timesteps <= loaded.step:
+        raise UserError(
+            f"steps={new.total_timesteps}: the checkpoint is at step {loaded.step}, and a fork must end after it"
+        )
     used = sum(loaded.tree["sessions"])
     if new.labels < used:
         raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")
 
 
-def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
-    """A run's state for a method with other learners; ``old`` and ``new`` are (learners, the agent's number).
+def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
+    """A run's state for a method with other learners; ``old`` and ``new`` are (number of learners, number of the
+    agent).
 
-    The agent goes on as the agent. A learner that is new begins as a copy of it, with random numbers of its own; one
-    that is missing is left out, and what it wrote stays in the store.
+    The agent stays the agent. A new learner starts as a copy of it, with random numbers of its own. A learner that is
+    not needed is left out; its transitions stay in the replay buffer.
     """
     if old == new:
         return tree
@@ -90,25 +96,27 @@ def adapted(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
     tree = copy.deepcopy(tree)
     learners, envs = list[Any]([None] * new_count), [0] * new_count
     for number, place in enumerate(places[:new_count]):
-        known = number < count
-        source = tree["learners"][order[number] if known else agent]
-        learners[place] = source if known else copy.deepcopy(source) | {"fresh": True}
-        envs[place] = tree["envs"][order[number] if known else agent]
+        existing = number < count
+        source = tree["learners"][order[number] if existing else agent]
+        learners[place] = source if existing else copy.deepcopy(source) | {"fresh": True}
+        envs[place] = tree["envs"][order[number] if existing else agent]
     writers = torch.tensor([places[order.index(who)] for who in tree["store"]["writers"].tolist()], dtype=torch.int64)
     return tree | {"learners": learners, "envs": envs, "store": tree["store"] | {"writers": writers}}
 
 
-def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
-    """Learners that are new, or ``everything`` that draws, with random numbers as a run with ``seed`` begins with."""
+def reseed(tree: Tree, seed: int, everything: bool) -> Tree:
+    """The state with new random numbers for learners that are new, or for ``everything``, as a run with ``seed``
+    begins.
+    """
     tree = dict(tree)
     learners = []
     for number, learner in enumerate(tree["learners"]):
-        own = seed + number * LEARNER_SEEDS
+        learner_seed = seed + number * LEARNER_SEEDS
         if learner.pop("fresh", False) or everything:
-            learner = learner | {"rng": torch.Generator().manual_seed(own).get_state()}
+            learner = learner | {"rng": torch.Generator().manual_seed(learner_seed).get_state()}
             if "view" in learner:
-                learner["view"] = learner["view"] | {"rng": random_state(np.random.RandomState(own))}
-                learner["actions"] = np.random.default_rng(own).bit_generator.state
+                learner["view"] = learner["view"] | {"rng": random_state(np.random.RandomState(learner_seed))}
+                learner["actions"] = np.random.default_rng(learner_seed).bit_generator.state
         learners.append(learner)
     tree["learners"] = learners
     if everything:
@@ -118,44 +126,43 @@ def reseeded(tree: Tree, seed: int, everything: bool) -> Tree:
     return tree
 
 
-def begin(source: Path, target: Path, loaded: Loaded, tree: Tree, config: bytes) -> None:
-    """Makes the folder ``target`` that of a run that was cut off at ``loaded``, with that config.yaml.
+def begin(source: Path, target: Path, loaded: Checkpoint, tree: Tree, config: bytes) -> None:
+    """Makes ``target`` the folder of a run with that config.yaml that was cut off at ``loaded``.
 
-    config.yaml is the last to be written: a folder without it is no run, and a file ``RunFolder.forking`` says until
-    then what the folder is. CorruptFileError where the other run's answers or logs are not those that the checkpoint
-    knew.
+    config.yaml is written last: a folder without it is not a run. Until then the file ``RunFolder.forking`` says what
+    the folder is. CorruptFileError if the other run's answers or logs are not those of the checkpoint.
     """
-    told, old, run = Told(**loaded.tree), RunFolder(source), RunFolder(target)
+    saved, old, run = CheckpointState(**loaded.tree), RunFolder(source), RunFolder(target)
     write(run.forking, f"A fork of {source} begins here. If it was killed, the same command clears it.\n".encode())
     for log in (old.progress, old.evaluations):
-        Rows(log, told.marks.get(log.name))
+        GrowingCSV(log, saved.marks.get(log.name))
     with LabelLog.copy(old.labels) as labels:
-        labels.used(told.sessions, told.labels)  # checks them
-        labels.write(run.labels, len(told.sessions))
-    events = [path for path in old.events() if path.name in told.marks.get("events", {})]
+        labels.used(saved.sessions, saved.labels)  # raises if they are damaged
+        labels.write(run.labels, len(saved.sessions))
+    events = [path for path in old.events() if path.name in saved.marks.get("events", {})]
     for log in (old.progress, old.evaluations, *events):
-        if log.is_file():  # what it holds beyond the step is cut when the run goes on
+        if log.is_file():  # rows after the checkpoint are cut when the run continues
             copy = target / log.name
-            with reading(log, math.inf) as there, written(copy), copy.open("xb") as here:
-                shutil.copyfileobj(there, here)
+            with open_to_read(log, math.inf) as original, naming_write_errors(copy), copy.open("xb") as duplicate:
+                shutil.copyfileobj(original, duplicate)
     new: Mapping[str, Any] = loaded.tree | {"run": tree}
     Checkpoints(run.checkpoints, sha256(config)).save(loaded.step, new, loaded.tables, keep=True)
     write(run.config, config)
-    with written(target):
+    with naming_write_errors(target):
         run.forking.unlink()
         sync(target)
 
 
-def clear(target: Path) -> None:
-    """What a ``begin`` has left that was killed is removed. To be called under the lock on the folder."""
+def clear_unfinished(target: Path) -> None:
+    """Removes what a ``begin`` that was killed has left. To be called under the lock on the folder."""
     if RunFolder(target).unfinished_fork:
         undo(target)
 
 
 def undo(target: Path) -> None:
-    """What ``begin`` has made, or a part of it, is removed; the lock on the folder stays."""
+    """Removes what ``begin`` has made, or a part of it. The lock on the folder stays."""
     run = RunFolder(target)
     for path in target.iterdir():
         if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.forking):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    run.forking.unlink(missing_ok=True)  # last, as it says what the others are
+    run.forking.unlink(missing_ok=True)  # last: it marks the others

@@ -1,4 +1,6 @@
-"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV; each step once, also after a resume."""
+"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV. After a resume, no step is written
+twice.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,19 @@ from stable_baselines3.common.logger import (
 from rlhf_bilevel.data.run_folder import EVALUATIONS, PROGRESS, STEP, RunFolder
 from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.evaluation.rollout import Evaluation
-from rlhf_bilevel.runs.process import held
-from rlhf_bilevel.utils.files import append, reading, sync, truncate, write, written
+from rlhf_bilevel.runs.process import delayed_interrupts
+from rlhf_bilevel.utils.files import append, naming_write_errors, open_to_read, sync, truncate, write
 
-LONGEST = 2**17  # bytes of a line
+LONGEST = 2**17  # most bytes in a line
 COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
 
 
 class Log:
-    """Collects metrics and writes the newest of each once an episode. Keys follow SB3; the second learner's are under
-    ``train_1/``. ``folder=None`` writes no file.
+    """Collects metrics and writes the newest of each after every episode.
 
-    It goes on after ``step``, where the ``marks`` of a log before it were those: what its files hold beyond is cut off.
-    CorruptFileError, and nothing cut, where they hold less or something else.
+    Keys follow SB3; those of the second learner are under ``train_1/``. ``folder=None`` writes no file. The log
+    continues after ``step``, where an earlier log had these ``marks``: what its files hold beyond them is cut off.
+    CorruptFileError, and nothing is cut, if they hold less or something else.
     """
 
     def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
@@ -50,7 +52,7 @@ class Log:
         self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
         if self._folder:
             logs = self._folder.progress, self._folder.evaluations
-            progress, self._evaluations = (Rows(path, marks.get(path.name)) for path in logs)
+            progress, self._evaluations = (GrowingCSV(path, marks.get(path.name)) for path in logs)
             sizes = marks.get("events", {})
             for path in self._folder.events():
                 if path.name in sizes:
@@ -59,18 +61,18 @@ class Log:
                     path.unlink()
             for rows in (progress, self._evaluations):
                 rows.cut()
-            with written(self._folder.path):
+            with naming_write_errors(self._folder.path):
                 self._tensorboard = TensorBoardOutputFormat(str(folder))
             self._rows = progress
-            writers += [Progress(progress), self._tensorboard]
+            writers += [CSVWriter(progress), self._tensorboard]
         self.logger = StepLogger(writers, step)
         self._started, self._resumed = time.monotonic(), step
 
     def marks(self) -> dict[str, Any]:
-        """Puts everything on the disk; what a log that goes on from here is given."""
+        """Puts everything on the disk, and returns what a log that continues from here needs."""
         if self._folder is None or self._tensorboard is None:
             return {}
-        with held(), written(self._folder.path):
+        with delayed_interrupts(), naming_write_errors(self._folder.path):
             self._tensorboard.writer.flush()
         events = self._folder.events()
         for path in [*events, self._folder.progress, self._folder.evaluations]:
@@ -80,19 +82,24 @@ class Log:
         return {"events": sizes, PROGRESS: self._rows.mark(), EVALUATIONS: self._evaluations.mark()}
 
     def record(self, row: Mapping[str, float], step: int) -> None:
+        """Collects the metrics of environment step ``step``."""
         self.logger.step = step
         for key, value in row.items():
             self.logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
-        if _told(row):
+        if _is_shown(row):
             self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
 
     def write(self, row: Mapping[str, float]) -> None:
-        """To be called after ``record`` of the same ``row``, and after what callbacks record of that step."""
-        if _told(row):
+        """Writes a row if the step ended an episode. To be called after ``record`` and after what callbacks record of
+        that step.
+        """
+        if _is_shown(row):
             self.flush()
 
     def evaluation(self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool) -> None:
-        """One row an episode: return, and success as 0, 1 or empty where the environment knows none."""
+        """Writes one row for each episode: return and success, which is 0, 1, or empty if the environment does not know
+        it.
+        """
         if self._folder is None:
             return
         successes = [""] * len(result.returns) if result.successes is None else [int(s) for s in result.successes]
@@ -100,42 +107,45 @@ class Log:
         for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
             cells = (step, labels, learner, int(is_agent), episode, round(float(value), 4), success)
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
-        with held():
+        with delayed_interrupts():
             self._evaluations.add(rows)
 
     def flush(self) -> None:
-        """What has been recorded since the last row makes one more."""
+        """Writes what has been recorded since the last row, if anything."""
         if self.logger.name_to_value:
             self.logger.dump()
 
     def close(self) -> None:
-        with held():
+        """Closes the files."""
+        with delayed_interrupts():
             self.logger.close()
 
 
-def _told(row: Mapping[str, float]) -> bool:
+def _is_shown(row: Mapping[str, float]) -> bool:
     return "rollout/true_return" in row or "eval/true_return" in row
 
 
 class StepLogger(Logger):
-    """SB3's logger, as the run and its callbacks use it: every row tells its ``step``, and is written whole."""
+    """SB3's logger for the run and its callbacks: every row has its ``step``, and is written whole."""
 
     def __init__(self, writers: list[KVWriter], step: int) -> None:
         super().__init__(folder=None, output_formats=writers)
         self.step = step
 
     def dump(self, step: int = 0) -> None:
-        with held():
+        """Writes a row; its step is ``self.step`` unless it is given."""
+        with delayed_interrupts():
             super().dump(step or self.step)
 
 
-class Progress(KVWriter):
-    """SB3's way to a CSV with a row a dump."""
+class CSVWriter(KVWriter):
+    """SB3's writer of a CSV file with one row for each dump."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: GrowingCSV) -> None:
         self._rows = rows
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Adds a row. FormatUnsupportedError for a value that is no number or text."""
         key_values = {**filter_excluded_keys(key_values, key_excluded, "csv"), STEP: step}
         for value in key_values.values():
             if isinstance(value, (Video, Figure, Image, HParam)):
@@ -143,24 +153,26 @@ class Progress(KVWriter):
         self._rows.add([dict(sorted(key_values.items()))])
 
     def close(self) -> None:
+        """Does nothing: the file is not kept open."""
         pass
 
 
-class Rows:
-    """A CSV that grows at its end, and has a column for each key that has ever been given.
+class GrowingCSV:
+    """A CSV file that grows at its end, with a column for each key that has ever been given.
 
-    ``mark`` tells how many rows there are and a hash of what they hold, whatever columns have come later. It goes on
-    from such a mark, from the beginning without one: CorruptFileError where the file is not what was marked.
+    ``mark`` says how many rows there are and has a hash of their content, which does not depend on columns that come
+    later. The file continues from such a mark, or from the beginning without one. CorruptFileError if its rows are not
+    those that were marked.
     """
 
     def __init__(self, path: Path, mark: Mapping[str, Any] | None = None) -> None:
         self._path, self._columns = path, list[str]()
         self._count, self._sum = 0, hashlib.sha256()
-        self._end = 0  # bytes of the rows that stay
+        self._end = 0  # bytes until the end of the marked rows
         expected = int(mark["rows"]) if mark else 0
         if expected:
-            with reading(path, math.inf) as file:
-                lines = _parsed(file, path)
+            with open_to_read(path, math.inf) as file:
+                lines = _parse_lines(file, path)
                 self._columns = next(lines, ([], 0))[0]
                 for cells, self._end in islice(lines, expected):
                     self._note(dict(zip(self._columns, cells, strict=False)))
@@ -171,38 +183,40 @@ class Rows:
                 )
 
     def cut(self) -> None:
-        """Drops the rows that were not marked."""
+        """Removes the rows after the mark."""
         if not self._count:
             self._path.unlink(missing_ok=True)
         elif self._end < self._path.stat().st_size:
             truncate(self._path, self._end)
 
     def mark(self) -> dict[str, Any]:
+        """The number of rows and their hash."""
         return {"rows": self._count, "sha256": self._sum.hexdigest()}
 
     def add(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Adds rows, and columns for keys that are new."""
         texts = [{key: str(value) for key, value in row.items()} for row in rows]
         if new := [key for key in dict.fromkeys(key for row in texts for key in row) if key not in self._columns]:
             self._widen(new)
-        append(self._path, _lines([[row.get(key, "") for key in self._columns] for row in texts]))
+        append(self._path, _to_csv([[row.get(key, "") for key in self._columns] for row in texts]))
         for row in texts:
             self._note(row)
 
     def _widen(self, new: Sequence[str]) -> None:
         rows: list[list[str]] = []
         if self._path.exists():
-            with reading(self._path, math.inf) as file:
-                rows = [cells for cells, _ in islice(_parsed(file, self._path), 1, None)]
+            with open_to_read(self._path, math.inf) as file:
+                rows = [cells for cells, _ in islice(_parse_lines(file, self._path), 1, None)]
         self._columns += new
-        write(self._path, _lines([self._columns, *(cells + [""] * len(new) for cells in rows)]))
+        write(self._path, _to_csv([self._columns, *(cells + [""] * len(new) for cells in rows)]))
 
     def _note(self, row: Mapping[str, str]) -> None:
         self._count += 1
         self._sum.update(json.dumps(sorted((key, value) for key, value in row.items() if value)).encode() + b"\n")
 
 
-def _parsed(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
-    """The cells of each whole line, and where it ends; a line that a fault cut short is none."""
+def _parse_lines(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
+    """The cells of each whole line, and the position of its end in bytes; an unfinished last line is left out."""
     end = 0
     while (line := file.readline(LONGEST)).endswith(b"\n"):
         end += len(line)
@@ -212,7 +226,7 @@ def _parsed(file: BinaryIO, path: Path) -> Iterator[tuple[list[str], int]]:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
-def _lines(rows: Sequence[Sequence[object]]) -> bytes:
+def _to_csv(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()

@@ -1,4 +1,4 @@
-"""What a run needs of the process that it is in, whatever else the program does there."""
+"""What a run needs from its process, whatever else the program does there."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _trains = threading.Lock()
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """While this process trains. UserError where it does already, in another thread or around this call.
+def exclusive_training() -> Iterator[None]:
+    """Only one run trains in this process at a time: UserError if one is training already.
 
-    Random numbers are drawn from generators that a process has once (Python's, NumPy's, PyTorch's).
+    Random numbers come from generators that a process has only once (Python's, NumPy's, PyTorch's).
     """
     if not _trains.acquire(blocking=False):
         raise UserError("this process trains already: train one run after another, or each in a process of its own")
     try:
-        with ordinary_torch():
+        with default_torch():
             yield
     finally:
         _trains.release()
 
 
 @contextmanager
-def ordinary_torch() -> Iterator[None]:
-    """Gradients, float32 and the CPU as PyTorch has them when it is imported; afterwards what the program chose."""
+def default_torch() -> Iterator[None]:
+    """Gradients, float32 and the CPU as PyTorch has them at its start; afterwards what the program had chosen."""
     chosen = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -50,8 +50,8 @@ def ordinary_torch() -> Iterator[None]:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """The process's generators go on afterwards as if nothing had been drawn: SB3 seeds them for each new model."""
+def preserved_generators() -> Iterator[None]:
+    """Afterwards, the process's generators continue as if nothing had been drawn. SB3 seeds them for each new model."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -62,29 +62,29 @@ def generators_kept() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Ctrl-C waits until this is left: what it would cut here is a lock that stays closed, or half a file."""
+def delayed_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until this is left: otherwise it could leave a lock taken, or half a file."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[int, FrameType | None]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):
+    received: list[tuple[int, FrameType | None]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
         yield
         return
-    signal.signal(signal.SIGINT, lambda *told: came.append(told))
+    signal.signal(signal.SIGINT, lambda *signal_arguments: received.append(signal_arguments))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            before(*came[0])
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 class Interrupts:
-    """Ctrl-C while this is entered: ``check`` raises KeyboardInterrupt again where other code has swallowed it.
+    """While this is entered, ``check`` raises KeyboardInterrupt again if other code has swallowed it.
 
-    Python drops an exception that strikes while a finalizer runs, and some libraries catch all of them.
+    Python drops an exception that is raised while a finalizer runs, and some libraries catch all exceptions.
     """
 
     def __init__(self) -> None:
@@ -107,12 +107,13 @@ class Interrupts:
             self.check()
 
     def check(self) -> None:
+        """KeyboardInterrupt if Ctrl-C was pressed."""
         if self._struck:
             raise KeyboardInterrupt
 
     def _strike(self, number: int, frame: FrameType | None) -> None:
         try:
             self._before(number, frame)
-        except KeyboardInterrupt:  # a handler of the program's own may do something else
+        except KeyboardInterrupt:  # the program's own handler may do something else
             self._struck = True
             raise

@@ -1,4 +1,4 @@
-"""What a program that trains says of it: warnings and mistakes in one line each, and what a run has learnt."""
+"""What a program that trains prints: warnings and errors in one line each, and what a run has learnt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import one_line
 
 
-def prepare() -> None:
-    """Output that is closed goes nowhere, a letter that a terminal does not know is shown by its number, and a warning
-    has a line of its own."""
+def prepare_streams() -> None:
+    """Makes output safe: a closed stream becomes os.devnull, and letters that a terminal cannot show become numbers.
+
+    Each warning is one line.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -29,53 +31,55 @@ def _warn(message: object) -> None:
     (bars.tqdm.write if bars else print)(f"warning: {message}", file=sys.stderr)
 
 
-def mistake(error: BaseException) -> str | None:
-    """One line for what is no fault of this program; None for what is, which needs its traceback."""
-    if isinstance(error, UserError | OSError | FloatingPointError):  # the last: a learner diverged
+def user_message(error: BaseException) -> str | None:
+    """One line about an error that is not a fault of this program; None if it is one and needs its traceback."""
+    if isinstance(error, UserError | OSError | FloatingPointError):  # FloatingPointError: a learner diverged
         return one_line(error)
-    memory = "you tried to allocate" in str(error) or "out of memory" in str(error)  # as torch says it
+    memory = "you tried to allocate" in str(error) or "out of memory" in str(error)  # torch's messages
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and memory):
         return f"there is not enough memory: {one_line(error)}"
     return None
 
 
-def say(line: str) -> None:
-    """A mistake, on standard error."""
+def print_error(line: str) -> None:
+    """Prints an error on standard error, in one line."""
     print(f"rlhf-bilevel: {' '.join(line.split())}", file=sys.stderr)
 
 
-def tell(out: Path, reference: Path | None) -> None:
+def print_result(out: Path, reference: Path | None) -> None:
     """Prints what the run in ``out`` has learnt, and draws its learning curve there.
 
-    ``reference`` is a table of earlier runs: what SAC on the true reward reaches at the same steps is told beside it.
+    ``reference`` is a table of earlier runs: it also prints what SAC on the true reward reaches at the same steps.
     """
-    from rlhf_bilevel.evaluation.compare import LAST, ended_with, ending
+    from rlhf_bilevel.evaluation.compare import LAST, final_score, final_score_text
     from rlhf_bilevel.evaluation.plot import draw
-    from rlhf_bilevel.evaluation.records import points, read_table
+    from rlhf_bilevel.evaluation.records import read_records, read_table
 
-    found = points(out) if RunFolder(out).evaluated else []
-    agent = [point for point in found if point.is_agent]
+    records = read_records(out) if RunFolder(out).evaluated else []
+    agent = [point for point in records if point.is_agent]
     if not agent:
         print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
         return
-    last, ends = agent[-1], agent[-LAST:]
-    told = f"{last.method} reached a true return of {ending([point.true_return for point in ends]):.0f}"
-    successes = [point.success for point in ends if point.success is not None]
-    told += f" and a success of {ending(successes):.2f}" if len(successes) == len(ends) else ""
-    episodes = sum(point.episodes for point in ends)
-    told += f" ({ended_with(len(agent), (episodes, episodes))}) on {last.env} after {last.step:,} steps"
-    told += f" with {last.labels} labels"
+    last, last_records = agent[-1], agent[-LAST:]
+    text = f"{last.method} reached a true return of {final_score([point.true_return for point in last_records]):.0f}"
+    successes = [point.success for point in last_records if point.success is not None]
+    text += f" and a success of {final_score(successes):.2f}" if len(successes) == len(last_records) else ""
+    episodes = sum(point.episodes for point in last_records)
+    text += f" ({final_score_text(len(agent), (episodes, episodes))}) on {last.env} after {last.step:,} steps"
+    text += f" with {last.labels} labels"
     if reference:
-        steps = [point.step for point in ends]
+        steps = [point.step for point in last_records]
         seeds: dict[int, dict[int, float]] = {}
         for point in read_table(reference):
             if point.is_agent and (point.method, point.env) == ("sac", last.env):
                 seeds.setdefault(point.seed, {})[point.step] = point.true_return
-        same = [float(ending([run[step] for step in steps])) for run in seeds.values() if run.keys() >= set(steps)]
-        shown = ", ".join(f"{step:,}" for step in steps)
-        if same:
-            told += f"; SAC on the true reward reaches {sum(same) / len(same):.0f} at the same steps"
-            told += f" (mean of {len(same)} seeds)" if len(same) > 1 else " (one seed)"
+        sac_returns = [
+            float(final_score([run[step] for step in steps])) for run in seeds.values() if run.keys() >= set(steps)
+        ]
+        step_list = ", ".join(f"{step:,}" for step in steps)
+        if sac_returns:
+            text += f"; SAC on the true reward reaches {sum(sac_returns) / len(sac_returns):.0f} at the same steps"
+            text += f" (mean of {len(sac_returns)} seeds)" if len(sac_returns) > 1 else " (one seed)"
         else:
-            told += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({shown})"
-    print(f"{told}.\nLearning curve: {draw(found, RunFolder(out).learning_curve)}\nRun: {out}")
+            text += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({step_list})"
+    print(f"{text}.\nLearning curve: {draw(records, RunFolder(out).learning_curve)}\nRun: {out}")

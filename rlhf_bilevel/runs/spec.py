@@ -1,9 +1,9 @@
-"""What a run is asked to be, and the one place where that is completed to all settings of a run.
+"""What a run is asked to be, and the one place where this is completed to all settings of a run.
 
-The command line, a YAML file, ``Agent`` in Python, a worker, a Ray task, a cohort, a search and the benchmarks all make
-a ``RunSpec``. ``RunSpec.resolve`` completes it; each of these goes before the one on its left:
+The command line, a YAML file, ``Agent`` in Python, a worker, a Ray task, batched seeds, a search and the benchmarks all
+create a ``RunSpec``. ``RunSpec.resolve`` completes it. The later ones take precedence:
 
-    defaults of ``Config``  <  preset  <  the method's own settings  <  settings that were given
+    defaults of ``Config``  <  preset  <  the method's own settings  <  the given settings
 
 Torch is imported only when a spec is resolved, so that a wrong name or value is refused before anything slow is loaded.
 """
@@ -18,37 +18,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.config import (
-    FORMER,
+    MOVED,
+    NAMED,
     Config,
-    checkpoint_interval,
-    complete,
-    fitting,
-    gather,
-    kept_interval,
-    nearest,
-    preset,
-    reaching,
-    renamed,
-    settle,
+    check_budget,
+    current_names,
+    fit_segment_length,
+    nest_options,
+    parse_checkpoint_every,
+    parse_keep_every,
+    preset_settings,
+    validate,
+    validate_as,
 )
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.training.method import Method
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.utils.files import one_line
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from rlhf_bilevel.training.method import Method
 
-ANY_STEPS = 10**9  # of settings that are looked at before their number of steps is known
+ANY_STEPS = 10**9  # in place of a number of steps that is not known yet
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """What was asked for. ``of`` and ``from_json`` check it; ``replace`` does not.
 
-    ``settings`` holds only what was given, by the names of ``Config``; ``method.name`` stands for an option that one
-    method alone has. It must not be changed in place.
+    ``settings`` holds only the given settings, by the names of ``Config``; an option of one method has the name
+    ``method.name``. It must not be changed in place.
     """
 
     method: str  # its name
@@ -56,23 +57,26 @@ class RunSpec:
     settings: Mapping[str, Any]
     preset: str = "cpu"
     device: str = "cpu"
-    threads: int | None = None  # of the CPU that torch may use; None: as many as the process has
+    threads: int | None = None  # CPU threads of torch; None: as many as the process has
     out: Path | None = None  # the run's folder; None: nothing is written
-    checkpoint_every: str = "1m"  # see ``config.checkpoint_interval``
-    keep_every: int = 0  # environment steps between two checkpoints that stay; 0: none
+    checkpoint_every: str = "1m"  # see ``config.parse_checkpoint_every``
+    keep_every: int = 0  # environment steps between two checkpoints that are kept; 0: none
+    algorithm: str = ""  # of the learners, a name in LEARNERS; empty: the method's
 
     @classmethod
-    def of(cls, method: str, env: str, settings: Mapping[str, Any], **others: Any) -> RunSpec:
-        """A spec whose every name and value is sound by itself; ``resolve`` looks at them together.
+    def of(cls, method: str, env: str, settings: Mapping[str, Any], **other_fields: Any) -> RunSpec:
+        """A spec in which every name and value is valid by itself; ``resolve`` checks them together.
 
-        ``others`` are the fields after ``settings``. The environment's id becomes the canonical one, a device ``auto``
-        what it is here, and a number what it is however it is written. A setting of None is one that was not given.
-        UserError, in one line, on the first that is wrong.
+        ``other_fields`` are the fields after ``settings``. The environment's id becomes canonical, ``auto`` becomes the
+        device here, and numbers may be written as ``parse_value`` reads them. A setting of None counts as not given.
+        UserError, in one line, for the first that is wrong.
         """
-        spec = cls(method, registry.resolve(env), _sound(renamed(settings, [method])), **others)
-        preset(spec.preset, spec.env)
-        checkpoint_interval(spec.checkpoint_every)
-        return replace(spec, device=device_here(spec.device), keep_every=kept_interval(spec.keep_every))
+        spec = cls(method, registry.resolve(env), _parse_settings(current_names(settings, [method])), **other_fields)
+        preset_settings(spec.preset, spec.env)
+        if spec.algorithm and not LEARNERS.knows(spec.algorithm):
+            raise UserError(LEARNERS.unknown(spec.algorithm))
+        parse_checkpoint_every(spec.checkpoint_every)
+        return replace(spec, device=resolve_device(spec.device), keep_every=parse_keep_every(spec.keep_every))
 
     def __hash__(self) -> int:
         return hash((self.method, self.env, self.seed, self.out))
@@ -80,115 +84,141 @@ class RunSpec:
     def __str__(self) -> str:
         """For people: what differs from the defaults."""
         fields = Config.model_fields
-        told = {key: value for key, value in self.settings.items() if key not in fields or value != fields[key].default}
-        others = {"preset": self.preset, "device": self.device, "threads": self.threads or 1}
-        told |= {key: value for key, value in others.items() if value not in ("cpu", 1)}
-        return " ".join([self.method, self.env, *(f"{key}={_words(value)}" for key, value in told.items())])
+        differing = {
+            key: value for key, value in self.settings.items() if key not in fields or value != fields[key].default
+        }
+        defaults = {"preset": self.preset, "device": self.device, "threads": self.threads or 1}
+        differing |= {key: value for key, value in defaults.items() if value not in ("cpu", 1)}
+        return " ".join([self.method, self.env, *(f"{key}={_value_text(value)}" for key, value in differing.items())])
 
     @property
     def steps(self) -> int:
-        """Environment steps, those of all learners together; KeyError where none were given."""
-        return self.settings["steps"]
+        """Environment steps, those of all learners together. KeyError if they were not given."""
+        return self.settings["total_timesteps"]
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return self.settings.get("seed", 0)
 
     @property
     def folder(self) -> RunFolder:
-        """That of a run which has one."""
+        """The folder of a run that has one."""
         assert self.out is not None
         return RunFolder(self.out)
 
     def having(self, **settings: Any) -> RunSpec:
-        """The same with these settings in place of those of the same names, checked as in ``of``."""
-        return replace(self, settings={**self.settings, **_sound(renamed(settings, [self.method]))})
+        """A copy with these settings changed, checked as in ``of``."""
+        return replace(self, settings={**self.settings, **_parse_settings(current_names(settings, [self.method]))})
 
     def resolve(self, method: Method | None = None) -> Config:
-        """All settings of the run; ``method`` is the object where it is the user's own, which no table has.
+        """All settings of the run. ``method`` is the object if it is the user's own, which has no name.
 
-        UserError, in one line, where settings do not go together.
+        UserError, in one line, if settings do not fit together.
         """
-        method = method or method_named(self.method)
+        method = method or method_by_name(self.method)
         check_options(self.settings, method)
-        given = {"steps": ANY_STEPS} | preset(self.preset, self.env) | dict(method.settings) | dict(self.settings)
-        config = settle(gather(given, method.name))
-        return reaching(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
+        settings = (
+            {"total_timesteps": ANY_STEPS}
+            | preset_settings(self.preset, self.env)
+            | dict(method.settings)
+            | dict(self.settings)
+        )
+        if self.settings.get("reward"):
+            from rlhf_bilevel.runs.given_reward import completed  # imports torch
+
+            validate(nest_options(settings, method.name))
+            settings |= completed(self.settings, method)
+        config = validate(nest_options(settings, method.name))
+        names = [(LEARNERS, self.algorithm), *((table, getattr(config, key)) for key, table in NAMED.items())]
+        for table, name in names:
+            if name and name not in table.ours:
+                _ = table[name]  # what is not ours is checked before anything is written
+        return check_budget(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
-        """What ``resolve`` has given, with segments that fit into episodes of at most ``limit`` simulator steps.
+        """``config`` with segments that fit into episodes of at most ``limit`` simulator steps, and a sentence if it
+        was changed.
 
-        None where nobody knows how long they are. A default length that does not fit is shortened, and what is to be
-        said of it comes with the settings; one that was given is refused.
+        ``limit`` is None if it is not known. A default segment length is shortened; UserError if the user gave it.
         """
-        method = method or method_named(self.method)
-        asks = method.upper is not None and config.labels > 0
-        return fitting(config, limit, "segment_length" in self.settings) if asks else (config, "")
+        method = method or method_by_name(self.method)
+        learns_from_labels = method.reward_loss is not None and config.labels > 0
+        return (
+            fit_segment_length(config, limit, "segment_length" in self.settings) if learns_from_labels else (config, "")
+        )
+
+    def check_env(self, method: Method | None = None) -> int | None:
+        """As ``registry.check`` of this run."""
+        method = method or method_by_name(self.method)
+        return registry.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
-        """One line that ``from_json`` makes an equal spec of."""
+        """The spec as one line; ``from_json`` makes an equal spec from it."""
         return json.dumps(vars(self) | {"out": self.out and str(self.out)})
 
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
-        """UserError, in one line, where ``text`` is no spec, and as in ``of``."""
+        """The spec in ``text``. UserError, in one line, if it is not one, and as in ``of``."""
         try:
-            told = json.loads(text)
-            return cls.of(**told | {"out": told["out"] and Path(told["out"])})
+            fields = json.loads(text)
+            return cls.of(**fields | {"out": fields["out"] and Path(fields["out"])})
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{text!r:.60} is no specification of a run: {one_line(error)}") from None
 
 
-def _sound(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values, as ``settle`` reads each of them alone."""
-    found: dict[str, Any] = {}
+def _parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting as a plain value, checked by itself."""
+    plain_values: dict[str, Any] = {}
     for key, value in settings.items():
         if value is None:
             continue
-        found[key] = deepcopy(value)
-        if isinstance(key, str) and "." in key:  # its method's file knows it
+        plain_values[key] = deepcopy(value)
+        if key == "reward" and isinstance(value, str | Path) and str(value):
+            plain_values[key] = str(Path(value).absolute())  # whatever folder the program goes to
             continue
-        others = {} if key == "steps" else {"steps": ANY_STEPS}
-        read = settle(others | {key: value}).model_dump(mode="json").get(key)
-        if not isinstance(read, str | dict):  # text stays as it is written: ``query`` has values that stand for others
-            found[key] = read
-    return found
+        if isinstance(key, str) and "." in key:  # checked by its method
+            continue
+        budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
+        value_read = validate(budget | {key: value}).model_dump(mode="json").get(key)
+        if not isinstance(
+            value_read, str | dict
+        ):  # text stays as it is written: ``query`` has values that stand for others
+            plain_values[key] = value_read
+    return plain_values
 
 
-def _words(value: Any) -> str:
-    """As --set takes it."""
+def _value_text(value: Any) -> str:
+    """A value as --set takes it."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def method_named(name: str) -> Method:
-    """The method of that name; UserError, with the nearest, where there is none."""
-    from rlhf_bilevel.methods.registry import METHODS
-
+def method_by_name(name: str) -> Method:
+    """The method with that name. UserError, with the nearest name, if there is none."""
     return METHODS[name]  # imports torch
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:
-    """UserError where ``method.name``, of whatever method, or an option of this ``method`` is wrong."""
-    from rlhf_bilevel.methods.registry import METHODS
-
+    """UserError if an option is wrong: one of this ``method``, or one written as ``method.name``."""
     dotted = {key: value for key, value in settings.items() if "." in key}
     owners = dict.fromkeys([method.name, *(key.partition(".")[0] for key in dotted)])
     for owner in owners:
         if owner != method.name and owner not in METHODS:
             key = next(key for key in dotted if key.startswith(f"{owner}."))
-            raise UserError(
-                f"unknown setting {key!r}: no method is called {owner!r}; {nearest(owner, [*METHODS, method.name])}"
-            )
-        told = gather(settings if owner == method.name else dotted, owner)
-        complete((method if owner == method.name else METHODS[owner]).options, told.get("options", {}), f"{owner}.")
+            hint = did_you_mean(owner, [*METHODS, method.name])
+            raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {hint}")
+        owner_settings = nest_options(settings if owner == method.name else dotted, owner)
+        validate_as(
+            (method if owner == method.name else METHODS[owner]).options, owner_settings.get("options", {}), f"{owner}."
+        )
 
 
-def device_here(device: object) -> str:
-    """What ``auto`` is here; else as it was given. UserError where there is no such device."""
+def resolve_device(device: object) -> str:
+    """The device that ``auto`` is here; any other name stays. UserError if there is no such device."""
     name = str(device)
     if name == "cpu":
         return name
-    import torch  # slow, but nothing else can tell
+    import torch  # slow, but only torch knows
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -201,15 +231,16 @@ def device_here(device: object) -> str:
     return name
 
 
-def its_own(method: str, keys: Iterable[str]) -> None:
-    """UserError where one of the settings is another method's own: it would change nothing."""
+def check_owners(method: str, keys: Iterable[str]) -> None:
+    """UserError if one of the settings belongs to another method: it would have no effect."""
+    method = METHODS[method].name if ":" in method else method
     for key in keys:
-        if method not in (having := owners(key, method)):
-            which = " and ".join(having) + (" alone has" if len(having) == 1 else " alone have")
+        if method not in (methods := owners(key, method)):
+            which = " and ".join(methods) + (" alone has" if len(methods) == 1 else " alone have")
             raise UserError(f"{key}: {which} it, and this is {method}")
 
 
 def owners(key: str, method: str) -> Sequence[str]:
-    """The methods that have the setting; ``method`` alone where all have it."""
+    """The methods that have the setting; only ``method`` if all have it."""
     owner, dot, _ = key.partition(".")
-    return [owner] if dot else FORMER.get(key, [method])
+    return [owner] if dot else MOVED.get(key, [method])

@@ -1,1 +1,1 @@
-"""Many runs: sweeps, searches of settings, and what they came to."""
+"""Many runs: which are missing, where they are trained, and what they found."""

@@ -1,7 +1,7 @@
-"""What the runs of a folder came to: one tidy table, a row an evaluation of a learner, as CSV and as Parquet.
+"""The results of a study: one table with a row for each evaluation of a learner, as CSV and as Parquet.
 
-The rows are ``points.Point``s of the runs that have ended; ``points.read_table`` reads the CSV. Both are written anew
-each time, whole and atomically, so that a reader meets what there was or what there is now.
+The rows are the ``EvaluationRecord``s of the runs that have ended; ``records.read_table`` reads the CSV. Both files are
+written anew each time, whole and atomically: a reader sees the old table or the new one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import LAST, ended_with, ending, measured, spread
-from rlhf_bilevel.evaluation.records import EvaluationRecord, points, to_csv
+from rlhf_bilevel.evaluation.compare import LAST, final_score, final_score_text, measure_of, min_max
+from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, to_csv
 from rlhf_bilevel.evaluation.statistics import iqm
 from rlhf_bilevel.utils.files import lock, write
 
@@ -32,7 +32,7 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("learner", pyarrow.int64(), nullable=False),
         pyarrow.field("is_agent", pyarrow.bool_(), nullable=False),
         pyarrow.field("true_return", pyarrow.float64(), nullable=False),
-        pyarrow.field("success", pyarrow.float64()),  # null where the environment knows no success
+        pyarrow.field("success", pyarrow.float64()),  # null if the environment does not know success
         pyarrow.field("episodes", pyarrow.int64(), nullable=False),
         pyarrow.field("commit", pyarrow.string(), nullable=False),
     ]
@@ -40,17 +40,17 @@ SCHEMA = pyarrow.schema(
 
 
 def collect(folder: Path) -> list[EvaluationRecord]:
-    """Writes the tables of all runs in ``folder`` that have ended, also of earlier sweeps; their rows.
+    """Writes the tables of all runs in ``folder`` that have ended, including earlier studies, and returns their rows.
 
-    A run that cannot be read is left out and told: the tables hold the others.
+    A run that cannot be read is left out with a warning.
     """
-    with lock(folder / ".results.lock", timeout=-1):  # of two sweeps, the later one knows more
+    with lock(folder / ".results.lock", timeout=-1):  # of two studies, the later one has more runs
         rows: list[EvaluationRecord] = []
         for out in sorted(folder.iterdir()):
             if not RunFolder(out).ended:
                 continue
             try:
-                rows += points(out)
+                rows += read_records(out)
             except (UserError, OSError) as error:
                 warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
@@ -61,7 +61,7 @@ def collect(folder: Path) -> list[EvaluationRecord]:
 
 
 def table(rows: Sequence[EvaluationRecord]) -> str:
-    """What runs count with, as in ``compare``: a line a method and environment, and what the numbers are."""
+    """The values of runs as text, as in ``compare``: a line for each method and environment."""
     agents = [row for row in rows if row.is_agent]
     if not agents:
         return "No run has ended."
@@ -70,15 +70,15 @@ def table(rows: Sequence[EvaluationRecord]) -> str:
         [],
     )
     for method, env in dict.fromkeys((row.method, row.env) for row in agents):
-        measure = measured([row for row in agents if row.env == env])
+        measure = measure_of([row for row in agents if row.env == env])
         runs: dict[int, list[EvaluationRecord]] = {}
         for row in agents:
             if (row.method, row.env) == (method, env):
                 runs.setdefault(row.seed, []).append(row)
-        values = np.array([ending([getattr(row, measure) for row in run]) for run in runs.values()])
+        values = np.array([final_score([getattr(row, measure) for row in run]) for run in runs.values()])
         form = "10.2f" if measure == "success" else "10.1f"
         shown = " ".join(format(float(value), form) for value in (iqm(values[None]), values.min(), values.max()))
         lines.append(f"{method:10} {env:32} {measure:11} {shown} {len(values):6}")
         ends += [(len(run), sum(row.episodes for row in run[-LAST:])) for run in runs.values()]
-    fewest, episodes = min(count for count, _ in ends), spread([count for _, count in ends])
-    return "\n".join([*lines, f"A run counts with one number: {ended_with(fewest, episodes)}, of its agent."])
+    fewest, episodes = min(count for count, _ in ends), min_max([count for _, count in ends])
+    return "\n".join([*lines, f"A run counts with one number: {final_score_text(fewest, episodes)}, of its agent."])

@@ -1,7 +1,7 @@
-"""Many runs: what has ended is left alone, what was cut off goes on, what is missing begins.
+"""Many runs: those that have ended are left alone, those that were cut off continue, and missing ones begin.
 
-A run is a ``worker`` in a process of its own; an engine says where. The runs of two sweeps on one folder are shared
-between them: what another process trains waits at the end of the queue, and is ended when it comes up again.
+A run is a ``worker`` in its own process; an executor says where. Two studies on one folder share its runs: a run that
+another process trains goes to the end of the queue, and usually has ended when it comes up again.
 """
 
 from __future__ import annotations
@@ -22,37 +22,40 @@ from filelock import Timeout
 
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.worker import ELSEWHERE
-from rlhf_bilevel.utils.files import opened
+from rlhf_bilevel.utils.files import open_in_place
 
 State = Literal["queued", "running", "ended", "failed"]
-TICK = 0.2  # seconds between two looks at what is running
-PATIENCE = 5.0  # seconds before a run that another process has is tried again
-TAIL = 2**16  # bytes of a log in which its last line is looked for
-GRACE = 10.0  # seconds that a process has to end when it is told to
+TICK = 0.2  # seconds between two checks of the running processes
+PATIENCE = 5.0  # seconds until a run that another process has is tried again
+TAIL = 2**16  # bytes at the end of a log in which its last line is searched
+GRACE = 10.0  # seconds until a process that should end is killed
 
 
-class Started(Protocol):
-    """A run that an engine has started."""
+class StartedRun(Protocol):
+    """A run that an executor has started."""
 
     def poll(self) -> int | None:
-        """The worker's exit code; None until then."""
+        """The worker's exit code; None before it has ended."""
 
     def stop(self) -> None:
-        """Ends it before its end; the run can go on later."""
+        """Stops it; the run can continue later."""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
+    """Where runs are trained."""
+
     room: int  # runs at the same time
 
-    def start(self, run: RunSpec) -> Started: ...
+    def start(self, run: RunSpec) -> StartedRun:
+        """Starts the run."""
 
 
 class Process:
-    """Its output goes to the end of ``log``."""
+    """A process whose output is appended to ``log``."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with opened(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as stream:
+        with open_in_place(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as stream:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -62,9 +65,11 @@ class Process:
             )
 
     def poll(self) -> int | None:
+        """Its exit code; None before it has ended."""
         return self._process.poll()
 
     def stop(self) -> None:
+        """Ends it; kills it if it has not ended after GRACE seconds."""
         self._process.terminate()
         try:
             self._process.wait(GRACE)
@@ -73,69 +78,70 @@ class Process:
             self._process.wait()
 
 
-class Local:
-    """Processes of this machine, ``room`` side by side, their output in OUT.log."""
+class LocalExecutor:
+    """Processes on this machine, ``room`` at the same time; their output goes to OUT.log."""
 
     def __init__(self, room: int) -> None:
         self.room = room
 
     def start(self, run: RunSpec) -> Process:
+        """Starts a worker for the run."""
         return Process([sys.executable, "-m", "rlhf_bilevel.studies.worker", run.to_json()], run.folder.output)
 
 
-def complete(
+def run_all(
     runs: Sequence[RunSpec],
-    engine: Engine,
-    see: Callable[[Mapping[RunSpec, State]], None],
-    tell: Callable[[str], None] = print,
+    executor: Executor,
+    on_progress: Callable[[Mapping[RunSpec, State]], None],
+    report: Callable[[str], None] = print,
 ) -> list[RunSpec]:
-    """Brings the runs to their ends, all that can be; those that failed. ``see`` is called again and again meanwhile.
+    """Brings all runs to their ends and returns those that failed. ``on_progress`` gets the states again and again.
 
-    Whatever happens here, no run that was started goes on when this is left.
+    However this is left, no run that it started goes on afterwards.
     """
     states: dict[RunSpec, State] = {run: "ended" if run.folder.ended else "queued" for run in runs}
-    queue = {run: 0.0 for run in runs if states[run] == "queued"}  # when it may be started
+    queue = {run: 0.0 for run in runs if states[run] == "queued"}  # earliest time of the start
     elsewhere: set[RunSpec] = set()
-    going: dict[RunSpec, Started] = {}
+    running: dict[RunSpec, StartedRun] = {}
     try:
-        while queue or going:
-            now = time.monotonic()
-            due = [run for run, start in queue.items() if start <= now]
-            for run in due[: engine.room - len(going)]:
+        while queue or running:
+            time_now = time.monotonic()
+            due = [run for run, not_before in queue.items() if not_before <= time_now]
+            for run in due[: executor.room - len(running)]:
                 del queue[run]
                 if run not in elsewhere:
-                    tell(f"{'going on with' if run.folder.begun else 'starting'} {run.folder}: {run}")
-                going[run] = engine.start(run)
-            for run, started in list(going.items()):
+                    report(f"{'going on with' if run.folder.begun else 'starting'} {run.folder}: {run}")
+                running[run] = executor.start(run)
+            for run, started in list(running.items()):
                 code = started.poll()
-                states[run] = "running" if run.folder.begun else "queued"  # it may wait for its turn on a cluster
+                states[run] = "running" if run.folder.begun else "queued"  # it may wait on a cluster
                 if code is None:
                     continue
-                del going[run]
+                del running[run]
                 if code == ELSEWHERE:
                     if run not in elsewhere:
-                        tell(f"{run.folder} is being trained by another process, and is looked at again later")
+                        report(f"{run.folder} is being trained by another process, and is looked at again later")
                     elsewhere.add(run)
-                    queue[run] = now + PATIENCE
+                    queue[run] = time_now + PATIENCE
                 elif code:
                     states[run] = "failed"
                     log = run.folder.output
-                    tell(f"{run.folder} failed: {last_line(log)} (all of it: {log})")
+                    report(f"{run.folder} failed: {last_line(log)} (all of it: {log})")
                 else:
                     states[run] = "ended"
-                    tell(f"{run.folder} ended")
-            see(states)
+                    report(f"{run.folder} ended")
+            on_progress(states)
             time.sleep(TICK)
     finally:
-        for started in going.values():
+        for started in running.values():
             started.stop()
     return [run for run, state in states.items() if state == "failed"]
 
 
 def begin_together(runs: Sequence[RunSpec]) -> None:
-    """Trains the runs that have not begun in this process, those alike but for the seed in one update.
+    """Trains the runs that have not begun in this process; those that differ only in the seed share one update.
 
-    Runs that another process has are left to it.
+    Runs that another process has taken are left to it.
     """
     import torch
 
@@ -159,7 +165,7 @@ def begin_together(runs: Sequence[RunSpec]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """What a program said last. A progress bar goes back to the start of its line."""
+    """The last line of a program's output. A progress bar returns to the start of its line."""
     with log.open("rb") if log.is_file() else io.BytesIO() as file:
         file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")

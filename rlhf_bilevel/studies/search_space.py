@@ -1,10 +1,10 @@
 """What a search may choose from: a range or some values for each tuned setting.
 
-    sigma=1..100,log      all numbers between, uniform in the logarithm; whole numbers where the setting is one
+    sigma=1..100,log      all numbers between, uniform in the logarithm; whole numbers if the setting is one
     query=uniform|disagreement
 
-or in a YAML file ``sigma: 1..100,log`` and ``query: [uniform, disagreement]``. Values are what ``--set`` takes. Neither
-torch nor Optuna is imported here, so that a mistake is told before anything slow is loaded.
+or in a YAML file ``sigma: 1..100,log`` and ``query: [uniform, disagreement]``. Values are written as for ``--set``.
+Neither torch nor Optuna is imported here, so that mistakes are reported before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from rlhf_bilevel.utils.files import read_yaml
 
 
 class Range(NamedTuple):
+    """Numbers from ``low`` to ``high``, both included."""
+
     low: float
     high: float
     log: bool
-    whole: bool
+    integer: bool
 
 
 class Choice(NamedTuple):
+    """Some values, as for ``--set``."""
+
     values: tuple[str, ...]
 
 
@@ -33,54 +37,59 @@ Space = dict[str, Range | Choice]
 
 
 def read_space(file: Path | None, pairs: Sequence[str]) -> dict[str, str]:
-    """What is told of each setting, as text. UserError where it is told twice or nothing is."""
-    told: dict[str, str] = {}
+    """The text for each setting, from a YAML file and from KEY=TEXT pairs. UserError if a setting occurs twice, or
+    there is none.
+    """
+    ranges: dict[str, str] = {}
     if file:
         for key, value in read_yaml(file).items():
-            told[str(key)] = "|".join(map(_text, value)) if isinstance(value, list) else str(value)
+            ranges[str(key)] = "|".join(map(_text, value)) if isinstance(value, list) else str(value)
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--tune takes key=low..high or key=value|value, not {pair!r}")
-        if key in told:
+        if key in ranges:
             raise UserError(f"{key} is to be tuned twice")
-        told[key] = value
-    if not told:
+        ranges[key] = value
+    if not ranges:
         raise UserError("nothing to tune: give --tune key=low..high or --space FILE.yaml")
-    return told
+    return ranges
 
 
-def parse(key: str, told: str, settle: Callable[[str, str], Any]) -> Range | Choice:
-    """``settle(key, value)`` is the setting as a run with ``--set key=value`` would have it, or raises UserError."""
-    if ".." not in told:
-        values = tuple(told.split("|"))
+def parse(key: str, text: str, read_setting: Callable[[str, str], Any]) -> Range | Choice:
+    """The range or the values that ``text`` describes. UserError if it is not valid.
+
+    ``read_setting(key, value)`` returns the setting that a run with ``--set key=value`` has, or raises UserError.
+    """
+    if ".." not in text:
+        values = tuple(text.split("|"))
         if len(set(values)) < 2:
-            raise UserError(f"{key}={told}: give a range, low..high, or at least two values, value|value")
+            raise UserError(f"{key}={text}: give a range, low..high, or at least two values, value|value")
         for value in values:
-            settle(key, value)
+            read_setting(key, value)
         return Choice(values)
-    ends, comma, scale = told.partition(",")
+    ends, comma, scale = text.partition(",")
     if comma and scale != "log":
-        raise UserError(f"{key}={told}: {scale!r} is no scale; did you mean 'log'?")
-    settled = []
+        raise UserError(f"{key}={text}: {scale!r} is no scale; did you mean 'log'?")
+    ends_read = []
     for end in ends.split("..", 1):
         try:
             float(end)
         except ValueError:
-            raise UserError(f"{key}={told}: {end!r} is not a number") from None
-        settled.append(settle(key, end))
-    if not all(type(value) in (int, float) for value in settled):
+            raise UserError(f"{key}={text}: {end!r} is not a number") from None
+        ends_read.append(read_setting(key, end))
+    if not all(type(value) in (int, float) for value in ends_read):
         raise UserError(f"{key} is no number: give its values, {key}=value|value")
-    low, high = settled
+    low, high = ends_read
     if low >= high:
-        raise UserError(f"{key}={told}: the first number must be the smaller one")
+        raise UserError(f"{key}={text}: the first number must be the smaller one")
     if scale and low <= 0:
-        raise UserError(f"{key}={told}: a range on a logarithmic scale begins above 0")
+        raise UserError(f"{key}={text}: a range on a logarithmic scale begins above 0")
     return Range(low, high, bool(scale), type(low) is int)
 
 
-def pasted(chosen: Mapping[str, Any]) -> str:
-    """As options of ``rlhf-bilevel train``."""
+def as_options(chosen: Mapping[str, Any]) -> str:
+    """The chosen settings as options of ``rlhf-bilevel train``."""
     return shlex.join(word for key, value in chosen.items() for word in ("--set", f"{key}={value}"))
 
 

@@ -1,12 +1,12 @@
-"""Hyper-parameter search: Optuna proposes settings, runs try them, and those that fall behind are stopped.
+"""Hyper-parameter search: Optuna proposes settings, runs try them, and bad ones are stopped early.
 
     report of a trial at k steps + t    (1 / (k + 1)) sum over its seeds 0..k of the true return at their step t
     value of a trial                    its last report: the mean over all its seeds at their last step
 
-A trial's seeds train one after another, ``steps`` environment steps each. The true return at a step is the mean of the
-last three evaluations until then, as wherever one number stands for a run (``compare.ending``). It is for evaluation
-only: who tunes on it knows what an agent that learns from preferences does not. What is reported then has to come from
-other seeds or other tasks than those that were tuned on, or is an oracle's.
+The seeds of a trial train one after another, ``steps`` environment steps each. The true return at a step is the mean of
+the last three evaluations until then, see ``compare.final_score``. It is for evaluation only: tuning uses knowledge
+that an agent which learns from preferences does not have. Report results from other seeds or tasks than those used for
+tuning.
 
 Sampler: Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (2011). Pruners: the median rule of Golovin et
 al., "Google Vizier" (2017), and Li et al., "Hyperband" (2018).
@@ -27,10 +27,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.data.run_folder import STEP, RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import ending
+from rlhf_bilevel.evaluation.compare import final_score
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.scheduler import PATIENCE, TICK, Engine, Started, last_line
-from rlhf_bilevel.studies.search_space import Choice, Range, Space, pasted
+from rlhf_bilevel.studies.scheduler import PATIENCE, TICK, Executor, StartedRun, last_line
+from rlhf_bilevel.studies.search_space import Choice, Range, Space, as_options
 from rlhf_bilevel.studies.worker import ELSEWHERE
 from rlhf_bilevel.utils.files import one_line
 
@@ -41,74 +41,83 @@ class Candidate(Protocol):
     """Settings that are being tried."""
 
     def poll(self) -> int | None:
-        """0 when it has come to its end, another number when it failed; None until then."""
+        """0 when it has ended, another number if it failed; None before."""
 
     def reports(self) -> Mapping[int, float]:
-        """All that is known now, by environment steps of all seeds, in order; the last is the value."""
+        """All values known now, by environment steps of all seeds, in order; the last is the trial's value."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Stops it before its end."""
 
     def why(self) -> str:
-        """Why it failed."""
+        """The reason of a failure."""
 
 
-class Training:
-    """A trial's runs, one for each seed."""
+class TrialRuns:
+    """The runs of a trial, one for each seed."""
 
-    def __init__(self, runs: Sequence[RunSpec], engine: Engine) -> None:
-        self._runs, self._engine = runs, engine
-        self._started: Started | None = None
-        self._at, self._not_before = 0, 0.0
+    def __init__(self, runs: Sequence[RunSpec], executor: Executor) -> None:
+        self._runs, self._executor = runs, executor
+        self._started: StartedRun | None = None
+        self._position, self._not_before = 0, 0.0
 
     def poll(self) -> int | None:
-        while self._at < len(self._runs):
+        """0 when all runs have ended, the exit code of one that failed; None before. Starts the next run when one has
+        ended.
+        """
+        while self._position < len(self._runs):
             if self._started is None:
                 if time.monotonic() < self._not_before:
                     return None
-                self._started = self._engine.start(self._runs[self._at])
+                self._started = self._executor.start(self._runs[self._position])
             code = self._started.poll()
             if code is None:
                 return None
             self._started = None
-            if code == ELSEWHERE:  # as after a kill of the search, which its runs survive
+            if code == ELSEWHERE:  # for example, after the search was killed and its runs were not
                 self._not_before = time.monotonic() + PATIENCE
                 return None
             if code:
                 return code
-            self._at += 1
+            self._position += 1
         return 0
 
     def reports(self) -> dict[int, float]:
-        found, seen = {}, []
+        """All values known now, see ``Candidate.reports``."""
+        values_by_step, seed_values = {}, []
         for number, run in enumerate(self._runs):
-            seen.append(evaluations(run.folder))
-            for step in seen[-1]:
-                until = [[value for at, value in own.items() if at <= step] for own in seen]
-                found[number * run.steps + step] = fmean(float(ending(values)) for values in until if values)
-        return found
+            seed_values.append(true_returns(run.folder))
+            for step in seed_values[-1]:
+                until = [[value for at, value in one_seed.items() if at <= step] for one_seed in seed_values]
+                values_by_step[number * run.steps + step] = fmean(
+                    float(final_score(values)) for values in until if values
+                )
+        return values_by_step
 
     def stop(self) -> None:
+        """Stops the current run."""
         if self._started:
             self._started.stop()
 
     def why(self) -> str:
-        log = self._runs[self._at].folder.output
+        """The last line of the failed run's output."""
+        log = self._runs[self._position].folder.output
         return f"{last_line(log)} (all of it: {log})"
 
 
-def evaluations(run: RunFolder) -> dict[int, float]:
-    """A run's true return by step, as far as it is."""
+def true_returns(run: RunFolder) -> dict[int, float]:
+    """A run's true return by environment step, as far as it is."""
     try:
         rows = run.read_progress()
-    except UserError:  # it is not there yet
+    except UserError:  # it does not exist yet
         return {}
     return {int(row[STEP]): float(row[TRUE_RETURN]) for row in rows if row.get(TRUE_RETURN)}
 
 
 def open_study(file: Path, pruner: str, steps: int) -> optuna.Study:
-    """The study in an SQLite file, which is made where it is missing. A trial takes ``steps`` steps in all.
+    """The study in an SQLite file, which is created if missing. A trial takes ``steps`` environment steps in all.
 
-    UserError where the file cannot be opened, or is none of Optuna's.
+    UserError if the file cannot be opened, or is not one of Optuna's.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {
@@ -136,48 +145,48 @@ def search(
     begin: Callable[[int, dict[str, Any]], Candidate],
     jobs: int = 1,
     seed: int = 0,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> int:
-    """Goes on until ``trials`` of the study were completed or pruned, ``jobs`` at the same time; how many failed.
+    """Runs trials until ``trials`` of the study are complete or pruned, ``jobs`` at a time. Returns how many failed.
 
-    ``begin(number, settings)`` starts a trial, or goes on with it; a UserError of it fails the trial. Trials that a
-    killed process has left are taken up first. A trial that fails takes up its place until the next call.
+    ``begin(number, settings)`` starts a trial or continues it; its UserError fails the trial. Trials that a killed
+    process left unfinished come first. A failed trial is not repeated until the next call.
     """
-    left = [Trial(study, trial._trial_id) for trial in study.get_trials(states=(TrialState.RUNNING,))]
-    going: dict[int, tuple[Trial, Candidate]] = {}
+    unfinished = [Trial(study, trial._trial_id) for trial in study.get_trials(states=(TrialState.RUNNING,))]
+    running: dict[int, tuple[Trial, Candidate]] = {}
     failed = 0
 
     def fail(trial: Trial, why: str) -> None:
         nonlocal failed
         failed += 1
         study.tell(trial, state=TrialState.FAIL)
-        tell(f"trial {trial.number} failed: {why}")
+        report(f"trial {trial.number} failed: {why}")
 
-    def more() -> bool:
+    def trials_left() -> bool:
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        return bool(left) or len(ended) + failed + len(going) < trials
+        return bool(unfinished) or len(ended) + failed + len(running) < trials
 
     try:
-        while going or more():
-            while len(going) < jobs and more():
-                trial = left.pop(0) if left else propose(study, seed)
+        while running or trials_left():
+            while len(running) < jobs and trials_left():
+                trial = unfinished.pop(0) if unfinished else ask(study, seed)
                 settings = {key: suggest(trial, key, among) for key, among in space.items()}
-                tell(f"trial {trial.number}: {pasted(settings)}")
+                report(f"trial {trial.number}: {as_options(settings)}")
                 try:
-                    going[trial.number] = trial, begin(trial.number, settings)
+                    running[trial.number] = trial, begin(trial.number, settings)
                 except UserError as error:
                     fail(trial, str(error))
-            for trial, candidate in list(going.values()):
+            for trial, candidate in list(running.values()):
                 code = candidate.poll()
                 reports = candidate.reports()
-                pruned = prunes(trial, reports, whole=code == 0)
+                pruned = report_new(trial, reports, whole=code == 0)
                 if pruned is None and code is None:
                     continue
-                del going[trial.number]
+                del running[trial.number]
                 if pruned is not None:
                     candidate.stop()
                     study.tell(trial, state=TrialState.PRUNED)
-                    tell(f"trial {trial.number} pruned after {pruned:,} steps: {reports[pruned]:.4g}")
+                    report(f"trial {trial.number} pruned after {pruned:,} steps: {reports[pruned]:.4g}")
                 elif code:
                     fail(trial, candidate.why())
                 elif not reports:
@@ -185,38 +194,42 @@ def search(
                 else:
                     value = reports[max(reports)]
                     study.tell(trial, value)
-                    tell(f"trial {trial.number}: {value:.4g} (best: {study.best_value:.4g})")
-            if going:
+                    report(f"trial {trial.number}: {value:.4g} (best: {study.best_value:.4g})")
+            if running:
                 time.sleep(TICK)
         return failed
     finally:
-        for _, candidate in going.values():
+        for _, candidate in running.values():
             candidate.stop()
 
 
-def propose(study: optuna.Study, seed: int) -> Trial:
-    """A new trial, a function of ``seed``, its number and the trials before: a search that was cut off repeats none."""
+def ask(study: optuna.Study, seed: int) -> Trial:
+    """A new trial. It depends only on ``seed``, its number and earlier trials, so a search that was cut off repeats
+    none.
+    """
     number = len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
     return study.ask()
 
 
 def suggest(trial: Trial, key: str, among: Range | Choice) -> Any:
+    """A value for setting ``key`` from a range or a choice."""
     if isinstance(among, Choice):
         return trial.suggest_categorical(key, among.values)
-    if among.whole:
+    if among.integer:
         return trial.suggest_int(key, int(among.low), int(among.high), log=among.log)
     return trial.suggest_float(key, among.low, among.high, log=among.log)
 
 
-def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> int | None:
-    """Reports what is new; the step at which the pruner stops the trial, if it does.
+def report_new(trial: Trial, reports: Mapping[int, float], whole: bool) -> int | None:
+    """Reports the values that are new. Returns the step at which the pruner stops the trial; None if it does not.
 
-    It is asked after each report but the last of a whole trial, in order: the answer is the same whenever one looks.
+    The pruner is asked after each report, in order, except for the last one of a whole trial: so the answer does not
+    depend on when it is asked.
     """
-    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for step, value in reports.items():
-        if step in known:
+        if step in reported:
             continue
         trial.report(value, step)
         if not (whole and step == max(reports)) and trial.should_prune():
@@ -224,8 +237,8 @@ def prunes(trial: Trial, reports: Mapping[int, float], whole: bool) -> int | Non
     return None
 
 
-def best(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    """UserError where no trial has come to its end."""
+def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    """The best trial. UserError if none is complete."""
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise UserError("no trial has come to its end: the same command tries others")
     return study.best_trial

@@ -1,9 +1,10 @@
-"""One run of many, in this process: it is begun, gone on with, or left to the process that has it.
+"""One run of a study, in this process: it begins, continues, or is left to the process that has it.
 
     python -m rlhf_bilevel.studies.worker SPEC       a ``RunSpec`` as JSON, whose ``out`` is the run's folder
 
-Two locks in the shared folder hold that a run is trained once: the sweep's, beside the run's folder, from before the
-folder is there; and the run's own, which whoever trains it has. The system releases both when their process dies.
+Two locks in the shared folder ensure that a run is trained once: the study's lock, beside the run's folder, which is
+taken before the folder exists; and the run's own lock, which whoever trains it holds. The system releases both when the
+process dies.
 """
 
 from __future__ import annotations
@@ -15,39 +16,38 @@ from typing import Any
 
 from filelock import Timeout
 
-from rlhf_bilevel.config import spread
+from rlhf_bilevel.config import flatten_options
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import LockedError, UserError
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs import report
 from rlhf_bilevel.runs.spec import RunSpec
 
 ELSEWHERE = 75  # exit code: another process has the run; EX_TEMPFAIL of sysexits.h
 
 
-def whole(spec: RunSpec, limit: int | None = None) -> dict[str, Any]:
-    """All settings of a run, as its folder will hold them; ``limit`` is the environment's, where it is known."""
+def all_settings(spec: RunSpec, limit: int | None = None) -> dict[str, Any]:
+    """All settings of a run, as its folder will have them. ``limit``: most simulator steps in an episode."""
     config, _ = spec.fit(spec.resolve(), limit)
     return config.model_dump(mode="json")
 
 
-def agree(spec: RunSpec, settings: Mapping[str, Any]) -> None:
-    """UserError where the folder holds a run of another kind, which would be taken for the one that is asked for.
-
-    ``settings`` are all of the spec's: see ``whole``.
-    """
+def check_same_run(spec: RunSpec, settings: Mapping[str, Any]) -> None:
+    """UserError if the folder holds another run than the spec's. ``settings`` are as of ``all_settings``."""
     out = spec.folder
     if not out.begun:
         return
-    told = out.read_config()
-    there = {"method": told.get("method"), "env": told.get("env"), **spread(told.get("settings", {}), spec.method)}
-    for key, asked in {"method": spec.method, "env": spec.env, **spread(settings, spec.method)}.items():
-        if key in there and there[key] != asked:
-            raise UserError(f"{out} is a run with {key}={there[key]}, not {asked}: choose another --out")
+    record = out.read_config()
+    on_disk: dict[str, Any] = {key: record[key] for key in ("method", "env", "algorithm") if key in record}
+    on_disk |= flatten_options(record.get("settings", {}), spec.method)
+    asked = {"method": spec.method, "env": spec.env, "algorithm": spec.algorithm or METHODS[spec.method].algorithm}
+    for key, expected in {**asked, **flatten_options(settings, spec.method)}.items():
+        if key in on_disk and on_disk[key] != expected:
+            raise UserError(f"{out} is a run with {key}={on_disk[key]}, not {expected}: choose another --out")
 
 
 def work(spec: RunSpec) -> int:
-    """Exit code: 0 when the run has ended, ELSEWHERE, 2 for what is told on stderr in one line, 1 for our own fault."""
+    """Trains the run. Exit code: 0 if it has ended, ELSEWHERE, 2 for a one-line error, 1 for our own fault."""
     from rlhf_bilevel.runs.session import resume, train
 
     out = spec.folder
@@ -57,29 +57,29 @@ def work(spec: RunSpec) -> int:
                 return 0
             if out.begun:
                 out.lock().release()
-                agree(spec, whole(spec, registry.check(spec.env, dict(spec.resolve()))))
+                check_same_run(spec, all_settings(spec, spec.check_env()))
                 resume(out.path, progress_bar=True, trust=True, checkpoint_every=spec.checkpoint_every)
             else:
                 train(spec, progress_bar=True)
-            report.tell(out.path, None)
+            report.print_result(out.path, None)
             return 0
     except (Timeout, LockedError):
         return ELSEWHERE
     except KeyboardInterrupt:
-        report.say("interrupted")
+        report.print_error("interrupted")
         return 130
     except Exception as error:
-        line = report.mistake(error)
+        line = report.user_message(error)
         if line is None:
             traceback.print_exc()
             return 1
-        report.say(line)
-        if held(out):  # another process has come between
+        report.print_error(line)
+        if is_locked(out):  # another process took it first
             return ELSEWHERE
         return 0 if out.ended else 2
 
 
-def held(run: RunFolder) -> bool:
+def is_locked(run: RunFolder) -> bool:
     """Whether another process trains the run."""
     try:
         if run.begun:
@@ -90,18 +90,18 @@ def held(run: RunFolder) -> bool:
 
 
 def main(words: list[str]) -> int:
-    """Exit code, as of ``work``."""
+    """Reads the spec from the command line and trains it. Exit code as of ``work``."""
     if len(words) != 1:
         print(
             "usage: python -m rlhf_bilevel.studies.worker SPEC, a run in JSON (sweep and tune start it)",
             file=sys.stderr,
         )
         return 2
-    report.prepare()
+    report.prepare_streams()
     try:
         spec = RunSpec.from_json(words[0])
     except ValueError as error:
-        report.say(str(error))
+        report.print_error(str(error))
         return 2
     return work(spec)
 

@@ -1,1 +1,1 @@
-"""The algorithm: the loop, what a method says, and the state of a run."""
+"""The algorithm: the loop, what a method is, and the state of a run."""

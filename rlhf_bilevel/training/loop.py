@@ -1,220 +1,174 @@
-"""The whole algorithm. Two time scales: learners climb their rewards at every step, the reward model descends its
-upper objective at every session and refresh.
+"""The algorithm, on two time scales.
 
-Methods differ only in (a) the scalar that the reward model descends and (b) the reward that each learner sees.
+    at every step        learner k:     max over pi_k of  E_{pi_k}[ sum_t gamma^t r_k(s_t, a_t) ]
+    now and then         reward model:  min over phi of   Method.reward_loss, on the labelled pairs
+
+The reward model moves in sessions, which first ask the teacher for new labels, and in refreshes, which do not. Methods
+differ in two things alone: the loss that phi descends, and the rewards r_k that the learners are given.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rlhf_bilevel.data.answers import answered, take
 from rlhf_bilevel.envs.interface import FAULT
-from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback import queries
-from rlhf_bilevel.rewards.bradley_terry import accuracy, bootstrap, cross_entropy, logits, smoothed
+from rlhf_bilevel.rewards.bradley_terry import accuracy, bootstrap, smoothed
 from rlhf_bilevel.training import monitor
-from rlhf_bilevel.training.run import Run, show
-from rlhf_bilevel.types import Queries, Row
+from rlhf_bilevel.training.query_session import labels_due, query_session
+from rlhf_bilevel.training.run import Run, set_learner_rewards
+from rlhf_bilevel.types import Metrics, Preferences
 
-ENDS = (
+EARLY_END = (
     "an episode ended early, and labels do not say what that is worth: a learnt reward can make ending, or not ending, "
     "attractive whatever people prefer. Remedies: termination=absorb or termination=nonnegative (docs/rewards.md)"
 )
-DRAWS = 10  # of candidates, at most, until there are enough that were not asked before
 
 
-def train(run: Run) -> Iterator[Row]:
-    """Yields after every environment step, with what was measured in it."""
-    for row, updates in interact(run):
+def train(run: Run) -> Iterator[Metrics]:
+    """Trains ``run`` to its last step. Yields the metrics of every environment step."""
+    for metrics, updates in interact(run):
         if updates:
-            for number, told in enumerate(run.improve(updates, run.step)):
-                row |= {f"learner_{number}/{key}": value for key, value in told.items()}
-        yield row
+            for number, learner_metrics in enumerate(run.improve(updates, run.step)):
+                metrics |= {f"learner_{number}/{key}": value for key, value in learner_metrics.items()}
+        yield metrics
 
 
-def interact(run: Run) -> Iterator[tuple[Row, int]]:
-    """All but the learners' gradient steps: after every environment step, what was measured, and how many are due."""
-    c, told = run.config, run.method.upper is None or not run.config.labels or run.config.termination != "as_is"
-    while run.step < c.steps:
-        who = turn(run)
+def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
+    """``train`` without the learners' gradient steps.
+
+    Yields after every environment step its metrics, and how many gradient steps each learner has to take now.
+    """
+    c, warned = run.config, not early_ends_matter(run)
+    while run.step < c.total_timesteps:
+        number = acting_learner(run)
+        learner, env = run.learners[number], run.envs[number]
         run.episode += 1
-        learner, env = run.learners[who], run.envs[who]
-        run.store.begin(who)
+        run.store.begin(number)
         obs, _ = env.reset()
         start, done = run.store.size, False
-        while not done and run.step < c.steps:
+        while not done and run.step < c.total_timesteps:
             action, scaled = learner.act(obs, run.step)
-            next_obs, truth, terminated, truncated, info = env.step(action)
-            if FAULT in info:  # the environment failed: nothing of this step is stored, and the episode is cut
+            next_obs, env_reward, terminated, truncated, info = env.step(action)
+            if FAULT in info:  # the environment failed: this step is not stored, and the episode ends before it
                 break
-            run.store.add(obs, scaled, next_obs, truth, terminated)
+            run.store.add(obs, scaled, next_obs, env_reward, terminated)
             obs, done = next_obs, terminated or truncated
             run.step, run.info = run.step + 1, info
-            if terminated and not told:
-                told = True
-                warnings.warn(f"step {run.step}: {ENDS}", stacklevel=2)
-            row, updates = move_reward(run)
-            if run.step > c.learning_starts and run.step % c.update_every == 0:
-                updates += c.updates
+            if terminated and not warned:
+                warned = True
+                warnings.warn(f"step {run.step}: {EARLY_END}", stacklevel=2)
+            metrics, updates = update_upper_level(run)
+            if run.step > c.learning_starts and run.step % c.train_freq == 0:
+                updates += c.gradient_steps
             if done:
-                row |= episode_metrics(run, start)
-            yield row, updates
+                metrics |= episode_metrics(run, start)
+            yield metrics, updates
 
 
-def turn(run: Run) -> int:
-    """Learners act an episode at a time, the agent's in all but every ``other_every``-th."""
+def acting_learner(run: Run) -> int:
+    """The number of the learner that acts in the next episode: the agent's, in all but every ``other_every``-th."""
     agent, (block, place) = run.method.agent(run.options), divmod(run.episode, run.config.other_every)
     others = [number for number in range(len(run.learners)) if number != agent]
     return others[block % len(others)] if others and place == run.config.other_every - 1 else agent
 
 
-def move_reward(run: Run) -> tuple[Row, int]:
-    """The upper level at this step: a session with new labels, a refresh without, or nothing; and updates due to it."""
-    c = run.config
-    since = run.step - run.on_policy_since
-    if since < 0 or c.labels == 0 or run.method.upper is None:
+def update_upper_level(run: Run) -> tuple[Metrics, int]:
+    """The upper level's move at this step: a session, a refresh or nothing.
+
+    Returns its metrics, and how many extra gradient steps each learner has to take on the new reward.
+    """
+    c, phase = run.config, upper_level_phase(run)
+    if phase is None or (phase == "session" and not query_session(run, labels_due(run))):
         return {}, 0
-    if since % c.session_every == 0 and (count := due(run)):
-        if not ask(run, count):
-            return {}, 0
-        epochs, run.tracked = c.reward_epochs, False
-    elif c.refresh_every and since % c.refresh_every == 0 and len(run.prefs):
-        epochs, run.tracked = c.refresh_epochs, True
-    else:
-        return {}, 0
-    if c.reward_clip and not run.tracked:
+    run.in_refresh, first = phase == "refresh", not run.learnt
+    prepare_reward(run, first)
+    metrics = update_reward(run, c.refresh_epochs if run.in_refresh else c.reward_epochs)
+    if fault := run.health.check(run.prefs, session=not run.in_refresh):
+        warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
+    run.method.update_estimates(run)
+    set_learner_rewards(run)
+    metrics |= run.method.diagnose(run) | monitor.newest_episode(run)
+    return metrics, reset_critics(run) if first and run.learnt else 0
+
+
+def upper_level_phase(run: Run) -> str | None:
+    """``"session"`` if labels are due at this step, ``"refresh"`` if the reward is fitted to the old ones, or None."""
+    c, since = run.config, run.step - run.on_policy_since
+    if since < 0 or c.labels == 0 or run.method.reward_loss is None:
+        return None
+    if since % c.num_interact == 0 and labels_due(run):
+        return "session"
+    return "refresh" if c.refresh_every and since % c.refresh_every == 0 and len(run.prefs) else None
+
+
+def prepare_reward(run: Run, first: bool) -> None:
+    """Sets the range and the units of the reward's inputs; before the ``first`` fit also what the method asks for."""
+    if run.config.reward_clip and not run.in_refresh:
         run.reward.clip(*run.prefs.steps())
-    if first := not run.learnt:
-        if c.reward_units == "measured":
+    if first:
+        if run.config.reward_units == "measured":
             run.reward.measure(*run.prefs.steps())
         run.method.prepare(run)
-    row = update_reward(run, epochs)
-    if fault := run.health.check(run.prefs, session=not run.tracked):
-        warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
-    run.method.estimate(run)
-    show(run)
-    row |= run.method.diagnose(run) | monitor.newest_episode(run)
-    if not (first and run.learnt):
-        return row, 0
-    for learner in run.learners if c.reset_critics else ():  # values of the state entropy say nothing of the reward
-        learner.reset_critic()
-    return row, c.reset_updates
 
 
-def due(run: Run) -> int:
-    """How many labels this session asks for; what earlier ones had no new pair for comes on top."""
-    c = run.config
-    left = c.labels - len(run.prefs)
-    to_come = [c.steps - step for step in range(run.step, c.steps + 1, c.session_every)]  # steps left, at each session
-    if c.label_schedule == "constant":
-        return min(left, max(c.session_labels, math.ceil((c.labels - len(run.asked)) / len(to_come))))
-    return round(left * to_come[0] / sum(to_come)) if len(to_come) > 1 else left
-
-
-def ask(run: Run, count: int) -> int:
-    """One query session; the number of answers."""
-    c = run.config
-    left = c.labels - len(run.prefs)
-    queries = chosen(run, count)
-    if queries is None:
-        return 0
-    with torch.no_grad():
-        answers = answered(run.teacher, queries)
-        answers = take(answers, slice(left))  # late answers may come on top of those asked for now
-        # Before the first session the reward is untrained, and its loss means nothing
-        output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
-        run.prefs.add(answers, cross_entropy(output, answers.label))
-    if not len(answers.label):
-        warnings.warn(f"step {run.step}: the teacher answered none of {len(queries.first.obs)} queries", stacklevel=2)
-    return len(answers.label)
-
-
-def chosen(run: Run, count: int) -> Queries | None:
-    """The pairs of a session: anchored ones come last. None where there is none to ask about."""
-    c, found = run.config, list[Queries]()
-    anchored = round(c.anchor_share * count) if run.learnt else 0
-    known = run.prefs[:] if run.learnt else None
-    for number, sample in ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored)):
-        if number and (candidates := candidates_for(run, number, sample)):
-            with torch.no_grad():
-                found.append(queries.choose(c.query, run.reward.members, candidates, known, number))
-            run.asked.add(found[-1])
-    return queries.joined(found) if found else None
-
-
-def candidates_for(run: Run, count: int, sample: Callable[[int], Queries]) -> Queries | None:
-    """``oversample`` random pairs for each of ``count`` labels, without those that no label would tell anything of.
-
-    Draws more only where fewer than ``count`` are left; with a warning where that stays so. None where none is left.
-    """
-    c, found = run.config, list[Queries]()
-    try:
-        for _ in range(DRAWS):
-            found.append(sample(count * c.oversample))
-            candidates = run.asked.new(queries.joined(found) if len(found) > 1 else found[0])
-            found = [candidates]
-            if (there := len(candidates.first.obs)) >= count:
-                return candidates
-    except UserError as too_short:
-        warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=4)
-        return None
-    told = f"{there} of {count} queries at step {run.step}" if there else f"no queries at step {run.step}"
-    warnings.warn(f"{told}: there are no more pairs of two segments that were not asked before", stacklevel=4)
-    return candidates if there else None
-
-
-def fruitless(run: Run) -> str | None:
-    """Why a run that has come to its end has learnt no reward; None where it has, or was never to learn one."""
-    c = run.config
-    if run.step < c.steps or run.method.upper is None or not c.labels or len(run.prefs):
-        return None
-    told = f"no label was given in {c.steps} steps, and no reward was learnt: "
-    if run.asked:
-        return told + f"the teacher gave no answer that can be used to any of {len(run.asked)} queries"
-    longest = max(end - start for start, end in run.store.episodes())
-    steps = f"{longest} steps" + (f" of {c.action_repeat} each (action_repeat)" if c.action_repeat > 1 else "")
-    if longest < c.segment_length:
-        return told + f"segment_length={c.segment_length} is longer than every episode (longest: {steps})"
-    return told + f"no two different segments of segment_length={c.segment_length} (longest episode: {steps})"
-
-
-def update_reward(run: Run, epochs: int) -> Row:
-    """Adam on the method's upper objective, damped, until the labels are fitted or ``epochs`` have passed."""
-    c, upper = run.config, run.method.upper
-    assert upper is not None
-    losses, right, passed = list[float](), 0.0, 0
-    weights = bootstrap(len(run.prefs), c.members, c.seed) if c.member_weights == "bootstrap" else None
-    while passed < epochs and right < c.reward_accuracy:
-        right, passed = 0.0, passed + 1
+def update_reward(run: Run, epochs: int) -> Metrics:
+    """Adam on ``reward_objective`` over all labels, until ``reward_accuracy`` is reached or ``epochs`` have passed."""
+    c, losses, fitted, epoch = run.config, list[float](), 0.0, 0
+    weights = bootstrap(len(run.prefs), c.ensemble_size, c.seed) if c.member_weights == "bootstrap" else None
+    while epoch < epochs and fitted < c.reward_accuracy:
+        fitted, epoch = 0.0, epoch + 1
         for rows in run.prefs.batches(c.reward_batch, run.rng["reward"]):
-            batch = run.prefs[rows]
-            output, size = run.reward.compare(batch)  # (M, B)
-            run.weights = None if weights is None else weights[:, rows]
-            target = batch._replace(label=smoothed(batch.label, c.label_smoothing))
-            loss = upper(run, target, run.weigh(output))
+            run.label_weights = None if weights is None else weights[:, rows]
+            objective, info = reward_objective(run, run.prefs[rows])
             run.reward_optimizer.zero_grad()
-            (loss + c.reward_damping * size).backward()
+            objective.backward()
             run.reward_optimizer.step()
-            losses.append(loss.item())
-            right += accuracy(output, batch.label).mean().item() * len(batch.label) / len(run.prefs)
+            losses.append(info["loss"])
+            fitted += info["accuracy"] * len(rows) / len(run.prefs)
+    run.reward.labels = len(run.prefs)
     return {
         "reward/loss": float(np.mean(losses)),
-        "reward/accuracy": right,
-        "reward/epochs": passed,
+        "reward/accuracy": fitted,
+        "reward/epochs": epoch,
         "reward/labels": len(run.prefs),
-        "reward/fresh_loss": run.prefs.fresh_loss[-c.session_labels :].mean().item(),
+        "reward/fresh_loss": run.prefs.fresh_loss[-c.queries_per_session :].mean().item(),
     }
 
 
-def episode_metrics(run: Run, start: int) -> Row:
+def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
+    """What phi descends on a batch of labelled pairs: the method's loss, plus damping times the mean square of f.
+
+    Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members).
+    """
+    assert run.method.reward_loss is not None
+    logits, mean_square = run.reward.compare(batch)  # (M, B)
+    target = batch._replace(label=smoothed(batch.label, run.config.label_smoothing))
+    loss = run.method.reward_loss(run, target, run.weigh(logits))
+    info = {"loss": loss.item(), "accuracy": accuracy(logits, batch.label).mean().item()}
+    return loss + run.config.reward_damping * mean_square, info
+
+
+def reset_critics(run: Run) -> int:
+    """After the first fit: critics forget the values of state entropy. Returns the gradient steps that follow."""
+    for learner in run.learners if run.config.reset_critics else ():
+        learner.reset_critic()
+    return run.config.reset_updates
+
+
+def early_ends_matter(run: Run) -> bool:
+    """Whether an episode that ends early may mislead the learnt reward: see ``EARLY_END``."""
+    return run.method.reward_loss is not None and bool(run.config.labels) and run.config.termination == "as_is"
+
+
+def episode_metrics(run: Run, start: int) -> Metrics:
+    """Return and length of the episode that began at row ``start`` and has just ended."""
     rows = torch.arange(start, run.store.size)
-    row = {"rollout/true_return": run.store.truth[rows].sum().item(), "rollout/length": float(len(rows))}
+    metrics = {"rollout/true_return": run.store.env_reward[rows].sum().item(), "rollout/length": float(len(rows))}
     if run.learnt:  # a diagnostic only: a rising learned return proves nothing
-        row["rollout/learned_return"] = run.store.learned(run.reward)(rows).sum().item()
-    return row
+        metrics["rollout/learned_return"] = run.store.learned(run.reward)(rows).sum().item()
+    return metrics

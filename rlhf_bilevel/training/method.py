@@ -1,4 +1,10 @@
-"""What a method says of itself: which scalar the reward model descends, and which reward each learner sees."""
+"""What a method is: the loss that the reward model descends, and the reward that each learner gets.
+
+    phi descends      reward_loss(run, batch, logits)
+    learner k gets    learner_rewards(run)[k]
+
+A method may say more (see ``Method``), but these two are what tells it from all others.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Config, Options, complete
-from rlhf_bilevel.types import Preferences, Row, RowReward
+from rlhf_bilevel.config import Config, Options, validate_as
+from rlhf_bilevel.types import Metrics, Preferences, RowReward
 from rlhf_bilevel.utils.serialization import Tree
 
 if TYPE_CHECKING:
@@ -17,51 +23,66 @@ if TYPE_CHECKING:
 
 
 class MethodState(Protocol):
-    """What a method keeps from one reward step to the next: checkpoints hold it, ``Run.state`` is where it is."""
+    """What a method keeps from one reward step to the next. It is in ``Run.state``, and checkpoints hold it."""
 
-    def state_dict(self) -> Tree: ...
+    def state_dict(self) -> Tree:
+        """All that changes, as plain values and tensors."""
 
     def load_state_dict(self, state: Tree, /) -> None:
-        """Go on from what ``state_dict`` of the same method gave."""
+        """Continues from the ``state_dict`` of the same method."""
 
 
 class Memory(dict[str, float]):
-    """Numbers by name: all that most methods keep, if anything."""
+    """Numbers by name. Most methods keep no more than this."""
 
     def state_dict(self) -> Tree:
+        """A copy of the numbers."""
         return {"memory": dict(self)}
 
     def load_state_dict(self, state: Tree) -> None:
+        """Replaces all numbers by those of ``state``."""
         self.clear()
         self.update(state["memory"])
 
 
 @dataclass(frozen=True)
 class Method:
+    """A method of learning a policy and a reward from preferences. All fields but the first three have defaults.
+
+    Functions take the ``Run``; what they draw comes from ``run.rng["method"]``, so that a run resumes bit for bit.
+    """
+
     name: str
     learners: int
-    sees: Callable[[Run], Sequence[RowReward]]
-    """What each learner is rewarded with; asked at the start and after each move of the reward model. Moves nothing."""
-    upper: Callable[[Run, Preferences, Tensor], Tensor] | None = None
-    """The scalar that the reward model descends, from labelled pairs and the members' logits on them (M, B).
-    None: no reward is learnt and no label is asked."""
+    """How many learners (policies) it trains."""
+    learner_rewards: Callable[[Run], Sequence[RowReward]]
+    """The reward of each learner. Called at the start and after each move of the reward model. It changes nothing."""
+    reward_loss: Callable[[Run, Preferences, Tensor], Tensor] | None = None
+    """The loss that the reward model descends: a scalar, from B labelled pairs and the members' logits on them (M, B).
+    It may write to ``run.state`` and to nothing else. None: no reward is learnt and no label is asked for."""
     agent: Callable[[Any], int] = lambda options: 0
-    """The learner whose policy a user gets, by its options."""
-    estimate: Callable[[Run], None] = lambda run: None
-    """What is estimated anew after each move of the reward model, before learners see it."""
-    diagnose: Callable[[Run], Row] = lambda run: {}
-    """Metrics at each move of the reward model."""
+    """The number of the learner whose policy a user gets, by the method's options."""
+    update_estimates: Callable[[Run], None] = lambda run: None
+    """Updates what ``learner_rewards`` needs, such as a cost, after each move of the reward model."""
+    diagnose: Callable[[Run], Metrics] = lambda run: {}
+    """Metrics to log after each move of the reward model."""
     prepare: Callable[[Run], None] = lambda run: None
-    """What happens to the reward model before its first label."""
+    """Changes the reward model before it is fitted to the first labels."""
     state: Callable[[Run], MethodState] = lambda run: Memory()
-    """What it keeps, at the start of a run. Initial weights come from ``run.generator``."""
-    settings: Mapping[str, Any] = field(default_factory=dict)  # where the published method leaves Config's defaults
-    options: type[Options] = Options  # hyper-parameters of its own, with their published values
-    keep: bool = True  # whether a row's reward stays as it is until the reward model moves
-    algorithm: str = "SAC"  # its learners', by the name that SB3 has for it
-    densities: bool = False  # whether it needs their actions' probabilities: no deterministic policy will do
-    arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}  # of that algorithm
+    """Makes what the method keeps, at the start of a run. Initial weights come from ``run.generator``."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Its published settings, where they differ from the defaults of ``Config``."""
+    options: type[Options] = Options
+    """Its own hyper-parameters, with their published values."""
+    cache_rewards: bool = True
+    """Whether the reward of a row stays the same until the reward model moves."""
+    algorithm: str = "SAC"
+    """The algorithm of its learners, by its name in Stable-Baselines3."""
+    needs_log_prob: bool = False
+    """Whether it needs log pi(a|s): then the algorithm must have a stochastic policy, as SAC has."""
+    arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}
+    """Arguments of the algorithm, by the method's options."""
 
     def options_of(self, config: Config) -> Any:
         """Its ``options``, as they are in a run with these settings."""
-        return complete(self.options, config.options, f"{self.name}.")
+        return validate_as(self.options, config.options, f"{self.name}.")

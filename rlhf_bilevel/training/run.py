@@ -1,4 +1,4 @@
-"""Everything that moves during training, and what is drawn from it: pairs, anchors, visits."""
+"""The state of a run: all that changes during training, and the pairs of segments that are sampled from it."""
 
 from __future__ import annotations
 
@@ -25,47 +25,51 @@ from rlhf_bilevel.types import Improve, Learner, Queries, Segments, Teacher
 
 @dataclass
 class Run:
-    """Everything that moves during training."""
+    """All that changes during training. ``snapshot`` says what of it a checkpoint holds."""
 
     method: Method
     config: Config
-    envs: Sequence[Any]  # gymnasium environments, one a learner
+    envs: Sequence[Any]  # Gymnasium environments, one for each learner
     learners: Sequence[Learner]
     teacher: Teacher
     store: ReplayBuffer
     reward: RewardEnsemble
-    generator: torch.Generator  # of weights: the reward's have been drawn from it, then come the method's own
-    improve: Improve
+    generator: torch.Generator  # draws initial weights: first the reward's, then those of the method's networks
+    improve: Improve  # improves all learners
     prefs: PreferenceBuffer = field(default_factory=PreferenceBuffer)
-    asked: queries.Asked = field(default_factory=queries.Asked)
-    step: int = 0
-    episode: int = 0  # of all learners together
-    info: dict[str, Any] = field(default_factory=dict)  # what the environment told of the newest step
-    tracked: bool = False  # whether learners have had time to answer the reward as it is
-    weights: Tensor | None = None  # (M, B) of the labels of this reward step; None where all weigh alike
+    asked: queries.AskedPairs = field(default_factory=queries.AskedPairs)
+    step: int = 0  # environment steps that are stored, of all learners together
+    episode: int = 0  # episodes begun, of all learners together
+    info: dict[str, Any] = field(default_factory=dict)  # ``info`` of the newest environment step
+    in_refresh: bool = False  # the reward was last moved in a refresh: learners had time to adapt to it before
+    label_weights: Tensor | None = None  # (M, B) for the batch of this reward step; None if all labels weigh the same
 
     def __post_init__(self) -> None:
-        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_learning_rate)
+        self.reward_optimizer = torch.optim.Adam(self.reward.parameters(), self.config.reward_lr)
         self.health = health.Health(self.reward, self.reward_optimizer)
         # One generator a purpose, so that switching one part off leaves the draws of the others as they were
         purposes = ("query", "reward", "visits", "entropy", "method")
         self.rng = {purpose: np.random.default_rng([self.config.seed, i]) for i, purpose in enumerate(purposes)}
         self.options = self.method.options_of(self.config)
         self.state: Any = self.method.state(self)
-        show(self)
+        set_learner_rewards(self)
 
     @property
     def learnt(self) -> bool:
-        """Whether the reward has been fitted to any label."""
-        return bool(self.reward_optimizer.state)
+        """Whether the reward has been fitted to a label yet, by this run or by the one that it was given from."""
+        return bool(self.reward_optimizer.state) or bool(self.config.reward)
 
     @property
     def on_policy_since(self) -> int:
-        """First row that was written after a reward had been learnt (a row is a step)."""
+        """The first step, and so the first row, after pre-training: from there on learners act on a learnt reward."""
         return self.config.learning_starts + self.config.pretrain_steps
 
     def sample_pairs(self, count: int) -> Queries:
-        """Random pairs of segments from recent episodes, those that ``query_source`` says if any is long enough."""
+        """``count`` random pairs of segments from recent episodes.
+
+        Whose episodes, ``query_source`` says; if none of them is as long as a segment, anybody's. UserError if no
+        episode at all is that long.
+        """
         c, episodes = self.config, partial(self.store.episodes, least=self.config.segment_length)
         recent = c.aligned_episodes if c.policy_aligned else c.recent_episodes
         two = len(self.learners) == 2
@@ -75,9 +79,10 @@ class Run:
         return Queries(first, second)
 
     def sample_anchored(self, count: int) -> Queries:
-        """Random pairs of a segment of the newest episodes and an anchor: the newest is compared with what there was.
+        """``count`` random pairs whose first segment is from the newest episodes, and whose second is an anchor.
 
-        Anchors are the ``anchor_segments`` labelled segments that the reward rates best, or any since labels began.
+        ``anchor=incumbent``: an anchor is one of the ``anchor_segments`` labelled segments that the reward rates best.
+        ``anchor=past``: it is any segment since learning from labels began. UserError if no episode is long enough.
         """
         c, rng = self.config, self.rng["query"]
         episodes = partial(self.store.episodes, least=c.segment_length)
@@ -93,16 +98,16 @@ class Run:
         return Queries(new, Segments(*(column[drawn] for column in labelled)))
 
     def weigh(self, logits: Tensor) -> Tensor:
-        """The members' logits (M, B) on this reward step's labels, so that each label counts as it weighs."""
-        return logits if self.weights is None else weighed(logits, self.weights)
+        """The same logits (M, B), with a gradient in which each label counts as its member weighs it."""
+        return logits if self.label_weights is None else weighed(logits, self.label_weights)
 
 
-def show(run: Run) -> None:
-    """Let each learner see its reward as it is now: state entropy until a reward has been learnt."""
+def set_learner_rewards(run: Run) -> None:
+    """Gives each learner its reward as it is now: state entropy before the first fit, then what the method says."""
     careful = run.config.pessimism_from == "start" or len(run.prefs) >= run.config.labels
     run.reward.pessimism = run.config.pessimism if careful else 0.0
-    pretraining = run.method.upper is not None and not run.learnt
+    pretraining = run.method.reward_loss is not None and not run.learnt
     exploring = state_entropy_reward(run.store, run.config, run.rng["entropy"])
-    signals = [exploring] * len(run.learners) if pretraining else run.method.sees(run)
-    for learner, signal in zip(run.learners, signals, strict=True):
-        learner.see(signal, keep=run.method.keep and not pretraining)
+    rewards = [exploring] * len(run.learners) if pretraining else run.method.learner_rewards(run)
+    for learner, reward in zip(run.learners, rewards, strict=True):
+        learner.set_reward(reward, cache=run.method.cache_rewards and not pretraining)

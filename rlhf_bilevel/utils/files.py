@@ -1,4 +1,4 @@
-"""Files that are whole or absent, known by their SHA-256, and never a pickle."""
+"""Files that are whole or absent, checked by their SHA-256, and never a pickle."""
 
 from __future__ import annotations
 
@@ -24,40 +24,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
-ROOM = 16  # letters of a file's name that are left for what stands beside it, such as NAME.lock
-# Bytes of a file that is read whole, by its kind; ours are far below
+ROOM = 16  # letters that a file's name leaves for names such as NAME.lock
+# Most bytes of a file that is read whole; our own files are much smaller
 YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
-ENTRIES, DEPTH = 100_000, 8  # files and folders in a run's folder, and how deep they lie
+ENTRIES, DEPTH = 100_000, 8  # most files in a run's folder, and most levels of folders
 OURS = re.compile(
-    r"\.(csv|json|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
+    r"\.(csv|jsonl?|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
 )
-"""Names of files, which no folder has."""
-HOLES = 2**24, 100  # a file of more bytes, of which less than one in so many was ever written, is a trap
+"""Names that only files have, not folders."""
+HOLES = 2**24, 100  # larger files with less than this share of their bytes on the disk are refused
 
 
-def trusted(trust: bool, would: str) -> None:
-    """UserError without ``trust`` in what a folder tells to do."""
+def check_trust(trust: bool, would: str) -> None:
+    """UserError unless ``trust``; ``would`` says what the folder would do."""
     if not trust:
         raise UserError(f"{would}: only with explicit trust (--trust)")
 
 
-def enough_memory(what: object, needed: float) -> None:
-    """UserError where ``what`` needs more bytes than the machine has."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise UserError(f"{what} needs {needed / 2**30:.3g} GiB of memory, and the machine has {there / 2**30:.3g}")
+def check_memory(purpose: object, needed: float) -> None:
+    """UserError if ``purpose`` needs more bytes than the machine has."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise UserError(
+            f"{purpose} needs {needed / 2**30:.3g} GiB of memory, and the machine has {available / 2**30:.3g}"
+        )
 
 
-def writable(path: Path) -> Path:
-    """``path``, whose folders are made later; UserError where they, or it, could not be made. Writes nothing."""
-    there, missing = path.absolute(), list[str]()
-    while not os.path.lexists(there):  # False also where a name is too long
-        missing, there = [*missing, there.name], there.parent
-    if missing and not there.is_dir():
-        raise UserError(f"{path} cannot be made: {there} is not a folder")
-    if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
-        raise UserError(f"{path} cannot be written: {there} is read-only here")
-    longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+def check_writable(path: Path) -> Path:
+    """Returns ``path``. UserError if it, or its folders, could not be created. Writes nothing."""
+    existing, missing = path.absolute(), list[str]()
+    while not os.path.lexists(existing):  # also False if a name is too long
+        missing, existing = [*missing, existing.name], existing.parent
+    if missing and not existing.is_dir():
+        raise UserError(f"{path} cannot be made: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | (os.X_OK if existing.is_dir() else 0)):
+        raise UserError(f"{path} cannot be written: {existing} is read-only here")
+    longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     for name in missing:
         if len(os.fsencode(name)) > longest - ROOM:
             raise UserError(f"{name[:20]}... has {len(name)} letters: a name has at most {longest - ROOM}")
@@ -65,80 +67,82 @@ def writable(path: Path) -> Path:
 
 
 def sha256(data: bytes) -> str:
+    """The hash as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def examine(folder: Path, writes: bool = False) -> None:
-    """UserError where a run's folder holds anything but plain files and folders: a link leads out of it, and a pipe or
-    a device never ends.
+def check_folder(folder: Path, writes: bool = False) -> None:
+    """UserError if a run's folder holds anything but plain files and folders: links may lead outside, pipes may never
+    end.
 
-    Where the run ``writes`` there, none of its files may have a second name (a hard link), which may lie elsewhere.
+    If the run ``writes`` there, no file may have a second name (a hard link), since that may be outside.
     """
-    left, todo = ENTRIES, [(folder, 0)]
-    while todo:
-        place, depth = todo.pop()
-        for entry in _scanned(place):
-            left -= 1
-            if left < 0 or depth > DEPTH:
+    entries_left, to_visit = ENTRIES, [(folder, 0)]
+    while to_visit:
+        place, depth = to_visit.pop()
+        for entry in _scan(place):
+            entries_left -= 1
+            if entries_left < 0 or depth > DEPTH:
                 raise UserError(f"{folder} holds more files or deeper folders than any run's folder")
             try:
-                found = entry.stat(follow_symlinks=False)
+                status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
-                continue  # of a run that goes on meanwhile
-            alone = writes and not entry.name.startswith("run_id")  # which is made by a second name, and never changed
-            if stat.S_ISDIR(found.st_mode) and not OURS.search(entry.name):
-                todo.append((Path(entry.path), depth + 1))
+                continue  # the run that is training removed it
+            # run_id is created by a second name, and never changed
+            single_name = writes and not entry.name.startswith("run_id")
+            if stat.S_ISDIR(status.st_mode) and not OURS.search(entry.name):
+                to_visit.append((Path(entry.path), depth + 1))
             else:
-                _plain(Path(entry.path), found, alone)
+                _check_plain(Path(entry.path), status, single_name)
 
 
-def _scanned(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except FileNotFoundError:  # of a run that goes on meanwhile
+    except FileNotFoundError:  # the run that is training removed it
         return []
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def plain(path: Path) -> None:
-    """UserError unless there is nothing, or a plain file by this one name: safe to be written in place."""
+def check_plain_file(path: Path) -> None:
+    """UserError unless there is nothing, or a plain file with only this name, which can be written in place."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return
-    _plain(path, found, alone=True)
+    _check_plain(path, status, single_name=True)
 
 
-def _plain(path: Path, found: os.stat_result, alone: bool = False) -> None:
+def _check_plain(path: Path, status: os.stat_result, single_name: bool = False) -> None:
     kinds = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    if not stat.S_ISREG(found.st_mode):
-        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+    if not stat.S_ISREG(status.st_mode):
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise UserError(f"{path} is {kind} and no plain file: it is neither read nor written")
-    if alone and found.st_nlink > 1:
+    if single_name and status.st_nlink > 1:
         raise UserError(
             f"{path} has a second name (a hard link) and is not written to: copy the folder with cp -r first"
         )
     size, share = HOLES
-    if found.st_size > size and _extent(path) * share < found.st_size:
-        raise CorruptFileError(f"{path} is damaged: nearly all of its {found.st_size:,} bytes are holes")
+    if status.st_size > size and _bytes_on_disk(path) * share < status.st_size:
+        raise CorruptFileError(f"{path} is damaged: nearly all of its {status.st_size:,} bytes are holes")
 
 
-def _extent(path: Path) -> int:
-    """Bytes of a file that are no holes, as far as the file system tells."""
+def _bytes_on_disk(path: Path) -> int:
+    """Bytes of a file that are not holes, as far as the file system tells."""
     total = end = 0
     with suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         for _ in range(ENTRIES):
-            start = os.lseek(file.fileno(), end, os.SEEK_DATA)  # an OSError where there is nothing more
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)  # OSError at the end
             end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             total += end - start
     return total
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """What writes ``path``: where the disk does not take it, WriteError in one line that names it."""
+def naming_write_errors(path: Path) -> Iterator[None]:
+    """An OSError of the code inside becomes a WriteError in one line that names ``path``."""
     try:
         yield
     except UserError:
@@ -148,20 +152,21 @@ def written(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """All of ``data`` or, after a fault at any moment, what was there before; on the disk when this returns.
+    """Writes a file: after a fault at any moment it has all of ``data`` or what it had before. On the disk when this
+    returns.
 
-    A link there is replaced, and not followed. WriteError, an OSError, where that fails.
+    A link there is replaced and not followed. WriteError, an OSError, if the file cannot be written.
     """
     unfinished = path.with_name(path.name + ".tmp")
-    with written(path):
+    with naming_write_errors(path):
         try:
-            unfinished.unlink(missing_ok=True)  # of a process that was killed, or a link that a stranger has laid
+            unfinished.unlink(missing_ok=True)  # left by a killed process, or a stranger's link
             with open(unfinished, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-        except OSError:  # above all a full disk: leave it no fuller
+        except OSError:  # usually a full disk: remove what was written
             with suppress(OSError):
                 unfinished.unlink()
             raise
@@ -169,27 +174,33 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """At the end of a plain file, which is made where there is none. Raises as ``write``, and where it is a link."""
-    with written(path), opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+    """Appends to a plain file, which is created if missing. Raises as ``write``, and if it is a link."""
+    with naming_write_errors(path), open_in_place(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
         file.write(data)
 
 
 def truncate(path: Path, size: int) -> None:
-    with written(path), opened(path, os.O_WRONLY) as file:
+    """Cuts a plain file after ``size`` bytes. Raises as ``append``."""
+    with naming_write_errors(path), open_in_place(path, os.O_WRONLY) as file:
         file.truncate(size)
 
 
-def opened(path: Path, flags: int) -> BufferedWriter:
-    """To be written in place. UserError where it is no plain file by this one name; no link is followed."""
-    plain(path)
+def open_in_place(path: Path, flags: int) -> BufferedWriter:
+    """Opens a file to be written in place. UserError unless it is a plain file with only this name; no link is
+    followed.
+    """
+    check_plain_file(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "wb")  # truncates nothing by itself
+    return os.fdopen(descriptor, "wb")  # does not truncate
 
 
 @contextmanager
-def made_new(path: Path) -> Iterator[Path]:
-    """The place of a file that is about to be written, held from now on. UserError where something is there by now."""
-    with written(path):
+def reserve_new_file(path: Path) -> Iterator[Path]:
+    """Creates an empty file in the place of one that is written next. AlreadyExistsError if there is one already.
+
+    The file is removed if the code inside fails.
+    """
+    with naming_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             open(path, "xb").close()
@@ -203,13 +214,13 @@ def made_new(path: Path) -> Iterator[Path]:
 
 
 def lock(path: Path, timeout: float = 0) -> FileLock:
-    """Not yet taken, and waited for so many seconds; -1 for ever. UserError where its file is no plain file."""
-    plain(path)
+    """A file lock, not yet taken; it waits ``timeout`` seconds, -1 for ever. UserError if its file is not plain."""
+    check_plain_file(path)
     return FileLock(path, timeout=timeout)
 
 
 def sync(folder: Path) -> None:
-    """Puts a folder's names on the disk."""
+    """Puts the names in a folder, or the content of a file, on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -218,14 +229,14 @@ def sync(folder: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says; of the system's errors, the file and what is wrong with it."""
+    """An error's message in one line; for errors of the system, the file and what is wrong."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """As JSON, which has no NaN and no infinity: they become null."""
+    """``value`` as JSON. JSON has no NaN and no infinity: they become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -239,7 +250,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def read(path: Path, limit: float) -> bytes:
     """A plain file's content. CorruptFileError if it has more than ``limit`` bytes, UserError if it cannot be read."""
-    with reading(path, limit) as file:
+    with open_to_read(path, limit) as file:
         try:
             return file.read()
         except OSError as error:
@@ -247,27 +258,29 @@ def read(path: Path, limit: float) -> bytes:
 
 
 @contextmanager
-def reading(path: Path, limit: float) -> Iterator[BufferedReader]:
-    """The same, open. A pipe or a device, which may never end, is not waited for."""
+def open_to_read(path: Path, limit: float) -> Iterator[BufferedReader]:
+    """Opens a plain file to read. Raises as ``read``. It does not wait for a pipe or a device, which may never end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # the latter where a zero byte is in the name
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        found = os.fstat(descriptor)
-        _plain(path, found)
-        if found.st_size > limit:
-            raise CorruptFileError(f"{path} is damaged: it has {found.st_size:,} bytes, and at most {limit:,} are read")
+        status = os.fstat(descriptor)
+        _check_plain(path, status)
+        if status.st_size > limit:
+            raise CorruptFileError(
+                f"{path} is damaged: it has {status.st_size:,} bytes, and at most {limit:,} are read"
+            )
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
         os.close(descriptor)
 
 
-def tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file's content, its header checked against its size; else CorruptFileError."""
+def load_tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
+    """The tensors in a safetensors file's content. CorruptFileError, with ``source``, if it is not valid."""
     from safetensors import SafetensorError
-    from safetensors.torch import load  # not before it is needed: the command line checks its input without torch
+    from safetensors.torch import load  # only when needed: the command line checks its input without torch
 
     try:
         return load(data)
@@ -276,17 +289,20 @@ def tensors(data: bytes, source: Path | str) -> dict[str, Tensor]:
 
 
 def write_sums(folder: Path, names: Collection[str]) -> None:
-    """The files' SHA-256, in the format of ``sha256sum --check``."""
+    """Writes the SHA-256 of the files ``names``, in the format of ``sha256sum --check``."""
     lines = []
     for name in names:
-        with reading(folder / name, math.inf) as file:
+        with open_to_read(folder / name, math.inf) as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     write(folder / SUMS, "".join(lines).encode())
 
 
-def sealed(folder: Path, name: str, limit: float, needed: bool = True) -> bytes:
-    """A file's content. CorruptFileError unless it is as ``write_sums`` knew it, or where ``needed`` and not known."""
-    sums = dict(line.partition("  ")[::-2] for line in _text(folder / SUMS, SUMS_LIMIT).splitlines())
+def read_verified(folder: Path, name: str, limit: float, needed: bool = True) -> bytes:
+    """A file's content, checked against ``write_sums``. CorruptFileError if it differs.
+
+    ``needed``: also if there is no sum for it.
+    """
+    sums = dict(line.partition("  ")[::-2] for line in _read_text(folder / SUMS, SUMS_LIMIT).splitlines())
     if needed and name not in sums:
         raise CorruptFileError(f"{folder / SUMS} is damaged: it does not name {name}")
     if not (folder / name).is_file():
@@ -298,8 +314,9 @@ def sealed(folder: Path, name: str, limit: float, needed: bool = True) -> bytes:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file. CorruptFileError if it is not JSON, UserError if it cannot be read."""
     try:
-        return json.loads(_text(path, JSON_LIMIT))
+        return json.loads(_read_text(path, JSON_LIMIT))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -307,33 +324,33 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain values by their names. CorruptFileError where it is none, UserError where it cannot be read.
+    """A mapping from names to plain values. CorruptFileError if it is not one, UserError if it cannot be read.
 
-    Aliases are refused: a few lines of them unfold to more than any memory holds. So is a name that is given twice.
+    Aliases are refused: a few lines with them can grow beyond any memory. A name that occurs twice is refused, too.
     """
     try:
-        told = from_yaml(_text(path, YAML_LIMIT))
+        content = from_yaml(_read_text(path, YAML_LIMIT))
     except UserError:
         raise
     except ValueError as error:
         raise CorruptFileError(f"{path} cannot be read: {error}") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise CorruptFileError(f"{path} holds no mapping of settings")
-    for key in told:
+    for key in content:
         if not isinstance(key, str):
             raise CorruptFileError(f"{path}: {key!r} is no name of a setting; names are text")
-    return told
+    return content
 
 
 def from_yaml(text: str) -> Any:
-    """Plain values; ValueError in one line."""
+    """Plain values from YAML. ValueError in one line."""
     try:
-        return yaml.load(text, _Plain)
+        return yaml.load(text, _PlainLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(one_line(error)) from None
 
 
-def _text(path: Path, limit: int) -> str:
+def _read_text(path: Path, limit: int) -> str:
     data = read(path, limit)
     try:
         return data.decode()
@@ -341,13 +358,17 @@ def _text(path: Path, limit: int) -> str:
         raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
-class _Plain(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases and without repeated names."""
+
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses aliases."""
         if self.check_event(yaml.AliasEvent):
             raise ValueError("aliases (*name) are not read")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a name that occurs twice."""
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if names and max(names.values()) > 1:
             raise ValueError(f"{names.most_common(1)[0][0]!r} is given twice")

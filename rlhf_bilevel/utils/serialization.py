@@ -1,4 +1,4 @@
-"""States as trees: dicts with names as keys, lists, tensors, and the plain values that JSON knows."""
+"""States as trees: dicts with names as keys, lists, tensors, and JSON's plain values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Table = Mapping[str, Tensor]
 
 
 def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
-    """The tree as JSON, with {"tensor": path} for each tensor in it, and the tensors by their paths."""
-    found: dict[str, Tensor] = {}
+    """The tree as JSON, with {"tensor": path} for each tensor, and the tensors by their paths."""
+    tensors: dict[str, Tensor] = {}
 
     def walk(node: Tree, path: str) -> Any:
         if isinstance(node, Tensor):
-            found[path] = node
+            tensors[path] = node
             return {"tensor": path}
         if isinstance(node, dict):
             return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
@@ -31,55 +31,58 @@ def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
             return [walk(value, f"{path}/{i}") for i, value in enumerate(node)]
         return node
 
-    return walk(tree, ""), found
+    return walk(tree, ""), tensors
 
 
-def unpack(told: Any, found: Mapping[str, Tensor]) -> Tree:
-    """What was packed, except that tuples have become lists."""
-    if isinstance(told, dict):
-        if set(told) == {"tensor"}:
-            return found[told["tensor"]]
-        return {key: unpack(value, found) for key, value in told.items()}
-    return [unpack(value, found) for value in told] if isinstance(told, list) else told
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Tree:
+    """The tree that was packed, except that tuples have become lists."""
+    if isinstance(packed, dict):
+        if set(packed) == {"tensor"}:
+            return tensors[packed["tensor"]]
+        return {key: unpack(value, tensors) for key, value in packed.items()}
+    return [unpack(value, tensors) for value in packed] if isinstance(packed, list) else packed
 
 
 def digest(tree: Tree) -> str:
-    """SHA-256 of every bit of it."""
-    told, found = pack(tree)
-    total = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for path in sorted(found):
-        tensor = found[path].detach().contiguous().cpu()
+    """SHA-256 of every bit of the tree."""
+    tree_json, tensors = pack(tree)
+    total = hashlib.sha256(json.dumps(tree_json, sort_keys=True).encode())
+    for path in sorted(tensors):
+        tensor = tensors[path].detach().contiguous().cpu()
         total.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.numpy().tobytes())
     return total.hexdigest()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
-    """``state_dict`` without integer keys, which JSON has not: an entry a parameter, None before its first step.
+    """``state_dict`` without integer keys, which JSON does not have: one entry for each parameter, None before its
+    first step.
 
-    Counts of steps are copied, as parameters may share one.
+    Step counts are copied, as parameters may share one.
     """
-    told = optimizer.state_dict()
-    indices = [index for group in told["param_groups"] for index in group["params"]]
+    state = optimizer.state_dict()
+    indices = [index for group in state["param_groups"] for index in group["params"]]
 
-    def own(entry: Mapping[str, Any]) -> Tree:
+    def copied_entry(entry: Mapping[str, Any]) -> Tree:
         return {name: value.clone() if name == "step" else value for name, value in entry.items()}
 
-    entries = [own(entry) if entry else None for entry in map(told["state"].get, indices)]
-    return {"parameters": entries, "groups": told["param_groups"]}
+    entries = [copied_entry(entry) if entry else None for entry in map(state["state"].get, indices)]
+    return {"parameters": entries, "groups": state["param_groups"]}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tree: Tree) -> None:
+    """Loads what ``optimizer_state`` gave. Moments are overwritten in place, as a CUDA graph may hold them."""
     indices = [index for group in tree["groups"] for index in group["params"]]
     entries = zip(indices, tree["parameters"], strict=True)
     state = {index: entry for index, entry in entries if entry is not None}
-    held = dict(optimizer.state)
+    old_state = dict(optimizer.state)
     optimizer.load_state_dict({"state": state, "param_groups": tree["groups"]})
-    for parameter in held.keys() & optimizer.state.keys():  # in place, as a CUDA graph may hold them
+    for parameter in old_state.keys() & optimizer.state.keys():  # in place: a CUDA graph may hold them
         loaded = optimizer.state[parameter]
-        optimizer.state[parameter] = {name: moment.copy_(loaded[name]) for name, moment in held[parameter].items()}
+        optimizer.state[parameter] = {name: moment.copy_(loaded[name]) for name, moment in old_state[parameter].items()}
 
 
 def random_state(rng: np.random.RandomState) -> Tree:
-    told: Any = rng.get_state(legacy=False)
-    return told | {"state": told["state"] | {"key": told["state"]["key"].tolist()}}
+    """The state of a random generator as a tree."""
+    state: Any = rng.get_state(legacy=False)
+    return state | {"state": state["state"] | {"key": state["state"]["key"].tolist()}}

@@ -1,7 +1,7 @@
-"""SQLite files that may be a stranger's: of known tables alone, and read without a trace in their folder.
+"""SQLite files from a stranger: only known tables are allowed, and reading leaves no trace in their folder.
 
-A view in the place of a table runs a query of the stranger's, which need not end; a check or an index, a function. A
-journal may name another one, anywhere, which SQLite then removes.
+A view in place of a table can run a query of the stranger's that never ends; a check or an index can run a function. A
+journal can name another journal anywhere, which SQLite then removes.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rlhf_bilevel.errors import CorruptFileError, UserError, WriteError
-from rlhf_bilevel.utils.files import plain, reading, written
+from rlhf_bilevel.utils.files import check_plain_file, naming_write_errors, open_to_read
 
 DISK = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
 }  # fmt: skip
-"""Codes of what is no fault of a file's content."""
-BESIDE = "-wal", "-shm", "-journal"  # ends of the names of the files that SQLite keeps beside one
-NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that does
-STEPS = 10**6  # of SQLite's machine, in which every list of tables is read
+"""Error codes that do not mean that a file's content is damaged."""
+BESIDE = "-wal", "-shm", "-journal"  # name endings of the files that SQLite keeps beside a database
+NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # last bytes of a journal that names another one
+STEPS = 10**6  # most steps of SQLite's virtual machine to list the tables
 TRIES = 20
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """SQLite's errors as CorruptFileError, or as WriteError where the disk is at fault; they name the file."""
+def naming_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors become CorruptFileError, or WriteError if the disk is at fault; both name the file."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -41,20 +41,20 @@ def named(path: Path) -> Iterator[None]:
         raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
-def safe(path: Path) -> None:
-    """UserError where SQLite would follow a link, wait for a pipe, or remove another file."""
+def check_files(path: Path) -> None:
+    """UserError if SQLite would follow a link, wait for a pipe, or remove another file."""
     for file in (path, *(path.with_name(path.name + end) for end in BESIDE)):
-        plain(file)
+        check_plain_file(file)
     journal = path.with_name(path.name + "-journal")
     if journal.exists():
-        with reading(journal, math.inf) as data:
+        with open_to_read(journal, math.inf) as data:
             data.seek(max(0, data.seek(0, SEEK_END) - len(NAMES_ANOTHER)))
             if data.read() == NAMES_ANOTHER:
                 raise UserError(f"{journal} names a journal of another database: it is neither read nor written")
 
 
-def tables(connection: sqlite3.Connection) -> dict[str, str]:
-    """What a database is made of: how each table, index, view and trigger was made, without spaces and quotes."""
+def table_definitions(connection: sqlite3.Connection) -> dict[str, str]:
+    """How each table, index, view and trigger of a database is defined, without spaces and quotes."""
     connection.set_progress_handler(lambda: 1, STEPS)
     try:
         rows = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
@@ -67,13 +67,13 @@ def tables(connection: sqlite3.Connection) -> dict[str, str]:
     }
 
 
-def check(connection: sqlite3.Connection, path: Path, known: Mapping[str, Collection[str]]) -> None:
-    """CorruptFileError unless the file is sound and holds only ``known`` tables and indexes (see ``tables``)."""
+def check_schema(connection: sqlite3.Connection, path: Path, allowed: Mapping[str, Collection[str]]) -> None:
+    """CorruptFileError unless the file is valid and has only ``allowed`` definitions (see ``table_definitions``)."""
     size = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
-    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # a value that is longer goes round
-    with named(path):
-        for name, made in tables(connection).items():
-            if made not in known.get(name, ()):
+    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(2**20, size))  # longer values are refused
+    with naming_errors(path):
+        for name, definition in table_definitions(connection).items():
+            if definition not in allowed.get(name, ()):
                 raise CorruptFileError(
                     f"{path} is damaged: {name[:50]!r} in it is none of its tables, or of another form"
                 )
@@ -84,9 +84,12 @@ def check(connection: sqlite3.Connection, path: Path, known: Mapping[str, Collec
 
 
 @contextmanager
-def copied(path: Path) -> Iterator[Path]:
-    """A copy, also of one that is being written to, for as long as this is open: SQLite writes even where it reads."""
-    safe(path)
+def read_only_copy(path: Path) -> Iterator[Path]:
+    """A copy of the database, for as long as this is open; SQLite writes even when it only reads.
+
+    The database may be in use. UserError if it changes all the time.
+    """
+    check_files(path)
     with TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         for _ in range(TRIES):
@@ -95,7 +98,7 @@ def copied(path: Path) -> Iterator[Path]:
                 target = copy.with_name(copy.name + end)
                 target.unlink(missing_ok=True)
                 if (source := path.with_name(path.name + end)).exists():
-                    with written(target), reading(source, math.inf) as file, target.open("xb") as to:
+                    with naming_write_errors(target), open_to_read(source, math.inf) as file, target.open("xb") as to:
                         shutil.copyfileobj(file, to)
             if _state(path) == before:
                 yield copy
@@ -105,5 +108,5 @@ def copied(path: Path) -> Iterator[Path]:
 
 def _state(path: Path) -> list[tuple[int, int, int] | None]:
     files = [path.with_name(path.name + end) for end in ("", "-wal", "-journal")]
-    found = [file.stat() if file.exists() else None for file in files]
-    return [(one.st_ino, one.st_size, one.st_mtime_ns) if one else None for one in found]
+    statuses = [file.stat() if file.exists() else None for file in files]
+    return [(status.st_ino, status.st_size, status.st_mtime_ns) if status else None for status in statuses]

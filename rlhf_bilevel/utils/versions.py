@@ -9,26 +9,29 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("rlhf-bilevel", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "dm-control", "metaworld")
-"""Those whose versions decide what a run does; they are recorded with every run."""
+"""Packages whose versions affect a run. They are recorded with every run."""
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of PACKAGES; "missing" if one is not installed."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this file is tracked in, with a + where files differ from it; else None.
+def current_commit() -> str | None:
+    """The commit of the checkout that this file is tracked in, with a + if files differ from it; None if there is none.
 
-    An installed package may lie in the folder of some other repository; and git may be missing.
+    An installed package may be inside some other repository, and git may be missing.
     """
     file = Path(__file__)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # as in a git hook
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("GIT_")
+    }  # a git hook sets them
     for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
         try:
             call = subprocess.run(["git", *words], cwd=file.parent, env=environment, capture_output=True, timeout=30)

@@ -12,7 +12,7 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.studies import batched_seeds
 from rlhf_bilevel.studies.batched_seeds import learn_together
-from rlhf_bilevel.studies.worker import whole
+from rlhf_bilevel.studies.worker import all_settings
 
 
 @pytest.mark.parametrize("scale", figure1.SCALES)
@@ -23,7 +23,9 @@ def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
         settings = {}
         for variant, run in members:
             settings[variant] = run.method, run.settings
-        assert {(told["steps"], told["labels"]) for _, told in settings.values()} == {(panel.steps, panel.labels)}
+        assert {(told["total_timesteps"], told["labels"]) for _, told in settings.values()} == {
+            (panel.steps, panel.labels)
+        }
         without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
         assert all(without_seed.count(one) == 1 for one in without_seed)
 
@@ -33,12 +35,12 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (one,) = figure1.group("smoke", "walker-100", figure1.SCALES["smoke"]["walker-100"])[:1]
-    told = whole(one.run)
+    told = all_settings(one.run)
     one.run.out.mkdir(parents=True)
     (one.run.out / "config.yaml").write_text(
-        yaml.safe_dump({"method": one.run.method, "env": one.run.env, "settings": told | {"batch": 33}})
+        yaml.safe_dump({"method": one.run.method, "env": one.run.env, "settings": told | {"batch_size": 33}})
     )
-    with pytest.raises(SystemExit, match="batch=33, not 32"):
+    with pytest.raises(SystemExit, match="batch_size=33, not 32"):
         evidence.gather({"some": [one]}, workers=0, results=tmp_path)
 
 
@@ -52,11 +54,11 @@ def test_a_cohort_has_the_seeds_of_a_variant(tmp_path: Path, monkeypatch: pytest
         learn_together(agents, *rest, **own)
 
     monkeypatch.setattr(batched_seeds, "learn_together", seen)
-    few = {"preset": "quick", "labels": 20, "eval_every": 200, "eval_episodes": 1}
+    few = {"preset": "quick", "labels": 20, "eval_freq": 200, "n_eval_episodes": 1}
     members = [
         evidence.named("some", name, "pebble", "Pendulum-v1", seed, 400, few | own)
         for seed in (0, 1)
-        for name, own in {"plain": {}, "small": {"batch": 32}}.items()
+        for name, own in {"plain": {}, "small": {"batch_size": 32}}.items()
     ]
     evidence.gather({"some": members}, workers=2, results=tmp_path, cohort=True)
     assert begun == [["plain-0", "plain-1"], ["small-0", "small-1"]]

@@ -61,7 +61,7 @@ def test_every_subject_has_a_script_and_an_interpreter() -> None:
 def test_a_million_rows_of_meta_world_fit_into_a_gibibyte() -> None:
     store = ReplayBuffer(39, 4, 1_000_000)
     views = [RelabelledView(store, seed) for seed in (0, 1)]
-    held = [store.table, *(tensor for view in views for tensor in (view._reward, view._known))]
+    held = [store.table, *(tensor for view in views for tensor in (view._reward, view._cached))]
     assert sum(tensor.nbytes for tensor in held) < 2**30 / 2
     assert store.obs.data_ptr() == store.table.data_ptr()  # columns are views of it
 

@@ -90,6 +90,7 @@ def test_the_gap_is_descended(labels: Pairs, reward: torch.Tensor) -> None:
     assert (pulled - reward).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_experiment_has_every_method_in_every_world_and_the_same_luck() -> None:
     task = exploring.Task(0, range(2), "uniform", 20, "own")
     rows = exploring.solve(task)

@@ -19,7 +19,7 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.cli.run_options import assigned, spec
-from rlhf_bilevel.config import checkpoint_interval, settle
+from rlhf_bilevel.config import parse_checkpoint_every, validate
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registry
@@ -34,7 +34,7 @@ QUICK = [
     "--preset",
     "quick",
     "--set",
-    "eval_episodes=1",
+    "n_eval_episodes=1",
     "--set",
     "segment_length=20",
     "--set",
@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
         ("TRAIN pebble --env Pendulum-v1 --steps 9", "unknown command 'TRAIN'; did you mean 'train'?"),
         ("train PEBBLE --env Pendulum-v1 --steps 9", "unknown method 'PEBBLE'; did you mean 'pebble'?"),
-        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch is a setting: --set batch=VALUE"),
+        ("train pebble --env Pendulum-v1 --steps 9 --batch 3", "batch_size is a setting: --set batch_size=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --learning-rate=3", "--set learning_rate=VALUE"),
         ("train pebble --env Pendulum-v1 --steps 9 --set env=3", "unknown setting 'env'; rlhf_bilevel/config.py has"),
         ("train pebble --env Pendulum-v1 --steps 9 --set surf.threshold=.9", "surf alone has it, and this is pebble"),
@@ -127,12 +127,15 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
         ("train pebble --env Pendulum-v1 --steps 99999999999", "at most 1,000,000,000"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set reward_learning_rate=1.0e+308", "less than or equal to 1"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set reward_lr=1.0e+308", "less than or equal to 1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set learning_rate=2", "learning_rate=2: "),
-        ("train pebble --env Pendulum-v1 --steps 9 --set eval_episodes=1000000000", "less than or equal to 10000"),
-        ("train pebble --env Pendulum-v1 --steps 9 --set updates=1000000000", "less than or equal to 100000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set n_eval_episodes=1000000000", "less than or equal to 10000"),
+        ("train pebble --env Pendulum-v1 --steps 9 --set gradient_steps=1000000000", "less than or equal to 100000"),
         ("train pebble --env Pendulum-v1 --steps 9 --set action_repeat=1000000000", "less than or equal to 1000"),
-        ("train pebble --env Pendulum-v1 --steps 2000 --labels 500 --set session_labels=1", "session_labels=27 or"),
+        (
+            "train pebble --env Pendulum-v1 --steps 2000 --labels 500 --set queries_per_session=1",
+            "queries_per_session=27 or",
+        ),
         ("train prefppo --env Pendulum-v1 --steps 9 --set prefppo.learning_rate=9", "prefppo.learning_rate=9: "),
         ("resume nowhere", "nowhere is not a run's folder"),
         ("evaluate nowhere", "nowhere"),
@@ -153,14 +156,14 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300 --tune reward_damping=1..5"
 FILES = {
     "file": "text",
     "empty.sqlite": "",
-    "number.yaml": "steps: 300\n5: 1\n",
-    "null.yaml": "steps: 300\n~: 1\n",
-    "date.yaml": "steps: 300\n2020-01-01: 1\n",
-    "twice.yaml": "steps: 300\nlabels: 4\nsteps: 400\n",
+    "number.yaml": "total_timesteps: 300\n5: 1\n",
+    "null.yaml": "total_timesteps: 300\n~: 1\n",
+    "date.yaml": "total_timesteps: 300\n2020-01-01: 1\n",
+    "twice.yaml": "total_timesteps: 300\nlabels: 4\ntotal_timesteps: 400\n",
     "list.yaml": "[steps, 300]\n",
-    "later.yaml": "version: 99\nsettings: {steps: 300}\n",
+    "later.yaml": "version: 99\nsettings: {total_timesteps: 300}\n",
     "unsettled.yaml": "method: pebble\nsettings: [300]\n",
-    "teacher.yaml": "teacher: [1]\nsettings: {steps: 300}\n",
+    "teacher.yaml": "teacher: [1]\nsettings: {total_timesteps: 300}\n",
     "raises.py": "raise KeyError('no key')\n",
     "exits.py": "raise SystemExit(3)\n",
     "makes.py": """
@@ -188,22 +191,22 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TRAIN} --set reward_damping=!!python/name:os.system", "must be a number"),
         (f"{TRAIN} --set reward_damping=", "--set takes key=value, not 'reward_damping='"),
         (f"{TRAIN} --set =1", "--set takes key=value, not '=1'"),
-        (f"{TRAIN} --set batch=true", "batch='true': must be a whole number"),
-        (f"{TRAIN} --set batch=1.5", "batch='1.5': must be a whole number"),
-        (f"{TRAIN} --set hidden=64,1.5", "hidden='64,1.5': must be a whole number"),
+        (f"{TRAIN} --set batch_size=true", "batch_size='true': must be a whole number"),
+        (f"{TRAIN} --set batch_size=1.5", "batch_size='1.5': must be a whole number"),
+        (f"{TRAIN} --set net_arch=64,1.5", "net_arch='64,1.5': must be a whole number"),
         (f"{TRAIN} --set options={{a:", "--set options='{a:'"),
         (f"{TRAIN} --set options=[1]", "options=[1]"),
         (f"{TRAIN} --config number.yaml", "number.yaml: 5 is no name of a setting"),
         (f"{TRAIN} --config null.yaml", "null.yaml: None is no name of a setting"),
         (f"{TRAIN} --config date.yaml", "date.yaml: datetime.date(2020, 1, 1) is no name of a setting"),
-        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'steps' is given twice"),
+        (f"{TRAIN} --config twice.yaml", "twice.yaml cannot be read: 'total_timesteps' is given twice"),
         (f"{TRAIN} --config list.yaml", "list.yaml holds no mapping"),
         (f"{TRAIN} --config later.yaml", "later.yaml has version 99"),
         (f"{TRAIN} --config unsettled.yaml", "unsettled.yaml: settings=[300]"),
         (f"{TRAIN} --config teacher.yaml", "teacher.yaml: teacher=[1]"),
         (f"{TRAIN} --config .", ". is a folder and no plain file"),
-        (f"{TRAIN} --set batch=1000000000", "GiB of memory"),
-        (f"{TRAIN} --set oversample=1000000000", "GiB of memory"),
+        (f"{TRAIN} --set batch_size=1000000000", "GiB of memory"),
+        (f"{TRAIN} --set large_batch=1000000000", "GiB of memory"),
         (f"{TRAIN} --set entropy_states=1000000000", "GiB of memory"),
         (f"{TRAIN} --threads 99999999", "'99999999' is too large: at most 1,024"),
         (f"{TRAIN} --steps 1.5", "'1.5' is not a whole number"),
@@ -232,7 +235,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{SWEEP} --out file", "file: is not a folder"),
         (f"{SWEEP} --out file/runs", "file is not a folder"),
         (f"{TRAIN} --teacher replay=empty.sqlite", "empty.sqlite: there are no labels in it"),
-        ("fit-reward file --env Pendulum-v1 --set steps=9", "steps means nothing to this command"),
+        ("fit-reward file --env Pendulum-v1 --set total_timesteps=9", "steps means nothing to this command"),
         (f"{SWEEP} --out {LONG}", "has 300 letters"),
         (f"{SWEEP} --config number.yaml", "number.yaml: 5 is no name of a setting"),
         ("sweep pebble --steps 300 --env makes:Raises-v0", "robot.xml"),
@@ -283,7 +286,8 @@ def test_whatever_is_wrong_before_the_first_step_is_one_line_and_nothing_is_writ
 
 RUN: dict[str, Any] = {
     "version": 1, "method": "pebble", "env": "Pendulum-v1", "teacher": "settings", "algorithm": "SAC",
-    "algorithm_settings": {}, "device": "cpu", "threads": 1, "settings": {"steps": 300}, "versions": {}, "commit": None,
+    "algorithm_settings": {}, "device": "cpu", "threads": 1, "settings": {"total_timesteps": 300},
+    "versions": {}, "commit": None,
 }  # fmt: skip
 
 
@@ -303,11 +307,11 @@ RUN: dict[str, Any] = {
         ({"env": "Pendulm-v1"}, "unknown environment 'Pendulm-v1'"),
         ({"env": None}, "config.yaml: env=None"),
         ({"settings": [300]}, "config.yaml: settings=[300]"),
-        ({"settings": {"steps": 300, "reward_damping": -1}}, "config.yaml: reward_damping=-1"),
-        ({"settings": {"steps": 300, "batch": True}}, "config.yaml: batch=True"),
-        ({"settings": {"steps": 300, "sigm": 1}}, "config.yaml: unknown setting 'sigm'"),
-        ({"settings": {"steps": 300, "options": [1]}}, "config.yaml: options=[1]"),
-        ({"settings": {"steps": 300, 5: 1}}, "config.yaml: settings="),
+        ({"settings": {"total_timesteps": 300, "reward_damping": -1}}, "config.yaml: reward_damping=-1"),
+        ({"settings": {"total_timesteps": 300, "batch_size": True}}, "config.yaml: batch_size=True"),
+        ({"settings": {"total_timesteps": 300, "sigm": 1}}, "config.yaml: unknown setting 'sigm'"),
+        ({"settings": {"total_timesteps": 300, "options": [1]}}, "config.yaml: options=[1]"),
+        ({"settings": {"total_timesteps": 300, 5: 1}}, "config.yaml: settings="),
     ],
 )
 def test_a_config_that_no_run_has_written_is_told_by_all_who_read_it(
@@ -350,14 +354,21 @@ def test_labels_of_other_segments_are_refused_before_a_folder_is_made(
 def test_numbers_are_taken_as_people_write_them() -> None:
     args = parser().parse_args(f"{TRAIN} --steps 1e5 --labels 1e3 --seed 5.0 --threads 1_0".split())
     assert (args.steps, args.labels, args.seed, args.threads) == (100_000, 1_000, 5, 10)
-    given = assigned(["hidden=[64,64]", "reward_hidden=(64, 32)", "batch=1e2", "session_every=2_0.0"])
-    settings = settle({"steps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
-    assert (settings.hidden, settings.reward_hidden) == ((64, 64), (64, 32))
-    assert (settings.steps, settings.learning_starts, settings.batch, settings.session_every) == (100_000, 100, 100, 20)
-    assert settings.tau == 1e-3 and type(settings.batch) is int
-    assert settle({"steps": 300, "hidden": np.array([8, 9])}).hidden == (8, 9)
-    assert settle({"steps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
-    assert checkpoint_interval("5_000") == checkpoint_interval("5e3") == checkpoint_interval("5000")
+    given = assigned(["net_arch=[64,64]", "reward_net_arch=(64, 32)", "batch_size=1e2", "num_interact=2_0.0"])
+    settings = validate({"total_timesteps": "1e5", "learning_starts": 100.0, "tau": "1e-3"} | given)
+    assert (settings.net_arch, settings.reward_net_arch) == ((64, 64), (64, 32))
+    assert (settings.total_timesteps, settings.learning_starts, settings.batch_size, settings.num_interact) == (
+        100_000,
+        100,
+        100,
+        20,
+    )
+    assert settings.tau == 1e-3 and type(settings.batch_size) is int
+    assert validate({"total_timesteps": 300, "net_arch": np.array([8, 9])}).net_arch == (8, 9)
+    assert (
+        validate({"total_timesteps": 300, "seed": np.int64(3), "reward_damping": np.float32(1.5)}).reward_damping == 1.5
+    )
+    assert parse_checkpoint_every("5_000") == parse_checkpoint_every("5e3") == parse_checkpoint_every("5000")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -494,7 +505,7 @@ def test_the_keyboard_may_stop_the_loading_of_libraries() -> None:
 import os, signal, sys
 class Interrupts:
     def find_spec(self, name, *_):
-        if name == "rlhf_bilevel.config":
+        if name == "rlhf_bilevel.cli.arguments":
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:
@@ -531,10 +542,10 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
 def test_a_fault_of_our_own_in_a_check_shows_its_traceback_and_no_usage_error(tmp_path: Path) -> None:
     code = f"""
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs.registry import Episodes
+from rlhf_bilevel.envs.episodes import SeededEpisodes
 def fault(*_):
     raise ValueError("shapes differ")
-Episodes.__init__ = fault
+SeededEpisodes.__init__ = fault
 main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 """
     told = python(code=code)
@@ -546,7 +557,7 @@ main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 def test_an_environment_in_the_current_folder_is_found(tmp_path: Path) -> None:
     module = "import gymnasium\ngymnasium.register('Here-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
     (tmp_path / "here_only.py").write_text(module)
-    code = "import sys; sys.path.remove(''); from rlhf_bilevel import envs; before = list(sys.path)\n"
+    code = "import sys; sys.path.remove(''); from rlhf_bilevel.envs import registry as envs; before = list(sys.path)\n"
     code += "envs.make('here_only:Here-v0', 0); assert sys.path == before"
     told = python(code=code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     assert told.returncode == 0, told.stderr
@@ -613,20 +624,21 @@ def test_a_run_that_has_not_ended_is_named(capsys: pytest.CaptureFixture, tmp_pa
 def test_settings_come_from_a_file_and_options_go_before_it(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(
-        "steps: 120\nlabels: 8\nhidden: [16, 16]\nsegment_length: 10\neval_episodes: 1\nreward_hidden: [8]\n"
+        "total_timesteps: 120\nlabels: 8\nnet_arch: [16, 16]\nsegment_length: 10\n"
+        "n_eval_episodes: 1\nreward_net_arch: [8]\n"
     )
     train = ["train", "pebble", "--env", "Steer-v0", "--config", str(file)]
     main([*train, "--labels", "6", "--out", str(tmp_path / "run")])
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
-    assert (settings["steps"], settings["labels"], settings["hidden"]) == (120, 6, [16, 16])
+    assert (settings["total_timesteps"], settings["labels"], settings["net_arch"]) == (120, 6, [16, 16])
     main(["train", "pebble", "--env", "Steer-v0", "--config", str(tmp_path / "run" / "config.yaml"),
           "--out", str(tmp_path / "again")])  # fmt: skip
     for name in ("policy.safetensors", "evaluations.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     capsys.readouterr()
-    file.write_text("steps: 120\nlables: 8\n")
+    file.write_text("total_timesteps: 120\nlables: 8\n")
     assert "unknown setting 'lables'; did you mean 'labels'?" in fails(capsys, *train, "--out", str(tmp_path / "new"))
-    file.write_text("steps: &a [1, 2]\nlabels: *a\n")
+    file.write_text("total_timesteps: &a [1, 2]\nlabels: *a\n")
     assert "aliases" in fails(capsys, *train, "--out", str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
@@ -651,7 +663,7 @@ def test_a_warning_has_a_line_of_its_own_beside_the_progress_bar(capsys: pytest.
 
 def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     train = ["train", "pebble", "--env", "Pendulum-v1", "--steps", "700", "--labels", "10", "--checkpoint-every", "1"]
-    arguments = [*train, *QUICK, "--set", "update_every=10"]
+    arguments = [*train, *QUICK, "--set", "train_freq=10"]
     main([*arguments, "--out", str(tmp_path / "whole")])
     told = capsys.readouterr().out
 
@@ -661,8 +673,8 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
                 kill()
             return evaluated(run, *rest)
 
-        evaluated = session.evaluated
-        session.evaluated = stop
+        evaluated = session.evaluate_learners
+        session.evaluate_learners = stop
         main([*arguments, "--out", str(tmp_path / "run")])
 
     assert child(interrupted) == 9
@@ -678,7 +690,7 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "evaluated", interrupt)
+    monkeypatch.setattr(session, "evaluate_learners", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
     assert stop.value.code == 130
@@ -691,7 +703,12 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
         ["--steps", "999999999"],
         *(
             ["--steps", "9", "--set", setting]
-            for setting in ("hidden=65536,65536", "batch=1000000000", "oversample=1000000000", "members=1000000000")
+            for setting in (
+                "net_arch=65536,65536",
+                "batch_size=1000000000",
+                "large_batch=1000000000",
+                "ensemble_size=1000000000",
+            )
         ),
     ],
 )
@@ -717,8 +734,8 @@ def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsy
     rows = read_table(tmp_path / "results.csv")
     assert [(row.seed, row.step) for row in rows] == [(0, 400), (1, 400), (2, 400)]
     with pytest.raises(SystemExit):
-        main([*command, *QUICK, "--set", "batch=9"])
-    assert "is a run with batch=128, not 9: choose another --out" in capsys.readouterr().err
+        main([*command, *QUICK, "--set", "batch_size=9"])
+    assert "is a run with batch_size=128, not 9: choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -755,7 +772,7 @@ def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytes
 
 
 def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp_path: Path) -> None:
-    (tmp_path / "both.yaml").write_text("steps: 300\nsurf.threshold: 0.9\nrime.warm_updates: 3\n")
+    (tmp_path / "both.yaml").write_text("total_timesteps: 300\nsurf.threshold: 0.9\nrime.warm_updates: 3\n")
     words = ["train", "surf", "--env", "Pendulum-v1", "--config", str(tmp_path / "both.yaml"), "--keep-every", "0"]
     args = parser().parse_args(words)
     assert args.keep_every == 0

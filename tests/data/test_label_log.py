@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.data.answers import answered, checked, take
-from rlhf_bilevel.data.label_log import LabelLog, Recorded
+from rlhf_bilevel.data.answers import ask_teacher, check_answers, select
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -50,10 +50,10 @@ class Scripted:
 
 def test_what_was_answered_is_answered_again_bit_for_bit_without_the_teacher(tmp_path: Path) -> None:
     given = [answers(3), answers(0), answers(2, seed=1)._replace(label=torch.tensor([0.5, 1 / 3]))]
-    first = Recorded(Scripted(*given), LabelLog(tmp_path / "labels.sqlite"))
+    first = RecordedTeacher(Scripted(*given), LabelLog(tmp_path / "labels.sqlite"))
     for session in given:
         assert equal(first(queries()), session)
-    again = Recorded(Never(), LabelLog(tmp_path / "labels.sqlite"))
+    again = RecordedTeacher(Never(), LabelLog(tmp_path / "labels.sqlite"))
     for session in given:
         assert equal(again(queries()), session)
     with pytest.raises(AssertionError, match="asked again"):
@@ -61,7 +61,7 @@ def test_what_was_answered_is_answered_again_bit_for_bit_without_the_teacher(tmp
 
 
 def test_any_tool_can_read_the_log(tmp_path: Path) -> None:
-    Recorded(Scripted(answers(3)), LabelLog(tmp_path / "labels.sqlite"))(queries())
+    RecordedTeacher(Scripted(answers(3)), LabelLog(tmp_path / "labels.sqlite"))(queries())
     with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
         rows = connection.execute("SELECT session, label FROM answers ORDER BY number").fetchall()
         mode = connection.execute("PRAGMA journal_mode").fetchone()
@@ -134,7 +134,7 @@ def test_the_answers_that_were_used_come_back_from_the_log_and_from_no_other(tmp
         other.append(3, answers(count, seed + 1))
     first, none, last = log.used([3, 0, 2], log.sha256(3))  # of the last, one was beyond the budget
     assert first is not None and none is None and last is not None
-    assert equal(first, answers(3, 0)) and equal(last, take(answers(3, 2), slice(2)))
+    assert equal(first, answers(3, 0)) and equal(last, select(answers(3, 2), slice(2)))
     with pytest.raises(CorruptFileError, match="its first 3 sessions are not those that the checkpoint knew"):
         other.used([3, 0, 2], log.sha256(3))
     with pytest.raises(CorruptFileError, match="holds 3 sessions and 4 were used"):
@@ -152,7 +152,7 @@ def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> N
         damaged = tmp_path / f"{i}.sqlite"
         damaged.write_bytes(corrupted(data, rng))
         try:
-            again = Recorded(Never(), LabelLog(damaged))
+            again = RecordedTeacher(Never(), LabelLog(damaged))
             assert all(equal(again(queries()), answers(3, seed)) for seed in range(4))
         except (CorruptFileError, AssertionError) as error:  # a session that is missing altogether is asked again
             assert isinstance(error, CorruptFileError) or "asked again" in str(error)
@@ -164,13 +164,13 @@ def test_answers_that_cannot_be_learnt_from_are_left_out_and_named() -> None:
     given = answers(4)._replace(label=torch.tensor([1.0, 2.0, float("nan"), 0.0]))
     given.first.obs[3, 0, 0] = float("inf")
     with pytest.warns(UserWarning) as told:
-        kept = checked(given, queries(4))
-    assert equal(kept, take(given, slice(1)))
+        kept = check_answers(given, queries(4))
+    assert equal(kept, select(given, slice(1)))
     assert [str(one.message) for one in told] == [
         "3 of 4 answers are left out (label=2, label=nan, label=0): a label must lie in [0, 1], and segments be finite"
     ]
     with pytest.warns(UserWarning, match=r"all 3 answers are left out \(label=2, label=2, label=2\)"):
-        assert not len(checked(answers(3)._replace(label=torch.full((3,), 2.0)), queries(3)).label)
+        assert not len(check_answers(answers(3)._replace(label=torch.full((3,), 2.0)), queries(3)).label)
 
 
 def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
@@ -193,10 +193,13 @@ def test_what_is_no_answer_at_all_is_refused_in_a_line_that_names_it() -> None:
             good._replace(first=good.first._replace(act=good.first.act[:, :4])),
             r"first.act must have the shape \(3, 5, 1\)",
         ),
-        (good._replace(second=good.second._replace(truth=np.array(["a", "b"]))), "second.truth must be numbers"),
+        (
+            good._replace(second=good.second._replace(env_reward=np.array(["a", "b"]))),
+            "second.env_reward must be numbers",
+        ),
     ):
         with pytest.raises(UserError, match=told) as caught:
-            checked(wrong, queries(3))
+            check_answers(wrong, queries(3))
         assert "\n" not in str(caught.value)
 
 
@@ -215,7 +218,7 @@ def test_numbers_of_any_kind_are_logged_and_learnt_from_as_float32(tmp_path: Pat
         "reused": (own.label, own.first.obs),
     }[kind]
     own.label.copy_(label)
-    recorded = Recorded(
+    recorded = RecordedTeacher(
         Scripted(good._replace(label=given[0], first=good.first._replace(obs=given[1]))),
         LabelLog(tmp_path / "l.sqlite"),
     )
@@ -223,23 +226,25 @@ def test_numbers_of_any_kind_are_logged_and_learnt_from_as_float32(tmp_path: Pat
     own.label.zero_()  # a teacher may use its memory again
     own.first.obs.zero_()
     assert equal(kept, good)
-    assert equal(Recorded(Never(), LabelLog(tmp_path / "l.sqlite"))(queries()), good)
+    assert equal(RecordedTeacher(Never(), LabelLog(tmp_path / "l.sqlite"))(queries()), good)
 
 
 def test_an_answer_that_is_refused_leaves_no_trace_in_the_log(tmp_path: Path) -> None:
     good = answers(3)
     log = LabelLog(tmp_path / "labels.sqlite")
     with pytest.raises(UserError, match="label must be numbers"):
-        Recorded(Scripted(good._replace(label="nothing")), log)(queries())  # type: ignore[arg-type]
+        RecordedTeacher(Scripted(good._replace(label="nothing")), log)(queries())  # type: ignore[arg-type]
     assert len(log) == 0
-    assert equal(Recorded(Scripted(good), log)(queries()), good)  # a mended teacher goes on
+    assert equal(RecordedTeacher(Scripted(good), log)(queries()), good)  # a mended teacher goes on
 
 
 def test_what_float32_cannot_hold_is_left_out_with_its_pair() -> None:
     far = answers(3)
-    far = far._replace(first=far.first._replace(truth=far.first.truth.double() * torch.tensor([1, 1e300, 1])[:, None]))
+    far = far._replace(
+        first=far.first._replace(env_reward=far.first.env_reward.double() * torch.tensor([1, 1e300, 1])[:, None])
+    )
     with pytest.warns(UserWarning, match="left out"):
-        assert len(checked(far, queries(3)).label) == 2
+        assert len(check_answers(far, queries(3)).label) == 2
 
 
 def test_a_teacher_that_changes_the_segments_in_place_is_refused_and_changes_nothing_of_ours() -> None:
@@ -250,14 +255,14 @@ def test_a_teacher_that_changes_the_segments_in_place_is_refused_and_changes_not
         return OracleTeacher()(own)
 
     with pytest.raises(UserError, match=r"must not change the segments .* changed their act"):
-        answered(scaling, asked)
+        ask_teacher(scaling, asked)
     assert all(
         torch.equal(a, b) for one, other in zip(asked, before, strict=True) for a, b in zip(one, other, strict=True)
     )
-    assert equal(answered(OracleTeacher(), asked), answers(3))
+    assert equal(ask_teacher(OracleTeacher(), asked), answers(3))
 
 
 def test_healthy_answers_warn_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert equal(checked(answers(3), queries(3)), answers(3))
+        assert equal(check_answers(answers(3), queries(3)), answers(3))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.minari import import_minari
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.errors import UserError
@@ -66,7 +66,7 @@ def test_pairs_are_uniform_runs_of_steps_with_scaled_actions_and_oracle_labels(e
         assert np.allclose(episodes[number].rewards[steps], reward.numpy())
         places.append((number, start))
     assert len(places) == len(set(places)) == 20 + 2 + 40  # all that there are, each once
-    returns = data.segments.truth.double().sum(-1)
+    returns = data.segments.env_reward.double().sum(-1)
     assert torch.equal(data.label == 1, returns[data.first] > returns[data.second])
     share = np.bincount([places[i][0] for i in torch.cat([data.first, data.second]).tolist()]) / 800
     assert np.allclose(share, np.array([20, 2, 40]) / 62, atol=0.06)  # three standard errors
@@ -78,7 +78,7 @@ def test_without_a_teacher_labels_are_open_and_one_that_skips_is_heard(episodes)
     assert data.label.isnan().all() and set(data.label_kind) == {"open"} and len(data.preferences().label) == 0
 
     def choosy(queries: Queries) -> Preferences:
-        return take(OracleTeacher()(queries), torch.arange(0, 20, 2))
+        return select(OracleTeacher()(queries), torch.arange(0, 20, 2))
 
     heard = import_minari(NAME, 20, 10, teacher=choosy)
     assert heard.label_kind.count("skipped") == 10 and heard.labelled.tolist() == list(range(0, 20, 2))

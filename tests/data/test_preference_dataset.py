@@ -17,11 +17,11 @@ from torch import Tensor
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.data import preference_dataset
-from rlhf_bilevel.data.answers import take
-from rlhf_bilevel.data.label_log import LabelLog, Recorded, pairs
+from rlhf_bilevel.data.answers import select
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, encode_pairs
 from rlhf_bilevel.data.preference_dataset import KEY, SCHEMA, Dataset
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.runs.asked_queries import of_run
+from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.data.test_label_log import Scripted, queries
 from tests.runs.test_resume import killed, started
@@ -35,7 +35,7 @@ TIMES = [1.7e9 + 0.123456, torch.nan, 3.5, 4.0, 5.0, 6.0]
 def small(label: Tensor = LABELS, **more: Any) -> Dataset:
     """Six queries about nine segments of five steps, of which two have no truth."""
     first, second = queries(6)
-    first.truth[4] = second.truth[4] = torch.nan
+    first.env_reward[4] = second.env_reward[4] = torch.nan
     for mine, other in zip(second, first, strict=True):
         mine[1:4] = other[0]  # one segment in four queries
     told = {"env_id": "Steer-v0", "labeller": "Someone", "sampler": "uniform", "t_shown": TIMES} | more
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     assert torch.allclose(read.t_shown, torch.tensor(TIMES, dtype=torch.float64), atol=5e-7, rtol=0, equal_nan=True)
     read.write(tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    none = Dataset.of(Queries(*(take(data.preferences(), slice(0))[:2])), torch.zeros(0), env_id="e", labeller="l",
+    none = Dataset.of(Queries(*(select(data.preferences(), slice(0))[:2])), torch.zeros(0), env_id="e", labeller="l",
                       sampler="s")  # fmt: skip
     none.write(tmp_path / "none.parquet")
     assert len(Dataset.read(tmp_path / "none.parquet")) == 0
@@ -86,7 +86,7 @@ def test_any_tool_reads_the_queries_and_each_segment_once(tmp_path: Path) -> Non
             segment = segments[row[name]]
             assert segment["obs"] == source.obs[j].flatten().tolist()
             assert segment["act"] == source.act[j].flatten().tolist()
-            assert segment["truth"] == (None if j == 4 else source.truth[j].tolist())
+            assert segment["truth"] == (None if j == 4 else source.env_reward[j].tolist())
 
 
 def test_answers_are_the_queries_with_a_label() -> None:
@@ -170,7 +170,7 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
 def test_absurd_sizes_are_refused_before_they_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, shape = tmp_path / "a.parquet", (20, 10_000)
     nothing = Segments(torch.zeros(*shape, 40), torch.zeros(*shape, 1), torch.zeros(shape))
-    other = nothing._replace(truth=torch.ones(shape))
+    other = nothing._replace(env_reward=torch.ones(shape))
     told = {"env_id": "e", "labeller": "l", "sampler": "s"}
     data = Dataset.of(Queries(nothing, other), torch.zeros(20), **told)
     big = Segments(*(column[:1].expand(20, *column.shape[1:]) for column in data.segments))
@@ -206,7 +206,7 @@ def folder(tmp_path: Path) -> Path:
     """Of a run that has only been begun."""
     told: dict = {"method": "pebble", "algorithm": "SAC", "algorithm_settings": {}, "device": "cpu", "threads": 1}
     told |= {"versions": {}}
-    settings = {"steps": 100, "query": "k_center", "action_repeat": 2}
+    settings = {"total_timesteps": 100, "query": "k_center", "action_repeat": 2}
     config = told | {"env": "stranger:Theirs-v0", "teacher": "Scripted", "settings": settings}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     return tmp_path
@@ -216,19 +216,19 @@ def test_a_run_tells_what_was_skipped_and_what_was_answered_late(tmp_path: Path)
     asked = [queries(4, seed) for seed in range(3)]
     all_of = [Preferences(*each, label=torch.tensor([1.0, 0.0, 0.5, 1.0])) for each in asked]
     late = Preferences(*(Segments(*map(torch.cat, zip(*parts, strict=True)))
-                         for parts in zip(take(all_of[0], slice(2, 3))[:2], all_of[1][:2], strict=True)),
+                         for parts in zip(select(all_of[0], slice(2, 3))[:2], all_of[1][:2], strict=True)),
                        label=torch.tensor([0.5, 1, 0, 0.5, 1]))  # fmt: skip
     log = LabelLog(folder(tmp_path) / "labels.sqlite")
-    teacher = Recorded(Scripted(take(all_of[0], slice(0, 2)), late, take(all_of[2], slice(0))), log)
+    teacher = RecordedTeacher(Scripted(select(all_of[0], slice(0, 2)), late, select(all_of[2], slice(0))), log)
     for each in asked:
         teacher(each)
-    data = of_run(tmp_path)
+    data = read_run(tmp_path)
     assert data is not None
     assert data.label.nan_to_num(-1).tolist() == [1, 0, 0.5, -1, 1, 0, 0.5, 1, *[-1] * 4]
     assert set(data.env_id) == {"stranger:Theirs-v0"} and set(data.sampler) == {"k_center"}
     assert set(data.labeller) == {"Scripted"} and data.action_repeat == 2
-    order = [pair for each in asked for pair in pairs(each)]
-    assert pairs(data.preferences(torch.arange(12))) == order
+    order = [pair for each in asked for pair in encode_pairs(each)]
+    assert encode_pairs(data.preferences(torch.arange(12))) == order
     shown, answered = data.t_shown, data.t_answered
     assert len(shown.unique()) == 3 and torch.equal(answered.isnan(), data.label.isnan())
     assert shown[2] == shown[0] < shown[4] and answered[0] < answered[2] == answered[4]
@@ -245,15 +245,15 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
         connection.execute("DROP TABLE skipped")
         connection.execute("ALTER TABLE sessions DROP COLUMN asked_at")
         connection.execute("PRAGMA user_version = 0")
-    data = of_run(tmp_path)
+    data = read_run(tmp_path)
     assert data is not None and data.label.tolist() == [1, 0, 1] and data.t_shown.isnan().all()
-    LabelLog(path).append(3, answers, pairs(queries(1)), 5.0)
-    data = of_run(tmp_path)
+    LabelLog(path).append(3, answers, encode_pairs(queries(1)), 5.0)
+    data = read_run(tmp_path)
     assert data is not None and data.t_shown[3:].tolist() == [5.0] * 4 and data.label_kind[6] == "skipped"
     with sqlite3.connect(path) as connection:
         connection.execute("DELETE FROM skipped")
     with pytest.raises(CorruptFileError, match="session 1 are not as they were written"):
-        of_run(tmp_path)
+        read_run(tmp_path)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 3")
     with pytest.raises(UserError, match="form 3"):
@@ -271,9 +271,11 @@ def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path)
     assert 0 < len(part) < len(read) and torch.equal(part.label, read.label[: len(part)])
     Agent.resume(tmp_path / "run", trust=True)
     again = Dataset.read(tmp_path / "run" / "preferences.parquet")
-    assert pairs(again.preferences()) == pairs(read.preferences()) and torch.equal(again.label, read.label)
+    assert encode_pairs(again.preferences()) == encode_pairs(read.preferences()) and torch.equal(
+        again.label, read.label
+    )
     assert torch.equal(again.t_shown[: len(part)], part.t_shown)  # nobody was asked twice
     main(["export", str(tmp_path / "run"), "--preferences", str(tmp_path / "same.parquet")])
     assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / "preferences.parquet").read_bytes()
     LabelLog(folder(tmp_path) / "labels.sqlite")
-    assert of_run(tmp_path) is None  # no query, no dataset
+    assert read_run(tmp_path) is None  # no query, no dataset

@@ -40,20 +40,20 @@ def test_segments_are_found_again_where_they_were_cut_and_the_newest_of_equal_on
     store = filled()
     segments = store.sample_segments(store.episodes(), 50, 3, rng)
     rows = store.rows_of(segments)
-    assert torch.equal(rows, segments.truth[:, 0].long())  # truth is the row's number
+    assert torch.equal(rows, segments.env_reward[:, 0].long())  # truth is the row's number
     twice = ReplayBuffer(1, 1, 40)
     for start in (0, 0, 3):
         twice.begin(0)
         for t in range(4):
             twice.add(np.array([start + t]), np.zeros(1), np.zeros(1), 0, False)
     cut = torch.arange(2)[:, None] + torch.arange(3)  # rows 0-2 and 1-3 of episode 0, which came twice
-    assert twice.rows_of(Segments(twice.obs[cut], twice.act[cut], twice.truth[cut])).tolist() == [4, 5]
+    assert twice.rows_of(Segments(twice.obs[cut], twice.act[cut], twice.env_reward[cut])).tolist() == [4, 5]
 
 
 def test_segments_that_were_cut_elsewhere_or_across_episodes_have_no_rows() -> None:
     store = filled()
     cut = torch.tensor([[0, 1, 2], [5, 6, 7]])  # the second begins in episode 0 and ends in episode 1
-    segments = Segments(store.obs[cut], store.act[cut], store.truth[cut])
+    segments = Segments(store.obs[cut], store.act[cut], store.env_reward[cut])
     with pytest.raises(ValueError, match="segment 1 was not cut from this store"):
         store.rows_of(segments)
     own = Segments(*(column[:1] for column in segments))
@@ -91,22 +91,22 @@ def test_a_view_computes_each_reward_once_until_its_signal_changes() -> None:
     def signal(scale: float):
         def at(rows: torch.Tensor) -> torch.Tensor:
             asked.extend(rows.tolist())
-            return scale * store.truth[rows]
+            return scale * store.env_reward[rows]
 
         return at
 
-    view.see(signal(1.0))
+    view.set_reward(signal(1.0))
     for _ in range(20):
         rows, reward = view.sample(16)
-        assert torch.equal(reward, store.truth[rows])
+        assert torch.equal(reward, store.env_reward[rows])
     assert set(asked) == set(range(27))
     computed = len(asked)
     rows, _ = view.sample(16)
     assert len(asked) == computed  # all are known
-    view.see(signal(-3.0))
+    view.set_reward(signal(-3.0))
     rows, reward = view.sample(16)
-    assert torch.equal(reward, -3 * store.truth[rows])
-    view.see(signal(2.0), keep=False)
+    assert torch.equal(reward, -3 * store.env_reward[rows])
+    view.set_reward(signal(2.0), cache=False)
     for _ in range(2):
         asked.clear()
         view.sample(16)
@@ -115,12 +115,12 @@ def test_a_view_computes_each_reward_once_until_its_signal_changes() -> None:
 
 def test_the_views_of_two_learners_leave_the_facts_alone() -> None:
     store = filled()
-    before = store.truth.clone()
+    before = store.env_reward.clone()
     first, second = RelabelledView(store, 0), RelabelledView(store, 1)
-    first.see(lambda rows: torch.ones(len(rows)))
-    second.see(lambda rows: torch.zeros(len(rows)))
+    first.set_reward(lambda rows: torch.ones(len(rows)))
+    second.set_reward(lambda rows: torch.zeros(len(rows)))
     assert first.sample(4)[1].sum() == 4 and second.sample(4)[1].sum() == 0
-    assert torch.equal(store.truth, before)
+    assert torch.equal(store.env_reward, before)
 
 
 def test_a_view_that_is_loaded_knows_what_was_known_and_samples_on() -> None:
@@ -133,10 +133,10 @@ def test_a_view_that_is_loaded_knows_what_was_known_and_samples_on() -> None:
         return rows.float()
 
     first, second = RelabelledView(store, 0), RelabelledView(store, 0)
-    first.see(signal)
+    first.set_reward(signal)
     known = set(first.sample(6)[0].tolist())
-    second.see(signal)
-    second.load(first.state())
+    second.set_reward(signal)
+    second.load_state_dict(first.state_dict())
     asked.clear()
     rows, reward = second.sample(50)
     assert known & set(rows.tolist()) and not known & set(asked)

@@ -78,11 +78,11 @@ def poisoned(fault: str) -> FaultTolerantEnv:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.filterwarnings("ignore:episode")
 def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault: str) -> None:
-    run = build("pebble", steps=300)
+    run = build("pebble", total_timesteps=300)
     run.envs = [poisoned(fault)]
     assert len(list(train(run))) == 300
     store = run.store
-    assert not (store.truth == 0).any()  # what stands in for the reward of a step that failed is not stored
+    assert not (store.env_reward == 0).any()  # what stands in for the reward of a step that failed is not stored
     assert store.size == 300 and all(np.isfinite(column.numpy()).all() for column in store.columns().values())
     lengths = [end - start for start, end in store.episodes()]
     assert min(lengths) < 50 if fault != "reset" else max(lengths) == 50  # some were cut
@@ -92,7 +92,7 @@ def test_nothing_that_is_not_finite_is_stored_and_the_run_comes_to_its_end(fault
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:episode")
 def test_ten_thousand_poisoned_steps_store_no_row_that_is_not_finite() -> None:
-    run = build("pebble", steps=10_000, update_every=20)
+    run = build("pebble", total_timesteps=10_000, train_freq=20)
     run.envs = [poisoned("obs")]
     assert len(list(train(run))) == 10_000
     assert all(np.isfinite(column.numpy()).all() for column in run.store.columns().values())
@@ -193,9 +193,10 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
     assert not first.is_alive()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_timeout_equals_one_without(tmp_path: Any) -> None:
     def learnt(**settings: Any) -> Callable:
-        agent = Agent("pebble", "Steer-v0", **(SMALL | {"update_every": 5} | settings)).learn(120)
+        agent = Agent("pebble", "Steer-v0", **(SMALL | {"train_freq": 5} | settings)).learn(120)
         assert agent.run is not None
         return agent.run.store.obs.numpy().tobytes  # type: ignore[return-value]
 
@@ -269,7 +270,7 @@ def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monke
     env.reset()
     with pytest.raises(RuntimeError, match=r"(?s)1 episodes in a row.*in step.*ZeroDivisionError: a bug") as told:
         env.step(np.zeros(1, np.float32))
-    assert foreign._line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
+    assert foreign.error_line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
     env.close()
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import episodes, registry
 from rlhf_bilevel.envs.episodes import SeededEpisodes
-from rlhf_bilevel.envs.interface import ABSORBED, NotFiniteError, unlearnable
-from rlhf_bilevel.envs.registry import make, names, resolve
+from rlhf_bilevel.envs.interface import ABSORBED, NotFiniteError, space_problem
+from rlhf_bilevel.envs.registry import entry_names, make, resolve
 from rlhf_bilevel.errors import UserError
 
 FAMILIES = [
@@ -295,7 +295,7 @@ def length(env: gymnasium.Env, most: int) -> int:
 
 
 def test_an_episode_without_a_time_limit_is_cut_and_one_with_its_own_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "LONGEST", 10)
+    monkeypatch.setattr(episodes, "LONGEST", 10)
     for repeat, expected in ((1, 10), (4, 3)):  # steps of the environment itself
         with pytest.warns(UserWarning, match=r"cut after 10 steps.*max_episode_steps"):
             env = make("Counter-v0", 0, action_repeat=repeat)
@@ -309,11 +309,11 @@ def test_an_episode_without_a_time_limit_is_cut_and_one_with_its_own_is_not(monk
 def test_wrappers_that_a_refusal_names_do_help(monkeypatch: pytest.MonkeyPatch) -> None:
     for act in (Box(-1, 1, ()), BOX, Box(0, 9, (2,), np.int64), Box(-np.inf, np.inf, (3,)), Box(-3.4e38, 3.4e38, (2,))):
         env = Odd(UNIT, act)
-        told = unlearnable(UNIT, act)
+        told = space_problem(UNIT, act)
         found = re.search(r"gymnasium\.wrappers\.TransformAction\(env, .*\)(?= helps| sets)", told or "")
         assert found, told
         helped = eval(found.group(), {"gymnasium": gymnasium, "env": env, "Box": Box})
-        assert unlearnable(UNIT, helped.action_space) is None
+        assert space_problem(UNIT, helped.action_space) is None
         given = helped.func(helped.action_space.sample())
         assert np.shape(given) == act.shape and np.asarray(given).dtype.kind == act.dtype.kind
 
@@ -337,7 +337,7 @@ def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
     [
         (lambda: 3, "must inherit from the gymnasium.Env class"),
         (lambda goal: None, "missing 1 required positional argument: 'goal'"),
-        ("tests.test_envs:Nothing", "has no attribute 'Nothing'"),
+        ("tests.envs.test_registry:Nothing", "has no attribute 'Nothing'"),
         ("no_such_module:Nothing", "No module named 'no_such_module'"),
     ],
 )
@@ -355,7 +355,7 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
-    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_envs.py, line \d+") as caught:
+    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_registry.py, line \d+") as caught:
         make("Buggy-v0", 0)
     assert isinstance(caught.value.__cause__, error)
 
@@ -363,7 +363,7 @@ def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], mo
 def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:
     env = make("Counter-v0", 0)
     env.unwrapped.names = ["x", "v", "push"]  # type: ignore[attr-defined]
-    assert registry.names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
+    assert registry.entry_names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
 
 
 class Pole(gymnasium.Env):
@@ -405,8 +405,8 @@ def test_absorbed_episodes_stay_where_they_ended_until_the_limit_and_pay_nothing
             step += 1
             assert paid == 0 and not others[0] and info == {ABSORBED: True}
         assert step == 30  # 60 steps of the simulator
-    assert names(absorbing) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
-    assert names(make("dm_control/cartpole-balance-v0", 0, absorb=True))[-2:] == ["absorbed", "slide"]
+    assert entry_names(absorbing) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert entry_names(make("dm_control/cartpole-balance-v0", 0, absorb=True))[-2:] == ["absorbed", "slide"]
 
 
 def test_absorbing_needs_a_time_limit() -> None:

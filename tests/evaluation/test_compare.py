@@ -15,18 +15,18 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.compare import (
     bounds,
-    budgets,
-    compared,
-    efficiency,
-    ending,
-    grouped,
-    overall,
+    budget_warnings,
+    final_score,
+    group_by_task,
+    rows_by_task,
+    rows_over_all,
     scores,
+    scores_by_step,
     table,
 )
 from rlhf_bilevel.evaluation.records import EvaluationRecord, write_table
 from rlhf_bilevel.evaluation.statistics import improvement, iqm
-from rlhf_bilevel.runs.report import tell
+from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.studies import results
 
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
@@ -53,39 +53,39 @@ def runs(
 
 
 def test_a_run_counts_with_its_agents_last_three_evaluations() -> None:
-    (task,) = grouped(runs("pebble"), together=True)
+    (task,) = group_by_task(runs("pebble"), together=True)
     np.testing.assert_array_equal(task.ends()["pebble"], [300, 301, 302])
 
 
 def test_runs_are_compared_at_steps_that_all_share_and_unequal_steps_are_told() -> None:
     rows = runs("pebble", steps=(100, 200, 300, 400)) + runs("surf", steps=(150, 200, 300))
-    (task,) = grouped(rows, together=True)
+    (task,) = group_by_task(rows, together=True)
     np.testing.assert_array_equal(task.steps, [200, 300])
     np.testing.assert_array_equal(task.ends()["pebble"], task.ends()["surf"])
-    (told,) = budgets([task])
+    (told,) = budget_warnings([task])
     assert told == f"budgets differ on {WALKER}: runs end at step: pebble 400, surf 300; compared at 300"
-    assert grouped(rows, together=False)[0].groups["pebble"].steps.tolist() == [100, 200, 300, 400]
+    assert group_by_task(rows, together=False)[0].groups["pebble"].steps.tolist() == [100, 200, 300, 400]
 
 
 def test_unequal_labels_are_told_but_not_of_a_method_without_any() -> None:
-    assert not budgets(grouped(runs("pebble") + runs("sac", labels=0), together=True))
-    (told,) = budgets(grouped(runs("pebble") + runs("surf", labels=50), together=True))
+    assert not budget_warnings(group_by_task(runs("pebble") + runs("sac", labels=0), together=True))
+    (told,) = budget_warnings(group_by_task(runs("pebble") + runs("surf", labels=50), together=True))
     assert "labels at step 400: pebble 20, surf 50" in told
     uneven = runs("pebble", seeds=2) + [row._replace(seed=2, labels=10) for row in runs("pebble", seeds=1)]
-    assert "pebble 10 to 20" in budgets(grouped(uneven, together=True))[0]
+    assert "pebble 10 to 20" in budget_warnings(group_by_task(uneven, together=True))[0]
 
 
 def test_scores_are_success_or_shares_of_sac_or_of_what_can_be_had() -> None:
-    found = scores(grouped(runs("pebble"), together=True))
+    found = scores(group_by_task(runs("pebble"), together=True))
     np.testing.assert_allclose(found.values["pebble"], [[0.3, 0.301, 0.302]])
     assert found.rule == "true return / 1000" and found.within == (0, 1)
 
-    found = scores(grouped(runs("pebble") + runs("sac", value=lambda *_: 600), together=True))
+    found = scores(group_by_task(runs("pebble") + runs("sac", value=lambda *_: 600), together=True))
     np.testing.assert_allclose(found.values["pebble"], [[0.5, 301 / 600, 302 / 600]])
     assert "SAC" in found.rule and found.within == pytest.approx((0, 1000 / 600))
 
     door = runs("pebble", DOOR, value=lambda seed, _: 0.1 * seed, success=True)
-    found = scores(grouped(door, together=True))
+    found = scores(group_by_task(door, together=True))
     np.testing.assert_allclose(found.values["pebble"], [[0, 0.1, 0.2]])
     assert found.rule == "success" and found.within == (0, 1)
     assert bounds("dm_control/lqr-lqr_2_1-v0", "true_return") == (-np.inf, np.inf)
@@ -115,18 +115,18 @@ def test_scores_are_success_or_shares_of_sac_or_of_what_can_be_had() -> None:
 )
 def test_what_cannot_be_compared_is_refused(rows: list[EvaluationRecord], told: str) -> None:
     with pytest.raises(UserError, match=told) as error:
-        scores(grouped(rows, together=True))
+        scores(group_by_task(rows, together=True))
     assert "\n" not in str(error.value)
 
 
 def test_efficiency_is_of_the_steps_that_all_environments_share() -> None:
     rows = runs("pebble") + runs("pebble", DOOR, lambda seed, step: step / 1000, steps=(200, 400, 600), success=True)
-    steps, values = efficiency(grouped(rows, together=True))
+    steps, values = scores_by_step(group_by_task(rows, together=True))
     assert steps.tolist() == [200, 400]
     np.testing.assert_allclose(values["pebble"], [[[0.2, 0.201, 0.202], [0.2] * 3], [[0.4, 0.401, 0.402], [0.4] * 3]])
     rows = runs("pebble") + runs("pebble", DOOR, steps=(77,), success=True)
     with pytest.raises(UserError, match="no step"):
-        efficiency(grouped(rows, together=True))
+        scores_by_step(group_by_task(rows, together=True))
 
 
 def test_the_table_says_iqm_and_improvement_over_the_baseline() -> None:
@@ -134,7 +134,7 @@ def test_the_table_says_iqm_and_improvement_over_the_baseline() -> None:
     ours, theirs = rng.normal(400, 50, 6), rng.normal(350, 50, 5)
     rows = runs("surf", value=lambda seed, _: ours[seed], seeds=6)
     rows += runs("pebble", value=lambda seed, _: theirs[seed], seeds=5)
-    surf, pebble = compared(grouped(rows, together=True), "pebble")
+    surf, pebble = rows_by_task(group_by_task(rows, together=True), "pebble")
     assert surf[:6] == ("surf", WALKER, "true_return", 6, 20, 400) and pebble.seeds == 5
     assert surf.iqm == pytest.approx(iqm(ours[None])) and surf.low < surf.iqm < surf.high  # type: ignore[operator]
     assert surf.improvement == pytest.approx(improvement(ours[None], theirs[None]))
@@ -144,7 +144,7 @@ def test_the_table_says_iqm_and_improvement_over_the_baseline() -> None:
 
 
 def test_one_seed_is_said_and_gets_no_interval() -> None:
-    rows = compared(grouped(runs("surf", seeds=1) + runs("pebble"), together=True), "pebble")
+    rows = rows_by_task(group_by_task(runs("surf", seeds=1) + runs("pebble"), together=True), "pebble")
     assert rows[0].low is None and rows[0].high is None and rows[0].improvement_low is None
     assert table(rows).splitlines()[1].count("(one seed, no interval)") == 2
     assert "no interval" not in table(rows).splitlines()[2]
@@ -157,7 +157,7 @@ def test_lines_over_all_environments_are_of_scores() -> None:
         for method, share in (("surf", 0.2), ("pebble", 0.4))
         for row in runs(method, DOOR, lambda seed, _, share=share: share, success=True)
     ]
-    surf, _ = overall(grouped(rows, together=True), "pebble")
+    surf, _ = rows_over_all(group_by_task(rows, together=True), "pebble")
     assert surf.env == "all 2" and surf.measure == "score" and surf.improvement == 0.5  # won on one, lost on the other
     assert surf.iqm == pytest.approx(iqm(np.array([[0.5, 0.501, 0.502], [0.2] * 3])))
 
@@ -243,7 +243,7 @@ def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, c
     write_table(one("sac", value=lucky) + one("sac", seed=1, value=lambda *_: 300.0), tmp_path / "sac.csv")
     for own in rows:
         written(tmp_path / own[0].method, own)
-        tell(tmp_path / own[0].method, tmp_path / "sac.csv")
+        print_result(tmp_path / own[0].method, tmp_path / "sac.csv")
     told = [line for line in capsys.readouterr().out.splitlines() if "reached" in line]
     assert "reached a true return of 500 (mean of the last 3 evaluations, 3 episodes)" in told[0]
     assert "reached a true return of 400 (mean of the last 3 evaluations, 3 episodes)" in told[1]
@@ -255,7 +255,7 @@ def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, c
     out, _ = said(capsys, "compare", tmp_path / "pebble", tmp_path / "surf")
     assert "500 (one seed" in out[1] and "400 (one seed" in out[2]
     assert "mean of the last 3 evaluations, 3 episodes" in out[3]
-    assert ending([1, 2, 3, 4]) == 3 and ending([5, 7]) == 6
+    assert final_score([1, 2, 3, 4]) == 3 and final_score([5, 7]) == 6
 
 
 def test_train_says_where_the_reference_has_nothing_to_compare_with(
@@ -263,7 +263,7 @@ def test_train_says_where_the_reference_has_nothing_to_compare_with(
 ) -> None:
     out = written(tmp_path / "run", one("pebble"))
     write_table(one("sac", steps=(100, 200, 400)), tmp_path / "sac.csv")
-    tell(out, tmp_path / "sac.csv")
+    print_result(out, tmp_path / "sac.csv")
     told = capsys.readouterr().out
     assert "has no run of sac on dm_control/walker-walk-v0 that was evaluated at the same steps (200, 300, 400)" in told
 
@@ -274,10 +274,10 @@ def test_train_says_success_where_the_environment_knows_it_and_nothing_where_no_
     out = written(tmp_path / "run", one("pebble", env=DOOR))
     text = (out / "evaluations.csv").read_text().splitlines()
     (out / "evaluations.csv").write_text("\n".join([text[0], *(line + "1" for line in text[1:])]) + "\n")
-    tell(out, None)
+    print_result(out, None)
     assert "reached a true return of 300 and a success of 1.00 (mean of the last 3" in capsys.readouterr().out
     (out / "evaluations.csv").unlink()
-    tell(out, None)
+    print_result(out, None)
     assert capsys.readouterr().out == f"The agent was not evaluated: there is no learning curve.\nRun: {out}\n"
 
 
@@ -287,7 +287,7 @@ def test_a_sweeps_table_is_by_what_compare_goes_by_and_says_when_runs_have_fewer
     assert lines[1].split() == ["pebble", DOOR, "success", "0.15", "0.00", "0.30", "4"]
     assert lines[2].split() == ["surf", WALKER, "true_return", "150.0", "150.0", "150.0", "1"]
     assert "mean of the last 2 evaluations, 10 to 15 episodes" in lines[3]
-    (mean,) = compared(grouped(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4), together=True), None)
+    (mean,) = rows_by_task(group_by_task(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4), together=True), None)
     swept = results.table(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4)).splitlines()[1]
     assert mean.iqm == pytest.approx(2.5) == float(swept.split()[3])  # IQM in both
     assert results.table([]) == "No run has ended."
@@ -296,14 +296,14 @@ def test_a_sweeps_table_is_by_what_compare_goes_by_and_says_when_runs_have_fewer
 def test_an_interval_stays_within_known_bounds_and_says_where_they_are_not_known() -> None:
     low = {0: -1600.0, 1: -100.0, 2: -100.0}
     rows = runs("pebble", PENDULUM, lambda seed, _: low[seed])
-    (row,) = compared(grouped(rows, together=True), None)
+    (row,) = rows_by_task(group_by_task(rows, together=True), None)
     assert row.high == 0 and row.most == 0 and row.low >= row.least and PENDULUM + ":" not in table([row])  # type: ignore[operator]
-    (row,) = compared(grouped([row._replace(env="Mine-v0") for row in rows], together=True), None)
+    (row,) = rows_by_task(group_by_task([row._replace(env="Mine-v0") for row in rows], together=True), None)
     assert row.high > 0 and row.most is None and row.least is None  # type: ignore[operator]
     assert table([row]).splitlines()[-1] == "Mine-v0: bounds not known: intervals may pass them."
-    (row,) = compared(grouped([row._replace(env="Reacher-v5") for row in rows], together=True), None)
+    (row,) = rows_by_task(group_by_task([row._replace(env="Reacher-v5") for row in rows], together=True), None)
     assert row.high == 0 and "Reacher-v5: bounds not known" in table([row])  # one of them is not
-    (alone,) = compared(grouped(one("pebble", env="Mine-v0"), together=True), None)
+    (alone,) = rows_by_task(group_by_task(one("pebble", env="Mine-v0"), together=True), None)
     assert "Mine-v0:" not in table([alone])  # it has no interval
 
 
@@ -325,16 +325,16 @@ def test_known_bounds_hold_what_an_environment_pays(env: str) -> None:
 def test_scores_lie_between_random_and_sac_where_both_were_run() -> None:
     rows = runs("pebble", PENDULUM, lambda *_: -600) + runs("sac", PENDULUM, lambda *_: -200)
     rows += runs("random", PENDULUM, lambda *_: -1200)
-    found = scores(grouped(rows, together=True))
+    found = scores(group_by_task(rows, together=True))
     np.testing.assert_allclose(found.values["pebble"], [[0.6] * 3])
     assert found.values["random"].max() == 0 and found.values["sac"].min() == 1
     assert found.rule == "(true return - random's) / (SAC's on the true reward - random's)"
     assert found.within == pytest.approx(((bounds(PENDULUM, "true_return")[0] + 1200) / 1000, 1.2))
-    _, values = efficiency(grouped(rows, together=True))
+    _, values = scores_by_step(group_by_task(rows, together=True))
     np.testing.assert_allclose(values["pebble"], 0.6)
 
     both = rows + [row for method in ("pebble", "sac", "random") for row in runs(method, DOOR, success=True)]
-    lines = overall(grouped(both, together=True), "pebble")
+    lines = rows_over_all(group_by_task(both, together=True), "pebble")
     assert {line.rule for line in lines} == {f"{found.rule}; success"}
     assert f"A score is {found.rule}; success." in table(lines)
 
@@ -380,16 +380,16 @@ def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsy
 def test_runs_of_one_method_with_other_settings_are_not_pooled_without_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    a = written(tmp_path / "a", one("pebble"), batch=64, steps=400, options={"x": 1})
-    b = written(tmp_path / "b", one("pebble", 1), batch=128, steps=400, options={"x": 2})
-    c = written(tmp_path / "c", one("pebble", 2), batch=64, steps=400, options={"x": 1})
+    a = written(tmp_path / "a", one("pebble"), batch_size=64, total_timesteps=400, options={"x": 1})
+    b = written(tmp_path / "b", one("pebble", 1), batch_size=128, total_timesteps=400, options={"x": 2})
+    c = written(tmp_path / "c", one("pebble", 2), batch_size=64, total_timesteps=400, options={"x": 1})
     assert said(capsys, "compare", a, c)[1] == []  # they differ in the seed alone
     _, err = said(capsys, "compare", a, b)
-    how = "batch (64, 128), pebble.x (1, 2)"
+    how = "batch_size (64, 128), pebble.x (1, 2)"
     assert err == [f"warning: pebble on {WALKER}: runs count as seeds of one method, but differ in {how}"]
-    d = written(tmp_path / "d", one("pebble"), batch=128, steps=400, options={"x": 1})
+    d = written(tmp_path / "d", one("pebble"), batch_size=128, total_timesteps=400, options={"x": 1})
     twice = refused(capsys, "compare", a, d)
-    assert f"pebble with seed 0 on {WALKER} was given twice: {a} and {d}, which differ in batch (64, 128)" in twice
+    assert f"pebble with seed 0 on {WALKER} was given twice: {a} and {d}, which differ in batch_size (64, 128)" in twice
     assert f"was given twice: {a} and {a}\n" in refused(capsys, "compare", a, a)
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rlhf_bilevel.evaluation import plot
-from rlhf_bilevel.evaluation.compare import grouped
+from rlhf_bilevel.evaluation.compare import group_by_task
 from rlhf_bilevel.evaluation.plot import KINDS, draw
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.evaluation.statistics import improvement_interval, interval, iqm, mean
@@ -66,7 +66,7 @@ def legend(axis) -> list[str]:  # type: ignore[no-untyped-def]
 
 def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_there_are_seeds() -> None:
     figure = Figure()
-    plot.curves(figure, grouped(ROWS, together=False))
+    plot.draw_curves(figure, group_by_task(ROWS, together=False))
     assert [axis.get_title() for axis in figure.axes] == list(ENVS)
     for number, axis in enumerate(figure.axes):
         assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2  # none for one seed
@@ -82,7 +82,7 @@ def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_the
 
 def test_efficiency_is_the_iqm_of_scores_over_environments_at_each_step() -> None:
     figure = Figure()
-    plot.efficiency(figure, grouped(ROWS, together=True))
+    plot.draw_efficiency(figure, group_by_task(ROWS, together=True))
     (axis,) = figure.axes
     assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
     np.testing.assert_allclose(axis.lines[1].get_ydata(), iqm(values("surf") / REFERENCE))
@@ -91,7 +91,7 @@ def test_efficiency_is_the_iqm_of_scores_over_environments_at_each_step() -> Non
 
 def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
     figure = Figure()
-    plot.profiles(figure, grouped(ROWS, together=True))
+    plot.draw_profiles(figure, group_by_task(ROWS, together=True))
     (axis,) = figure.axes
     assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
     scores = values("pebble").mean(0) / REFERENCE
@@ -102,7 +102,7 @@ def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
 
 def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
     figure = Figure()
-    plot.improvements(figure, grouped(ROWS, together=True), "pebble")
+    plot.draw_improvements(figure, group_by_task(ROWS, together=True), "pebble")
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.get_yticklabels()] == NAMES[1:]
     surf, sac, even = axis.lines
@@ -120,13 +120,16 @@ def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, .
     row = ROWS[0]._replace(true_return=0.0)
     rows = [row._replace(method=method, step=step) for method in ("pebble", "surf") for step in steps]
     rows = [row._replace(true_return=1.0) if row.method == "pebble" else row for row in rows]
-    figure, tasks = Figure(), grouped(rows, together=kind != "curves")
+    figure, tasks = Figure(), group_by_task(rows, together=kind != "curves")
     if kind == "improvement":
-        plot.improvements(figure, tasks, None)
+        plot.draw_improvements(figure, tasks, None)
     else:
-        {"curves": plot.curves, "efficiency": plot.efficiency, "profile": plot.profiles, "aggregate": plot.aggregates}[
-            kind
-        ](figure, tasks)
+        {
+            "curves": plot.draw_curves,
+            "efficiency": plot.draw_efficiency,
+            "profile": plot.draw_profiles,
+            "aggregate": plot.draw_aggregates,
+        }[kind](figure, tasks)
     for axis in figure.axes:
         dots = [tuple(point) for dots in axis.collections for point in np.asarray(dots.get_offsets())]
         if kind in ("improvement", "aggregate"):
@@ -141,11 +144,16 @@ def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, .
 def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Path) -> None:
     rows = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
     rows += [row._replace(method="random", true_return=0.0) for row in rows if row.method == "pebble"]
-    tasks = grouped(rows, together=True)
-    for draws in (plot.efficiency, plot.profiles, plot.aggregates, lambda *to: plot.improvements(*to, None)):
+    tasks = group_by_task(rows, together=True)
+    for draws in (
+        plot.draw_efficiency,
+        plot.draw_profiles,
+        plot.draw_aggregates,
+        lambda *to: plot.draw_improvements(*to, None),
+    ):
         figure = Figure(layout="constrained")
         draws(figure, tasks)
-        plot.save(figure, tmp_path / "figure.png")
+        plot.save_figure(figure, tmp_path / "figure.png")
         for axis in figure.axes:
             for name in [name for name in (axis.xaxis.label, axis.yaxis.label) if name.get_text()]:
                 box = name.get_window_extent()
@@ -155,7 +163,7 @@ def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Pa
 
 def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
     figure = Figure()
-    plot.curves(figure, grouped([row for row in ROWS if row.step == 100], together=False))
+    plot.draw_curves(figure, group_by_task([row for row in ROWS if row.step == 100], together=False))
     for axis in figure.axes:
         assert [line.get_marker() for line in axis.lines] == ["o"] * 3
         whiskers = [np.ptp(part.get_segments()[0][:, 1]) for part in axis.collections]
@@ -165,9 +173,9 @@ def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
 def test_an_axis_says_where_an_interval_may_pass_what_is_possible() -> None:
     mine = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
     for rows, told in ((ROWS, False), (mine, True), ([row for row in mine if row.seed == 0], False)):
-        for draws in (plot.curves, plot.efficiency, plot.aggregates):
+        for draws in (plot.draw_curves, plot.draw_efficiency, plot.draw_aggregates):
             figure = Figure()
-            draws(figure, grouped(rows, together=draws is not plot.curves))
+            draws(figure, group_by_task(rows, together=draws is not plot.draw_curves))
             names = " ".join(axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes)
             assert ("bounds not known: intervals may pass them" in " ".join(names.split())) is told
 
@@ -194,7 +202,7 @@ assert pyplot.get_fignums() == [mine.number]
 
 def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:
     figure = Figure()
-    plot.aggregates(figure, grouped(ROWS, together=True))
+    plot.draw_aggregates(figure, group_by_task(ROWS, together=True))
     assert [axis.get_title() for axis in figure.axes] == ["median", "interquartile mean", "mean", "optimality gap"]
     scores = values("surf").mean(0) / REFERENCE
     within = 0, float((1000 / REFERENCE).max())

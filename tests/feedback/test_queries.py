@@ -2,7 +2,6 @@
 
 import math
 from itertools import combinations
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.feedback.queries import best, disagreement, k_center
+from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -86,7 +86,7 @@ def test_disagreement_asks_where_members_differ_most() -> None:
     chosen = best(queries, disagreement(members, queries), 4)
     rows = np.argsort(-spread)[:4]
     assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
-    assert torch.equal(chosen.second.truth, queries.second.truth[rows.copy()])
+    assert torch.equal(chosen.second.env_reward, queries.second.env_reward[rows.copy()])
 
 
 def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None:
@@ -108,7 +108,7 @@ def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None
             gaps = [min((point - center).norm().item() for center in centers) for point in points]
             expected.append(max(range(9), key=lambda i: gaps[i]))
             centers.append(points[expected[-1]])
-        assert k_center(candidates, known, 4).first.truth[:, 0].tolist() == expected
+        assert k_center(candidates, known, 4).first.env_reward[:, 0].tolist() == expected
     radius = torch.cdist(points, points[expected]).amin(1).max()
     best_radius = min(torch.cdist(points, points[list(four)]).amin(1).max() for four in combinations(range(9), 4))
     assert best_radius <= radius <= 2 * best_radius
@@ -117,7 +117,7 @@ def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None
 def test_k_center_never_asks_one_candidate_twice() -> None:
     same = Segments(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1), torch.arange(5)[:, None])
     chosen = k_center(Queries(same, same), None, 9)
-    assert sorted(chosen.first.truth[:, 0].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(chosen.first.env_reward[:, 0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def greedy(points: torch.Tensor, before: torch.Tensor, count: int) -> list[int]:
@@ -146,7 +146,7 @@ def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> 
     assert expected != greedy(points, before, 15)
 
 
-@pytest.mark.parametrize("name", queries.RULES)
+@pytest.mark.parametrize("name", QUERY_RULES)
 def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
     """Candidates come in random order, so the first ones are a uniform draw."""
 
@@ -161,7 +161,7 @@ def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
 
 
 def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
-    settings = {"steps": 120, "pretrain_steps": 20, "labels": 20, "session_labels": 10}
+    settings = {"total_timesteps": 120, "pretrain_steps": 20, "labels": 20, "queries_per_session": 10}
     run, calls = build("pebble", query="k_center+entropy", **settings), []
 
     def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
@@ -182,15 +182,15 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
     distinct = pairs(6)
     again = Queries(distinct.second, distinct.first)
     itself = Queries(distinct.first, distinct.first)
-    asked = queries.Asked()
+    asked = queries.AskedPairs()
     assert asked.new(distinct) is distinct
     mixed = queries.joined([itself, distinct, again, distinct])
     assert rows(asked.new(mixed), mixed) == list(range(6, 12))
     asked.add(best(distinct, torch.zeros(6), 2))
     assert rows(asked.new(mixed), mixed) == list(range(8, 12)) and len(asked) == 2
-    copy = queries.Asked()
-    copy.load(asked.state())
-    assert torch.equal(copy.state(), asked.state()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
+    copy = queries.AskedPairs()
+    copy.load_state_dict(asked.state_dict())
+    assert torch.equal(copy.state_dict(), asked.state_dict()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
     copy.add(again)
     assert len(copy) == 6 and len(copy.new(mixed).first.obs) == 0
 
@@ -198,7 +198,10 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
 @pytest.mark.parametrize("name", ["uniform", "disagreement", "k_center"])
 def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
     """Each episode is one segment: few pairs, and each session asks as many as are new."""
-    run, seen = build("pebble", steps=400, segment_length=50, labels=30, query=name, recent_episodes=4), list[Queries]()
+    run, seen = (
+        build("pebble", total_timesteps=400, segment_length=50, labels=30, query=name, recent_episodes=4),
+        list[Queries](),
+    )
     oracle = run.teacher
 
     def spy(queries: Queries) -> Preferences:
@@ -216,7 +219,7 @@ def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
 
 
 def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
-    settings = {"steps": 400, "pretrain_steps": 200, "oversample": 1, "update_every": 100}
+    settings = {"total_timesteps": 400, "pretrain_steps": 200, "large_batch": 1, "train_freq": 100}
     first, second = (build("pebble", **settings) for _ in range(2))
     second.asked.new = lambda candidates: candidates  # type: ignore[method-assign]
     for run in (first, second):
@@ -226,12 +229,8 @@ def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
     assert first.rng["query"].bit_generator.state == second.rng["query"].bit_generator.state
 
 
-def test_config_knows_the_rules_by_their_names() -> None:
-    assert set(get_args(Config.model_fields["query"].annotation)) == set(queries.RULES)
-
-
 def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:
-    run = build("pebble", steps=1000, aligned_episodes=2, recent_episodes=3)
+    run = build("pebble", total_timesteps=1000, aligned_episodes=2, recent_episodes=3)
     for episode in range(5):
         run.store.begin(0)
         for _ in range(20):
@@ -243,5 +242,5 @@ def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule(
         ({"query": "policy_aligned"}, {3, 4}),
     ):
         run.config = Config(**(run.config.model_dump() | settings))
-        assert set(run.sample_pairs(200).first.truth.flatten().tolist()) == expected
+        assert set(run.sample_pairs(200).first.env_reward.flatten().tolist()) == expected
     assert (run.config.query, run.config.policy_aligned) == ("uniform", True)

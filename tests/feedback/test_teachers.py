@@ -14,12 +14,12 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.label_log import LabelLog, sessions
+from rlhf_bilevel.data.label_log import LabelLog, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.recorded import Replayed
-from rlhf_bilevel.feedback.teacher_spec import traits
+from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.feedback.teachers import OracleTeacher, SimulatedTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import SMALL
@@ -55,7 +55,7 @@ def pairs_of(truths: list) -> Queries:
 
 
 def simulated(store: ReplayBuffer, seed: int = 0, **settings: Any) -> SimulatedTeacher:
-    return SimulatedTeacher(Config(steps=1000, seed=seed, **settings), store)
+    return SimulatedTeacher(Config(total_timesteps=1000, seed=seed, **settings), store)
 
 
 def law(first: tuple, second: tuple, beta: float, discount: float, mistake: float, skip: float, equal: float) -> dict:
@@ -99,7 +99,7 @@ def test_labels_are_distributed_as_the_paper_says(own: dict) -> None:
     traits, count = REST | own, 20_000
     teacher = simulated(store_of(4 * AVERAGE), **{f"teacher_{key}": value for key, value in traits.items()})
     answered = teacher(pairs_of([pair for pair in PAIRS for _ in range(count)]))
-    given = torch.stack([answered.first.truth, answered.second.truth], 1)
+    given = torch.stack([answered.first.env_reward, answered.second.env_reward], 1)
     for pair in PAIRS:
         expected = law(*pair, **traits)
         label = answered.label[(given == torch.tensor(pair)).all(2).all(1)]
@@ -114,7 +114,7 @@ def test_labels_are_distributed_as_the_paper_says(own: dict) -> None:
 def test_pairs_are_left_out_whole_and_in_order() -> None:
     queries = pairs_of([((0, 0, 1), (0, 1, 0)), ((5, 5, 5), (0, 0, 0)), ((0, 0, 0), (6, 6, 6))])
     answered = simulated(store_of(4 * AVERAGE), teacher_skip=0.5)(queries)
-    assert torch.equal(answered.first.truth, queries.first.truth[1:]) and answered.label.tolist() == [1, 0]
+    assert torch.equal(answered.first.env_reward, queries.first.env_reward[1:]) and answered.label.tolist() == [1, 0]
     assert torch.equal(answered.second.obs, queries.second.obs[1:])
 
 
@@ -171,7 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def oracle_of(out: Path) -> list[float]:
-    answered = [Queries(*session[:2]) for session in sessions(out / "labels.sqlite") if session]
+    answered = [Queries(*session[:2]) for session in read_sessions(out / "labels.sqlite") if session]
     return torch.cat([OracleTeacher()(queries).label for queries in answered]).tolist()
 
 
@@ -196,7 +196,7 @@ def test_a_run_with_a_noisy_teacher_that_is_killed_goes_on_bit_for_bit(tmp_path:
 def test_a_run_on_replayed_labels_that_is_killed_goes_on_after_those_that_it_has(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
-    words: dict[str, Any] = {"teacher": f"replay={whole[0]}/labels.sqlite", "seed": 1, "session_labels": 3}
+    words: dict[str, Any] = {"teacher": f"replay={whole[0]}/labels.sqlite", "seed": 1, "queries_per_session": 3}
     killed(130, lambda: started("pebble", tmp_path / "run", **words))
     before = labels_of(tmp_path / "run")
     Agent.resume(tmp_path / "run", checkpoint_every=EVERY)
@@ -224,10 +224,10 @@ def test_sessions_of_a_label_log_are_read_as_they_were_given(tmp_path: Path) -> 
     for session in given:
         log.append(5, session)
     log.close()
-    first, second, third = sessions(tmp_path / "labels.sqlite")
+    first, second, third = read_sessions(tmp_path / "labels.sqlite")
     assert first and third and same(first, given[0]) and second is None and same(third, given[2])
     with pytest.raises(UserError, match="no such file"):
-        list(sessions(tmp_path / "none.sqlite"))
+        list(read_sessions(tmp_path / "none.sqlite"))
     assert not (tmp_path / "none.sqlite").exists()
 
 
@@ -244,7 +244,7 @@ def test_words_stand_for_settings_and_b_prefs_values_where_none_is_told() -> Non
         ("equal,bpref_compat", {"teacher_equal": 0.1, "teacher_bpref_compat": True}),
         ("human", {"teacher_human": True}),
     ):
-        assert traits(words) == rest | settings
+        assert teacher_settings(words) == rest | settings
 
 
 @pytest.mark.parametrize(
@@ -281,15 +281,15 @@ def test_a_runs_config_repeats_its_teacher_unless_another_is_told(tmp_path: Path
         settings = run_options.spec(args, "pebble", args.env).settings
         return {key: value for key, value in settings.items() if key.startswith("teacher_")}
 
-    assert settings() == traits(NOISY["teacher"])
-    assert settings("--teacher", "oracle") == traits("oracle")
-    assert settings("--teacher", "mistake", "--set", "teacher_mistake=0.3") == traits("mistake=0.3")
+    assert settings() == teacher_settings(NOISY["teacher"])
+    assert settings("--teacher", "oracle") == teacher_settings("oracle")
+    assert settings("--teacher", "mistake", "--set", "teacher_mistake=0.3") == teacher_settings("mistake=0.3")
     own = tmp_path / "own.yaml"
     own.write_text(Path(config).read_text().replace("teacher: settings", "teacher: LikesTheRight"))
     config = str(own)
     with pytest.raises(ValueError, match=r"LikesTheRight: choose another with --teacher"):
         settings()
-    assert settings("--teacher", "mistake") == traits("mistake")
+    assert settings("--teacher", "mistake") == teacher_settings("mistake")
 
 
 def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> None:
@@ -302,7 +302,7 @@ def test_a_teacher_of_ones_own_goes_with_no_setting_of_the_simulated_one() -> No
 
 def test_labels_to_replay_are_numbers_of_one_shape() -> None:
     longer = Preferences(*random_queries(2), torch.zeros(2))
-    longer = longer._replace(first=longer.first._replace(truth=torch.zeros(2, 9)))
+    longer = longer._replace(first=longer.first._replace(env_reward=torch.zeros(2, 9)))
     with pytest.raises(UserError, match=r"segments of one shape .*9"):
         Replayed([answers(2), longer])
     with pytest.raises(UserError, match=r"not 'first' .str"):

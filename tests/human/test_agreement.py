@@ -8,14 +8,27 @@ import pytest
 
 from rlhf_bilevel.human.agreement import CHANCE, agreed, report, share, too_few
 from rlhf_bilevel.human.records import Chosen, Labeller
-from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    EQUAL,
+    EXPERT,
+    GOLD,
+    LABEL,
+    LEFT,
+    REPEAT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 
 ANN, BOB, EVE = (Labeller(number, name, "labeller") for number, name in enumerate(("Ann", "Bob", "Eve")))
 VERA = Labeller(9, "Vera", EXPERT)
 
 
 class Everything:
-    """A book that holds these choices."""
+    """A store that holds these choices."""
 
     def __init__(self, *chosen: Chosen) -> None:
         self.chosen = list(chosen)
@@ -23,7 +36,7 @@ class Everything:
     def all_chosen(self) -> list[Chosen]:
         return self.chosen
 
-    def everybody(self) -> list[Labeller]:
+    def labellers(self) -> list[Labeller]:
         return sorted({chosen.labeller for chosen in self.chosen})
 
 
@@ -109,6 +122,20 @@ def test_what_looks_wrong_is_said_in_words_and_named() -> None:
     assert eve.flags == ["skipped, or could not tell, 40 of 40 pairs"] and vera.flags == []
     assert (eve.answers, eve.skips, eve.cant_tell) == (20, 20, 20)
     assert len(told.flags) == 1 and told.flags[0].startswith("people agree little")
+
+
+def test_how_strong_a_preference_is_matters_for_agreement_and_not_for_checks() -> None:
+    chosen = [chose(ANN, q, LEFT if q % 2 else SLIGHTLY_RIGHT) for q in range(20)]
+    chosen += [chose(ANN, q, SLIGHTLY_LEFT if q % 2 else RIGHT, REPEAT) for q in range(20)]
+    chosen += [chose(BOB, q, LEFT if q % 2 else RIGHT) for q in range(20)]
+    chosen.append(chose(ANN, 20, BOTH_BAD))
+    found = report(Everything(*chosen))  # type: ignore[arg-type]
+    ann = found.labellers[0]
+    assert ann.repeats == share(20, 20) and ann.left == share(20, 40) and ann.ties == 1
+    assert found.agreement and found.agreement.alpha == pytest.approx(
+        alpha([[1.0, 1.0] if q % 2 else [0.25, 0.0] for q in range(20)])
+    )
+    assert found.agreement.alpha < 1
 
 
 def test_few_answers_are_no_habit() -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Request, Response, expect, sync_playwright
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.cli.label import listen
-from rlhf_bilevel.data.label_log import preferences, stacked
+from rlhf_bilevel.data.label_log import decode_answers, decode_segments
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
 from rlhf_bilevel.rewards.bradley_terry import accuracy, logits
@@ -26,7 +26,8 @@ from tests.human.test_page import CHROMIUM, KEYS, SHOWN, Visit, start
 LABELLED, KILLED_AT = 20, 7
 TRAIN = (
     "train pebble --env cartpole_balance --preset quick --steps 2000 --labels 20 --teacher human --seed 3 "
-    "--set session_labels=4 --set session_every=20 --set eval_every=2000 --set eval_episodes=1 --set reset_updates=20"
+    "--set queries_per_session=4 --set num_interact=20 "
+    "--set eval_freq=2000 --set n_eval_episodes=1 --set reset_updates=20"
 )
 DRAWS = ["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", "--use-gl=angle",
          "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -48,13 +49,13 @@ def training(folder: Path) -> Iterator[subprocess.Popen]:
 
 def of_query(folder: Path, query: str) -> tuple[str, bytes, bytes]:
     """The first segment's clip, and both segments."""
-    with closing(sqlite3.connect(folder / "book.sqlite", timeout=30)) as book:
-        return book.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
+    with closing(sqlite3.connect(folder / "book.sqlite", timeout=30)) as store:
+        return store.execute("SELECT first_clip, first, second FROM queries WHERE id = ?", (query,)).fetchone()
 
 
 def oracle(first: bytes, second: bytes) -> float:
     """The label by the environment's own reward."""
-    better, worse = stacked([first, second]).truth.sum(-1).tolist()
+    better, worse = decode_segments([first, second]).env_reward.sum(-1).tolist()
     return 0.5 if better == worse else float(better > worse)
 
 
@@ -69,7 +70,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
         try:
             with (
                 playwright.chromium.launch(executable_path=CHROMIUM, args=DRAWS) as browser,
-                LabelStore.of(folder) as book,
+                LabelStore.of(folder) as store,
             ):
                 visit = Visit(browser, viewport={"width": 800, "height": 640})
                 page, acknowledged, given = visit.page, dict[str, str](), dict[str, str]()
@@ -105,7 +106,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
                         page.remove_listener("request", dies)
                         assert server.wait() == -signal.SIGKILL
                         server, _ = start(folder, port)
-                    if status := book.status():
+                    if status := store.status():
                         steps.append(status.step)
                 visit.sent()
                 assert page.evaluate("window.violations") == []
@@ -123,14 +124,14 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
     agent = Agent.load(folder)
     assert agent.reward and agent.config
     clips, seed = unseen(agent), torch.Generator().manual_seed(agent.config.seed)
-    before = RewardEnsemble(clips[0].shape[-1], clips[1].shape[-1], agent.config.members, (64, 64), seed)
+    before = RewardEnsemble(clips[0].shape[-1], clips[1].shape[-1], agent.config.ensemble_size, (64, 64), seed)
     assert orders(before, clips) < 0.5 < 0.7 < orders(agent.reward, clips)
     assert taught(agent.reward, used) > 0.85
 
 
 def taught(reward: RewardEnsemble, used: list[tuple[float, bytes, bytes]]) -> float:
     """The share of the labels without a tie that the reward orders as they say."""
-    answers = preferences(used)
+    answers = decode_answers(used)
     with torch.no_grad():
         return accuracy(logits(reward, answers), answers.label).item()
 

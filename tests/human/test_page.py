@@ -16,8 +16,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from rlhf_bilevel.human.guidelines import html
+from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Chosen, Status
-from rlhf_bilevel.human.store import LabelStore, run_id
+from rlhf_bilevel.human.store import LabelStore
 from tests.support.label_page import Served, ask, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,7 +29,14 @@ AXE = Path(__import__("axe_core_python").__file__).parent / "axe.min.js"
 WATCH = """window.violations = [];
 addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
   window.violations.push(violatedDirective + " " + blockedURI));"""
-KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "cant_tell": "ArrowDown", "skip": "s"}
+KEYS = {
+    "left": "ArrowLeft",
+    "right": "ArrowRight",
+    "equal": "ArrowUp",
+    "both_bad": "b",
+    "cant_tell": "ArrowDown",
+    "skip": "s",
+}
 READY = ".stage:not(.front)[data-drawn]"  # the next pair
 SHOWN = "document.body.dataset.query"
 IS_BRIGHTER = """() => {
@@ -100,9 +108,9 @@ def server(tmp_path: Path) -> Iterator[Served]:
         yield server
 
 
-def chosen(book: LabelStore) -> dict[str, Chosen]:
+def chosen(store: LabelStore) -> dict[str, Chosen]:
     """By query; fails where a query was answered twice."""
-    found = book.all_chosen()
+    found = store.all_chosen()
     assert len({choice.query_id for choice in found}) == len(found)
     return {choice.query_id: choice for choice in found}
 
@@ -115,7 +123,7 @@ def test_twenty_pairs_are_labelled_by_keys_as_they_were_seen(server: Served, vis
         given[page.evaluate(SHOWN)] = choice
         visit.press(KEYS[choice])
     visit.sent()
-    stored = chosen(server.book)
+    stored = chosen(server.store)
     assert {query: choice.choice for query, choice in stored.items()} == given
     decided = [choice for choice in stored.values() if choice.choice in ("left", "right")]
     # the second segment is the brighter one, whichever side it was on
@@ -138,11 +146,74 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
         page.keyboard.down("ArrowLeft")  # again without having been let go: the key repeats
     page.keyboard.up("ArrowLeft")
     visit.sent()
-    stored = {query: choice.choice for query, choice in chosen(server.book).items()}
+    stored = {query: choice.choice for query, choice in chosen(server.store).items()}
     assert stored == {given[choice]: choice for choice in KEYS} | {given["held"]: "left"}
     page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
     page.keyboard.press(" ")
     expect(page.locator("#play-word")).to_have_text("Play")
+
+
+def test_a_side_can_be_slightly_better_by_a_key_and_by_a_button(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    given = {page.evaluate(SHOWN): "slightly_left"}
+    visit.press("Shift+ArrowLeft")
+    given[page.evaluate(SHOWN)] = "slightly_right"
+    page.click("#slightly")
+    expect(page.locator("#slightly")).to_have_attribute("aria-pressed", "true")
+    visit.press("ArrowRight")
+    expect(page.locator("#slightly")).to_have_attribute("aria-pressed", "false")  # it is for one answer
+    expect(page.locator("#notice")).to_have_text("Right is slightly better.")
+    given[page.evaluate(SHOWN)] = "equal"
+    page.click("#slightly")
+    visit.press("ArrowUp")  # a tie is never slight
+    given[page.evaluate(SHOWN)] = "left"
+    visit.press("ArrowLeft")
+    visit.sent()
+    assert {query: choice.choice for query, choice in chosen(server.store).items()} == given
+
+
+def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    page.keyboard.press("n")
+    page.fill("#note", " It falls, <b>slowly</b>. ")
+    audit(page)
+    page.keyboard.press("Escape")
+    expect(page.locator("#note-button")).to_have_class("quiet written")
+    visit.press("ArrowLeft")
+    expect(page.locator("#note-button")).to_have_class("quiet")
+    visit.press("ArrowLeft")
+    visit.sent()
+    notes = {query: choice.note for query, choice in chosen(server.store).items()}
+    assert notes[first] == "It falls, <b>slowly</b>." and sorted(notes.values())[0] == ""
+    visit.press("u")
+    visit.press("u")
+    page.click("#note-button")
+    expect(page.locator("#note")).to_have_value("It falls, <b>slowly</b>.")
+
+
+def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    first = page.evaluate(SHOWN)
+    visit.press("ArrowLeft")
+    visit.press("b")
+    visit.sent()
+    page.keyboard.press("h")
+    items = page.locator("#history-list li")
+    expect(items).to_have_count(2)
+    expect(items.first).to_contain_text("Both bad")
+    expect(items.last).to_contain_text("Left is better")
+    audit(page)
+    items.last.get_by_role("button").click()
+    page.wait_for_function(f"first => {SHOWN} === first", arg=first)
+    expect(page.locator("#notice")).to_contain_text("judge this pair again")
+    visit.press("ArrowRight")
+    visit.sent()
+    assert chosen(server.store)[first].choice == "right"
+    server.store.collect(0, 9)
+    page.click("#history-button")
+    expect(items.first).to_contain_text("used by training")
+    assert page.locator("#history-list button").count() == 0
 
 
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
@@ -164,15 +235,15 @@ def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> No
     assert (page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")) == (
         first,
         side,
-    ) and not server.book.all_chosen()
+    ) and not server.store.all_chosen()
     visit.press("ArrowRight")
     assert page.evaluate(SHOWN) == second
     visit.sent()
-    assert {query: choice.choice for query, choice in chosen(server.book).items()} == {first: "right"}
+    assert {query: choice.choice for query, choice in chosen(server.store).items()} == {first: "right"}
     page.reload()  # what was answered before it can be undone too
     page.wait_for_selector("body[data-state=pair]")
     visit.press("u")
-    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    assert page.evaluate(SHOWN) == first and not server.store.all_chosen()
     page.keyboard.press("u")
     expect(page.locator("#notice")).to_contain_text("no answer to take back")
 
@@ -195,13 +266,13 @@ def test_undo_works_before_the_server_has_told_its_status_and_with_one_of_before
     page.wait_for_timeout(200)
     expect(page.locator("#mine")).to_have_text("1")
     visit.press("u")
-    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    assert page.evaluate(SHOWN) == first and not server.store.all_chosen()
     visit.press("ArrowLeft")
     visit.sent()
     page.reload()  # and its status is held, too
     page.wait_for_selector("body[data-state=pair]")
     visit.press("u")
-    assert page.evaluate(SHOWN) == first and not server.book.all_chosen()
+    assert page.evaluate(SHOWN) == first and not server.store.all_chosen()
 
 
 def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Visit) -> None:
@@ -217,7 +288,7 @@ def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Vis
     assert second not in (first, third)
     page.unroute("**/api/answers")
     visit.sent()
-    assert set(chosen(server.book)) == {first}
+    assert set(chosen(server.store)) == {first}
 
 
 def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, visit: Visit) -> None:
@@ -233,7 +304,7 @@ def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, v
     assert page.evaluate(SHOWN) not in given  # they are answered, though the server does not know it yet
     page.unroute("**/api/answers")
     visit.sent()
-    assert set(chosen(server.book)) == set(given)
+    assert set(chosen(server.store)) == set(given)
 
 
 def start(folder: Path, port: int) -> tuple[subprocess.Popen, str]:
@@ -248,8 +319,8 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
     (tmp_path / "config.yaml").write_text("settings: {teacher_human: true}\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with LabelStore.open(tmp_path / "book.sqlite", run_id(tmp_path)) as book:
-        ask(book, 12)
+    with LabelStore.open(tmp_path / "book.sqlite", run_id(tmp_path)) as store:
+        ask(store, 12)
         process, link = start(tmp_path, port)
         try:
             page = visit.open(link)
@@ -267,7 +338,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
             process.wait()
             given.append(page.evaluate(SHOWN))
             page.keyboard.press("ArrowLeft")  # nobody is there
-            assert [choice.query_id for choice in book.all_chosen()] == given[:1]
+            assert [choice.query_id for choice in store.all_chosen()] == given[:1]
             process, _ = start(tmp_path, port)
             visit.sent()  # with the session of before
             expect(page.locator("#notice")).to_contain_text("is back")
@@ -275,7 +346,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
             given.append(page.evaluate(SHOWN))
             visit.press("ArrowRight")
             visit.sent()
-            assert [choice.query_id for choice in book.all_chosen()] == given
+            assert [choice.query_id for choice in store.all_chosen()] == given
         finally:
             process.terminate()
             process.wait()
@@ -283,7 +354,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
 
 def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 1) as server:
-        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers", spare=0))
+        server.store.set_status(Status(1200, 5000, 3, 10, True, 1, "it waits for answers", spare=0))
         page = visit.open(server.link())
         expect(page.locator("#doing")).to_have_text("Training waits for 1 more answer (step 1,200 of 5,000).")
         visit.press("ArrowLeft")
@@ -291,13 +362,13 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
         expect(page.locator("#doing")).to_have_text(
             "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
         )
-        server.book.beat(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
+        server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
         expect(page.locator("#doing")).to_contain_text(
             "Training goes on, step 1,300 of 5,000: the agent practises. 6 more answers"
         )
         expect(page.locator("#mine")).to_have_text("1")
         expect(page.locator("#used")).to_have_text("4 of 10 labels used")
-        ask(server.book, 1, session=1)
+        ask(server.store, 1, session=1)
         page.wait_for_selector("body[data-state=pair]")
         expect(page.locator("#said")).to_have_text("A new pair.")
 
@@ -379,7 +450,7 @@ def test_skipped_pairs_are_shown_again_when_they_are_asked_for(tmp_path: Path, v
             skipped.remove(page.evaluate(SHOWN))
             visit.press("ArrowLeft")
         visit.sent()
-        assert len(chosen(server.book)) == 2
+        assert len(chosen(server.store)) == 2
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
 
 
@@ -408,7 +479,7 @@ def test_what_can_be_used_now_is_seen(tmp_path: Path, visit: Visit) -> None:
         assert all(part.is_visible() for part in of_a_pair.all())
         visit.press("ArrowLeft")
         visit.sent()
-        server.book.collect(0, 9)
+        server.store.collect(0, 9)
         expect(undo).to_have_attribute("aria-disabled", "true")
 
 
@@ -418,7 +489,7 @@ def test_the_focus_comes_back_with_the_next_pair(tmp_path: Path, visit: Visit) -
         page.focus("[data-choice=right]")
         page.keyboard.press("Enter")
         page.wait_for_selector("body[data-state=empty]")
-        ask(server.book, 1, session=1)
+        ask(server.store, 1, session=1)
         page.wait_for_selector("body[data-state=pair]")
         expect(page.locator("[data-choice=right]")).to_be_focused()
 
@@ -439,7 +510,7 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
         for each in (page, other):  # neither still shows what the other has answered
             each.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
     visit.sent()
-    assert len(chosen(server.book)) == 4
+    assert len(chosen(server.store)) == 4
     assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")
 
 
@@ -459,7 +530,7 @@ def test_a_pair_that_is_taken_back_in_one_window_can_be_judged_in_the_other(tmp_
         assert page.evaluate(SHOWN) == query
         visit.press("ArrowRight")
         visit.sent()
-        assert [choice.choice for choice in server.book.all_chosen()] == ["right"]
+        assert [choice.choice for choice in server.store.all_chosen()] == ["right"]
 
 
 def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visit: Visit) -> None:
@@ -478,12 +549,12 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     other.wait_for_selector("body[data-state=pair]")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(300)
-    assert page.evaluate("document.body.dataset.state") == "gone" and not server.book.all_chosen()
+    assert page.evaluate("document.body.dataset.state") == "gone" and not server.store.all_chosen()
     other.close()
     visit.context.add_cookies(cookies)  # type: ignore[arg-type]
     page.wait_for_selector("body[data-state=pair]")
     visit.sent()
-    assert list(chosen(server.book)) == [first]
+    assert list(chosen(server.store)) == [first]
 
 
 def test_another_program_at_the_address_takes_no_answer_away(server: Served, visit: Visit) -> None:
@@ -494,7 +565,7 @@ def test_another_program_at_the_address_takes_no_answer_away(server: Served, vis
     expect(page.locator("#notice")).to_contain_text("No connection")
     page.unroute("**/api/**")
     visit.sent()
-    assert list(chosen(server.book)) == [first]
+    assert list(chosen(server.store)) == [first]
 
 
 def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) -> None:
@@ -509,10 +580,12 @@ def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) ->
     assert page.evaluate(SHOWN) == second
     visit.press("ArrowLeft")
     visit.sent()
-    assert set(chosen(server.book)) == {first, second}
+    assert set(chosen(server.store)) == {first, second}
 
 
-CONTROLS = "[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed"
+CONTROLS = (
+    "[data-choice], #slightly, #note-button, #history-button, #undo, #play, #restart, #help-button, #scrubber, #speed"
+)
 
 
 @pytest.mark.parametrize("size", [(360, 640), (320, 568), (640, 360), (568, 320)])
@@ -523,7 +596,7 @@ def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Brow
         status = Status(
             61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it, 120 steps a second"
         )
-        server.book.beat(status)
+        server.store.set_status(status)
         page = visit.open(server.link())
         expect(page.locator("#doing")).to_contain_text("16 more answers")
         clips = [page.locator(f".front .{side}").bounding_box() for side in ("left", "right")]
@@ -585,10 +658,10 @@ def test_single_keys_can_be_turned_off_for_good(server: Served, visit: Visit) ->
     for key in (*KEYS.values(), " ", "u", "?"):
         page.keyboard.press(key)
     page.wait_for_timeout(200)
-    assert page.evaluate(SHOWN) == first and not server.book.all_chosen() and not page.locator("#help").is_visible()
+    assert page.evaluate(SHOWN) == first and not server.store.all_chosen() and not page.locator("#help").is_visible()
     page.click("[data-choice=left]")
     visit.sent()
-    assert set(chosen(server.book)) == {first}
+    assert set(chosen(server.store)) == {first}
 
 
 def test_arrows_move_the_scrubber_that_has_the_focus(server: Served, visit: Visit) -> None:
@@ -671,19 +744,19 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
     size = {"width": width, "height": 740 if width == 360 else 800}
     visit = Visit(chromium, viewport=size, color_scheme=scheme, reduced_motion="reduce")
     with served(tmp_path, 1) as server:
-        server.book.beat(Status(1200, 5000, 3, 10, True, 1, "it waits for answers"))
-        page = visit.open(server.link())
+        server.store.set_status(Status(1200, 5000, 3, 10, True, 1, "it waits for answers"))
+        page = visit.open(server.link(role="owner"))
         expect(page.locator("#play-word")).to_have_text("Play")  # with reduced motion nothing moves by itself
         expect(page.locator("#doing")).to_contain_text("Training waits")
         left, right = (page.locator(f".front .{side}").bounding_box() for side in ("left", "right"))
         assert left and right
         assert left["y"] + left["height"] <= right["y"] if width == 360 else left["x"] + left["width"] <= right["x"]
         assert min(left["width"], left["height"]) > 160
-        for button in page.locator("[data-choice], #undo, #play, #restart, #help-button, #scrubber, #speed").all():
+        for button in page.locator(CONTROLS).all():
             box = button.bounding_box()
             assert box and box["width"] >= 24 and box["height"] >= 24
             assert box["x"] >= 0 and box["x"] + box["width"] <= width
-        for choice in ("left", "right", "equal", "cant_tell"):  # at hand without scrolling
+        for choice in ("left", "right", "equal", "both_bad", "cant_tell"):  # at hand without scrolling
             box = page.locator(f"[data-choice={choice}]").bounding_box()
             assert box and box["y"] + box["height"] <= size["height"]
         audit(page)
@@ -694,6 +767,8 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
         page.wait_for_selector("body[data-state=empty]")
         audit(page)
         page.goto(server.url + "/quality")
+        audit(page)
+        page.goto(server.url + "/overview")
         audit(page)
         page.goto(server.url + "/join/wrong")  # with a session: leads to the page
         page.wait_for_selector("body[data-state=empty]")

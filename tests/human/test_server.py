@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,11 +20,12 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.cli.label import exposed, listen, names, wait
+from rlhf_bilevel.cli.label import exposure_warning, listen, names, returns_of, wait
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.guidelines import html
-from rlhf_bilevel.human.records import Status
-from rlhf_bilevel.human.security import BODY_LIMIT, Gate, Impatient
+from rlhf_bilevel.human.overview import recent_returns, when_next_pairs
+from rlhf_bilevel.human.records import Pending, Status
+from rlhf_bilevel.human.security import BODY_LIMIT, LimitedHTTP, SecurityMiddleware
 from rlhf_bilevel.human.server import Invitations, create_app
 from rlhf_bilevel.human.store import LabelStore
 from tests.support.label_page import application, ask, served
@@ -40,9 +42,9 @@ POLICY = (
 class Site:
     """A server without a socket, and a browser's way to talk to it."""
 
-    def __init__(self, book: LabelStore, **told: Any) -> None:
-        self.book, self.invitations = book, Invitations()
-        self.app = application(book, self.invitations, PORT, **told)
+    def __init__(self, store: LabelStore, **told: Any) -> None:
+        self.store, self.invitations = store, Invitations()
+        self.app = application(store, self.invitations, PORT, **told)
 
     def browser(self) -> TestClient:
         return TestClient(self.app, URL, headers={"origin": URL})
@@ -55,18 +57,18 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
-        ask(book, 4)
-        yield Site(book)
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        ask(store, 4)
+        yield Site(store)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For tests that leave nothing behind."""
-    with LabelStore.open(tmp_path_factory.mktemp("shared") / "book.sqlite", "run") as book:
-        book.begin({"env": "Secret-v0"})
-        ask(book, 4)
-        yield Site(book)
+    with LabelStore.open(tmp_path_factory.mktemp("shared") / "book.sqlite", "run") as store:
+        store.set_run_info({"env": "Secret-v0"})
+        ask(store, 4)
+        yield Site(store)
 
 
 def answer(pair: dict[str, str], choice: str = "left", key: str = KEY) -> dict[str, Any]:
@@ -80,18 +82,18 @@ def test_a_link_begins_one_session_and_looking_at_it_does_not_use_it_up(site: Si
     joined = browser.post("/api/join", json={"token": token})
     cookie = joined.headers["set-cookie"].lower()
     assert all(word in cookie for word in ("httponly", "samesite=strict", "path=/")) and token not in cookie
-    assert "ada" in [person.name for person in site.book.everybody()] and browser.get("/").status_code == 200
+    assert "ada" in [person.name for person in site.store.labellers()] and browser.get("/").status_code == 200
     assert site.browser().post("/api/join", json={"token": token}).status_code == 403
 
 
 def test_a_session_outlives_the_server(site: Site) -> None:
     cookies = site.joined().cookies
-    again = TestClient(Site(site.book).app, URL, cookies=cookies)
+    again = TestClient(Site(site.store).app, URL, cookies=cookies)
     assert again.get("/api/status").status_code == 200
 
 
 ROUTES = (
-    "/api/next", "/api/status", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
+    "/overview", "/api/next", "/api/status", "/api/history", "/api/clips/" + 32 * "0", "/api/scenes/0", "/", "/quality",
     "POST /api/answers", "POST /api/undo",
 )  # fmt: skip
 
@@ -109,7 +111,7 @@ def test_nothing_is_told_without_a_session(shared: Site, route: str) -> None:
 
 
 def test_pairs_their_clips_and_scenes_are_served_and_not_what_they_are_for(site: Site) -> None:
-    site.book.add_scene("7", {"parts": []})
+    site.store.add_scene("7", {"parts": []})
     browser = site.joined()
     pairs = browser.get("/api/next?count=3").json()["pairs"]
     assert len({pair["query"] for pair in pairs}) == 3 and {*pairs[0]} == {"query", "left", "right"}
@@ -129,7 +131,7 @@ def test_an_answer_is_stored_once_and_what_contradicts_it_is_refused(site: Site)
     assert browser.post("/api/answers", json=given | {"choice": "right"}).status_code == 409  # the same key
     assert browser.post("/api/answers", json=answer(first, key=KEY[::-1])).status_code == 409  # it is answered
     assert browser.post("/api/answers", json=answer(second) | {"query": 32 * "0", "key": KEY * 2}).status_code == 404
-    (chosen,) = site.book.all_chosen()
+    (chosen,) = site.store.all_chosen()
     assert (chosen.query_id, chosen.choice) == (first["query"], "left")
     assert [chosen.shown_at, chosen.answered_at] == pytest.approx([given["shown_at"], given["answered_at"]], abs=1e-3)
 
@@ -139,11 +141,26 @@ def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
     assert browser.post("/api/undo", json={}).status_code == 404
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
     browser.post("/api/answers", json=answer(pair))
-    assert browser.post("/api/undo", json={}).json() == {"query": pair["query"]} and not site.book.all_chosen()
+    assert browser.post("/api/undo", json={}).json() == {"query": pair["query"]} and not site.store.all_chosen()
     assert browser.get("/api/next?count=1").json()["pairs"] == [pair]
     browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
-    site.book.collect(0, 9)
-    assert browser.post("/api/undo", json={}).status_code == 404 and len(site.book.all_chosen()) == 1
+    site.store.collect(0, 9)
+    assert browser.post("/api/undo", json={}).status_code == 404 and len(site.store.all_chosen()) == 1
+
+
+def test_an_answer_of_the_history_is_taken_back_by_its_key(site: Site) -> None:
+    browser = site.joined()
+    first, second = browser.get("/api/next?count=2").json()["pairs"]
+    for number, (pair, choice) in enumerate(((first, "slightly_left"), (second, "both_bad"))):
+        sent = answer(pair, choice, f"{number}{KEY}") | {"note": f"note {number}"}
+        assert browser.post("/api/answers", json=sent).json() == {"outcome": "accepted"}
+    newest, oldest = browser.get("/api/history").json()["choices"]
+    assert (newest["choice"], newest["note"], newest["can_change"]) == ("both_bad", "note 1", True)
+    assert "purpose" not in newest and site.joined("ada").get("/api/history").json() == {"choices": []}
+    assert site.joined("ada").post("/api/undo", json={"key": oldest["key"]}).status_code == 404
+    assert browser.post("/api/undo", json={"key": oldest["key"]}).json() == {"query": first["query"]}
+    assert [chosen.query_id for chosen in site.store.all_chosen()] == [second["query"]]
+    assert browser.post("/api/undo", json={"key": oldest["key"]}).status_code == 404
 
 
 def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
@@ -172,18 +189,18 @@ def test_pages_of_two_runs_at_one_address_keep_their_answers_apart(tmp_path: Pat
     """A page keeps unsent answers under this name; the labellers of both have the number 1."""
     names = set()
     for run_name in ("one", "two"):
-        with LabelStore.open(tmp_path / f"{run_name}.sqlite", run_name) as book:
-            names |= set(re.findall('data-labeller="([^"]+)"', Site(book).joined().get("/").text))
+        with LabelStore.open(tmp_path / f"{run_name}.sqlite", run_name) as store:
+            names |= set(re.findall('data-labeller="([^"]+)"', Site(store).joined().get("/").text))
     assert len(names) == 2
 
 
 def test_an_answer_that_training_went_on_without_is_gone(tmp_path: Path) -> None:
-    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
-        ask(book, 1)
-        late, quick = (Site(book).joined(name) for name in ("late", "quick"))
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        ask(store, 1)
+        late, quick = (Site(store).joined(name) for name in ("late", "quick"))
         (pair,) = late.get("/api/next").json()["pairs"]
-        book.enter("elsewhere", pair["query"], 1.0, KEY, 0.0, 1.0)
-        book.collect(0, 9)
+        store.import_answer("elsewhere", pair["query"], 1.0, KEY, 0.0, 1.0)
+        store.collect(0, 9)
         assert late.post("/api/answers", json=answer(pair, key=KEY[::-1])).status_code == 410
         assert quick.get("/api/next").json() == {"pairs": []}
 
@@ -209,11 +226,11 @@ def test_what_belongs_to_another_run_cannot_be_reached(tmp_path: Path) -> None:
 def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
     now = [1000.0]
     ended = [False]
-    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as book:
-        ask(book, 3)
-        browser = Site(book, clock=lambda: now[0], ended=lambda: ended[0]).joined()
+    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
+        ask(store, 3)
+        browser = Site(store, clock=lambda: now[0], ended=lambda: ended[0]).joined()
         assert browser.get("/api/status").json()["training"] == {"state": "away"}
-        book.beat(Status(50, 100, 7, 20, True, 2, "it waits"))
+        store.set_status(Status(50, 100, 7, 20, True, 2, "it waits"))
         (pair,) = browser.get("/api/next?count=1").json()["pairs"]
         browser.post("/api/answers", json=answer(pair))
         told = browser.get("/api/status").json()
@@ -221,7 +238,7 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
             mine=1, total=1, open=2, needed=2
         )
         assert (told["training"]["state"], told["training"]["step"], told["training"]["labels"]) == ("waiting", 50, 7)
-        book.beat(Status(60, 100, 8, 20, False, 2, "it trains"))
+        store.set_status(Status(60, 100, 8, 20, False, 2, "it trains"))
         assert browser.get("/api/status").json()["training"]["state"] == "on"
         now[0] += 60
         assert browser.get("/api/status").json()["training"]["state"] == "away"
@@ -235,7 +252,7 @@ def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pyt
     def away(*_: Any) -> None:
         raise OperationalError("SELECT", {}, Exception("no route to host 10.0.0.1"))
 
-    monkeypatch.setattr(site.book, "offer", away)
+    monkeypatch.setattr(site.store, "assign", away)
     refused = browser.get("/api/next")
     assert refused.status_code == 503 and "10.0.0.1" not in refused.text
 
@@ -258,7 +275,7 @@ def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | N
     browser = site.joined()
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
     forged = TestClient(site.app, URL, cookies=browser.cookies, headers={"origin": origin} if origin else {})
-    assert forged.post("/api/answers", json=answer(pair)).status_code == 403 and not site.book.all_chosen()
+    assert forged.post("/api/answers", json=answer(pair)).status_code == 403 and not site.store.all_chosen()
     assert browser.post("/api/answers", json=answer(pair)).status_code == 200
 
 
@@ -291,12 +308,15 @@ def test_choices_come_from_the_servers_own_page_only(site: Site, origin: str | N
         (422, json.dumps(answer({"query": "q"}) | {"shown_at": float("nan")}).encode(), "application/json"),
         (422, json.dumps(answer({"query": "q"}, key="short")).encode(), "application/json"),
         (422, json.dumps(answer({"query": 65 * "q"})).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": "x" * 501}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": "\0"}).encode(), "application/json"),
+        (422, json.dumps(answer({"query": "0"}) | {"note": None}).encode(), "application/json"),
     ],
 )
 def test_what_is_no_answer_is_refused_in_one_line(shared: Site, status: int, body: bytes, kind: str) -> None:
     refused = shared.joined().post("/api/answers", content=body, headers={"content-type": kind})
     assert refused.status_code == status and "Traceback" not in refused.text
-    assert "\n" not in refused.json()["error"] and not shared.book.all_chosen()
+    assert "\n" not in refused.json()["error"] and not shared.store.all_chosen()
 
 
 @pytest.mark.parametrize("body", [{"token": "\ud800"}, {"token": "\0"}, {"token": 1}, {"token": "x" * 65}, [], 1, None])
@@ -340,15 +360,15 @@ def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_p
     assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
     assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
     file.write_bytes(b"\xff")
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         html(file)
 
 
 def test_names_and_questions_are_text(tmp_path: Path) -> None:
     script = "<script>alert('x')</script>"
-    with LabelStore.open(tmp_path / "book.sqlite", "run") as book:
-        book.begin({"method": script, "env": "\"'>" + script})
-        browser = Site(book, question=script).joined(script)
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        store.set_run_info({"method": script, "env": "\"'>" + script})
+        browser = Site(store, question=script).joined(script)
         for path in ("/", "/quality"):
             page = browser.get(path).text
             assert script not in page and "&lt;script&gt;" in page
@@ -385,7 +405,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 
     headers = [(b"host", b"a:1"), (b"origin", b"http://a:1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
-    gate = Gate(never, frozenset({"a:1"}), frozenset({"http://a:1"}), body_seconds=0.05)  # type: ignore[arg-type]
+    gate = SecurityMiddleware(never, frozenset({"a:1"}), frozenset({"http://a:1"}), body_seconds=0.05)  # type: ignore[arg-type]
     asyncio.run(gate(scope, never, send))
     assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]
 
@@ -424,7 +444,7 @@ def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None:
 
 def test_many_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more than eight the oldest make room: those that sent half a head, half a body, or nothing."""
-    monkeypatch.setattr(Impatient, "most", 8)
+    monkeypatch.setattr(LimitedHTTP, "max_connections", 8)
     halves = (
         b"GET /healthz HTTP/1.1\r\nHost: ",
         b"POST /api/join HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nOrigin: http://127.0.0.1:%d\r\n"
@@ -469,11 +489,11 @@ def run(folder: Path, human: bool = True) -> Path:
         ("human --url labels.example.org", "--url labels.example.org: http or https"),
         ("human --url http://[::1", "--url http://[::1: http or https"),
         ("human --url http://", "--url http://: http or https"),
-        (f"human --host {'a' * 64}", f"--host {'a' * 60}: is no name of a host"),
+        (f"human --host {'a' * 64}", f"--host {'a' * 60}: this is not the name of a host"),
         ("human --import none.parquet", "--import none.parquet: no such file"),
         ("human --guidelines none.md", "--guidelines none.md: No such file"),
         ("human --guidelines other", "--guidelines other: Is a directory"),
-        ("human --guidelines answers.parquet", "answers.parquet: a text of 1 to 65,536 bytes, not 0"),
+        ("human --guidelines answers.parquet", "answers.parquet: the text must have 1 to 65,536 bytes, not 0"),
         ("human --labeler ada", "did you mean '--labeller'?"),
         ("human --host no.such.host.invalid", "--host no.such.host.invalid"),
     ],
@@ -569,12 +589,12 @@ def test_a_server_answers_to_its_own_names_only() -> None:
         and f"{socket.gethostname()}:80" in hosts
     )
     assert "https://127.0.0.1:80" not in origins and "0.0.0.0 " not in hosts
-    assert "plain HTTP" in exposed("0.0.0.0", 8007)
+    assert "plain HTTP" in exposure_warning("0.0.0.0", 8007)
 
 
 def test_the_server_loads_neither_torch_nor_a_simulator() -> None:
-    rooms = ", ".join(f"rlhf_bilevel.human.{room}" for room in ("server", "command", "gate", "book"))
-    code = f"import sys, {rooms}\n"
+    modules = "rlhf_bilevel.cli.label, rlhf_bilevel.human.server, rlhf_bilevel.human.agreement"
+    code = f"import sys, {modules}\n"
     code += "print([name for name in ('torch', 'mujoco', 'gymnasium') if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -584,17 +604,74 @@ def test_the_server_loads_neither_torch_nor_a_simulator() -> None:
 def test_clips_are_sent_as_they_are_stored(site: Site) -> None:
     browser = site.joined()
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
-    stored = site.book.clip(pair["left"])
+    stored = site.store.clip(pair["left"])
     assert stored and browser.get(f"/api/clips/{pair['left']}").json() == json.loads(gzip.decompress(stored))
 
 
 def test_behind_https_the_session_is_sent_over_https_only(site: Site) -> None:
     hosts, origins = names("127.0.0.1", PORT, "https://labels.example.org")
-    app = create_app(site.book, site.invitations, question="?", hosts=hosts, origins=origins, files={})
+    app = create_app(site.store, site.invitations, question="?", hosts=hosts, origins=origins, files={})
     for base, secure in ((URL, False), ("https://labels.example.org", True)):
         token = site.invitations.new("ada", "labeller")
         joined = TestClient(app, base, headers={"origin": base}).post("/api/join", json={"token": token})
         assert ("secure" in joined.headers["set-cookie"].lower()) == secure
+
+
+def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:
+    now, state = [10_000.0], ["on"]
+    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
+        ask(store, 4)
+        rows = [{"rollout/true_return": "1.5", "rollout/learned_return": ""}, {"rollout/true_return": ""}]
+        rows.append({"rollout/true_return": "2.5", "rollout/learned_return": "8.25"})
+        site = Site(
+            store, clock=lambda: now[0], returns=lambda: recent_returns(rows), ended=lambda: state[0] == "ended"
+        )
+        ada, owner = site.joined("ada"), site.joined("olga", "owner")
+        assert "Training has not begun yet" in owner.get("/overview").text
+        assert ada.get("/overview").status_code == 403 and site.browser().get("/overview").status_code == 401
+        for number, seconds in enumerate((0, 30, 30, 4000)):
+            now[0] += seconds
+            (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0], "answered_at": now[0]}
+            ada.post("/api/answers", json=sent | {"note": "<b>falls</b>" if number == 1 else ""})
+        told = Status(50, 100, 7, 20, False, 0, "it trains", next_session=300.0, fresh_accuracy=0.75, fresh_labels=20)
+        store.set_status(told)
+        text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
+        assert "ada 4 1 120" in text and "olga 0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
+        assert "ordered 75 % of the last 20 decided labels" in text and "used 7 of 20 labels" in text
+        assert "last 2 episodes of training: 8.25 by the learned reward, 2 by the reward" in text
+        assert "In about 5 minutes" in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        state[0] = "ended"
+        assert "No more pairs come" in owner.get("/overview").text
+        assert [">Overview<" in who.get("/").text for who in (ada, owner)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("state", "missing", "more", "expected"),
+    [
+        ("waiting", 1, {}, "Now: 1 pair waits for an answer."),
+        ("on", 0, {}, "Not known yet."),
+        ("away", 0, {"next_session": 9.0}, "Not known: training is not running."),
+        ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels, or has ended."),
+        ("on", 0, {"next_session": 70.0}, "In less than a minute."),  # 20 seconds ago
+        ("on", 0, {"next_session": 7220.0}, "In about 2 hours, at the present speed of training."),
+    ],
+)
+def test_the_owner_learns_when_the_next_pairs_come(
+    state: str, missing: int, more: dict[str, Any], expected: str
+) -> None:
+    status = replace(Status(50, 100, 7, 20, False, 0, "it trains", updated_at=80.0), **more)
+    assert when_next_pairs(state, status, Pending(4, missing), now=100.0) == expected
+    assert when_next_pairs("away", None, Pending(0, 0), now=0.0) == "Not known: training is not running."
+
+
+def test_a_progress_file_that_is_missing_or_wrong_gives_no_returns(tmp_path: Path) -> None:
+    assert returns_of(tmp_path) is None
+    (tmp_path / "progress.csv").write_text("step,rollout/true_return\n1,3.5\n2,half a ro")
+    found = returns_of(tmp_path)
+    assert found and (found.episodes, found.true, found.learned) == (1, 3.5, None)
+    (tmp_path / "progress.csv").write_text("step,rollout/true_return\n1,many\n")
+    assert returns_of(tmp_path) is None
 
 
 def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
@@ -609,7 +686,7 @@ def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
 def test_what_stands_out_is_said_once_and_to_experts_and_who_it_is_about(site: Site) -> None:
     assert "Nobody has answered yet" in site.joined("eve").get("/quality").text
     for number in range(6):
-        ask(site.book, 4, session=number + 1)
+        ask(site.store, 4, session=number + 1)
         for name in ("ada", "grace"):
             browser = site.joined(name)
             for place, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,18 +19,28 @@ import torch
 from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.data.label_log import LabelLog, pairs
+from rlhf_bilevel.data.label_log import LabelLog, encode_pairs
+from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import dataset, teacher
 from rlhf_bilevel.human.records import Pending, Question
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, LEFT, RIGHT, SKIP
+from rlhf_bilevel.human.tables import (
+    BOTH_BAD,
+    CANT_TELL,
+    EQUAL,
+    LEFT,
+    RIGHT,
+    SKIP,
+    SLIGHTLY_LEFT,
+    SLIGHTLY_RIGHT,
+)
 from rlhf_bilevel.runs import build
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
-from rlhf_bilevel.types import Queries
+from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import small_config
 from tests.data.test_label_log import queries
 from tests.runs.test_resume import EVERY, QUICK, state
@@ -37,14 +49,14 @@ from tests.support.faults import child, kill, tables
 STEPS = 300
 
 
-class Film:
+class FakeRecorder:
     """A clip shows the true reward, so that who looks at it can tell."""
 
     def __init__(self, store: ReplayBuffer) -> None:
         self.store, self.flushed = store, 0
 
     def clip(self, rows: torch.Tensor) -> dict[str, Any]:
-        return {"scene": "0", "reward": self.store.truth[rows].tolist()}
+        return {"scene": "0", "reward": self.store.env_reward[rows].tolist()}
 
     def scene(self, name: str) -> dict[str, Any]:
         return {"name": name}
@@ -56,8 +68,8 @@ class Film:
 
 
 @pytest.fixture(autouse=True)
-def filmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "filmed", lambda spec, config, training, store: (training, Film(store)))
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "recorded_envs", lambda spec, config, training, store: (training, FakeRecorder(store)))
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 
@@ -70,10 +82,10 @@ def agent(out: Path | None, teacher: str | None = "human", share: float = 0.0, *
     return Agent("penalty", "tests.conftest:Steer-v0", **kind, **(QUICK | own | settings))
 
 
-def better(book: LabelStore, left: str, right: str) -> str:
+def better(label_store: LabelStore, left: str, right: str) -> str:
     shown = []
     for clip in (left, right):
-        data = book.clip(clip)
+        data = label_store.clip(clip)
         assert data is not None
         shown.append(torch.tensor(json.loads(gzip.decompress(data))["reward"]).sum().item())
     return EQUAL if shown[0] == shown[1] else LEFT if shown[0] > shown[1] else RIGHT
@@ -86,14 +98,14 @@ def person(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     if pid == 0:
         while not (folder / "config.yaml").exists():
             time.sleep(0.01)
-        with LabelStore.of(folder) as book:
-            me = book.labeller(book.invite("Ann"))
+        with LabelStore.of(folder) as label_store:
+            me = label_store.labeller(label_store.invite("Ann"))
             assert me is not None
             while True:
                 time.sleep(seconds or 0.002)
-                for offer in book.offer(me, 2):
-                    choice = better(book, offer.left_clip, offer.right_clip)
-                    book.choose(me, offer.query_id, choice, f"{time.monotonic()}")
+                for assignment in label_store.assign(me, 2):
+                    choice = better(label_store, assignment.left_clip, assignment.right_clip)
+                    label_store.choose(me, assignment.query_id, choice, f"{time.monotonic()}")
     try:
         yield
     finally:
@@ -114,10 +126,10 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     with person(out):
         run = agent(out).learn(STEPS)
     assert state(run) == oracle[1] and tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
-    assert run._session and run._session._people.film.flushed  # before each checkpoint
-    with LabelStore.of(out) as book:
-        status, facts = book.status(), book.facts()
-        assert book.scene("0") and status is not None
+    assert run._session and run._session._people.recorder.flushed  # before each checkpoint
+    with LabelStore.of(out) as label_store:
+        status, facts = label_store.status(), label_store.run_info()
+        assert label_store.scene("0") and status is not None
     assert (status.step, status.labels, status.waiting) == (STEPS, 40, False) and "come to its end" in status.doing
     assert (facts["env"], facts["method"], facts["votes"]) == ("tests.conftest:Steer-v0", "penalty", 1)
     answered, truth = load(out), load(oracle[0])
@@ -126,10 +138,11 @@ def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle:
     assert Agent.load(out).predict(torch.zeros(1).numpy())[0].shape == (1,)
 
 
-def test_a_kill_between_the_book_and_the_log_loses_and_doubles_nothing(
+@pytest.mark.slow
+def test_a_kill_between_the_store_and_the_log_loses_and_doubles_nothing(
     tmp_path: Path, oracle: tuple[Path, str]
 ) -> None:
-    """Training is killed when it has taken answers out of the book, and before it wrote them to its log; twice."""
+    """Training is killed after it takes answers from the label store and before it writes them to its log; twice."""
     out, append = tmp_path / "run", LabelLog.append
 
     def doomed(work: Callable[[], Any], session: int) -> Callable[[], None]:
@@ -152,6 +165,7 @@ def test_a_kill_between_the_book_and_the_log_loses_and_doubles_nothing(
     assert tables(out / "labels.sqlite") == tables(oracle[0] / "labels.sqlite")
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: Path) -> None:
     """Answers come whenever they come; the same log gives the same run, bit for bit."""
     out = tmp_path / "run"
@@ -160,7 +174,7 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
     with LabelLogOf(out) as log:
         taken = [len(log[number].answers) for number in range(len(log))]
         every = Counter((first, second) for number in range(len(log)) for _, first, second in log[number].answers)
-    assert 0 < sum(taken) <= 40 and every <= Counter(pairs(load(out).preferences()))  # a pair may be drawn twice
+    assert 0 < sum(taken) <= 40 and every <= Counter(encode_pairs(load(out).preferences()))  # a pair may be drawn twice
     if sum(taken):
         again = tmp_path / "again"
         assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
@@ -196,7 +210,7 @@ def entered(begun: Path, share: float = 0.0) -> teacher.HumanTeacher:
                 store.add(obs[step].numpy(), act[step].numpy(), obs[step].numpy(), float(truth[step]), False)
     LabelLog(begun / "labels.sqlite").close()
     config = small_config(teacher_human=True, teacher_pending_share=share, segment_length=5)
-    return teacher.HumanTeacher(config, store, Film(store), begun)
+    return teacher.HumanTeacher(config, store, FakeRecorder(store), begun)
 
 
 def test_so_much_may_wait_and_no_more(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,45 +240,69 @@ def test_training_waits_for_a_database_that_is_away(begun: Path, monkeypatch: py
 
 def test_what_everybody_skips_is_not_waited_for(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with entered(begun) as people:
-        with LabelStore.of(begun) as book:
-            ann = book.labeller(book.invite("Ann"))
+        with LabelStore.of(begun) as label_store:
+            ann = label_store.labeller(label_store.invite("Ann"))
             assert ann is not None
             people._ask(0, queries(6), 40)
             for number, choice in enumerate((SKIP, CANT_TELL, LEFT, SKIP, RIGHT, EQUAL)):
-                (offer,) = book.offer(ann, 1, repeats=0)
-                book.choose(ann, offer.query_id, choice, str(number))
+                (assignment,) = label_store.assign(ann, 1, repeats=0)
+                label_store.choose(ann, assignment.query_id, choice, str(number))
         answers = people(queries(6))
     assert len(answers.label) == 3 and answers.label.tolist().count(0.5) == 1
     assert f"rlhf-bilevel label {begun}" in capsys.readouterr().out
 
 
 def questions(asked: Queries) -> list[Question]:
-    return [Question(*pair, {}, {}) for pair in pairs(asked)]
+    return [Question(*pair, {}, {}) for pair in encode_pairs(asked)]
 
 
 def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = queries(5)
-    with LabelStore.of(begun) as book:
-        assert LabelStore.of(begun).run == book.run
-        book.ask(0, questions(asked), wanted=2)
+    with LabelStore.of(begun) as label_store:
+        assert LabelStore.of(begun).run == label_store.run
+        label_store.ask(0, questions(asked), wanted=2)
         clock = [0.0]
-        monkeypatch.setattr(book, "_clock", lambda: clock[0])
-        ann, bob = (book.labeller(book.invite(name)) for name in ("Ann", "Bob"))
+        monkeypatch.setattr(label_store, "_clock", lambda: clock[0])
+        ann, bob = (label_store.labeller(label_store.invite(name)) for name in ("Ann", "Bob"))
         assert ann and bob
-        both = [book.offer(who, 4, repeats=0) for who in (ann, bob)]
+        both = [label_store.assign(who, 4, repeats=0) for who in (ann, bob)]
         clock[0] = 100.0
         for number, choice in enumerate((LEFT, EQUAL, SKIP, CANT_TELL)):
-            book.choose(ann, both[0][number].query_id, choice, str(number), 10.0 + number, 11.0 + number)
-        offer = both[1][0]
-        book.choose(bob, offer.query_id, LEFT, "0", 20.0, 21.5)
-        lefts = {(c.labeller.name, c.query_id): float(c.left_is_first) for c in book.all_chosen() if c.choice == LEFT}
-        first = book.all_asked()[0].query_id
+            label_store.choose(ann, both[0][number].query_id, choice, str(number), 10.0 + number, 11.0 + number)
+        assignment = both[1][0]
+        label_store.choose(bob, assignment.query_id, LEFT, "0", 20.0, 21.5)
+        lefts = {
+            (c.labeller.name, c.query_id): float(c.left_is_first) for c in label_store.all_chosen() if c.choice == LEFT
+        }
+        first = label_store.all_asked()[0].query_id
     data = load(begun)
     assert data.labeller == ("Ann", "Bob", "Ann", "Ann", "Ann", "")
     assert data.label_kind == ("choice", "choice", "tie", "skipped", "skipped", "open")
     assert data.label[:3].tolist() == [lefts["Ann", first], lefts["Bob", first], 0.5] and data.label[3:].isnan().all()
     assert data.t_shown[:3].tolist() == [10.0, 20.0, 11.0] and data.t_answered[:3].tolist() == [11.0, 21.5, 12.0]
     assert torch.equal(data.segments.obs[data.first[[0, 2, 3, 4, 5]]], asked.first.obs)
+
+
+def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun: Path, tmp_path: Path) -> None:
+    asked, words = queries(4), (SLIGHTLY_LEFT, SLIGHTLY_RIGHT, BOTH_BAD, LEFT)
+    with LabelStore.of(begun) as label_store:
+        label_store.ask(0, questions(asked))
+        ann = label_store.labeller(label_store.invite("Ann"))
+        assert ann
+        for number, word in enumerate(words):
+            (assignment,) = label_store.assign(ann, 1, repeats=0)
+            label_store.choose(ann, assignment.query_id, word, str(number))
+        sides = [c.left_is_first for c in label_store.all_chosen()]
+    data, expected = load(begun), [0.75, 0.25, 0.5, 1.0]
+    assert data.label.tolist() == [x if first else 1 - x for x, first in zip(expected, sides, strict=True)]
+    assert data.label_kind == ("probability", "probability", "tie", "choice")
+    data.write(tmp_path / "labels.parquet")
+    again = tmp_path / "again"
+    agent(again).start(STEPS)
+    with LabelStore.of(again) as label_store:
+        label_store.ask(0, questions(asked))
+        assert dataset.import_choices(label_store, Dataset.read(tmp_path / "labels.parquet")) == (4, 0, 0)
+        assert [answer.label for answer in label_store.collect(0, 9)] == data.label.tolist()
 
 
 def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_path: Path) -> None:
@@ -274,20 +312,21 @@ def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_pat
         *(type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in zip(asked, queries(1, 7), strict=True))
     )
     Dataset.of(both, torch.tensor([1.0, 0.5, 0.0, torch.nan, 1.0]), **made).write(data)  # type: ignore[arg-type]
-    with LabelStore.of(begun) as book:
-        book.ask(0, questions(asked))
-        ann = book.labeller(book.invite("Ann"))
+    with LabelStore.of(begun) as label_store:
+        label_store.ask(0, questions(asked))
+        ann = label_store.labeller(label_store.invite("Ann"))
         assert ann
-        book.offer(ann, 1)  # what is in front of somebody may be answered elsewhere
-        assert dataset.import_choices(book, Dataset.read(data)) == (3, 0, 2)
-        assert dataset.import_choices(book, Dataset.read(data)) == (0, 3, 2)
-        assert [c.labeller.name for c in book.all_chosen()] == ["Eve"] * 3
-        assert [answer.label for answer in book.collect(0, 9)] == [1.0, 0.5, 0.0]
-        assert dataset.import_choices(book, Dataset.read(data)) == (0, 3, 2)
+        label_store.assign(ann, 1)  # what is in front of somebody may be answered elsewhere
+        assert dataset.import_choices(label_store, Dataset.read(data)) == (3, 0, 2)
+        assert dataset.import_choices(label_store, Dataset.read(data)) == (0, 3, 2)
+        assert [c.labeller.name for c in label_store.all_chosen()] == ["Eve"] * 3
+        assert [answer.label for answer in label_store.collect(0, 9)] == [1.0, 0.5, 0.0]
+        assert dataset.import_choices(label_store, Dataset.read(data)) == (0, 3, 2)
     mine = load(begun)
     assert mine.t_answered[mine.labelled].tolist() == [2.0] * 3 and mine.label_kind[3] == "open"
 
 
+@pytest.mark.slow
 def test_a_dataset_is_replayed(tmp_path: Path, oracle: tuple[Path, str]) -> None:
     replayed = agent(tmp_path / "run", f"replay={oracle[0] / 'preferences.parquet'}").learn(STEPS)
     assert replayed.run is not None and len(replayed.run.prefs) == 40
@@ -309,25 +348,47 @@ def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: 
 
 def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = entered(begun)
-    with LabelStore.of(begun) as book:
-        ann = book.labeller(book.invite("Ann"))
+    with LabelStore.of(begun) as label_store:
+        ann = label_store.labeller(label_store.invite("Ann"))
         assert ann
 
         def interrupted(_: float) -> None:
-            waiting = book.status()
+            waiting = label_store.status()
             assert waiting and waiting.waiting and waiting.needed == 6 and "for 6 more answers" in waiting.doing
-            told = book.progress(ann)
+            told = label_store.progress(ann)
             assert (told.mine, told.total, told.open, told.needed) == (0, 0, 6, 6)
-            (offer,) = book.offer(ann, 1)
-            book.choose(ann, offer.query_id, LEFT, "first")
-            assert book.progress(ann).needed == 5  # before training counts again
+            (assignment,) = label_store.assign(ann, 1)
+            label_store.choose(ann, assignment.query_id, LEFT, "first")
+            assert label_store.progress(ann).needed == 5  # before training counts again
             raise KeyboardInterrupt
 
         monkeypatch.setattr(time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt), people:
             people(queries(6))
-        stopped = book.status()
+        stopped = label_store.status()
         assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+
+
+def test_the_accuracy_on_fresh_labels_counts_what_a_reward_model_predicted() -> None:
+    prefs, even = PreferenceBuffer(), math.log(2)
+    assert teacher.fresh_accuracy(prefs) == (None, 0)
+    first, later = queries(4), queries(6)
+    prefs.add(Preferences(*first, torch.tensor([1.0, 0.0, 1.0, 0.0])), torch.full((4,), even))
+    assert teacher.fresh_accuracy(prefs) == (None, 0)  # there was no reward model
+    labels, losses = [1.0, 0.0, 0.5, 0.75, 1.0, 0.0], [0.1, 2.0, 0.1, 0.1, 0.3, 0.2]
+    prefs.add(Preferences(*later, torch.tensor(labels)), torch.tensor(losses))
+    assert teacher.fresh_accuracy(prefs) == (0.75, 4)
+
+
+def test_training_tells_when_it_asks_again(begun: Path) -> None:
+    with entered(begun) as people:
+        c = people._config
+        for step, since, expected in ((0, 0, c.num_interact), (3, 0, c.num_interact - 3), (3, 10, 7)):
+            run: Any = SimpleNamespace(step=step, on_policy_since=since)
+            assert people._seconds_to_session(run, 2.0) == expected / 2
+        assert people._seconds_to_session(run, 0.0) is None
+        run.step, run.on_policy_since = c.total_timesteps - 1, 0
+        assert people._seconds_to_session(run, 2.0) == (None if c.total_timesteps % c.num_interact else 0.5)
 
 
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:

@@ -1,4 +1,4 @@
-"""Clips in a browser: drawn from the poses that the film holds, with and without WebGL, under a strict policy."""
+"""Clips in a browser: drawn from the poses that were recorded, with and without WebGL, under a strict policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.clips import assets
 from rlhf_bilevel.human.clips.assets import static_files
-from tests.human.test_clips import DOOR, WALKER, filmed, play, unrolled
+from tests.human.test_clips import DOOR, WALKER, play, recorded, unrolled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not CHROMIUM:
@@ -91,11 +91,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str,
     """A clip of 30 steps of each task, and its scene."""
     made = {}
     for env_id in (WALKER, DOOR):
-        env, store, film = filmed(env_id, tmp_path_factory.mktemp("film"), 40)
+        env, store, recorder = recorded(env_id, tmp_path_factory.mktemp("clips"), 40)
         play(env, store, 1, 40)
-        clip = film.clip(range(10, 40))
-        made[env_id] = clip, film.scene(clip["scene"])
-        film.close()
+        clip = recorder.clip(range(10, 40))
+        made[env_id] = clip, recorder.scene(clip["scene"])
+        recorder.close()
     return made
 
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.human.clips import recorder
-from rlhf_bilevel.human.clips.episodes import Episode, Episodes, played
+from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
 from rlhf_bilevel.human.clips.page import Show, page
 from tests.human.test_clips import WALKER
 from tests.human.test_page import AXE, audit
@@ -37,10 +37,10 @@ def episodes() -> list[Episodes]:
 
     def one(seed: int) -> Episodes:
         env = FaultTolerantEnv(lambda: recorder.make(WALKER, 0, action_repeat=10))
-        return played(acting(seed), lambda obs, act: -np.abs(act).sum(1), env, 2)
+        return record_episodes(acting(seed), lambda obs, act: -np.abs(act).sum(1), env, 2)
 
     both = [one(0), one(1)]
-    both[1].found[0] = cut(both[1].found[0], LENGTHS[1])
+    both[1].episodes[0] = cut(both[1].episodes[0], LENGTHS[1])
     return both
 
 
@@ -50,9 +50,11 @@ def cut(episode: Episode, steps: int) -> Episode:
     for name in ("focus", "parts"):
         short = [[track[:steps] for track in part] for part in frames["parts"]]
         frames[name] = short if name == "parts" else [track[:steps] for track in frames["focus"]]
-    assert episode.learnt is not None
+    assert episode.learned_rewards is not None
     return episode._replace(
-        clip=dict(episode.clip, frames=frames), truth=episode.truth[:steps], learnt=episode.learnt[:steps]
+        clip=dict(episode.clip, frames=frames),
+        env_rewards=episode.env_rewards[:steps],
+        learned_rewards=episode.learned_rewards[:steps],
     )
 
 
@@ -98,7 +100,7 @@ def opened(browser: Any, episodes: list[Episodes], tmp_path: Path) -> Iterator[C
 
     def open_page(shows: list[Show] | None = None, **options: Any) -> Opened:
         file = tmp_path / f"{len(pages)}.html"
-        both = [Show(f"run {number}", "pebble, step 100 of 200", found) for number, found in enumerate(episodes)]
+        both = [Show(f"run {number}", "pebble", 1000, 2000, found) for number, found in enumerate(episodes)]
         file.write_text(page("walker", both if shows is None else shows))
         pages.append(Opened(browser, file, **options))
         return pages[-1]
@@ -138,23 +140,28 @@ def test_both_scenes_play_and_all_cursors_move_with_the_clock(opened: Callable[.
 def test_each_step_shows_its_own_rewards_and_pose(opened: Callable[..., Opened], episodes: list[Episodes]) -> None:
     shown = opened(reduced_motion="reduce")
     assert shown.page.locator("#play").inner_text() == "Play"  # who wants no motion starts it
-    one, other = (run.found[0] for run in episodes)
-    assert one.learnt is not None and other.learnt is not None
+    one, other = (run.episodes[0] for run in episodes)
+    assert one.learned_rewards is not None and other.learned_rewards is not None
     pictures = []
     for step in (0, 30, 80):
         shown.seek(step)
         late = min(step, LENGTHS[1] - 1)  # what has ended stays at its last step
-        expected = [one.truth[step], one.learnt[step], other.truth[late], other.learnt[late]]
+        expected = [
+            one.env_rewards[step],
+            one.learned_rewards[step],
+            other.env_rewards[late],
+            other.learned_rewards[late],
+        ]
         np.testing.assert_allclose(shown.page.evaluate(NOW), expected, rtol=1e-3)
         along = [1000 * at / (LENGTHS[0] - 1) for at in (step, step, late, late)]
         np.testing.assert_allclose(shown.page.evaluate(CURSORS), along, atol=0.01)
         pictures.append(shown.picture(0))
     assert all((a != b).any() for a, b in pairwise(pictures))
     total = shown.page.locator(".sum").first.inner_text()
-    assert float(total.split()[1]) == pytest.approx(one.truth.sum(), rel=1e-3) and total.endswith("in 100 steps")
+    assert float(total.split()[1]) == pytest.approx(one.env_rewards.sum(), rel=1e-3) and total.endswith("in 100 steps")
     line = shown.page.locator(".line").nth(1).get_attribute("d")
     heights = [float(point.split()[1]) for point in re.split("[ML]", line or "")[1:]]
-    assert np.corrcoef(heights, one.learnt)[0, 1] == pytest.approx(-1, abs=1e-3)  # up is more
+    assert np.corrcoef(heights, one.learned_rewards)[0, 1] == pytest.approx(-1, abs=1e-3)  # up is more
 
 
 def test_a_click_on_a_curve_goes_there_and_another_episode_can_be_chosen(
@@ -167,23 +174,42 @@ def test_a_click_on_a_curve_goes_there_and_another_episode_can_be_chosen(
     assert shown.page.evaluate(CURSORS)[0] == pytest.approx(500, abs=5)
     shown.page.select_option("#episode", "1")
     shown.page.wait_for_function(f"() => {CURSORS}[0] === 0")
-    second = episodes[1].found[1]
-    assert shown.page.evaluate(NOW)[2] == pytest.approx(second.truth[0], rel=1e-3)
+    second = episodes[1].episodes[1]
+    assert shown.page.evaluate(NOW)[2] == pytest.approx(second.env_rewards[0], rel=1e-3)
     assert shown.page.locator(".sum").nth(2).inner_text().endswith("in 100 steps")
+
+
+def test_any_moment_of_any_run_can_be_chosen(opened: Callable[..., Opened], episodes: list[Episodes]) -> None:
+    one, other = episodes
+    blind = one._replace(episodes=[episode._replace(learned_rewards=None) for episode in one.episodes])
+    moments = [("a", 100, blind), ("a", 2000, other), ("b", 2000, one)]
+    shown = opened([Show(run, "pebble", step, 2000, found) for run, step, found in moments], reduced_motion="reduce")
+    left, right = shown.page.locator(".column").all()
+    about = "pebble, step 2,000 of 2,000"
+    assert [left.locator(".run").inner_text(), left.locator(".about").inner_text()] == ["a", about]
+    assert [right.locator(".run").inner_text(), right.locator(".about").inner_text()] == ["b", about]
+    assert left.locator("optgroup").evaluate_all("(groups) => groups.map((group) => group.label)") == ["a", "b"]
+    shown.seek(30)
+    left.locator("select").select_option(label="step 100")
+    shown.page.wait_for_function(f"() => {CURSORS}[0] === 0")
+    assert left.locator(".about").inner_text() == "pebble, step 100 of 2,000"
+    assert left.locator(".missing").is_visible() and not left.locator("[data-of=learned]").is_visible()
+    now = [float(place.inner_text()) for place in (left.locator(".now").first, right.locator(".now").first)]
+    assert now == pytest.approx([one.episodes[0].env_rewards[0]] * 2, rel=1e-3)
 
 
 def test_pictures_play_too_and_a_run_without_a_learned_reward_says_so(opened: Callable[..., Opened]) -> None:
     env = FaultTolerantEnv(lambda: recorder.make("Drawn-v0", 0))
-    found = played(lambda obs: np.ones(1, np.float32), lambda obs, act: None, env, 1)
-    shown = opened([Show("run", "sac, step 100 of 100", found)], reduced_motion="reduce", script=NO_WEBGL)
-    outcome = "· success" if found.found[0].success else "· no success"
+    found = record_episodes(lambda obs: np.ones(1, np.float32), lambda obs, act: None, env, 1)
+    shown = opened([Show("run", "sac", 100, 100, found)], reduced_motion="reduce", script=NO_WEBGL)
+    outcome = "· success" if found.episodes[0].success else "· no success"
     assert shown.page.locator(".outcome").inner_text() == outcome
     pictures = []
     for step in (0, 25):
         shown.seek(step)
         pictures.append(shown.picture(0))
     assert (pictures[0] != pictures[1]).any() and max(picture.max() for picture in pictures) > 200
-    assert "No reward was learned until then." in shown.page.locator("[data-of=learnt]").inner_text()
+    assert "No reward had been learned by then." in shown.page.locator(".missing").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -200,10 +226,10 @@ def test_no_rule_of_accessibility_is_broken(opened: Callable[..., Opened], schem
 def test_the_keyboard_reaches_and_moves_everything(opened: Callable[..., Opened]) -> None:
     shown = opened(reduced_motion="reduce")
     reached = []
-    for _ in range(5):
+    for _ in range(7):
         shown.page.keyboard.press("Tab")
-        reached.append(shown.page.evaluate("document.activeElement.id"))
-    assert reached == ["play", "restart", "scrubber", "episode", "speed"]
+        reached.append(shown.page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert reached == ["moment", "moment", "play", "restart", "scrubber", "episode", "speed"]
     shown.page.focus("#scrubber")
     shown.page.keyboard.press("ArrowRight")
     assert shown.page.evaluate(CURSORS)[0] == pytest.approx(1000 / (LENGTHS[0] - 1), abs=0.01)

@@ -1,6 +1,7 @@
 """A run's folder may come from a stranger: what it holds leads nowhere else, hides nothing and exhausts nothing."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import shutil
@@ -23,28 +24,29 @@ from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.data.label_log import LabelLog, Recorded, count, sessions
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, count_sessions, read_sessions
 from rlhf_bilevel.data.preference_dataset import KEY, Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError, WriteError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.human.clips.recorder import ClipRecorder
+from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Outcome, Question
-from rlhf_bilevel.human.store import LabelStore, run_id
+from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.registries import LEARNERS
 from rlhf_bilevel.runs import session
-from rlhf_bilevel.runs.asked_queries import of_run
-from rlhf_bilevel.runs.build import ALGORITHMS
+from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils import files
-from rlhf_bilevel.utils.files import examine, made_new, write, write_sums
+from rlhf_bilevel.utils.files import check_folder, reserve_new_file, write, write_sums
 from rlhf_bilevel.utils.sqlite import NAMES_ANOTHER
 from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
 from tests.runs.test_checkpoint import saved
 from tests.support.faults import at_call, child, full_disk, kill
 
-FEW: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 10, "reward_form": "linear", "labels": 20}
+FEW: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 10, "reward_form": "linear", "labels": 20}
 HOLES = 2**40  # bytes
 
 
@@ -68,8 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert child(cut) == 9
     shutil.copytree(home / "ended", home / "people", ignore=shutil.ignore_patterns("labels.sqlite", "SHA256SUMS"))
     change(home / "people", teacher_human=True)
-    with LabelStore.of(home / "people") as book:
-        book.ask(0, [Question(b"first", b"second", {"kind": "frames"}, {"kind": "frames"})])
+    with LabelStore.of(home / "people") as label_store:
+        label_store.ask(0, [Question(b"first", b"second", {"kind": "frames"}, {"kind": "frames"})])
     return {path.name: path for path in home.iterdir()}
 
 
@@ -131,7 +133,7 @@ READING: dict[str, Callable[[Path, Path], list[str]]] = {
     "plot": lambda run, out: ["plot", str(run), "--out", f"{out}/a.svg"],
     "fork": lambda run, out: ["fork", str(run), "--steps", "250", "--out", f"{out}/fork"],
     "fit-reward": lambda run, out: ["fit-reward", str(run), "--env", "Steer-v0", "--set", "reward_epochs=2",
-                                    "--set", "eval_episodes=1"],
+                                    "--set", "n_eval_episodes=1"],
 }  # fmt: skip
 WRITING: dict[str, tuple[str, Callable[[Path, Path], list[str]]]] = {
     "resume": ("cut", lambda run, out: ["resume", str(run)]),
@@ -219,10 +221,10 @@ def test_what_only_reads_leaves_no_trace_in_the_folder(made: dict[str, Path], tm
 
 def test_nor_does_reading_what_a_killed_run_or_people_have_asked(made: dict[str, Path]) -> None:
     before = seen(made["cut"]), seen(made["people"])
-    assert len(of_run(made["cut"])) > 0  # type: ignore[arg-type]
-    assert len(list(sessions(made["cut"] / "labels.sqlite"))) > 0
-    with LabelStore.reading(made["people"]) as book:
-        assert book.pending().asked == 1
+    assert len(read_run(made["cut"])) > 0  # type: ignore[arg-type]
+    assert len(list(read_sessions(made["cut"] / "labels.sqlite"))) > 0
+    with LabelStore.reading(made["people"]) as label_store:
+        assert label_store.pending().asked == 1
     assert (seen(made["cut"]), seen(made["people"])) == before
 
 
@@ -291,20 +293,20 @@ def test_a_folder_of_links_to_folders_or_without_end_is_refused(tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").symlink_to(tmp_path)
     with pytest.raises(UserError, match="checkpoints is a link"):
-        examine(tmp_path / "run")
+        check_folder(tmp_path / "run")
     deep = tmp_path / "deep"
     (deep / "/".join("abcdefghijkl")).mkdir(parents=True)
     with pytest.raises(UserError, match="deeper folders"):
-        examine(deep)
+        check_folder(deep)
     (tmp_path / "own").symlink_to(deep / "a/b/c/d/e")  # a run's folder itself may be reached by a link
-    examine(tmp_path / "own")
+    check_folder(tmp_path / "own")
 
 
 def test_sqlite_removes_no_file_that_a_strangers_journal_names(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
     journal = run / "labels.sqlite-journal"
     journal.write_bytes(bytes(512) + b"/home/somebody/precious" + NAMES_ANOTHER)
-    for work in (LabelLog, count, lambda path: list(sessions(path))):
+    for work in (LabelLog, count_sessions, lambda path: list(read_sessions(path))):
         with pytest.raises(UserError, match="names a journal of another database"):
             work(run / "labels.sqlite")
     assert journal.exists()
@@ -370,15 +372,15 @@ def test_runs_without_a_folder_of_their_own_are_numbered(
               for name in ("sac-Steer-v0-0", "sac-Steer-v0-0-2")]  # fmt: skip
     assert gammas == [0.99, 0.9]
     with pytest.raises(SystemExit):
-        main([*train, "--set", f"hidden={','.join(['65536'] * 16)}"])  # no memory holds it: no folder is left
+        main([*train, "--set", f"net_arch={','.join(['65536'] * 16)}"])  # no memory holds it: no folder is left
     assert sorted(path.name for path in Path("runs").iterdir()) == ["sac-Steer-v0-0", "sac-Steer-v0-0-2"]
 
 
 def test_a_new_file_takes_the_place_of_none_that_has_come_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("theirs")
-    with pytest.raises(UserError, match="exists already"), made_new(tmp_path / "theirs"):
+    with pytest.raises(UserError, match="exists already"), reserve_new_file(tmp_path / "theirs"):
         write(tmp_path / "theirs", b"ours")
-    with contextlib.suppress(ZeroDivisionError), made_new(tmp_path / "ours"):
+    with contextlib.suppress(ZeroDivisionError), reserve_new_file(tmp_path / "ours"):
         raise ZeroDivisionError
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -388,7 +390,7 @@ def test_an_export_takes_the_place_of_none_either(
 ) -> None:
     def late(folder: Path, trust: bool = False) -> Any:
         (tmp_path / "p.parquet").write_text("theirs")
-        return of_run(folder)
+        return read_run(folder)
 
     monkeypatch.setattr("rlhf_bilevel.runs.asked_queries.load", late)
     assert ask(["export", str(made["ended"]), "--preferences", str(tmp_path / "p.parquet")]) == "exit 2"
@@ -416,7 +418,7 @@ def test_a_view_among_the_labels_is_never_asked(tmp_path: Path, name: str) -> No
         log.append(3, answers())
     view(path, name, ENDLESS)
     before = seen(tmp_path)
-    for work in (count, LabelLog, lambda path: list(sessions(path))):
+    for work in (count_sessions, LabelLog, lambda path: list(read_sessions(path))):
         with pytest.raises(CorruptFileError, match=f"labels.sqlite is damaged: '{name}'"):
             work(path)
     assert seen(tmp_path) == before
@@ -446,7 +448,7 @@ def test_a_view_in_the_book_is_never_asked(made: dict[str, Path], tmp_path: Path
     with contextlib.closing(sqlite3.connect(run / "book.sqlite")) as connection:
         connection.execute("PRAGMA foreign_keys=OFF")
     view(run / "book.sqlite", name, ENDLESS)
-    for work in (lambda: LabelStore.of(run), lambda: LabelStore.reading(run).__enter__(), lambda: of_run(run)):
+    for work in (lambda: LabelStore.of(run), lambda: LabelStore.reading(run).__enter__(), lambda: read_run(run)):
         with pytest.raises(CorruptFileError, match=r"book\.sqlite is damaged"):
             work()
 
@@ -493,25 +495,28 @@ def refused(work: Callable[[], Any]) -> bool:
 
 def test_what_is_acknowledged_is_in_the_file_that_is_there(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["people"], tmp_path / "run")
-    with LabelStore.of(run) as book:
-        me = book.labeller(book.invite("ann"))
+    with LabelStore.of(run) as label_store:
+        me = label_store.labeller(label_store.invite("ann"))
         assert me is not None
-        (offer,) = book.offer(me, 1)
+        (assignment,) = label_store.assign(me, 1)
         (run / "book.sqlite").rename(tmp_path / "away")
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.choose(me, offer.query_id, "left", "key")
+            label_store.choose(me, assignment.query_id, "left", "key")
         shutil.copy(tmp_path / "away", run / "book.sqlite")
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.choose(me, offer.query_id, "left", "other")
+            label_store.choose(me, assignment.query_id, "left", "other")
         (tmp_path / "away").replace(run / "book.sqlite")
-        assert book.choose(me, offer.query_id, "left", "key") is Outcome.ACCEPTED and book.progress(me).mine == 1
+        assert (
+            label_store.choose(me, assignment.query_id, "left", "key") is Outcome.ACCEPTED
+            and label_store.progress(me).mine == 1
+        )
 
         def replace(*_: Any) -> None:
             (run / "book.sqlite").rename(tmp_path / "away")
 
-        event.listen(book._engine, "commit", replace)  # at the last moment
+        event.listen(label_store._engine, "commit", replace)  # at the last moment
         with pytest.raises(OperationalError, match="removed or replaced"):
-            book.undo(me)
+            label_store.undo(me)
 
 
 @pytest.mark.parametrize("url", ["postgresql://ann@db.example/labels", "/etc/precious.sqlite", "sqlite:///precious"])
@@ -544,8 +549,8 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
 # What exhausts memory
 
 
-@pytest.mark.parametrize("settings", [{"hidden": [65536] * 8}, {"members": 10**9}, {"reward_form": "network",
-    "reward_hidden": [65536] * 8}])  # fmt: skip
+@pytest.mark.parametrize("settings", [{"net_arch": [65536] * 8}, {"ensemble_size": 10**9}, {"reward_form": "network",
+    "reward_net_arch": [65536] * 8}])  # fmt: skip
 def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -554,7 +559,7 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     with (run / "reward.safetensors").open("ab") as file:
         file.write(os.urandom(2**22))  # more than the units, far less than the weights between them
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
-    monkeypatch.setattr("rlhf_bilevel.runs.build.learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(run)
 
@@ -596,7 +601,7 @@ def test_settings_of_the_algorithm_that_no_file_may_hold_are_refused_first(
     algorithm: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
     before = seen(tmp_path)
@@ -627,8 +632,8 @@ def test_what_a_user_gave_his_algorithm_comes_back_from_the_file(tmp_path: Path,
     agent = Agent(
         "prefppo" if algorithm == "PPO" else "pebble",
         "Steer-v0",
-        algorithm=ALGORITHMS[algorithm],
-        algorithm_settings=SOUND[algorithm],
+        algorithm=LEARNERS[algorithm],
+        algorithm_settings=copy.deepcopy(SOUND[algorithm]),
         out=tmp_path / "run",
         **FEW,
     ).learn(100)
@@ -652,7 +657,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
 ) -> None:
     for kind in ("ended", "cut"):
         tell(shutil.copytree(made[kind], tmp_path / kind), algorithm, given)
-    monkeypatch.setattr(Agent, "_learner", None)  # nothing is built
+    monkeypatch.setattr("rlhf_bilevel.runs.build.make_learner", None)  # nothing is built
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.load(tmp_path / "ended")
     with pytest.raises(UserError, match="GiB of memory"):
@@ -667,7 +672,7 @@ def test_what_a_config_tells_is_checked(made: dict[str, Path], tmp_path: Path, k
     run = shutil.copytree(made["cut"], tmp_path / "run")
     told = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(told | {key: value}))
-    for work in (Agent.resume, Agent.load, of_run):
+    for work in (Agent.resume, Agent.load, read_run):
         with pytest.raises(UserError, match=rf"config\.yaml: {key}="):
             work(run)
 
@@ -707,7 +712,7 @@ def test_a_dataset_that_claims_long_segments_is_refused_before_they_are_made(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.parquet"
-    data = of_run(made["ended"])
+    data = read_run(made["ended"])
     assert data is not None
     data.write(path)
     table = parquet.read_table(path)
@@ -730,7 +735,7 @@ def test_a_file_that_is_too_large_for_its_kind_is_not_read(
     with (run / name).open("ab") as file:
         file.write(b"0" * (limit + 1))
     with pytest.raises(CorruptFileError, match=f"{name} is damaged: it has"):
-        points(run) if name != "policy.safetensors" else Agent.load(run)
+        read_records(run) if name != "policy.safetensors" else Agent.load(run)
 
 
 # What the disk does
@@ -809,7 +814,7 @@ def test_a_log_that_was_changed_is_never_believed(
     (over / name).write_bytes(fault((over / name).read_bytes()))
     if name == "evaluations.csv":
         with pytest.raises(CorruptFileError, match=f"{name} is damaged"):
-            points(over)
+            read_records(over)
 
 
 def test_a_row_that_a_kill_cut_short_is_no_damage(made: dict[str, Path], tmp_path: Path) -> None:
@@ -878,13 +883,13 @@ def test_answers_to_other_queries_are_told(tmp_path: Path) -> None:
         log.append(3, answers())
         asked = Queries(*(Segments(*(column[:, :2] for column in segments)) for segments in queries()))
         with pytest.raises(CorruptFileError, match="session 0 is of another run"):
-            Recorded(Never(), log)(asked)
+            RecordedTeacher(Never(), log)(asked)
 
 
 def test_a_film_holds_no_longer_record_than_its_file(tmp_path: Path) -> None:
-    film, values = ClipRecorder(tmp_path), np.zeros(3, np.float32)
-    film.write(0, b"record", values)
-    film.close()
+    recorder, values = ClipRecorder(tmp_path), np.zeros(3, np.float32)
+    recorder.write(0, b"record", values)
+    recorder.close()
     records = tmp_path / "clips/records.bin"
     data = bytearray(records.read_bytes())
     data[16:24] = (2**40).to_bytes(8, "little")
@@ -899,7 +904,7 @@ LAYERS = (65536, 65536, 65536)
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("pebble", {"batch": 10**9}),
+        ("pebble", {"batch_size": 10**9}),
         ("penalty", {"penalty.cost_hidden": LAYERS}),
         ("hypergradient", {"hypergradient.cost_hidden": LAYERS}),
         ("incumbent", {"reward_form": "network", "incumbent.visit_batch": 10**9}),

@@ -19,7 +19,7 @@ from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics, R
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import episodes, registry
 from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL
 
@@ -213,11 +213,11 @@ gymnasium.register("UserError/OldLimited-v0", OldStep, max_episode_steps=50)
 REFUSED["OldLimited"] = (OldStep, r"step\(action\) must return .*not enough values to unpack")
 
 TINY = SMALL | {
-    "hidden": (8,),
+    "net_arch": (8,),
     "labels": 12,
-    "session_labels": 4,
-    "update_every": 30,
-    "eval_episodes": 1,
+    "queries_per_session": 4,
+    "train_freq": 30,
+    "n_eval_episodes": 1,
     "reset_updates": 1,
 }
 
@@ -227,7 +227,7 @@ TINY = SMALL | {
 def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "LONGEST", 100)
+    monkeypatch.setattr(episodes, "LONGEST", 100)
     told = {"Never": "cut after 100 steps", "OwnWords": r"info\['success'\] is nan"}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -245,7 +245,7 @@ def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
     if name in ("Terminates", "RewardInt", "BigReward", "ZeroReward"):
         reward = {"Terminates": torch.ones_like, "RewardInt": torch.round, "BigReward": lambda r: r * 1e12,
                   "ZeroReward": torch.zeros_like}[name](reward)  # fmt: skip
-    torch.testing.assert_close(store.truth.double(), reward, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(store.env_reward.double(), reward, rtol=1e-5, atol=1e-5)
     if name not in ("ScalarObs", "IntObs", "ConstObs"):
         place, speed = (store.obs[:, -2], store.obs[:, -1])
         torch.testing.assert_close(torch.stack([place, speed]).double(), torch.stack([x, v]), rtol=1e-5, atol=1e-5)

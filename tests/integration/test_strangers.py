@@ -16,11 +16,11 @@ import pytest
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.data.label_log import LabelLog, Recorded
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
-from rlhf_bilevel.utils.files import read_json, read_yaml, sealed, tensors, write_sums
+from rlhf_bilevel.utils.files import load_tensors, read_json, read_verified, read_yaml, write_sums
 from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
 from tests.runs.test_checkpoint import saved
@@ -65,7 +65,7 @@ def test_a_pickle_in_place_of_a_runs_file_does_not_run(
     (folder / name).write_bytes(pickle.dumps(canary))
     if sealed and name != "SHA256SUMS":  # a stranger can compute a hash too
         write_sums(folder, [path.name for path in folder.iterdir() if path.name in FILES[:4]])
-    for work in (lambda: Agent.load(folder), lambda: Agent.resume(folder), lambda: points(folder)):
+    for work in (lambda: Agent.load(folder), lambda: Agent.resume(folder), lambda: read_records(folder)):
         with contextlib.suppress(ValueError, KeyError, StopIteration):
             work()
     assert not canary.nest.exists()
@@ -141,7 +141,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
         Checkpoints(folder, "same").load()
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ../../etc/passwd\n")
     with pytest.raises(CorruptFileError, match="does not name policy"):
-        sealed(tmp_path, "policy.safetensors", 100)
+        read_verified(tmp_path, "policy.safetensors", 100)
 
 
 def test_a_pickle_among_the_labels_does_not_run(tmp_path: Path, canary: Canary) -> None:
@@ -155,7 +155,7 @@ def test_a_pickle_among_the_labels_does_not_run(tmp_path: Path, canary: Canary) 
         label = connection.execute("SELECT label FROM answers").fetchone()[0]
         connection.execute("UPDATE sessions SET sha256 = ?", (_sha256([(label, blob, second)], []),))
     with pytest.raises(CorruptFileError, match="a segment is damaged"):
-        Recorded(Never(), LabelLog(tmp_path / "labels.sqlite"))(queries(1))
+        RecordedTeacher(Never(), LabelLog(tmp_path / "labels.sqlite"))(queries(1))
     assert not canary.nest.exists()
 
 
@@ -184,4 +184,4 @@ def test_absurd_files_are_refused_before_they_unfold(tmp_path: Path) -> None:
     absurd = {"w": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
     header = json.dumps(absurd).encode()
     for data in (struct.pack("<Q", 2**60), struct.pack("<Q", len(header)) + header, b"", b"PK\x03\x04"):
-        assert unfolds(lambda data=data: tensors(data, "theirs")) < 1e6
+        assert unfolds(lambda data=data: load_tensors(data, "theirs")) < 1e6

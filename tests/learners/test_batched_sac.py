@@ -10,9 +10,10 @@ import torch
 from stable_baselines3 import SAC, TD3
 from torch import Tensor
 
-from rlhf_bilevel.data.replay_buffer import Mirror, ReplayBuffer
+from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.learners.off_policy import SB3Learner, on_its_own, together
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
@@ -33,14 +34,14 @@ def filled(rows: int = 200) -> ReplayBuffer:
 def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = None, **own: Any) -> list[SB3Learner]:
     """They meet the same rows and noise whatever the algorithm."""
     env, store = registry.make("Pendulum-v1", 0), filled()
-    config = small_config(hidden=own.pop("hidden", (16, 12)), initial_alpha=0.3)
+    config = small_config(net_arch=own.pop("net_arch", (16, 12)), ent_coef="auto_0.3")
     return [SB3Learner(env, config, store, number, algorithm, **own) for number in numbers or range(count)]
 
 
 def stack(several: Sequence[SB3Learner], batched: bool) -> BatchedSAC:
     """``batched``: as on a GPU."""
     views, rngs = [learner._view for learner in several], [learner._rng for learner in several]
-    return BatchedSAC([learner.model for learner in several], views, rngs, several[0]._config.batch, batched)
+    return BatchedSAC([learner.model for learner in several], views, rngs, several[0]._config.batch_size, batched)
 
 
 def everything(learner: SB3Learner) -> dict[str, Tensor]:
@@ -67,11 +68,13 @@ def assert_alike(left: SB3Learner, right: SB3Learner, within: float) -> None:
     "own",
     [
         {},
-        {"hidden": (24,)},
-        {"hidden": (8, 8, 8)},
+        {"net_arch": (24,)},
+        {"net_arch": (8, 8, 8)},
         {"ent_coef": 0.2},
         {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 12]}, "n_critics": 3}},
         {"gamma": 0.5, "tau": 0.3, "target_entropy": -3.0},
+        {"policy": NormedPolicy},
+        {"policy": NormedPolicy, "policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 10, 12]}, "n_critics": 3}},
     ],
 )
 @pytest.mark.parametrize(("updates", "batched"), [(1, False), (20, False), (20, True)])
@@ -151,7 +154,7 @@ def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
 
 
 def test_a_run_is_plain_sb3s_but_for_rounding() -> None:
-    settings: dict[str, Any] = {"steps": 90, "learning_starts": 40, "hidden": (32, 32), "seed": 3}
+    settings: dict[str, Any] = {"total_timesteps": 90, "learning_starts": 40, "net_arch": (32, 32), "seed": 3}
     ours, theirs = (
         build("sac", "Pendulum-v1", **settings),
         build("sac", "Pendulum-v1", {"algorithm": Plain}, **settings),
@@ -191,7 +194,7 @@ def test_clamped_deviations_and_actions_at_the_border_have_sb3s_derivatives() ->
 
 def test_a_mirror_has_every_row_as_it_comes() -> None:
     store = filled(20)
-    mirror = Mirror(store, torch.device("cpu"))
+    mirror = DeviceCopy(store, torch.device("cpu"))
     mirror._table = torch.zeros_like(store.table)  # as on another device
     store.size, out = 10, torch.zeros(3, store.table.shape[1])
     for size in (10, 11, 20):

@@ -17,13 +17,13 @@ class Plain(SAC):
 
 
 def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
-    config = small_config(steps=260, learning_starts=40, hidden=(32, 32), seed=3)
+    config = small_config(total_timesteps=260, learning_starts=40, net_arch=(32, 32), seed=3)
     ours = build("sac", "Pendulum-v1", {"algorithm": Plain}, **config.model_dump())
     assert ours.config == config
     for _ in train(ours):
         pass
     theirs = SAC(env=registry.make("Pendulum-v1", seed=3), **settings(config, SAC))
-    theirs.learn(config.steps)
+    theirs.learn(config.total_timesteps)
     model = ours.learners[0].model
     for name, expected in theirs.policy.state_dict().items():
         assert torch.equal(model.policy.state_dict()[name], expected), name
@@ -31,7 +31,7 @@ def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
     buffer = theirs.replay_buffer
     assert np.array_equal(ours.store.obs.numpy(), buffer.observations[:260, 0])
     assert np.array_equal(ours.store.act.numpy(), buffer.actions[:260, 0])
-    assert np.array_equal(ours.store.truth.numpy(), buffer.rewards[:260, 0])
+    assert np.array_equal(ours.store.env_reward.numpy(), buffer.rewards[:260, 0])
 
 
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
@@ -44,8 +44,8 @@ def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) ->
     obs, _ = env.reset()
     for step in range(40):
         action, scaled = learner.act(obs, step)
-        next_obs, truth, terminated, _, _ = env.step(action)
-        store.add(obs, scaled, next_obs, truth, terminated)
+        next_obs, env_reward, terminated, _, _ = env.step(action)
+        store.add(obs, scaled, next_obs, env_reward, terminated)
         obs = next_obs
     assert "train/critic_loss" in learner.improve(4, 40)
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.actor.parameters(), strict=True))
@@ -68,7 +68,7 @@ def test_actions_are_stored_in_the_learners_scale() -> None:
 
 
 def test_a_critics_reset_is_a_fresh_critic_and_spares_the_actor() -> None:
-    run = build("sac", steps=100, learning_starts=20)
+    run = build("sac", total_timesteps=100, learning_starts=20)
     for _ in train(run):
         pass
     learner = run.learners[0]
@@ -85,7 +85,7 @@ def test_a_critics_reset_is_a_fresh_critic_and_spares_the_actor() -> None:
 
 def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
     """With the critics replaced by Q(s, a) = -(a - m)^2 and two Gaussian actors, the gap is known in closed form."""
-    run = build("twin", steps=60, learning_starts=20)
+    run = build("twin", total_timesteps=60, learning_starts=20)
     first, second = run.learners
     first.model.log_ent_coef.data.fill_(float(np.log(0.1)))
     first.model.critic.forward = lambda s, a: (-((a - 0.3) ** 2), -((a - 0.3) ** 2))

@@ -1,35 +1,55 @@
 """PPO on our store is Stable-Baselines3's, where the reward is the true one; and it sees the reward that it is told."""
 
+from pathlib import Path
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from stable_baselines3 import PPO
 
-from rlhf_bilevel import Agent
+from rlhf_bilevel import Agent, LearnedReward, LearnedRewardWrapper
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.training.loop import train
-from tests.conftest import build, small_config
+from rlhf_bilevel.types import Preferences, Queries
+from tests.conftest import SMALL, Steer, build, small_config
 
 ROLLOUT = {"n_steps": 70, "batch_size": 35, "n_epochs": 3, "learning_rate": 1e-3}
 
 
-def test_true_reward_is_plain_sb3_ppo_bit_for_bit() -> None:
+class Choose(Steer):
+    """Steer, with three actions; it looks them up, as many environments do."""
+
+    action_space = Discrete(3)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return super().step(np.array([{0: -1.0, 1: 0.0, 2: 1.0}[action]]))
+
+
+gymnasium.register("Choose-v0", Choose)
+
+
+@pytest.mark.parametrize(("env_id", "size"), [("Steer-v0", 1), ("Choose-v0", 3)])
+def test_true_reward_is_plain_sb3_ppo_bit_for_bit(env_id: str, size: int) -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
-    config = small_config(steps=210, learning_starts=0, pretrain_steps=0, seed=3)
-    learner = PPOLearner(registry.make("Steer-v0", 3), config, ReplayBuffer(1, 1, 210), **ROLLOUT)
-    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options"}))
-    run.learners = [learner]
+    config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
+    env, same = (registry.make(env_id, 3, discrete=True) for _ in range(2))
+    learner = PPOLearner(env, config, ReplayBuffer(1, size, 210), **ROLLOUT)
+    run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))
+    run.learners, run.envs = [learner], [env]
     run.store, run.improve = learner._store, lambda updates, step: [learner.improve(updates, step)]
     run.method = type(run.method)("true", 1, lambda run: [run.store.true_reward])
-    learner.see(run.store.true_reward)
+    learner.set_reward(run.store.true_reward)
     np.random.seed(3)  # SB3 shuffles its minibatches by numpy's global generator
     told = [row for row in train(run) if "learner_0/train/loss" in row]
-    theirs = PPO("MlpPolicy", registry.make("Steer-v0", 3), seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
+    theirs = PPO("MlpPolicy", same, seed=3, policy_kwargs={"net_arch": [16, 16]}, **ROLLOUT)
     theirs.learn(210)
-    assert len(told) == 3
+    assert len(told) == 3 and torch.equal(run.store.act.abs().amax(0) > 0, torch.ones(size).bool())
     for name, expected in theirs.policy.state_dict().items():
         assert torch.equal(learner.model.policy.state_dict()[name], expected), name
 
@@ -47,7 +67,7 @@ def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> Non
         obs, next_obs = obs.astype(np.float32), next_obs.astype(np.float32)
         _, scaled = learner.act(obs, row)
         store.add(obs, scaled, next_obs, 0.0, ends.get(row, False))
-    learner.see(lambda rows: rows.float() / 10)
+    learner.set_reward(lambda rows: rows.float() / 10)
     buffer = learner._rollout()
 
     def value(obs: torch.Tensor) -> np.ndarray:
@@ -75,7 +95,7 @@ def test_a_step_of_which_nothing_was_stored_leaves_no_trace() -> None:
 
 
 def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
-    run = build("prefppo", steps=100, options=ROLLOUT)
+    run = build("prefppo", total_timesteps=100, options=ROLLOUT)
     learner, seen = run.learners[0], [torch.zeros(0)]
     for _ in train(run):
         pass
@@ -85,13 +105,15 @@ def test_a_critics_reset_spares_the_policy_and_forgets_the_rollout() -> None:
     learner.reset_critic()
     assert torch.equal(policy.get_distribution(obs).distribution.mean, seen[0])
     assert not torch.allclose(policy.predict_values(obs), seen[1])
-    assert learner.state()["taken"] is None and learner.state()["begin"] == 100
+    assert learner.state_dict()["taken"] is None and learner.state_dict()["begin"] == 100
 
 
 def test_prefppo_learns_a_task_from_labels_alone() -> None:
     """True return on the probe: random is about 15, the best possible about 46 of 50. Some seeds are misled."""
     options = {"n_steps": 96, "batch_size": 32, "n_epochs": 10, "learning_rate": 1e-2, "clip_range": 0.2}
-    run = build("prefppo", steps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1)
+    run = build(
+        "prefppo", total_timesteps=1200, labels=60, options=options, reward_epochs=10, refresh_every=100, seed=1
+    )
     returns = [row["rollout/true_return"] for row in train(run) if "rollout/true_return" in row]
     assert np.mean(returns[-6:]) > 32 > 1.5 * np.mean(returns[:4])
 
@@ -101,7 +123,7 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
         Agent("pebble", "Steer-v0", algorithm=PPO)
     from stable_baselines3 import TD3
 
-    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes Uniform"):
+    with pytest.raises(ValueError, match="algorithm=TD3: the method random takes RandomPolicy"):
         Agent("random", "Steer-v0", algorithm=TD3)
     with pytest.raises(ValueError, match="algorithm=TD3: the method parl needs probabilities"):
         Agent("parl", "Steer-v0", algorithm=TD3)
@@ -111,3 +133,46 @@ def test_an_algorithm_that_does_not_fit_the_method_is_refused() -> None:
 def test_advantages_of_one_step_have_no_spread_to_be_normalised_with(name: str) -> None:
     with pytest.raises(UserError, match=f"prefppo.{name}=1: Input should be greater than or equal to 2"):
         Agent("prefppo", "Steer-v0", options={name: 1})
+
+
+QUICK = {"n_steps": 128, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-3}
+
+
+def test_preferences_teach_it_discrete_actions_and_their_reward_can_be_handed_on(tmp_path: Path) -> None:
+    settings = SMALL | {"reward_epochs": 30, "gamma": 0.9, "options": QUICK, "eval_freq": 10_000}
+    agent = Agent("prefppo", "Choose-v0", out=tmp_path / "run", **settings).learn(1500)
+    assert agent.evaluate(5).returns.mean() > 35  # of 50; staying where an episode begins has about 25
+    obs, reward = np.zeros(1, np.float32), LearnedReward.load(tmp_path / "run")
+    assert Agent.load(tmp_path / "run").predict(obs)[0] == agent.predict(obs)[0]
+    env = LearnedRewardWrapper(Choose(), reward)
+    first, _ = env.reset(seed=0)
+    one_hot = torch.eye(3)[2:]
+    with torch.no_grad():
+        assert agent.reward is not None
+        expected = agent.reward(torch.from_numpy(first)[None], one_hot).item()
+    assert env.step(2)[1] == expected == reward(first, 2)
+    with pytest.raises(UserError, match="whole numbers from 0 to 2, not 3"):
+        reward(first, 3)
+    with pytest.raises(UserError, match=r"with actions Discrete\(3\), and these are Box"):
+        LearnedRewardWrapper(Steer(), reward)
+
+
+def test_other_methods_refuse_discrete_actions_in_one_line() -> None:
+    for method in ("pebble", "sac", "penalty"):
+        with pytest.raises(UserError, match=r"Discrete\(3\).* the method prefppo takes them as they are"):
+            Agent(method, "Choose-v0", **SMALL).learn(60)
+
+
+@pytest.mark.slow
+def test_cartpole_is_learnt_from_preferences() -> None:
+    """Of somebody who wants the pole upright. An episode ends when it falls, which is bad: termination=nonnegative."""
+
+    def upright(queries: Queries) -> Preferences:
+        first, second = (-part.obs[..., 2].abs().sum(-1) for part in queries)
+        return Preferences(*queries, label=(first > second).float())
+
+    options = {"n_steps": 1024, "n_epochs": 10, "learning_rate": 3e-4, "clip_range": 0.2}
+    settings = {"termination": "nonnegative", "segment_length": 8, "labels": 100, "options": options, "seed": 0}
+    settings |= {"reward_net_arch": (32, 32), "net_arch": (64, 64), "eval_freq": 100_000, "pretrain_steps": 1000}
+    agent = Agent("prefppo", "CartPole-v1", teacher=upright, **settings).learn(20_000)
+    assert agent.evaluate(10).returns.mean() > 150  # at random: 22

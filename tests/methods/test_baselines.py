@@ -38,7 +38,13 @@ OFF: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OFF)
 def test_what_sets_it_apart_switched_off_leaves_pebble_bit_for_bit(name: str) -> None:
-    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
+    settings: dict[str, Any] = {
+        "total_timesteps": 80,
+        "train_freq": 4,
+        "refresh_every": 20,
+        "labels": 16,
+        "reward_epochs": 2,
+    }
     if name == "surf":  # whose crops have a graph of their own: gradients would be added in another order
         settings["reward_damping"] = 0
     plain = trained("pebble", **settings, **METHODS[name].settings)
@@ -120,7 +126,7 @@ def test_surf_adds_the_loss_of_sure_unlabelled_pairs(run: Run, monkeypatch: pyte
                 sure += 1
                 expected = expected - 0.7 * torch.log(torch.max(p, 1 - p)) / (3 * 32)
     assert 0 < sure < 3 * 32
-    loss = surf.upper(one, batch, output)
+    loss = surf.reward_loss(one, batch, output)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.allclose(slope(run, loss), slope(run, expected), rtol=1e-3, atol=1e-6)
 
@@ -130,7 +136,7 @@ def test_surf_adds_the_loss_of_sure_unlabelled_pairs(run: Run, monkeypatch: pyte
 
 def test_rune_sees_the_mean_and_a_falling_share_of_the_members_spread(run: Run) -> None:
     one, rows = of(run, "rune", beta=0.5, rho=0.01), torch.arange(30)
-    (signal,) = rune.RUNE.sees(one)
+    (signal,) = rune.RUNE.learner_rewards(one)
     members = run.reward.members(run.store.obs[rows], run.store.act[rows]).detach().numpy()
     for step in (0, 7, 300):
         one.step = step
@@ -153,10 +159,10 @@ def test_the_detached_critic_moves_residuals_and_takes_no_gradient(run: Run) -> 
         return torch.cat(steps, 1).mean(1).detach()
 
     one = of(run, "detached", weight=0.3)
-    (got,) = torch.autograd.grad(detached.upper(one, batch, output), output)
+    (got,) = torch.autograd.grad(detached.reward_loss(one, batch, output), output)
     shifted = output.detach() + 0.3 * (q(batch.first) - q(batch.second))
     assert torch.allclose(got, (shifted.sigmoid() - batch.label) / output.numel(), atol=1e-6)
-    plain = pebble.upper(run, batch, output)
+    plain = pebble.reward_loss(run, batch, output)
     assert not torch.allclose(got, torch.autograd.grad(plain, output)[0], atol=1e-5)
     for parameter in critic.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
@@ -167,9 +173,9 @@ def test_the_detached_critic_moves_residuals_and_takes_no_gradient(run: Run) -> 
 
 def test_qpa_averages_over_crops_and_asks_the_newest_policy(run: Run) -> None:
     batch, output = answers(run)
-    whole = qpa.upper(of(run, "qpa", copies=3, shortest=1, longest=1), batch, output)
-    assert whole.item() == pytest.approx(pebble.upper(run, batch, output).item(), rel=1e-6)
-    losses = [qpa.upper(of(run, "qpa", copies=copies), batch, output).item() for copies in (1, 2000)]
+    whole = qpa.reward_loss(of(run, "qpa", copies=3, shortest=1, longest=1), batch, output)
+    assert whole.item() == pytest.approx(pebble.reward_loss(run, batch, output).item(), rel=1e-6)
+    losses = [qpa.reward_loss(of(run, "qpa", copies=copies), batch, output).item() for copies in (1, 2000)]
     first, second = (run.reward.members(part.obs, part.act) for part in batch[:2])
     means = []
     for length in (7, 8, 9):  # the exact mean over all crops
@@ -179,7 +185,7 @@ def test_qpa_averages_over_crops_and_asks_the_newest_policy(run: Run) -> None:
         means.append(torch.stack(terms).mean().item())
     assert losses[1] == pytest.approx(np.mean(means), rel=5e-3) and losses[0] != pytest.approx(losses[1], rel=1e-4)
     config = trained("qpa").config
-    assert (config.policy_aligned, config.newest_share, config.members) == (True, 0.5, 1)
+    assert (config.policy_aligned, config.newest_share, config.ensemble_size) == (True, 0.5, 1)
 
 
 # RIME
@@ -193,7 +199,7 @@ def test_rime_trusts_and_flips_by_its_thresholds(run: Run) -> None:
     assert rime.threshold(one.options, one.state) == pytest.approx(limit, rel=1e-6)
     batch = run.prefs[:3]._replace(label=torch.ones(3))
     output = torch.tensor([2.0, -2.0, -9.0]).expand(3, 3).clone().requires_grad_()  # surprises .13, 2.1, 9
-    (got,) = torch.autograd.grad(rime.upper(one, batch, output), output)
+    (got,) = torch.autograd.grad(rime.reward_loss(one, batch, output), output)
     assert torch.allclose(got[0], torch.tensor([torch.sigmoid(torch.tensor(2.0)) - 1, 0, math.exp(-9)]) / 6, atol=1e-5)
     assert (one.state["trusted"], one.state["flipped"]) == pytest.approx((1 / 3, 1 / 3))
 
@@ -222,7 +228,7 @@ def test_rime_learns_from_labels_of_which_a_third_is_wrong(run: Run) -> None:
         optimizer = torch.optim.Adam([weight], 0.1)
         batch = Preferences(*pairs, label=noisy)
         for _ in range(200):
-            loss = one.method.upper(one, batch, (weight * truth).expand(3, -1))  # type: ignore[misc]
+            loss = one.method.reward_loss(one, batch, (weight * truth).expand(3, -1))  # type: ignore[misc]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -231,7 +237,7 @@ def test_rime_learns_from_labels_of_which_a_third_is_wrong(run: Run) -> None:
 
 
 def test_rimes_warm_start_fits_the_state_entropy_and_spares_the_labels_optimizer() -> None:
-    one = build("rime", steps=300, options={"warm_updates": 20}, update_every=4)
+    one = build("rime", total_timesteps=300, options={"warm_updates": 20}, train_freq=4)
     for _ in train(one):
         if one.step == one.on_policy_since - 1:
             break
@@ -276,7 +282,7 @@ def test_parls_gradient_is_that_of_the_loss_after_a_step_of_policy_gradient(run:
     one, (batch, output) = of(run, "parl", weight=0.5), answers(run, 12)
     losses = cross_entropy(output, batch.label)
     plain = slope(one, losses.mean())
-    extra = slope(one, parl.upper(one, *answers(run, 12))) - plain
+    extra = slope(one, parl.reward_loss(one, *answers(run, 12))) - plain
     actor = one.learners[0].model.actor  # type: ignore[attr-defined]
     weights = list(actor.parameters())
 
@@ -309,7 +315,7 @@ def test_parls_gradient_is_that_of_the_loss_after_a_step_of_policy_gradient(run:
 @pytest.fixture(scope="module")
 def answered() -> Run:
     """Of ``hypergradient``, at the end, in a refresh; its cost is fitted."""
-    return fresh("hypergradient", steps=240, update_every=4)
+    return fresh("hypergradient", total_timesteps=240, train_freq=4)
 
 
 def written_out(run: Run) -> Tensor:
@@ -341,7 +347,7 @@ def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
     assert formula.norm() > 0
     for share in (1.0, 0.25, 1e-3):
         one = of(answered, "hypergradient", gradient_share=share, visit_discount=visit_discount)
-        extra = slope(one, hypergradient.upper(one, *answers(one))) - plain
+        extra = slope(one, hypergradient.reward_loss(one, *answers(one))) - plain
         expected = formula * min(1, share * plain.norm() / formula.norm())
         assert torch.allclose(extra, expected, rtol=1e-2, atol=2e-3 * expected.abs().max().item() + 1e-7)
         assert extra.norm() <= share * plain.norm() * 1.001
@@ -349,7 +355,13 @@ def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
 
 
 def test_without_cost_the_hypergradient_is_pebble_bit_for_bit() -> None:
-    settings: dict[str, Any] = {"steps": 80, "update_every": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2}
+    settings: dict[str, Any] = {
+        "total_timesteps": 80,
+        "train_freq": 4,
+        "refresh_every": 20,
+        "labels": 16,
+        "reward_epochs": 2,
+    }
     assert same_weights(trained("pebble", **settings), fresh("hypergradient", use_cost=False, **settings))
 
 
@@ -394,7 +406,7 @@ def test_mrns_gradient_is_the_implicit_one(run: Run) -> None:
     """d outer / d r_n = lr (2 / N) <grad outer at theta', grad Q_n at theta>, from slopes taken one by one."""
     one, (batch, _) = of(run, "mrn"), answers(run, 12)
     rows, store, learner = torch.arange(60, 68), run.store, run.learners[0]
-    state = learner.state()["rng"].clone()
+    state = learner.state_dict()["rng"].clone()
     got = slope(one, mrn.outer(one, batch, rows))
     critic = learner.model.critic  # type: ignore[attr-defined]
     weights = list(critic.parameters())
@@ -432,7 +444,7 @@ def test_mrns_gradient_is_the_implicit_one(run: Run) -> None:
 def test_what_looks_at_the_learner_waits_until_it_has_answered(run: Run, name: str) -> None:
     one = of(run, name)
     assert not torch.equal(gradient(one, METHODS[name]), gradient(run, pebble.PEBBLE))
-    one.tracked = False
+    one.in_refresh = False
     assert torch.equal(gradient(one, METHODS[name]), gradient(run, pebble.PEBBLE))
 
 
@@ -440,7 +452,7 @@ def test_what_looks_at_the_learner_waits_until_it_has_answered(run: Run, name: s
 
 
 def test_random_acts_uniformly_and_never_learns() -> None:
-    one = build("random", steps=300)
+    one = build("random", total_timesteps=300)
     before = [p.clone() for p in one.learners[0].model.policy.parameters()]  # type: ignore[attr-defined]
     list(train(one))
     model = one.learners[0].model  # type: ignore[attr-defined]
@@ -454,7 +466,10 @@ def test_random_acts_uniformly_and_never_learns() -> None:
 
 def test_unlabelled_is_pre_training_without_end() -> None:
     """Bit for bit what PEBBLE is whose teacher has no label to give."""
-    one, other = build("unlabelled", steps=80, update_every=2), build("pebble", steps=80, update_every=2, labels=0)
+    one, other = (
+        build("unlabelled", total_timesteps=80, train_freq=2),
+        build("pebble", total_timesteps=80, train_freq=2, labels=0),
+    )
     list(train(one)), list(train(other))
     weights = [list(each.learners[0].model.policy.parameters()) for each in (one, other)]  # type: ignore[attr-defined]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
@@ -465,8 +480,10 @@ def test_unlabelled_is_pre_training_without_end() -> None:
 
 
 def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None:
-    given = config.gather({"steps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf")
-    assert given == {"steps": 9, "options": {"weight": 2, "threshold": 0.5}}
+    given = config.nest_options(
+        {"total_timesteps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf"
+    )
+    assert given == {"total_timesteps": 9, "options": {"weight": 2, "threshold": 0.5}}
     with pytest.raises(ValueError, match=r"unknown setting 'surf.treshold'; did you mean 'surf.threshold'\?"):
         build("surf", options={"treshold": 0.5})
     with pytest.raises(ValueError, match=r"surf.threshold=2: .* less than or equal to 1"):
@@ -476,7 +493,7 @@ def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None
 
 
 def test_settings_go_defaults_preset_method_user_and_are_written_down(tmp_path: Path) -> None:
-    settings = SMALL | {"newest_share": 0.25, "qpa.copies": 3, "surf.threshold": 0.7, "pretrain_steps": 20}
+    settings = SMALL | {"newest_share": 0.25, "qpa.copies": 3, "pretrain_steps": 20}
     Agent("qpa", "Steer-v0", preset="quick", out=tmp_path / "run", **settings).learn(50)
     told = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
     assert (told["policy_aligned"], told["newest_share"], told["action_repeat"]) == (True, 0.25, 4)

@@ -66,22 +66,24 @@ def gradient(run: Run, upper) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = torn(sides)
     pair = best_responses(run)
     monkeypatch.setattr(penalty, "sample_visits", lambda run: pair)
-    plain = gradient(run, penalty.upper)
+    plain = gradient(run, penalty.reward_loss)
     run.options = run.options.model_copy(update={"gap_share": 1e9})
-    assert torch.allclose(gradient(run, penalty.upper), plain, atol=1e-6)
+    assert torch.allclose(gradient(run, penalty.reward_loss), plain, atol=1e-6)
     run.options = run.options.model_copy(update={"gap_share": 0.5})
     run.state.memory.clear()
     answers = run.prefs[:]
     labels = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(labels, list(run.reward.parameters()))])
-    assert (gradient(run, penalty.upper) - own).norm() <= 0.5 * own.norm() * (1 + 1e-5)
+    assert (gradient(run, penalty.reward_loss) - own).norm() <= 0.5 * own.norm() * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_upper_objective_is_in_what_the_learner_sees_and_not_in_the_gap() -> None:
     run = torn("one")
     obs, act = run.store.obs[:20], run.store.act[:20]
@@ -90,6 +92,7 @@ def test_the_weight_of_the_upper_objective_is_in_what_the_learner_sees_and_not_i
     assert torch.allclose(seen, run.reward(obs, act) - 2.5 * run.options.sigma * run.state.cost(obs, act), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
     run = fresh("penalty", sides="forward", careful_from="last_label")
     assert len(run.prefs) == run.config.labels and penalty.sides(run) == (0.0, -run.options.sigma)
@@ -97,35 +100,37 @@ def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
     assert penalty.sides(run) == (0.0, run.options.sigma)
 
 
+@pytest.mark.slow
 def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> None:
-    run = build("penalty", steps=160, fork_response=True)
+    run = build("penalty", total_timesteps=160, fork_response=True)
     for _ in train(run):
         pass
-    penalty.estimate(run)
+    penalty.update_estimates(run)
     one, other = run.learners
-    ours, theirs = (copy.deepcopy(each.state()) for each in (one, other))
+    ours, theirs = (copy.deepcopy(each.state_dict()) for each in (one, other))
     assert digest(ours["modules"]) == digest(theirs["modules"])
     assert torch.equal(one._view.sample(16)[0], other._view.sample(16)[0])  # type: ignore[attr-defined]
 
 
 def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
     """With the same batches and the same noise they differ by the cost alone."""
-    run = build("penalty", steps=160, use_cost=False)
+    run = build("penalty", total_timesteps=160, use_cost=False)
     for _ in train(run):
         pass
     run.options = run.options.model_copy(update={"fork_response": True})
-    penalty.estimate(run)
+    penalty.update_estimates(run)
     run.improve(5, run.step)
     one, other = (each.model.policy.state_dict() for each in run.learners)  # type: ignore[attr-defined]
     for name in one:  # rewards that were computed in other batches differ in their last bits
         assert torch.allclose(one[name], other[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_incumbents_gradient_is_the_labels_and_the_bounded_gap() -> None:
     run = fresh("incumbent")
     state = run.rng["visits"].bit_generator.state
     run.state.clear()
-    got = gradient(run, incumbent.upper)
+    got = gradient(run, incumbent.reward_loss)
     run.rng["visits"].bit_generator.state = state
     o = run.options
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]

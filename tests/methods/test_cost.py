@@ -13,8 +13,8 @@ from rlhf_bilevel.types import Preferences, Queries, Segments
 STATES, ACTIONS, PAIRS = 4, 3, 30_000
 
 
-@pytest.mark.parametrize("source", ["labels", "posterior"])
-@pytest.mark.parametrize("kind", ["preference_loss", "win_rate"])
+@pytest.mark.parametrize("source", ["labels", pytest.param("posterior", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["preference_loss", pytest.param("win_rate", marks=pytest.mark.slow)])
 def test_learnt_cost_is_the_exact_derivative_up_to_a_constant(kind: str, source: str) -> None:
     rng = torch.Generator().manual_seed(1)
     mdp = tabular.random_mdp(rng, STATES, ACTIONS)
@@ -27,7 +27,7 @@ def test_learnt_cost_is_the_exact_derivative_up_to_a_constant(kind: str, source:
     objective = preference_loss(truth) if kind == "preference_loss" else win_rate(truth, visits, visits, weight)
     exact = tabular.exact_cost(objective, reward, visits)
 
-    config = Config(steps=1, segment_length=1, gamma=mdp.gamma)
+    config = Config(total_timesteps=1, segment_length=1, gamma=mdp.gamma)
     options = CostOptions(
         objective=kind, win_weight=weight, cost=source, cost_pairs=512, cost_hidden=(32,), cost_learning_rate=1e-2
     )

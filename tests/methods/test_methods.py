@@ -17,10 +17,10 @@ from tests.conftest import FEW, build
 
 
 def fresh(method: str, **settings) -> Run:
-    run = build(method, **({"steps": 160} | settings))
+    run = build(method, **({"total_timesteps": 160} | settings))
     for _ in train(run):
         pass
-    run.tracked = True
+    run.in_refresh = True
     return run
 
 
@@ -37,7 +37,7 @@ def trained(method: str, **settings) -> Run:
 def gradient(run: Run, method) -> torch.Tensor:
     """Of a method's upper objective on all labels, over all of the reward's parameters."""
     answers = run.prefs[:]
-    loss = method.upper(run, answers, logits(run.reward.members, answers))
+    loss = method.reward_loss(run, answers, logits(run.reward.members, answers))
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
 
 
@@ -101,7 +101,7 @@ def test_the_upper_gradient_equals_finite_differences(sides: str, monkeypatch: p
             loss = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
             return (loss + (discounted(fixed[0]) - discounted(fixed[1])) / width).item()
 
-    loss = penalty.upper(run, answers, logits(run.reward.members, answers))
+    loss = penalty.reward_loss(run, answers, logits(run.reward.members, answers))
     grads = torch.autograd.grad(loss, list(run.reward.parameters()))
     rng = np.random.default_rng(0)
     for parameter, grad in zip(run.reward.parameters(), grads, strict=True):
@@ -134,7 +134,7 @@ def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
 
 
 def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "tracked", False)
+    monkeypatch.setattr(run, "in_refresh", False)
     assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
 
 
@@ -142,7 +142,7 @@ def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: 
 def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPatch, sides: str) -> None:
     rows = torch.arange(50)
     monkeypatch.setattr(run, "options", run.options.model_copy(update={"sides": sides}))
-    first, second = (signal(rows) for signal in penalty.sees(run))
+    first, second = (signal(rows) for signal in penalty.learner_rewards(run))
     with torch.no_grad():
         reward, cost = (f(run.store.obs[rows], run.store.act[rows]) for f in (run.reward, run.state.cost))
     assert cost.std() > 0
@@ -151,11 +151,12 @@ def test_learners_see_the_tilted_rewards(run: Run, monkeypatch: pytest.MonkeyPat
     assert torch.allclose(second, reward + (tilt if sides == "forward" else -tilt), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_sigma_spread_is_how_far_the_cost_spreads_beside_the_reward(sides: str) -> None:
     run = fresh("penalty", sides=sides, sigma_spread=0.7)
-    penalty.estimate(run)
-    first, second = (signal(torch.arange(run.store.size)) for signal in penalty.sees(run))
+    penalty.update_estimates(run)
+    first, second = (signal(torch.arange(run.store.size)) for signal in penalty.learner_rewards(run))
     reward = run.store.learned(run.reward)(torch.arange(run.store.size))
     assert (first - second).std() / reward.std() == pytest.approx(0.7 * (2 if sides == "two" else 1), rel=1e-3)
     assert run.state.memory["sigma"] != run.options.sigma
@@ -173,16 +174,19 @@ def test_without_cost_the_penalty_method_is_the_control_bit_for_bit(use_gap: boo
     assert same_weights(bare, trained("twin"))
 
 
+@pytest.mark.slow
 def test_cost_and_gap_each_move_a_run() -> None:
-    costly = trained("penalty", steps=300, use_gap=False)
-    assert not same_weights(costly, trained("twin", steps=300))
-    assert not same_weights(costly, trained("penalty", steps=300))
+    costly = trained("penalty", total_timesteps=300, use_gap=False)
+    assert not same_weights(costly, trained("twin", total_timesteps=300))
+    assert not same_weights(costly, trained("penalty", total_timesteps=300))
 
 
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
-    lone = build("pebble", steps=160)
-    lone.method = penalty.PENALTY.__class__("lone", 1, lambda run: penalty.sees(run)[:1], penalty.upper)
+    lone = build("pebble", total_timesteps=160)
+    lone.method = penalty.PENALTY.__class__(
+        "lone", 1, lambda run: penalty.learner_rewards(run)[:1], penalty.reward_loss
+    )
     lone.options = penalty.PenaltyOptions(use_cost=False, use_gap=False)
     lone.state = penalty.PENALTY.state(lone)
     for _ in train(lone):
@@ -190,6 +194,7 @@ def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     assert same_weights(lone, trained("pebble"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -208,6 +213,7 @@ def test_every_choice_runs_through_all_phases(settings: dict) -> None:
     assert all(torch.isfinite(p).all() for p in run.reward.parameters())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
     assert same_weights(trained("penalty"), fresh("penalty"))
     assert not same_weights(trained("penalty"), trained("penalty", seed=1))
@@ -216,10 +222,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_three_hundred_steps_of_each(name: str) -> None:
     """Only a method with an upper objective asks for labels, and learns a reward from them; what is learnt is sound."""
-    run = build(name, steps=300, update_every=4, refresh_every=30, **FEW.get(name, {}))
+    run = build(name, total_timesteps=300, train_freq=4, refresh_every=30, **FEW.get(name, {}))
     before = [p.clone() for p in run.reward.parameters()]
     rows = list(train(run))
-    learns = METHODS[name].upper is not None
+    learns = METHODS[name].reward_loss is not None
     assert len(run.prefs) == (40 if learns else 0)
     assert learns == any(not torch.equal(a, b) for a, b in zip(before, run.reward.parameters(), strict=True))
     assert all(torch.isfinite(p).all() for learner in run.learners for p in learner.model.policy.parameters())

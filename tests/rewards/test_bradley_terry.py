@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
@@ -53,8 +53,8 @@ def test_accuracy_leaves_ties_out() -> None:
 
 def test_the_oracle_prefers_the_higher_true_return_and_ties_equal_ones() -> None:
     first, second = segments(3), segments(3, seed=7)
-    second.truth[2] = first.truth[2]
-    expected = (first.truth.sum(1) > second.truth.sum(1)).float()
+    second.env_reward[2] = first.env_reward[2]
+    expected = (first.env_reward.sum(1) > second.env_reward.sum(1)).float()
     expected[2] = 0.5
     assert torch.equal(OracleTeacher()(Queries(first, second)).label, expected)
 
@@ -69,8 +69,8 @@ def test_the_store_gives_back_what_came_in_order_and_each_epoch_holds_all_once()
     assert torch.equal(store.fresh_loss, torch.tensor([0, 0.1, 0.2, 0, 0.1, 0.2, 0.3]))
     seen = [store[rows] for rows in store.batches(2, np.random.default_rng(0))]
     assert [len(batch.label) for batch in seen] == [2, 2, 2, 1]
-    everything = torch.cat([batch.first.truth for batch in seen])
-    assert torch.equal(everything.sum(1).sort().values, store[:].first.truth.sum(1).sort().values)
+    everything = torch.cat([batch.first.env_reward for batch in seen])
+    assert torch.equal(everything.sum(1).sort().values, store[:].first.env_reward.sum(1).sort().values)
 
 
 def test_a_store_without_answers_comes_back_without_any() -> None:
@@ -83,7 +83,7 @@ def test_a_store_comes_back_from_its_sessions_and_their_losses() -> None:
     store, again = PreferenceBuffer(), PreferenceBuffer()
     sessions = [Preferences(*pairs(3), torch.ones(3)), None, Preferences(*pairs(2, 1), torch.zeros(2))]
     for answers in sessions:
-        store.add(answers or take(sessions[0], slice(0)), torch.rand(0 if answers is None else len(answers.label)))
+        store.add(answers or select(sessions[0], slice(0)), torch.rand(0 if answers is None else len(answers.label)))
     again.load(sessions, store.fresh_loss)
     assert again.sessions == store.sessions == [3, 0, 2] and torch.equal(again.fresh_loss, store.fresh_loss)
     for column, known in zip([*again[:].first, *again[:].second], [*store[:].first, *store[:].second], strict=True):

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.state_entropy import state_entropy
 from rlhf_bilevel.types import Preferences, Queries, Segments
 
 
-def ensemble(seed: int = 0, **more: Any) -> RewardEnsemble:
-    return RewardEnsemble(3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
+def ensemble(seed: int = 0, form: str = "network", **more: Any) -> RewardEnsemble:
+    return REWARD_FORMS[form](3, 2, members=4, hidden=(8, 6), rng=torch.Generator().manual_seed(seed), **more)
 
 
 def test_members_equal_separate_networks() -> None:
@@ -137,7 +138,7 @@ def test_state_entropy_is_the_log_distance_to_the_kth_neighbour() -> None:
 
 def test_a_reward_that_is_never_negative_differs_by_its_level_alone() -> None:
     """So that pairs, and what is learnt from them, stay as they are."""
-    settings = {"steps": 100, "reward_hidden": (8,)}
+    settings = {"total_timesteps": 100, "reward_net_arch": (8,)}
     plain, lifted = (
         RewardEnsemble.of(Config(**settings, termination=way), 3, 2, torch.Generator().manual_seed(0))
         for way in ("as_is", "nonnegative")

@@ -9,18 +9,19 @@ import torch
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
-from rlhf_bilevel.rewards.ensemble import Form, RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.explain import weights_of
 from rlhf_bilevel.types import Preferences, Segments
 
 
-def learnt(form: Form, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble:
+def learnt(form: str, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble:
     """Fitted to an oracle's labels of pairs (2 B, T, o), whose rewards per step are ``truth`` (2 B, T)."""
-    reward = RewardEnsemble(obs.shape[-1], 1, 2, (8,), torch.Generator().manual_seed(0), form=form)
+    reward = REWARD_FORMS[form](obs.shape[-1], 1, 2, (8,), torch.Generator().manual_seed(0))
     act = torch.zeros(*obs.shape[:2], 1)
     first, second = (Segments(obs[i::2], act[i::2], truth[i::2]) for i in (0, 1))
-    pairs = Preferences(first, second, (first.truth.sum(-1) > second.truth.sum(-1)).float())
+    pairs = Preferences(first, second, (first.env_reward.sum(-1) > second.env_reward.sum(-1)).float())
     reward.measure(obs, act)
     optimizer = torch.optim.Adam(reward.parameters(), 0.02)
     for _ in range(300):
@@ -33,7 +34,7 @@ def learnt(form: Form, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble
 @pytest.mark.parametrize(
     ("form", "expected"), [("linear", ["speed", "height"]), ("quadratic", ["height * height", "speed"])]
 )
-def test_the_features_that_made_the_labels_come_first_with_their_signs(form: Form, expected: list[str]) -> None:
+def test_the_features_that_made_the_labels_come_first_with_their_signs(form: str, expected: list[str]) -> None:
     obs = torch.randn(400, 10, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 10.0, 1.0])
     height, speed, _ = obs.unbind(-1)  # speed in a unit ten times as small
     truth = height - 0.2 * speed if form == "linear" else height**2 - 0.1 * speed
@@ -52,16 +53,16 @@ def test_a_network_cannot_be_read() -> None:
 
 
 def test_features_have_the_suites_names() -> None:
-    names = registry.names(registry.make("walker_walk", 0))
+    names = registry.entry_names(registry.make("walker_walk", 0))
     assert names[:1] + names[14:16] + names[24:26] == [
         "orientations[0]", "height", "velocity[0]", "right_hip", "right_knee"
     ]  # fmt: skip
     assert len(names) == 30
-    assert registry.names(registry.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert registry.entry_names(registry.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
 
 
 def test_the_command_tells_a_runs_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set eval_episodes=1 --steps 120"
+    quick = "--preset quick --set reward_form=quadratic --set segment_length=20 --set n_eval_episodes=1 --steps 120"
     main(f"train pebble --env Pendulum-v1 --labels 4 {quick} --out {tmp_path / 'run'}".split())
     capsys.readouterr()
     main(["explain", str(tmp_path / "run"), "--top", "3"])

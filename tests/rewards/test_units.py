@@ -16,7 +16,7 @@ def test_a_reward_that_sees_units_of_spread_finds_a_small_quantity_beside_a_larg
     answers = Preferences(first, second, (truth[0].sum(-1) > truth[1].sum(-1)).float())
     found = {}
     for units in "measured", "raw":
-        config = Config(steps=1000, session_labels=20, reward_hidden=(32, 32), reward_units=units)
+        config = Config(total_timesteps=1000, queries_per_session=20, reward_net_arch=(32, 32), reward_units=units)
         found[units] = judged(fitted(answers, 60, config), Preferences(
             *(Segments(*(column[60:] for column in part)) for part in (first, second)), answers.label[60:]
         ))  # fmt: skip

@@ -25,7 +25,7 @@ from tests.conftest import SMALL
 from tests.support.faults import tables
 
 STEPS = 120
-FEW: dict[str, Any] = SMALL | {"eval_every": STEPS, "eval_episodes": 1, "reset_updates": 1, "labels": 10}
+FEW: dict[str, Any] = SMALL | {"eval_freq": STEPS, "n_eval_episodes": 1, "reset_updates": 1, "labels": 10}
 
 
 def learnt(callback: Any, steps: int = STEPS, method: str = "pebble", **settings: Any) -> Agent:
@@ -74,7 +74,8 @@ def test_locals_hold_each_step_as_in_sb3() -> None:
     store = agent.run.store
     for step, seen in enumerate(told):
         assert seen["new_obs"].shape == seen["actions"].shape == (1, 1) and seen["rewards"].shape == (1,)
-        assert seen["rewards"][0] == store.truth[step] == pytest.approx(1 - abs(seen["new_obs"][0, 0] - 0.5), abs=1e-6)
+        expected = pytest.approx(1 - abs(seen["new_obs"][0, 0] - 0.5), abs=1e-6)
+        assert seen["rewards"][0] == store.env_reward[step] == expected
         assert seen["dones"].tolist() == [step % 50 == 49] and len(seen["infos"]) == 1
         assert isinstance(seen["infos"][0]["success"], (bool, np.bool_))
     over = told[49]["infos"][0]
@@ -85,7 +86,7 @@ def test_locals_hold_each_step_as_in_sb3() -> None:
 
 
 @pytest.mark.parametrize(("method", "settings", "length"), [
-    ("pebble", {"update_every": 4}, 4),
+    ("pebble", {"train_freq": 4}, 4),
     ("prefppo", {"options": {"n_steps": 40}}, 40),
 ])  # fmt: skip
 def test_rollouts_begin_and_end_as_in_sb3(method: str, settings: dict[str, Any], length: int) -> None:

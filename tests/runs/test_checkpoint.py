@@ -20,7 +20,7 @@ def state(step: int) -> tuple[Tree, dict[str, Table]]:
     rows = torch.arange(20.0)[: 4 * step, None] * torch.tensor([1.0, 0.5])
     weights = torch.full((30, 3), float(step))
     tree = {"weights": weights, "list": [None, {"big": 2**127 + step, "small": 1e-300}, True], "step": step}
-    return tree, {"rows": {"obs": rows, "truth": rows[:, 0]}, "labels": {"label": torch.zeros(0)}}
+    return tree, {"rows": {"obs": rows, "env_reward": rows[:, 0]}, "labels": {"label": torch.zeros(0)}}
 
 
 def whole(tree: Tree, tables: dict[str, Table]) -> str:
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_an_earlier_format_is_named_with_the_way_back(tmp_path: 
     path = Checkpoints(tmp_path, "").save(7, *state(7)) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     with (
-        pytest.warns(UserWarning, match="it has format 1, and this version reads 2"),
-        pytest.raises(CorruptFileError, match="resume begins anew"),
+        pytest.warns(UserWarning, match="it has format 1, and this version reads 3"),
+        pytest.raises(CorruptFileError, match=r"go on with the version that made them, or remove .*resume begins anew"),
     ):
         Checkpoints(tmp_path, "").load()

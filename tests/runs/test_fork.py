@@ -14,7 +14,7 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.runs.checkpoint import Checkpoints, Entry, Manifest
+from rlhf_bilevel.runs.checkpoint import Checkpoints, FileEntry, Manifest
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
 from tests.conftest import FEW, SMALL
@@ -49,7 +49,7 @@ def test_the_last_checkpoint_stays_and_those_that_are_to_be_kept(whole: tuple[Pa
     assert steps_of(whole[0]) == [100, 200, 300]
 
 
-@pytest.mark.parametrize("at", [100, 250])
+@pytest.mark.parametrize("at", [pytest.param(100, marks=pytest.mark.slow), 250])
 def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, whole: tuple[Path, str], at: int) -> None:
     before = snapshot(whole[0])
     forked = Agent.fork(whole[0], at=at, out=tmp_path / "fork").learn(STEPS - at // 100 * 100)
@@ -58,6 +58,7 @@ def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, who
     equal(tmp_path / "fork", whole[0])
 
 
+@pytest.mark.slow
 def test_a_fork_without_a_folder_is_the_same_run_too(whole: tuple[Path, str]) -> None:
     assert state(Agent.fork(whole[0], at=100).learn(STEPS - 100)) == whole[1]
 
@@ -68,6 +69,7 @@ def test_so_it_is_with_other_methods(tmp_path: Path, method: str) -> None:
     assert state(Agent.fork(tmp_path / "run", at=200).learn(100)) == expected
 
 
+@pytest.mark.slow
 def test_a_fork_that_is_killed_can_be_resumed(tmp_path: Path, whole: tuple[Path, str]) -> None:
     class Stop(Exception):
         pass
@@ -139,7 +141,7 @@ def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> 
         ("--steps 200", "a fork must end after it"),
         ("--labels 10", "has used 40 labels already"),
         ("--set segment_length=5", "segment_length=5: a fork keeps the segment_length of its run, 10"),
-        ("--set hidden=8,8", "a fork keeps the hidden of its run"),
+        ("--set net_arch=8,8", "a fork keeps the net_arch of its run"),
         ("--set critic_layer_norm=true", "a fork keeps the critic_layer_norm of its run"),
         ("--set sigm=3", "did you mean 'penalty.sigma'?"),
         ("--set surf.threshold=.9", "surf alone has it"),
@@ -174,7 +176,7 @@ def retold(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         change(told)
         data = json.dumps(told).encode()
         (path / "state.json").write_bytes(data)
-        manifest.files["state.json"] = Entry(size=len(data), sha256=sha256(data))
+        manifest.files["state.json"] = FileEntry(size=len(data), sha256=sha256(data))
         (path / "manifest.json").write_bytes(manifest.seal())
 
 
@@ -286,13 +288,13 @@ def test_a_fork_that_is_killed_as_it_begins_leaves_a_run_or_a_place_that_is_clea
     """Killed before every so many-th call that changes a file."""
     out = tmp_path / "fork"
     with at_call(10**6, kill) as calls:
-        Agent.fork(whole[0], out=tmp_path / "other")._go_on(10)
+        Agent.fork(whole[0], out=tmp_path / "other").start(10)
     assert len(calls) > 20
     for number in range(3, len(calls) + 1, every):
 
         def begin(number: int = number) -> None:
             with at_call(number, kill):
-                Agent.fork(whole[0], out=out)._go_on(10)
+                Agent.fork(whole[0], out=out).start(10)
 
         assert child(begin) == 9
         if (out / "config.yaml").is_file():
@@ -334,7 +336,7 @@ def test_nothing_else_than_an_unfinished_fork_is_cleared(tmp_path: Path, whole: 
 
 def test_a_fork_that_no_memory_holds_makes_no_folder(tmp_path: Path, whole: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match="GiB of memory"):
-        Agent.fork(whole[0], out=tmp_path / "fork", batch=10**9).learn(10)
+        Agent.fork(whole[0], out=tmp_path / "fork", batch_size=10**9).learn(10)
     assert not (tmp_path / "fork").exists()
 
 
@@ -360,6 +362,7 @@ def test_a_program_may_go_to_another_folder_before_a_fork_learns(
         agent.learn(10)
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_rerun_goes_on_with_the_session_after_those_it_used(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:

@@ -10,7 +10,7 @@ import yaml
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.cli.run_options import spec
-from rlhf_bilevel.config import FORMER, Config, settle
+from rlhf_bilevel.config import MOVED, Config, validate
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
@@ -28,12 +28,12 @@ OLD: dict[str, Any] = {
 }  # fmt: skip
 """As config.yaml had them, of a method that has them all."""
 FEW = SMALL | {
-    "eval_every": 160,
-    "update_every": 10,
+    "eval_freq": 160,
+    "train_freq": 10,
     "labels": 20,
     "reset_updates": 0,
     "refresh_every": 80,
-    "eval_episodes": 1,
+    "n_eval_episodes": 1,
 }
 TRAIN = "--env Pendulum-v1 --steps 300"
 
@@ -44,12 +44,12 @@ def options(method: str, **settings: Any) -> dict[str, Any]:
 
 
 def settings_of(run: Path) -> Config:
-    return settle(RunFolder(run).trusted_config(trust=False)["settings"])
+    return validate(RunFolder(run).trusted_config(trust=False)["settings"])
 
 
 def test_they_are_no_settings_of_all_runs_and_each_is_an_option_of_the_methods_that_are_named() -> None:
-    assert OLD.keys() == FORMER.keys() and not FORMER.keys() & Config.model_fields.keys()
-    for name, methods in FORMER.items():
+    assert OLD.keys() == MOVED.keys() and not MOVED.keys() & Config.model_fields.keys()
+    for name, methods in MOVED.items():
         assert all(name in METHODS[method].options.model_fields for method in methods), name
 
 
@@ -105,3 +105,13 @@ def test_a_folder_of_before_is_evaluated_and_begins_another_run(tmp_path: Path, 
         assert Agent.load(run).evaluate(1).returns == agent.evaluate(1).returns
         args = parser().parse_args(["train", method, "--env", "Pendulum-v1", "--config", str(run / CONFIG)])
         assert spec(args, method, "Pendulum-v1").resolve() == agent.config
+
+
+def test_a_random_run_of_before_is_evaluated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    agent = Agent("random", "Pendulum-v1", out=run, **FEW).learn(160)
+    told = yaml.safe_load((run / CONFIG).read_text())
+    assert told["algorithm"] == "RandomPolicy"
+    (run / CONFIG).write_text(yaml.safe_dump(told | {"algorithm": "Uniform"}))
+    write_sums(run, [path.name for path in run.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
+    assert Agent.load(run).method is agent.method

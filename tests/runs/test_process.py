@@ -23,14 +23,14 @@ from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.runs.checkpoint import Checkpoints
-from rlhf_bilevel.runs.logger import Log, Progress
-from rlhf_bilevel.runs.process import Interrupts, held
+from rlhf_bilevel.runs.logger import CSVWriter, Log
+from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from tests.conftest import SMALL, Steer
 from tests.support.faults import child, tables
 
 STEPS = 120
-FEW: dict[str, Any] = SMALL | {"eval_every": 60, "eval_episodes": 1, "reset_updates": 1, "labels": 10}
+FEW: dict[str, Any] = SMALL | {"eval_freq": 60, "n_eval_episodes": 1, "reset_updates": 1, "labels": 10}
 
 
 def agent(out: Path | None = None, **settings: Any) -> Agent:
@@ -105,7 +105,7 @@ def where_all_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("strike", [
     in_a_finalizer, where_all_is_caught, before(Steer, "step"), before(Steer, "reset"), before(LabelLog, "append"),
-    before(Progress, "write"), before(Log, "evaluation"), before(Checkpoints, "save"), before(Checkpoints, "_check"),
+    before(CSVWriter, "write"), before(Log, "evaluation"), before(Checkpoints, "save"), before(Checkpoints, "_check"),
     before(torch.optim.Adam, "step"),
 ])  # fmt: skip
 def test_one_ctrl_c_stops_a_run_wherever_it_strikes_and_it_goes_on_bit_for_bit(
@@ -180,7 +180,7 @@ def test_a_programs_own_handler_of_ctrl_c_is_called_and_kept(tmp_path: Path, who
     previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         agent(tmp_path / "run").learn(STEPS, callback=Strikes())
-        with held():
+        with delayed_interrupts():
             ctrl_c()
             assert len(came) == 2
         assert len(came) == 3
@@ -264,7 +264,7 @@ def test_a_run_in_a_thread_is_the_same(tmp_path: Path, whole: Path) -> None:
 
 
 def test_a_run_without_standard_error_and_output_goes_on(tmp_path: Path) -> None:
-    program = "from tests.test_process import *\nimport sys\nassert sys.stderr is None is sys.stdout\n"
+    program = "from tests.runs.test_process import *\nimport sys\nassert sys.stderr is None is sys.stdout\n"
     program += "agent(Path(sys.argv[1])).learn(STEPS, progress_bar=True, screen=True)"
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
     shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
@@ -303,4 +303,4 @@ def test_isolated_environments_in_a_program_without_a_main_guard_are_told_in_one
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
-    assert lines[-1].startswith("rlhf_bilevel.utils.files.UserError: ") and 'if __name__ == "__main__":' in lines[-1]
+    assert lines[-1].startswith("rlhf_bilevel.errors.UserError: ") and 'if __name__ == "__main__":' in lines[-1]

@@ -34,7 +34,7 @@ from tests.conftest import FEW, SMALL, build
 from tests.support.faults import child, kill, tables
 
 STEPS = 300
-QUICK: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4}
+QUICK: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4}
 EVERY = "50"  # steps: at the end of each episode
 
 
@@ -46,7 +46,9 @@ def state(agent: Agent) -> str:
 
 
 def started(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
-    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(steps)
+    return Agent(method, "tests.conftest:Steer-v0", out=out, checkpoint_every=EVERY, **(QUICK | settings)).learn(
+        settings.get("total_timesteps", steps)
+    )
 
 
 def killed(step: int, work: Callable[[], Any]) -> None:
@@ -88,7 +90,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, state(started("penalty", out))
 
 
-@pytest.mark.parametrize("step", [1, 130, 222, STEPS])
+@pytest.mark.parametrize(
+    "step", [1, pytest.param(130, marks=pytest.mark.slow), 222, pytest.param(STEPS, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str], step: int) -> None:
     """Before the first checkpoint, between two, and after the last step but before the model is written."""
     killed(step, lambda: started("penalty", tmp_path / "run"))
@@ -96,6 +100,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str
     equal(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path: Path, whole: tuple[Path, str]) -> None:
     killed(90, lambda: started("penalty", tmp_path / "run"))
     for step in (110, 160, 290):
@@ -116,7 +121,12 @@ ALIKE = ("detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune
     "method", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
 )
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
-    few: dict[str, Any] = {"steps": 190, "refresh_every": 15, "eval_episodes": 1, "penalty.sigma_spread": 0.5}
+    few: dict[str, Any] = {
+        "total_timesteps": 190,
+        "refresh_every": 15,
+        "n_eval_episodes": 1,
+        **({"penalty.sigma_spread": 0.5} if method == "penalty" else {}),
+    }
     few |= FEW.get(method, {})
     expected = state(started(method, None, **few))
     killed(140, lambda: started(method, tmp_path / "run", **few))
@@ -207,6 +217,7 @@ def test_logs_show_each_step_once(tmp_path: Path, whole: tuple[Path, str]) -> No
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2
 
 
+@pytest.mark.slow
 def test_consumed_labels_are_replayed_and_the_teacher_is_not_asked_again(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:
@@ -238,6 +249,7 @@ def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     Agent.resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     tmp_path: Path, whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +274,7 @@ def test_a_checkpoint_holds_no_answer_and_goes_on_with_those_of_the_log_alone(tm
         first, second = (Segments(*(torch.cat([column] * 2) for column in segments)) for segments in queries)
         return OracleTeacher()(Queries(first, second))
 
-    few: dict[str, Any] = {"steps": 150, "labels": 11, "session_labels": 8, "teacher": eager}
+    few: dict[str, Any] = {"total_timesteps": 150, "labels": 11, "queries_per_session": 8, "teacher": eager}
     expected = state(started("pebble", None, **few))
     killed(140, lambda: started("pebble", tmp_path / "run", **few))
     assert len(tables(tmp_path / "run" / "labels.sqlite")[1]) == 16
@@ -315,7 +327,7 @@ def test_checkpoints_that_take_long_are_made_more_seldom(tmp_path: Path, monkeyp
     monkeypatch.setattr("rlhf_bilevel.runs.checkpoint_manager.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Checkpoints, "save", slow)
     (tmp_path / "config.yaml").write_text("")
-    run = build("pebble", steps=10)
+    run = build("pebble", total_timesteps=10)
     with CheckpointManager(tmp_path, "1m") as keeper:
         keeper.restore(run)
         while clock[0] < 1000:

@@ -18,17 +18,23 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.scheduler import Local
-from rlhf_bilevel.studies.worker import main, whole, work
+from rlhf_bilevel.studies.scheduler import LocalExecutor
+from rlhf_bilevel.studies.worker import all_settings, main, work
 from tests.conftest import SMALL
 
 ENV = "tests.conftest:Steer-v0"
-FEW: dict[str, Any] = SMALL | {"steps": 90, "labels": 4, "eval_every": 90, "eval_episodes": 1, "reset_updates": 1}
+FEW: dict[str, Any] = SMALL | {
+    "total_timesteps": 90,
+    "labels": 4,
+    "eval_freq": 90,
+    "n_eval_episodes": 1,
+    "reset_updates": 1,
+}
 
 
 def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    settings = {"steps": 300, "teacher_beta": math.inf, "hidden": (8, 8), "reset_critics": False, "surf.threshold": 0.9,
-                "options": {"a": [1, 2]}, "query": "policy_aligned"}  # fmt: skip
+    settings = {"total_timesteps": 300, "teacher_beta": math.inf, "net_arch": (8, 8), "reset_critics": False,
+                "surf.threshold": 0.9, "options": {"a": [1, 2]}, "query": "policy_aligned"}  # fmt: skip
     spec = RunSpec.of("surf", "Pendulum-v1", settings, preset="quick", threads=2, out=tmp_path, keep_every="1e3")
     again = RunSpec.from_json(spec.to_json())
     assert again == spec and hash(again) == hash(spec) and "\n" not in spec.to_json()
@@ -39,11 +45,11 @@ def test_a_spec_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
 def test_a_spec_holds_plain_values_however_they_were_written() -> None:
     """Strings of the command line, NumPy's and PyTorch's numbers of Python, YAML's lists."""
     ways: list[dict[str, Any]] = [
-        {"steps": "3e2", "hidden": "16,16", "gamma": "0.9", "reset_critics": "false", "query": "uniform",
+        {"total_timesteps": "3e2", "net_arch": "16,16", "gamma": "0.9", "reset_critics": "false", "query": "uniform",
          "reward_damping": None},
-        {"steps": torch.tensor(300), "hidden": torch.tensor([16, 16]), "gamma": torch.tensor(0.9).double(),
+        {"total_timesteps": torch.tensor(300), "net_arch": torch.tensor([16, 16]), "gamma": torch.tensor(0.9).double(),
          "reset_critics": False, "query": "uniform"},
-        {"steps": 300.0, "hidden": [16, 16], "gamma": 0.9, "reset_critics": False, "query": "uniform"},
+        {"total_timesteps": 300.0, "net_arch": [16, 16], "gamma": 0.9, "reset_critics": False, "query": "uniform"},
     ]  # fmt: skip
     first, *others = [RunSpec.of("pebble", "Pendulum-v1", way) for way in ways]
     assert others == [replace(first, settings=other.settings) for other in others]
@@ -55,42 +61,44 @@ def test_a_spec_holds_plain_values_however_they_were_written() -> None:
 
 def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_what_was_given() -> None:
     method, name, value = METHODS["twin"], "other_every", METHODS["twin"].settings["other_every"]
-    default, spec = Config.model_fields[name].default, RunSpec.of("twin", "Pendulum-v1", {"steps": 300})
+    default, spec = Config.model_fields[name].default, RunSpec.of("twin", "Pendulum-v1", {"total_timesteps": 300})
     assert default != value and spec.resolve().other_every == value
     assert spec.having(other_every=7).resolve().other_every == 7
     bare = replace(method, settings={})
     assert spec.resolve(bare).other_every == default
-    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch"]
-    assert quick.resolve().batch == batch != spec.resolve().batch
-    assert quick.resolve(replace(method, settings={"batch": 9})).batch == 9
-    assert quick.having(batch=8).resolve(replace(method, settings={"batch": 9})).batch == 8
+    quick, batch = replace(spec, preset="quick"), PRESETS["quick"]["batch_size"]
+    assert quick.resolve().batch_size == batch != spec.resolve().batch_size
+    assert quick.resolve(replace(method, settings={"batch_size": 9})).batch_size == 9
+    assert quick.having(batch_size=8).resolve(replace(method, settings={"batch_size": 9})).batch_size == 8
 
 
 def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> None:
-    spec = RunSpec.of("surf", "Pendulum-v1", {"steps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
+    spec = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
     with pytest.raises(UserError, match=r"unknown setting 'qpa\.ratio'"):
         spec.resolve()
     threshold = (
-        RunSpec.of("surf", "Pendulum-v1", {"steps": 300, "surf.threshold": "0.9"}).resolve().options["threshold"]
+        RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9"})
+        .resolve()
+        .options["threshold"]
     )
     assert threshold == 0.9
-    other = RunSpec.of("pebble", "Pendulum-v1", {"steps": 300, "surf.threshold": 0.9}).resolve()
-    assert other == RunSpec.of("pebble", "Pendulum-v1", {"steps": 300}).resolve()
+    other = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": 0.9}).resolve()
+    assert other == RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300}).resolve()
 
 
-GIVEN: dict[str, Any] = {"labels": 20, "reward_damping": 7.5, "hidden": (16, 16), "teacher_mistake": 0.2}
+GIVEN: dict[str, Any] = {"labels": 20, "reward_damping": 7.5, "net_arch": (16, 16), "teacher_mistake": 0.2}
 
 
 def asked_for(command: str, *more: str) -> Any:
     words = f"{command} --env Pendulum-v1 --steps 300 --preset quick --labels 20 --teacher mistake=0.2"
-    return parser().parse_args([*words.split(), "--set", "reward_damping=7.5", "--set", "hidden=16,16", *more])
+    return parser().parse_args([*words.split(), "--set", "reward_damping=7.5", "--set", "net_arch=16,16", *more])
 
 
 def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Command line, file, Python, worker, sweep: and the run that is begun has them too."""
     monkeypatch.chdir(tmp_path)
     line = run_options.spec(asked_for("train penalty"), "penalty", "Pendulum-v1")
-    Path("some.yaml").write_text(yaml.safe_dump({**GIVEN, "hidden": [16, 16], "steps": 300}))
+    Path("some.yaml").write_text(yaml.safe_dump({**GIVEN, "net_arch": [16, 16], "total_timesteps": 300}))
     filed = parser().parse_args(
         ["train", "penalty", "--env", "Pendulum-v1", "--preset", "quick", "--config", "some.yaml"]
     )
@@ -98,17 +106,17 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     agent.start(300)
     assert agent.config is not None
     found = [
-        whole(line),
-        whole(run_options.spec(filed, "penalty", "Pendulum-v1")),
+        all_settings(line),
+        all_settings(run_options.spec(filed, "penalty", "Pendulum-v1")),
         agent.config.model_dump(mode="json"),
     ]
 
     started: list[RunSpec] = []
-    monkeypatch.setattr(Local, "start", lambda self, run: started.append(run) or Ended())
+    monkeypatch.setattr(LocalExecutor, "start", lambda self, run: started.append(run) or Ended())
     studies.sweep(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
-    found += [whole(RunSpec.from_json(started[0].to_json()))]
+    found += [all_settings(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
-    assert (found[0]["reward_damping"], found[0]["hidden"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
+    assert (found[0]["reward_damping"], found[0]["net_arch"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
     assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
 
 
@@ -149,12 +157,15 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
         ({"checkpoint_every": "soon"}, "'soon' is no interval"),
         ({"keep_every": "often"}, "must be a whole number"),
         (
-            {"settings": {"steps": 300, "reward_dampin": 1}},
+            {"settings": {"total_timesteps": 300, "reward_dampin": 1}},
             "unknown setting 'reward_dampin'; did you mean 'reward_damping'?",
         ),
-        ({"settings": {"steps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
-        ({"settings": {"steps": 300, "options": [1]}}, "options=[1]"),
-        ({"settings": {"steps": 300, "learning_starts": 300}}, "leave no step of steps=300 to learn from labels"),
+        ({"settings": {"total_timesteps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
+        ({"settings": {"total_timesteps": 300, "options": [1]}}, "options=[1]"),
+        (
+            {"settings": {"total_timesteps": 300, "learning_starts": 300}},
+            "leave no step of 300 to learn from labels",
+        ),
         ({"settings": [300]}, "is no specification of a run"),
         ({"out": 7}, "is no specification of a run"),
         ({"threds": 1}, "unexpected keyword argument 'threds'"),
@@ -163,7 +174,7 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
 def test_a_wrong_spec_is_one_line_and_the_worker_writes_nothing(
     capsys: pytest.CaptureFixture, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
-    spec = RunSpec.of("pebble", "Pendulum-v1", {"steps": 300}, out=tmp_path / "run")
+    spec = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300}, out=tmp_path / "run")
     assert main([json.dumps(json.loads(spec.to_json()) | change)]) == 2
     line = capsys.readouterr().err
     assert told in line and line.startswith("rlhf-bilevel: ") and line.count("\n") == 1
@@ -174,3 +185,8 @@ def test_a_wrong_spec_is_one_line_and_the_worker_writes_nothing(
 def test_what_is_no_spec_is_called_so(text: str) -> None:
     with pytest.raises(UserError, match="is no specification of a run"):
         RunSpec.from_json(text)
+
+
+def test_every_setting_says_what_it_is_at_run_time() -> None:
+    assert [name for name, field in Config.model_fields.items() if not field.description] == []
+    assert Config.model_fields["eval_freq"].description == "Steps between two evaluations."

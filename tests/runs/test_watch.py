@@ -19,11 +19,13 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.cli import watch as command
 from rlhf_bilevel.envs.interface import FAULT
 from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, UserError
+from rlhf_bilevel.human.clips import page as pages
 from rlhf_bilevel.human.clips import video
-from rlhf_bilevel.human.clips.episodes import Episode, Episodes, played
-from rlhf_bilevel.human.clips.page import Show, page
+from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
+from rlhf_bilevel.human.clips.page import Show
+from rlhf_bilevel.learners.off_policy import SB3Learner
 from rlhf_bilevel.runs import watch
-from rlhf_bilevel.runs.build import drawn_env, posed_env
+from rlhf_bilevel.runs.build import make_drawn_env, make_posed_env
 from rlhf_bilevel.runs.moment import Moment
 from tests.cli.test_cli import fails
 from tests.conftest import FEW
@@ -34,7 +36,7 @@ DRAWN, STEPS = "tests.human.test_clips:Drawn-v0", 150  # three episodes
 
 
 def run(method: str, out: Path | None, callback: Any = None, **settings: Any) -> Agent:
-    settings = {"session_every": 50} | QUICK | settings
+    settings = {"num_interact": 50} | QUICK | settings
     return Agent(method, DRAWN, out=out, keep_every=50, **settings).learn(STEPS, callback)
 
 
@@ -45,9 +47,9 @@ def pebble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def told(html: str) -> dict[str, Any]:
+def content_of(html: str) -> dict[str, Any]:
     """What the page holds."""
-    found = re.search(r'<script type="application/json" id="told">(.*?)</script>', html, re.DOTALL)
+    found = re.search(r'<script type="application/json" id="content">(.*?)</script>', html, re.DOTALL)
     assert found
     return json.loads(found[1])
 
@@ -58,7 +60,7 @@ def alike(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
 
 def test_the_rewards_beside_an_episode_are_the_environments_and_the_runs_own(pebble: Path, tmp_path: Path) -> None:
     rlhf_bilevel.watch(pebble, episodes=2, html=tmp_path / "page.html")
-    (shown,) = told((tmp_path / "page.html").read_text())["shows"]
+    (shown,) = content_of((tmp_path / "page.html").read_text())["shows"]
     agent = Agent.load(pebble)
     assert agent.reward is not None
     env, expected = agent.make_env(), []
@@ -71,11 +73,12 @@ def test_the_rewards_beside_an_episode_are_the_environments_and_the_runs_own(peb
             steps.append((obs, action, reward))
             obs, over = following, terminated or truncated
         expected.append([np.array(column) for column in zip(*steps, strict=True)])
-    for episode, (obs, action, truth) in zip(shown, expected, strict=True):
-        np.testing.assert_allclose(episode["truth"], truth, rtol=1e-5)
+    assert (shown["run"], shown["method"], shown["step"], shown["steps"]) == ("pebble", "pebble", STEPS, STEPS)
+    for episode, (obs, action, truth) in zip(shown["episodes"], expected, strict=True):
+        np.testing.assert_allclose(episode["envRewards"], truth, rtol=1e-5)
         with torch.no_grad():  # actions lie in [-1, 1] already
             learnt = agent.reward(torch.tensor(obs), torch.tensor(action))
-        np.testing.assert_allclose(episode["learnt"], learnt, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(episode["learnedRewards"], learnt, rtol=1e-4, atol=1e-6)
         assert len(episode["clip"]["frames"]) == len(truth) == 50 and episode["clip"]["fps"] == 20
         assert isinstance(episode["success"], bool)
 
@@ -96,7 +99,7 @@ def test_a_moment_is_the_agent_and_the_reward_of_that_step(tmp_path: Path, metho
         assert moment.step == step
         assert alike(moment.model.policy.state_dict().values(), seen[step])
         if method == "sac":
-            assert moment.reward is None and moment.learnt_rewards(np.zeros((1, 1)), np.zeros((1, 1))) is None
+            assert moment.reward is None and moment.learned_rewards(np.zeros((1, 1)), np.zeros((1, 1))) is None
         elif step == STEPS:
             assert agent.reward is not None and moment.reward is not None
             assert alike(moment.reward.state_dict().values(), agent.reward.state_dict().values())
@@ -115,35 +118,100 @@ def test_a_run_that_still_trains_is_watched_and_goes_on_as_if_nobody_had(tmp_pat
 
     watched = run("pebble", out, look)
     assert seen == [True]
-    assert "pebble, step 100 of 150" in page.read_text()
+    (shown,) = content_of(page.read_text())["shows"]
+    assert (shown["step"], shown["steps"]) == (100, 150)
     assert state(watched) == state(run("pebble", tmp_path / "alone"))
 
 
 def test_two_runs_meet_the_same_episodes(pebble: Path, tmp_path: Path) -> None:
     run("sac", tmp_path / "other", seed=5)
-    found = watch.moments([pebble, tmp_path / "other"])
-    one, other = told(watch.page(found, 2))["shows"]
+    moments = watch.load_moments([pebble, tmp_path / "other"])
+    content = content_of(watch.make_page(moments, 2))
+    one, other = (shown["episodes"] for shown in content["shows"])
     first = [[episode["clip"]["frames"][0] for episode in shown] for shown in (one, other)]
     assert first[0] == first[1] and first[0][0] != first[0][1]
-    assert one[0]["truth"] != other[0]["truth"]
-    assert one[0]["learnt"] and other[0]["learnt"] is None
+    assert one[0]["envRewards"] != other[0]["envRewards"]
+    assert one[0]["learnedRewards"] and other[0]["learnedRewards"] is None
+    assert content["columns"] == [0, 1]
 
 
-def test_one_step_is_for_both_runs_or_each_has_its_own(pebble: Path) -> None:
-    def steps(*at: int) -> list[int]:
-        return [moment.step for moment in watch.moments([pebble, pebble], at)]
+def test_each_moment_that_is_asked_for_is_there_once_and_in_order(pebble: Path) -> None:
+    def steps(at: Any, folders: int = 1) -> list[int]:
+        return [moment.step for moment in watch.load_moments([pebble] * folders, at)]
 
-    assert steps(100) == [100, 100] and steps(50, 150) == [50, 150]
-    assert watch.moments([pebble], 149)[0].step == 100
-    with pytest.raises(UserError, match="one step for each of 2 runs"):
-        steps(50, 100, 150)
+    assert steps(149) == [100] and steps([150, 60, 50]) == [50, 150]
+    assert steps("all") == steps("all", folders=2) == [50, 100, 150]
+    with pytest.raises(UserError, match="at step 49 or before"):
+        steps([49, 100])
+    with pytest.raises(UserError, match="21 moments"):
+        steps(range(1, 22))
     with pytest.raises(UserError, match="3 runs"):
-        watch.moments([pebble] * 3)
+        steps(None, folders=3)
+
+
+def test_a_run_is_seen_first_and_last_and_two_runs_at_their_last_moments() -> None:
+    def columns(*runs: str) -> list[int]:
+        return pages.columns([Show(run, "pebble", 1, 1, Episodes([], {})) for run in runs])
+
+    assert columns("a") == [0] and columns("a", "a", "a") == [0, 2] and columns("a", "a", "b", "b") == [1, 3]
+
+
+def test_runs_are_named_by_what_tells_them_apart_and_not_by_their_paths(pebble: Path, tmp_path: Path) -> None:
+    shutil.copytree(pebble, tmp_path / "other" / "pebble")
+    moments = watch.load_moments([pebble, tmp_path / "other" / "pebble"], 50)
+    assert watch._names(moments) == {pebble: f"{pebble.parent.name}/pebble", moments[1].folder: "other/pebble"}
+    html = watch.make_page(moments, 1)
+    assert str(tmp_path) not in html and str(pebble.parent) not in html
 
 
 def test_before_its_first_label_a_run_has_no_learned_reward(tmp_path: Path) -> None:
     run("pebble", tmp_path / "run", labels=0)
     assert Moment.of(tmp_path / "run").reward is None and Moment.of(tmp_path / "run", 100).reward is None
+
+
+def test_the_learned_reward_is_the_one_that_the_learner_was_paid(tmp_path: Path) -> None:
+    run("pebble", tmp_path / "run", pessimism=1)
+    first, last = (Moment.of(tmp_path / "run", at).reward for at in (50, STEPS))
+    assert first is not None and last is not None
+    assert (first.pessimism, last.pessimism) == (0, 1)  # from the last label on
+
+
+def test_a_run_on_a_given_reward_is_watched_with_it(pebble: Path, tmp_path: Path) -> None:
+    run("pebble", tmp_path / "run", reward=pebble)
+    given = Moment.of(pebble).reward
+    assert given is not None
+    for at in (None, 100):
+        reward = Moment.of(tmp_path / "run", at).reward
+        assert reward is not None and alike(reward.state_dict().values(), given.state_dict().values())
+
+
+def test_actions_may_be_discrete(tmp_path: Path) -> None:
+    settings: dict[str, Any] = QUICK | FEW["prefppo"] | {"num_interact": 50}
+    Agent("prefppo", "CartPole-v1", out=tmp_path / "run", keep_every=100, **settings).learn(250)
+    for at in (None, 200):
+        moment = Moment.of(tmp_path / "run", at)
+        obs = np.zeros((2, 4), np.float32)
+        act = np.stack([moment.act(row) for row in obs])
+        learned = moment.learned_rewards(obs, act)
+        assert learned is not None and learned.shape == (2,) and act.dtype.kind == "i"
+
+
+class Own(SB3Learner):
+    """A learner of a user's own: it need not know how to load a policy alone."""
+
+    load_policy: Any = property()
+
+    def state_dict(self) -> Any:
+        return {"policy": self.model.policy.state_dict()}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.model.policy.load_state_dict(state["policy"])
+
+
+def test_a_learner_of_a_users_own_is_watched(tmp_path: Path) -> None:
+    agent = Agent("pebble", DRAWN, algorithm=Own, out=tmp_path / "run", keep_every=50, **QUICK).learn(100)
+    moment = Moment.of(tmp_path / "run", 100, custom={"algorithm": Own})
+    assert alike(moment.model.policy.state_dict().values(), agent.model.policy.state_dict().values())
 
 
 def test_a_saved_agent_without_checkpoints_is_watched(pebble: Path, tmp_path: Path) -> None:
@@ -153,7 +221,7 @@ def test_a_saved_agent_without_checkpoints_is_watched(pebble: Path, tmp_path: Pa
 
 def test_an_episode_in_which_the_environment_fails_is_left_out(pebble: Path) -> None:
     moment = Moment.of(pebble)
-    env = posed_env(DRAWN, moment.config)
+    env = make_posed_env(DRAWN, moment.config)
     inner, calls = env.env.unwrapped, []
     step = inner.step
 
@@ -165,21 +233,23 @@ def test_an_episode_in_which_the_environment_fails_is_left_out(pebble: Path) -> 
 
     inner.step = failing
     with pytest.warns(UserWarning, match="episode 0 is cut"):
-        found = played(moment.act, moment.learnt_rewards, env, 2)
-    assert [len(episode.truth) for episode in found.found] == [50, 50]
+        recorded = record_episodes(moment.act, moment.learned_rewards, env, 2)
+    assert [len(episode.env_rewards) for episode in recorded.episodes] == [50, 50]
 
 
 def test_no_name_and_no_text_of_an_environment_leaves_its_place_in_the_page() -> None:
     bad = "</script><script>alert(1)</script>"
     clip = {"kind": "frames", "fps": 10, "frames": [bad]}
     episode = Episode(clip, np.array([0.5]), np.array([0.25]), None)
-    html = page(bad, [Show(bad, bad, Episodes([episode], {}))])
+    html = pages.page(bad, [Show(bad, bad, 1, 1, Episodes([episode], {}))])
     assert "alert(1)</script>" not in html
-    assert told(html)["shows"][0][0] == {"clip": clip, "truth": [0.5], "learnt": [0.25], "success": None}
+    (shown,) = content_of(html)["shows"]
+    assert (shown["run"], shown["method"]) == (bad, bad)
+    assert shown["episodes"] == [{"clip": clip, "envRewards": [0.5], "learnedRewards": [0.25], "success": None}]
 
 
 def test_the_same_episodes_give_the_same_bytes(pebble: Path) -> None:
-    assert watch.page([Moment.of(pebble)], 1) == watch.page([Moment.of(pebble)], 1)
+    assert watch.make_page([Moment.of(pebble)], 1) == watch.make_page([Moment.of(pebble)], 1)
 
 
 def test_the_page_is_given_out_under_its_address_alone() -> None:
@@ -194,19 +264,34 @@ def test_the_page_is_given_out_under_its_address_alone() -> None:
 
 def test_a_video_shows_each_step_with_its_rewards(pebble: Path) -> None:
     moment = Moment.of(pebble)
-    env = drawn_env(DRAWN, moment.config)
-    pictures = list(video.drawn(moment.act, moment.learnt_rewards, env, 2, "pebble"))
-    assert len(pictures) == 100 and {picture.shape for picture in pictures} == {(64 + video.CAPTION, 96, 3)}
+    env = make_drawn_env(DRAWN, moment.config)
+    pictures = list(video.draw_episode(moment.act, moment.learned_rewards, env, "pebble"))
+    assert len(pictures) == 50 and {picture.shape for picture in pictures} == {(64 + video.CAPTION, 96, 3)}
     assert (pictures[0][:64] != pictures[30][:64]).any()
     assert (pictures[0][64:] != pictures[30][64:]).any()
 
 
+def test_films_stand_side_by_side_and_the_shorter_one_stays_at_its_end() -> None:
+    def film(length: int, width: int) -> list[np.ndarray]:
+        return [np.full((5, width, 3), number, np.uint8) for number in range(length)]
+
+    frames = list(video.side_by_side([film(2, 4), film(4, 7)]))
+    assert {frame.shape for frame in frames} == {(4, 10, 3)}
+    assert [(frame[0, 0, 0], frame[0, -1, 0]) for frame in frames] == [(0, 0), (1, 1), (1, 2), (1, 3)]
+
+
 def test_a_video_is_written_where_there_is_an_encoder(pebble: Path, tmp_path: Path) -> None:
     encoder = pytest.importorskip("imageio_ffmpeg")
-    rlhf_bilevel.watch(pebble, pebble, at=[50, 150], episodes=1, video=tmp_path / "v.mp4")
-    told = next(frames := encoder.read_frames(str(tmp_path / "v.mp4")))
-    assert told["size"] == (192, 64 + video.CAPTION) and told["fps"] == 20
+    rlhf_bilevel.watch(pebble, at=[50, 150], episodes=1, video=tmp_path / "v.mp4")
+    about = next(frames := encoder.read_frames(str(tmp_path / "v.mp4")))
+    assert about["size"] == (192, 64 + video.CAPTION) and about["fps"] == 20
     assert len(list(frames)) == 50
+
+
+def test_a_video_of_too_many_moments_is_refused_before_one_is_drawn(pebble: Path, tmp_path: Path) -> None:
+    moment = Moment.of(pebble)
+    with pytest.raises(UserError, match="a video of 5 moments"):
+        watch.write_video(tmp_path / "v.mp4", [moment] * 5, 1)
 
 
 def test_a_mistake_is_one_line_and_nothing_is_written(
@@ -220,7 +305,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert "is not a run's folder" in fails(capsys, *words[:2], str(tmp_path), *words[2:])
     assert "exists already" in fails(capsys, *words[:3], str(there))
     assert "must end in .html" in fails(capsys, *words[:3], str(tmp_path / "new.txt"))
-    assert "give one for each" in fails(capsys, *words, "--at", "50", "--at", "100")
+    assert "'start' is not a whole number of at least 1, nor 'all'" in fails(capsys, *words, "--at", "start")
     assert "at least 1" in fails(capsys, *words, "--episodes", "0")
     shutil.copytree(pebble, strange := tmp_path / "strange")
     config = strange / "config.yaml"

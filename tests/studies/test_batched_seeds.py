@@ -8,7 +8,7 @@ import torch
 
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.studies import batched_seeds
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.training.loop import train
@@ -18,7 +18,12 @@ from tests.learners.test_batched_sac import Plain, assert_alike
 
 @pytest.mark.parametrize("method", ["pebble", "penalty", "mrn"])
 def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
-    settings: dict[str, Any] = {"steps": 120, "learning_starts": 20, "pretrain_steps": 40, "refresh_every": 10}
+    settings: dict[str, Any] = {
+        "total_timesteps": 120,
+        "learning_starts": 20,
+        "pretrain_steps": 40,
+        "refresh_every": 10,
+    }
     runs, alone = ([build(method, seed=seed, **settings) for seed in (0, 1, 2)] for _ in range(2))
     rows = list(batched_seeds.train(runs))
     assert len(rows) == 120 and all(len(row) == 3 for row in rows)
@@ -34,7 +39,7 @@ def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
 
 def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     """Then one is due more updates at a step than the others."""
-    runs = [build("pebble", seed=seed, steps=120, pretrain_steps=20) for seed in (0, 1)]
+    runs = [build("pebble", seed=seed, total_timesteps=120, pretrain_steps=20) for seed in (0, 1)]
     answering, silent = runs[1].teacher, [True]
     runs[1].teacher = lambda queries: answering(queries) if not silent else _none(queries)
     with pytest.warns(UserWarning, match="answered none"):
@@ -48,10 +53,10 @@ def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
 
 
 def _none(queries: Any) -> Any:
-    from rlhf_bilevel.data.answers import take
+    from rlhf_bilevel.data.answers import select
     from rlhf_bilevel.types import Preferences
 
-    return take(Preferences(*queries, label=torch.zeros(len(queries.first.obs))), slice(0))
+    return select(Preferences(*queries, label=torch.zeros(len(queries.first.obs))), slice(0))
 
 
 def test_a_cohort_needs_learners_that_can_be_stacked() -> None:
@@ -61,13 +66,13 @@ def test_a_cohort_needs_learners_that_can_be_stacked() -> None:
 
 def test_agents_that_learn_together_leave_a_folder_each(tmp_path: Path) -> None:
     agents = [
-        Agent("pebble", "Steer-v0", out=tmp_path / str(seed), seed=seed, **SMALL | {"eval_every": 100, "labels": 20})
+        Agent("pebble", "Steer-v0", out=tmp_path / str(seed), seed=seed, **SMALL | {"eval_freq": 100, "labels": 20})
         for seed in (0, 1)
     ]
     learn_together(agents, 200)
     returns = []
     for seed, agent in enumerate(agents):
-        found = points(tmp_path / str(seed))
+        found = read_records(tmp_path / str(seed))
         assert [point.step for point in found] == [100, 200] and found[0].seed == seed
         returns.append([point.true_return for point in found])
         loaded = Agent.load(tmp_path / str(seed))

@@ -24,13 +24,13 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.studies import offline_fit
 from rlhf_bilevel.types import Queries, Segments
-from rlhf_bilevel.utils.files import tensors
+from rlhf_bilevel.utils.files import load_tensors
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL
 
 WEIGHT = torch.tensor([0.5, -0.3, 0.4])  # of two observations and an action in [-1, 1]
 SETTINGS: dict[str, Any] = {
-    "members": 2, "reward_hidden": (32,), "reward_learning_rate": 3e-3, "reward_batch": 64, "eval_episodes": 5,
+    "ensemble_size": 2, "reward_net_arch": (32,), "reward_lr": 3e-3, "reward_batch": 64, "n_eval_episodes": 5,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def boltzmann(count: int, steps: int = 8, seed: int = 0) -> Dataset:
         return Segments(obs, act, truth(obs, act))
 
     queries = Queries(segments(), segments())
-    chance = (queries.first.truth.sum(-1) - queries.second.truth.sum(-1)).sigmoid()
+    chance = (queries.first.env_reward.sum(-1) - queries.second.env_reward.sum(-1)).sigmoid()
     label = (torch.rand(count, generator=rng) < chance).float()
     return Dataset.of(queries, label, env_id="Linear-v0", labeller="Boltzmann", sampler="uniform")
 
@@ -82,7 +82,7 @@ def test_a_linear_reward_is_found_from_boltzmann_labels() -> None:
     assert agreement["step"]["pearson"] > 0.9 and agreement["step"]["spearman"] > 0.9
     assert agreement["return"]["pearson"] > 0.9 and agreement["steps"] == 200
     data = boltzmann(20_000, seed=1)
-    margin = torch.stack([data.segments.truth[ids].sum(-1) for ids in (data.first, data.second)])
+    margin = torch.stack([data.segments.env_reward[ids].sum(-1) for ids in (data.first, data.second)])
     chance = (margin[0] - margin[1]).sigmoid()
     best = torch.maximum(chance, 1 - chance).mean().item()  # what the true reward itself gets right
     assert best - 0.08 < found["test"]["accuracy"]["mean"] < best + 0.08  # 225 pairs: standard error 0.03
@@ -95,15 +95,15 @@ def test_labels_without_a_pattern_teach_nothing_and_stop_early() -> None:
     label = torch.randint(2, (300,), generator=rng).float()
     queries = Queries(*data.preferences()[:2])
     noise = Dataset.of(queries, label, env_id="Linear-v0", labeller="coin", sampler="uniform")
-    settings = SETTINGS | {"reward_learning_rate": 0.05, "reward_epochs": 120}
+    settings = SETTINGS | {"reward_lr": 0.05, "reward_epochs": 120}
     train, validation, test = offline_fit.split(noise, np.random.default_rng(0))
 
     def fitted(stopped_by: Tensor) -> tuple[int, float, float]:
         reward = RewardEnsemble(2, 1, 2, (32,), torch.Generator().manual_seed(0))
-        config = Config(steps=100, **settings)
+        config = Config(total_timesteps=100, **settings)
         epochs = offline_fit.descend(reward, noise.store(train), noise.preferences(stopped_by), config)
         held, last = (
-            offline_fit.judged(reward, noise.preferences(rows))["cross_entropy"] for rows in (validation, test)
+            offline_fit.judge(reward, noise.preferences(rows))["cross_entropy"] for rows in (validation, test)
         )
         return epochs, held, last
 
@@ -136,7 +136,7 @@ def test_the_calibration_error_is_that_of_another_library() -> None:
 def test_a_bradley_terry_true_reward_is_calibrated_and_an_overconfident_one_is_not() -> None:
     data = boltzmann(20_000)
     answers = data.preferences()
-    output = answers.first.truth.sum(-1) - answers.second.truth.sum(-1)
+    output = answers.first.env_reward.sum(-1) - answers.second.env_reward.sum(-1)
     assert (
         offline_fit.calibration(output, answers.label)["calibration_error"] < 0.015
     )  # 10 bins of 2,000: .01 by chance
@@ -181,14 +181,14 @@ def test_correlations_are_those_of_scipy_and_undefined_without_variation() -> No
 def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
     """So observations, scaled actions and rewards of a step belong together."""
     env = registry.make("Linear-v0", 0)
-    found = offline_fit.correlations(truth, env, offline_fit.uniform(env, np.random.default_rng(0)), 3)  # type: ignore[arg-type]
+    found = offline_fit.correlations(truth, env, offline_fit.uniform_policy(env, np.random.default_rng(0)), 3)  # type: ignore[arg-type]
     assert found["step"]["pearson"] > 1 - 1e-6 and found["return"]["pearson"] > 1 - 1e-6
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    settings = SMALL | {"labels": 200, "eval_every": 1000, "reward_epochs": 1, "update_every": 40}
+    settings = SMALL | {"labels": 200, "eval_freq": 1000, "reward_epochs": 1, "train_freq": 40}
     Agent("pebble", "Steer-v0", out=out, **settings).learn(1200)
     return out
 
@@ -197,8 +197,8 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "fit"
-    command = ["fit-reward", str(run), "--env", "Steer-v0", "--seed", "3", "--set", "reward_hidden=16"]
-    command += ["--set", "reward_learning_rate=0.01", "--set", "reward_batch=32", "--set", "eval_episodes=3"]
+    command = ["fit-reward", str(run), "--env", "Steer-v0", "--seed", "3", "--set", "reward_net_arch=16"]
+    command += ["--set", "reward_lr=0.01", "--set", "reward_batch=32", "--set", "n_eval_episodes=3"]
     command += ["--set", "reward_epochs=30"]
     main([*command, "--out", str(out), "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -207,7 +207,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     assert told["correlation"].keys() == {"random", "agent"}
     assert told["correlation"]["random"]["step"]["spearman"] > 0.5
     reward = RewardEnsemble(1, 1, 3, (16,), torch.Generator())
-    reward.load_state_dict(tensors((out / "reward.safetensors").read_bytes(), "reward"))
+    reward.load_state_dict(load_tensors((out / "reward.safetensors").read_bytes(), "reward"))
     main([*command[:1], str(run / "preferences.parquet"), *command[2:]])
     lines = capsys.readouterr().out
     assert f"held-out accuracy: {told['test']['accuracy']['mean']:.3f}" in lines and "agent" not in lines
@@ -222,7 +222,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
             "Pendulum-v1 has observations of 3 and actions of 1 numbers, the dataset's",
         ),
         ("fit-reward RUN --env Pendulm-v1", "Pendulum-v1"),
-        ("fit-reward RUN --env Steer-v0 --set reward_hiden=3", "did you mean 'reward_hidden'?"),
+        ("fit-reward RUN --env Steer-v0 --set reward_net_arc=3", "did you mean 'reward_net_arch'?"),
         ("fit-reward RUN --env Steer-v0 --seed -1", "seed=-1"),
         ("fit-reward nowhere --env Steer-v0", "nowhere: no such file or folder"),
         ("fit-reward RUN/config.yaml --env Steer-v0", "is damaged or no Parquet file"),
@@ -277,7 +277,7 @@ def test_one_held_out_label_has_no_interval_and_ties_have_no_accuracy(
     answers = Queries(*data.preferences()[:2])
     file, out = tmp_path / "few.parquet", tmp_path / "fit"
     Dataset.of(answers, label, env_id="Linear-v0", labeller="few", sampler="uniform").write(file)
-    quick = ["--set", "reward_epochs=1", "--set", "eval_episodes=1", "--set", "reward_hidden=8"]
+    quick = ["--set", "reward_epochs=1", "--set", "n_eval_episodes=1", "--set", "reward_net_arch=8"]
     main(["fit-reward", str(file), "--env", "Linear-v0", *quick, "--out", str(out)])
     told = capsys.readouterr().out
     assert "1 held out" in told and re.search(f"held-out accuracy: {accuracy}", told)

@@ -21,22 +21,24 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
-from rlhf_bilevel.runs.logger import Progress, Rows
+from rlhf_bilevel.runs.logger import CSVWriter, GrowingCSV
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies import scheduler
 from rlhf_bilevel.studies.progress import ProgressBoard
 from rlhf_bilevel.studies.results import collect, table
-from rlhf_bilevel.studies.scheduler import Process, complete
-from rlhf_bilevel.studies.worker import ELSEWHERE, agree, work
+from rlhf_bilevel.studies.scheduler import Process, run_all
+from rlhf_bilevel.studies.worker import ELSEWHERE, check_same_run, work
 from tests.conftest import SMALL
 from tests.support.faults import child, kill
 
 ENV = "tests.conftest:Steer-v0"
-SETTINGS: dict[str, Any] = SMALL | {"eval_every": 90, "update_every": 4, "labels": 20}
+SETTINGS: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4, "labels": 20}
 
 
 def planned(out: Path, steps: int = 300) -> RunSpec:
-    return RunSpec.of("pebble", ENV, SETTINGS | {"steps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50")
+    return RunSpec.of(
+        "pebble", ENV, SETTINGS | {"total_timesteps": steps, "seed": 0}, threads=1, out=out, checkpoint_every="50"
+    )
 
 
 def uninterrupted(out: Path, steps: int = 300) -> Path:
@@ -101,16 +103,16 @@ def test_a_run_that_fails_is_told_with_its_last_line_and_the_others_go_on(tmp_pa
     runs[1].folder.output.write_text("traceback\nValueError: the reason\r 10 steps \n\n")
     told: list[str] = []
     engine = Scripted(a=[0], b=[1], c=[0])
-    assert complete(runs, engine, lambda _: None, told.append) == [runs[1]]
+    assert run_all(runs, engine, lambda _: None, told.append) == [runs[1]]
     assert engine.started == ["a", "b", "c"]
     assert any("b failed: 10 steps (all of it:" in line for line in told)
     again = Scripted(a=[0], b=[0], c=[0])
-    assert complete(runs[1:2], again, lambda _: None, told.append) == [] and again.started == ["b"]
+    assert run_all(runs[1:2], again, lambda _: None, told.append) == [] and again.started == ["b"]
 
 
 def test_what_another_process_trains_is_no_failure_and_waits_behind_the_others(tmp_path: Path) -> None:
     engine, told = Scripted(a=[ELSEWHERE, ELSEWHERE, 0], b=[0]), []
-    assert complete([planned(tmp_path / name) for name in "ab"], engine, lambda _: None, told.append) == []
+    assert run_all([planned(tmp_path / name) for name in "ab"], engine, lambda _: None, told.append) == []
     assert engine.started[:2] == ["a", "b"] and engine.started.count("a") == 3 and engine.started.count("b") == 1
     assert sum("another process" in line for line in told) == 1
 
@@ -125,7 +127,7 @@ def test_no_run_outlives_the_sweep(tmp_path: Path) -> None:
 
     engine = Scripted(a=forever())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        complete([planned(tmp_path / "a")], engine, interrupt)
+        run_all([planned(tmp_path / "a")], engine, interrupt)
     assert engine.stopped == 1
 
 
@@ -179,7 +181,7 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
         if "another process" in line:
             other.stop()
 
-    assert complete([run], Forked(), lambda _: None, tell) == []
+    assert run_all([run], Forked(), lambda _: None, tell) == []
     assert [line.split(":")[0].replace(str(run.out), "run") for line in told] == [
         "going on with run",
         "run is being trained by another process, and is looked at again later",
@@ -190,20 +192,24 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
 
 def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
     run = planned(tmp_path)
-    agree(run, {"steps": 300})  # it has not begun
-    (tmp_path / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, batch: 2}}\n")
-    agree(run, {"steps": 300, "later_setting": 1})
-    with pytest.raises(ValueError, match=r"with batch=2, not 3: choose another --out"):
-        agree(run, {"steps": 300, "batch": 3})
+    check_same_run(run, {"total_timesteps": 300})  # it has not begun
+    (tmp_path / "config.yaml").write_text(
+        f"method: pebble\nenv: {ENV}\nsettings: {{total_timesteps: 300, batch_size: 2}}\n"
+    )
+    check_same_run(run, {"total_timesteps": 300, "later_setting": 1})
+    with pytest.raises(ValueError, match=r"with batch_size=2, not 3: choose another --out"):
+        check_same_run(run, {"total_timesteps": 300, "batch_size": 3})
     with pytest.raises(ValueError, match="method=pebble, not sac"):
-        agree(replace(run, method="sac"), {})
+        check_same_run(replace(run, method="sac"), {})
 
 
 def test_a_worker_asks_under_the_locks_whose_run_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Another process may have begun a run there since the sweep looked."""
     run = planned(tmp_path / "run")
     run.out.mkdir()
-    (run.out / "config.yaml").write_text(f"method: pebble\nenv: {ENV}\nsettings: {{steps: 300, gamma: 0.5}}\n")
+    (run.out / "config.yaml").write_text(
+        f"method: pebble\nenv: {ENV}\nsettings: {{total_timesteps: 300, gamma: 0.5}}\n"
+    )
     before = (run.out / "config.yaml").read_text()
     assert work(run) == 2
     assert "is a run with gamma=0.5, not 0.99: choose another --out" in capsys.readouterr().err
@@ -262,7 +268,7 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).last_step() == 0
-    progress = Progress(Rows(tmp_path / "progress.csv"))
+    progress = CSVWriter(GrowingCSV(tmp_path / "progress.csv"))
     progress.write({"rollout/true_return": 1.5}, {}, 40)
     assert RunFolder(tmp_path).last_step() == 40
     for step in range(41, 5000):
@@ -287,8 +293,8 @@ def test_the_board_knows_speed_and_time_left(tmp_path: Path) -> None:
             for run, speed in zip(runs, (10, 30), strict=False):
                 run.out.mkdir(exist_ok=True)
                 (run.out / "progress.csv").write_text(f"time/total_timesteps\n{int(now[0]) * speed}\n")
-            board.see(states)
-        board.see(dict.fromkeys(runs, "ended"))  # too soon for another table, but the last
+            board.update(states)
+        board.update(dict.fromkeys(runs, "ended"))  # too soon for another table, but the last
     assert "3 ended" in screen.file.getvalue()
     screen = Console(file=StringIO(), width=120)
     screen.print(board.table(states))
@@ -308,7 +314,7 @@ def test_without_a_terminal_the_board_is_a_line_a_minute(tmp_path: Path) -> None
             now[0] = float(second)
             (tmp_path / "a").mkdir(exist_ok=True)
             (tmp_path / "a/progress.csv").write_text(f"time/total_timesteps\n{2 * second}\n")
-            board.see({planned(tmp_path / "a", 1000): "running"})
+            board.update({planned(tmp_path / "a", 1000): "running"})
     assert out.getvalue().splitlines() == [
         "1 running; 120 / 1,000 steps; 2.0 steps/s; 0:07:20 left",
         "1 running; 240 / 1,000 steps; 2.0 steps/s; 0:06:20 left",
@@ -331,7 +337,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     import ray
     from ray.cluster_utils import Cluster as Machines
 
-    from rlhf_bilevel.studies.executors.ray import Cluster, Task
+    from rlhf_bilevel.studies.executors.ray import RayExecutor, RayTask
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     steps, run = 1500, planned(tmp_path / "run", 1500)
@@ -339,18 +345,18 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     first = machines.add_node(num_cpus=1)
     ray.init(address=machines.address, log_to_driver=False)
     killed: list[str] = []
-    polled = Task.poll
+    polled = RayTask.poll
 
-    def poll(task: Task) -> int | None:
+    def poll(task: RayTask) -> int | None:
         if not killed and list((run.out / "checkpoints").glob("step-*")):
             killed.extend(path.name for path in (run.out / "checkpoints").glob("step-*"))
             machines.remove_node(first, allow_graceful=False)
             machines.add_node(num_cpus=1)
         return polled(task)
 
-    monkeypatch.setattr(Task, "poll", poll)
+    monkeypatch.setattr(RayTask, "poll", poll)
     try:
-        failed = complete([run, planned(tmp_path / "other")], Cluster(), lambda _: None)
+        failed = run_all([run, planned(tmp_path / "other")], RayExecutor(), lambda _: None)
     finally:
         ray.shutdown()
         machines.shutdown()

@@ -14,16 +14,16 @@ from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies import tuning
 from rlhf_bilevel.studies.search_space import Choice, Range, Space
-from rlhf_bilevel.studies.tuning import Training, best, open_study, search
-from rlhf_bilevel.studies.worker import ELSEWHERE, whole
+from rlhf_bilevel.studies.tuning import TrialRuns, best_trial, open_study, search
+from rlhf_bilevel.studies.worker import ELSEWHERE, all_settings
 from tests.cli.test_cli import QUICK, fails
 from tests.support.faults import child, kill
 
-SPACE: Space = {"x": Range(1e-4, 1.0, log=True, whole=False), "n": Range(1, 9, log=False, whole=True),
+SPACE: Space = {"x": Range(1e-4, 1.0, log=True, integer=False), "n": Range(1, 9, log=False, integer=True),
                 "kind": Choice(("good", "bad"))}  # fmt: skip
 
 
@@ -84,11 +84,11 @@ def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
 @pytest.mark.slow
 def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None:
     study = open_study(tmp_path / "tune.db", "none", 100)
-    assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), tell=lambda _: None) == 0
+    assert search(study, SPACE, 30, lambda _, chosen: Climb(height(chosen), parts=1), report=lambda _: None) == 0
     values = [trial.value for trial in study.trials]
-    assert len(values) == 30 and best(study).value == max(values) > -0.02  # type: ignore[type-var]
-    assert best(study).value == height(best(study).params)
-    assert best(study).params["kind"] == "good" and best(study).params["n"] == 4
+    assert len(values) == 30 and best_trial(study).value == max(values) > -0.02  # type: ignore[type-var]
+    assert best_trial(study).value == height(best_trial(study).params)
+    assert best_trial(study).params["kind"] == "good" and best_trial(study).params["n"] == 4
     late = [trial.value for trial in study.trials[15:]]
     assert sum(late) / 15 > sum(values[:10]) / 10  # type: ignore[arg-type, operator]
 
@@ -101,7 +101,7 @@ def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, prun
         begun[number] = Climb(height(chosen))
         return begun[number]
 
-    search(study, SPACE, 20, begin, tell=lambda _: None)
+    search(study, SPACE, 20, begin, report=lambda _: None)
     pruned = study.get_trials(states=(TrialState.PRUNED,))
     assert len(study.trials) == 20 and 3 < len(pruned) < 17
     assert {number for number, climb in begun.items() if climb.stopped} == {trial.number for trial in pruned}
@@ -118,7 +118,7 @@ def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, prun
 def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_path: Path) -> None:
     """It is killed before a trial's run begins, and in the middle of another; the two are taken up again."""
     whole = open_study(tmp_path / "whole.db", "median", 100)
-    search(whole, SPACE, 12, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+    search(whole, SPACE, 12, lambda _, chosen: Climb(height(chosen)), report=lambda _: None)
 
     def die(at: int, in_the_middle: bool) -> None:
         def begin(number: int, chosen: dict[str, Any]) -> Climb:
@@ -137,13 +137,13 @@ def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_p
             return Doomed(height(chosen)) if number == at else Climb(height(chosen))
 
         study = open_study(tmp_path / "killed.db", "median", 100)
-        search(study, SPACE, 12, begin, tell=lambda _: None)
+        search(study, SPACE, 12, begin, report=lambda _: None)
 
     assert child(lambda: die(3, True)) == signal.SIGKILL
     assert child(lambda: die(4, False)) == signal.SIGKILL
     study = open_study(tmp_path / "killed.db", "median", 100)
     assert [trial.state for trial in study.trials][3:] == [TrialState.COMPLETE, TrialState.RUNNING]
-    search(study, SPACE, 12, lambda _, chosen: Climb(height(chosen)), tell=lambda _: None)
+    search(study, SPACE, 12, lambda _, chosen: Climb(height(chosen)), report=lambda _: None)
     assert found(study) == found(whole)
     assert search(study, SPACE, 12, lambda *_: pytest.fail("there is nothing left to try")) == 0  # type: ignore[arg-type]
 
@@ -156,14 +156,14 @@ def test_a_trial_that_fails_is_told_and_replaced_by_the_next_call(tmp_path: Path
             raise UserError("no such setting")
         return Climb(height(chosen), code=int(number == 2))
 
-    assert search(study, SPACE, 4, begin, jobs=2, tell=told.append) == 2
+    assert search(study, SPACE, 4, begin, jobs=2, report=told.append) == 2
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
     assert "trial 0 failed: no such setting" in told and "trial 2 failed: because" in told
-    assert search(study, SPACE, 4, begin, tell=told.append) == 0 and len(study.trials) == 6
+    assert search(study, SPACE, 4, begin, report=told.append) == 0 and len(study.trials) == 6
 
 
 def planned(out: Path, seed: int, steps: int) -> RunSpec:
-    return RunSpec("pebble", "Steer-v0", {"steps": steps, "seed": seed}, out=out / str(seed))
+    return RunSpec("pebble", "Steer-v0", {"total_timesteps": steps, "seed": seed}, out=out / str(seed))
 
 
 class Recorded:
@@ -197,7 +197,7 @@ class Recorded:
 def test_a_trials_value_is_that_of_its_last_three_evaluations(tmp_path: Path) -> None:
     engine = Recorded({7: [100.0, 1.0, 2.0, 6.0]})
     engine.elsewhere = False
-    training = Training([planned(tmp_path, 7, 40)], engine)
+    training = TrialRuns([planned(tmp_path, 7, 40)], engine)
     while training.poll() is None:
         pass
     assert training.reports()[40] == 3.0
@@ -210,7 +210,7 @@ def test_a_trial_without_an_evaluation_fails(tmp_path: Path) -> None:
 
     told: list[str] = []
     study = open_study(tmp_path / "tune.db", "none", 100)
-    assert search(study, SPACE, 1, lambda *_: Silent(0.0), tell=told.append) == 1
+    assert search(study, SPACE, 1, lambda *_: Silent(0.0), report=told.append) == 1
     assert "trial 0 failed: it has come to its end without an evaluation" in told
 
 
@@ -218,7 +218,7 @@ def test_reports_are_the_mean_over_the_seeds_so_far(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tuning, "PATIENCE", 0.0)
     engine = Recorded({7: [1.0, 4.0], 8: [3.0, 8.0]})
     runs = [planned(tmp_path, seed, 20) for seed in (7, 8)]
-    training = Training(runs, engine)
+    training = TrialRuns(runs, engine)
     assert training.poll() is None and training.reports() == {}  # another process has it: it is tried again
     assert training.poll() is None and training.reports() == {10: 1.0}
     assert training.poll() is None and training.reports() == {10: 1.0, 20: 2.5, 30: 2.0}
@@ -237,7 +237,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--tune sigm=1..2", "unknown setting 'sigm'; did you mean 'penalty.sigma'?"),
         ("--tune tau=-1..1", "tau=-1: Input should be greater than 0"),
         ("--tune tau=0.1..2", "tau=2: Input should be less than or equal to 1"),
-        ("--tune batch=16..64.5", "batch='64.5': must be a whole number"),
+        ("--tune batch_size=16..64.5", "batch_size='64.5': must be a whole number"),
         ("--tune reward_damping=5..1", "the first number must be the smaller one"),
         ("--tune reward_damping=one..5", "'one' is not a number"),
         ("--tune reward_damping=1..5,lgo", "'lgo' is no scale; did you mean 'log'?"),
@@ -270,31 +270,29 @@ def test_a_tiny_study_by_the_command_line(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("space.yaml").write_text(
-        "reward_learning_rate: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n"
-    )
-    command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_every=100", "--space", "space.yaml", "--tune",
-               "batch=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
+    Path("space.yaml").write_text("reward_lr: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n")
+    command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_freq=100", "--space", "space.yaml", "--tune",
+               "batch_size=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
     main(command)
     told = capsys.readouterr().out
     study = open_study(Path("out/tune.db"), "median", 300)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     for trial in study.trials:
         run = Path(f"out/trial-{trial.number:04}-seed-1000")
-        values = {point.step: point.true_return for point in points(run) if point.is_agent}
+        values = {point.step: point.true_return for point in read_records(run) if point.is_agent}
         assert list(trial.intermediate_values) == list(values) == [100, 200, 300]
         assert trial.intermediate_values[200] == pytest.approx((values[100] + values[200]) / 2)
         assert trial.value == pytest.approx(sum(values.values()) / 3)  # the last three, as compare has it
         settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
         assert settings["batch"] == trial.params["batch"] in range(16, 33)
-        assert settings["reward_learning_rate"] == trial.params["reward_learning_rate"]
+        assert settings["reward_lr"] == trial.params["reward_lr"]
         assert ",".join(map(str, settings["hidden"])) == trial.params["hidden"]
 
-    best_run = Path(f"out/trial-{best(study).number:04}-seed-1000/config.yaml")
+    best_run = Path(f"out/trial-{best_trial(study).number:04}-seed-1000/config.yaml")
     train = ["train", "pebble", "--env", "Pendulum-v1", "--preset", "quick", "--seed", "1000"]
 
     def settings(*words: str) -> dict[str, Any]:
-        return whole(run_options.spec(parser().parse_args([*train, *words]), "pebble", "Pendulum-v1"))
+        return all_settings(run_options.spec(parser().parse_args([*train, *words]), "pebble", "Pendulum-v1"))
 
     by_file = settings("--config", "out/best.yaml")
     words = next(line for line in told.splitlines() if line.startswith("  --set")).split()

@@ -1,4 +1,4 @@
-"""A label server in a thread of the test, over a real book; the better clip of a pair is the brighter one."""
+"""A label server in a thread of the test, over a real store; the better clip of a pair is the brighter one."""
 
 import base64
 import struct
@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_bilevel.cli.label import listen, names, server
 from rlhf_bilevel.human.clips.assets import static_files
 from rlhf_bilevel.human.records import Question
-from rlhf_bilevel.human.security import Gate
+from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.server import Invitations, create_app
 from rlhf_bilevel.human.store import LabelStore
 
@@ -33,19 +33,19 @@ def clip(grey: int) -> dict[str, Any]:
     return {"kind": "frames", "fps": FPS, "frames": [picture(grey, 5 * t) for t in range(FRAMES)]}
 
 
-def ask(book: LabelStore, count: int, session: int = 0, greys: Sequence[int] = (60, 180)) -> None:
+def ask(store: LabelStore, count: int, session: int = 0, greys: Sequence[int] = (60, 180)) -> None:
     """Queries whose second segment is the better, brighter one."""
     dark, bright = map(clip, greys)
-    book.ask(session, [Question(b"first", b"second", dark, bright) for _ in range(count)])
+    store.ask(session, [Question(b"first", b"second", dark, bright) for _ in range(count)])
 
 
 class Served:
-    def __init__(self, book: LabelStore, port: int | None = None, patience: int = 1, **told: Any) -> None:
-        self.book, self.invitations = book, Invitations()
+    def __init__(self, store: LabelStore, port: int | None = None, patience: int = 1, **told: Any) -> None:
+        self.store, self.invitations = store, Invitations()
         self._socket = listen("127.0.0.1", port)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.app = application(book, self.invitations, self.port, **told)
+        self.app = application(store, self.invitations, self.port, **told)
         self._server = server(self.app, log_level="critical", timeout_keep_alive=patience, timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
@@ -62,17 +62,17 @@ class Served:
         self._socket.close()
 
 
-def application(book: LabelStore, invitations: Invitations, port: int, **told: Any) -> Gate:
+def application(store: LabelStore, invitations: Invitations, port: int, **told: Any) -> SecurityMiddleware:
     hosts, origins = names("127.0.0.1", port, None)
     settings: dict[str, Any] = {"question": "Which one is brighter?", "repeats": 0.0, "gold": 0.0} | told
-    return create_app(book, invitations, hosts=hosts, origins=origins, files=static_files(), **settings)
+    return create_app(store, invitations, hosts=hosts, origins=origins, files=static_files(), **settings)
 
 
 @contextmanager
 def served(folder: Path, count: int, **told: Any) -> Iterator[Served]:
-    """A new book with ``count`` queries, and its server."""
-    with LabelStore.open(folder / "book.sqlite", "run") as book:
-        book.begin({"method": "penalty", "env": "Bright-v0"})
-        ask(book, count)
-        with Served(book, **told) as server:
+    """A new store with ``count`` queries, and its server."""
+    with LabelStore.open(folder / "book.sqlite", "run") as store:
+        store.set_run_info({"method": "penalty", "env": "Bright-v0"})
+        ask(store, count)
+        with Served(store, **told) as server:
             yield server

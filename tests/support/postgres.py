@@ -25,7 +25,7 @@ def server() -> Iterator[str]:
     where = programs()
     assert where is not None, MISSING
     user = USER if os.getuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="book-"))
+    folder = Path(tempfile.mkdtemp(prefix="labels-"))
 
     def run(*command: str) -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

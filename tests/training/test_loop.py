@@ -14,15 +14,15 @@ import torch
 from benchmarks.learning import ending, evidence, figure1
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.config import PRESETS, Config, fitting, reaching
-from rlhf_bilevel.data.answers import take
+from rlhf_bilevel.config import PRESETS, Config, check_budget, fit_segment_length
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import points
+from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.studies.worker import whole
+from rlhf_bilevel.studies.worker import all_settings
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
@@ -60,38 +60,44 @@ class Recorder:
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, queries: Queries) -> Preferences:
-        count = len(queries.first.truth)
+        count = len(queries.first.env_reward)
         self.asked.append((self.run.step, count))
         if self.skip:
             none = torch.zeros(0, dtype=torch.long)
             first, second = (type(part)(*(column[none] for column in part)) for part in queries)
             return Preferences(first, second, torch.zeros(0))
-        label = (queries.first.truth.sum(1) > queries.second.truth.sum(1)).float()
+        label = (queries.first.env_reward.sum(1) > queries.second.env_reward.sum(1)).float()
         return Preferences(*queries, torch.full_like(label, 0.5) if self.tie else label)
 
 
 def test_phases_scale_with_the_number_of_steps() -> None:
-    long, short = Config(steps=500_000, labels=1000), Config(steps=1500, labels=50)
+    long, short = Config(total_timesteps=500_000, labels=1000), Config(total_timesteps=1500, labels=50)
     assert (long.learning_starts, long.pretrain_steps) == (1000, 9000)  # B-Pref's
     for config in (long, short):
-        last_session = config.learning_starts + config.pretrain_steps + 9 * config.session_every
-        assert 0 < config.learning_starts < config.pretrain_steps + config.learning_starts < config.steps / 5
-        assert 0.3 * config.steps < last_session < 0.8 * config.steps
-        assert 10 * config.session_labels >= config.labels
-        assert config.refresh_every < config.steps / 10
+        last_session = config.learning_starts + config.pretrain_steps + 9 * config.num_interact
+        assert 0 < config.learning_starts < config.pretrain_steps + config.learning_starts < config.total_timesteps / 5
+        assert 0.3 * config.total_timesteps < last_session < 0.8 * config.total_timesteps
+        assert 10 * config.queries_per_session >= config.labels
+        assert config.refresh_every < config.total_timesteps / 10
 
 
 def test_a_setting_that_is_given_stays_and_unknown_ones_are_refused() -> None:
-    assert Config(steps=1000, pretrain_steps=7).pretrain_steps == 7
+    assert Config(total_timesteps=1000, pretrain_steps=7).pretrain_steps == 7
     with pytest.raises(ValueError, match="sigmaa"):
-        Config(steps=1000, sigmaa=3)
+        Config(total_timesteps=1000, sigmaa=3)
     for name in PRESETS:
-        Config(steps=1000, **PRESETS[name])
+        Config(total_timesteps=1000, **PRESETS[name])
 
 
 def test_labels_are_asked_in_sessions_within_their_budget() -> None:
     run = build(
-        "pebble", steps=200, learning_starts=10, pretrain_steps=20, session_every=15, session_labels=12, labels=40
+        "pebble",
+        total_timesteps=200,
+        learning_starts=10,
+        pretrain_steps=20,
+        num_interact=15,
+        queries_per_session=12,
+        labels=40,
     )
     run.teacher = Recorder(run)
     rows = list(train(run))
@@ -104,7 +110,7 @@ def test_labels_are_asked_in_sessions_within_their_budget() -> None:
 
 
 def test_fresh_losses_are_those_of_the_reward_before_it_was_trained_on_the_labels() -> None:
-    run = build("pebble", steps=200, session_labels=12, labels=40)
+    run = build("pebble", total_timesteps=200, queries_per_session=12, labels=40)
     teacher, by_the_reward_as_it_is = run.teacher, []
 
     def spy(queries: Queries) -> Preferences:
@@ -121,7 +127,7 @@ def test_fresh_losses_are_those_of_the_reward_before_it_was_trained_on_the_label
 
 @pytest.mark.parametrize("fault", ["skip", "tie"])
 def test_a_teacher_that_skips_or_ties_all_stops_nothing(fault: str) -> None:
-    run = build("pebble", steps=120)
+    run = build("pebble", total_timesteps=120)
     run.teacher = Recorder(run, skip=fault == "skip", tie=fault == "tie")
     before = [p.clone() for p in run.reward.parameters()]
     assert len(list(train(run))) == 120
@@ -131,7 +137,7 @@ def test_a_teacher_that_skips_or_ties_all_stops_nothing(fault: str) -> None:
 
 
 def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
-    run = build("pebble", steps=200, session_labels=12, labels=40)
+    run = build("pebble", total_timesteps=200, queries_per_session=12, labels=40)
     oracle, waiting = run.teacher, list[Queries]()
 
     def late(queries: Queries) -> Preferences:
@@ -148,23 +154,29 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
 
 
 def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
-    ones = {"labels": 500, "session_labels": 1}
-    with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 or session_every=3 would do"):
-        reaching(Config(steps=2000, **ones))
-    assert Config(steps=2000, labels=500, session_labels=27).sessions == 19
-    reaching(Config(steps=2000, labels=500, session_labels=27))
-    assert Config(steps=2000, session_every=3, **ones).sessions >= 500 > Config(steps=2000, session_every=4).sessions
-    with pytest.raises(ValueError, match=r"labels=500: only 19 .* session_labels=27 would do"):
-        reaching(Config(steps=200, **ones))
+    ones = {"labels": 500, "queries_per_session": 1}
+    with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 or num_interact=3 would do"):
+        check_budget(Config(total_timesteps=2000, **ones))
+    assert Config(total_timesteps=2000, labels=500, queries_per_session=27).sessions == 19
+    check_budget(Config(total_timesteps=2000, labels=500, queries_per_session=27))
+    assert (
+        Config(total_timesteps=2000, num_interact=3, **ones).sessions
+        >= 500
+        > Config(total_timesteps=2000, num_interact=4).sessions
+    )
+    with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 would do"):
+        check_budget(Config(total_timesteps=200, **ones))
     at_once = {"learning_starts": 0, "pretrain_steps": 0}
-    with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: session_every=30 or less"):
-        reaching(Config(steps=30, session_every=31, **at_once))
-    assert Config(steps=30, session_every=30, **at_once).session_labels == 100  # of its own accord
+    with pytest.raises(ValueError, match=r"only 0 can be asked .* no session comes: num_interact=30 or less"):
+        check_budget(Config(total_timesteps=30, num_interact=31, **at_once))
+    assert Config(total_timesteps=30, num_interact=30, **at_once).queries_per_session == 100  # of its own accord
 
 
 def test_sessions_are_counted_as_they_come() -> None:
-    for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"session_every": 7}, {"session_every": 90}):
-        run = build("pebble", **{"steps": 100, "labels": 1000, "segment_length": 3, "update_every": 100} | settings)
+    for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"num_interact": 7}, {"num_interact": 90}):
+        run = build(
+            "pebble", **{"total_timesteps": 100, "labels": 1000, "segment_length": 3, "train_freq": 100} | settings
+        )
         run.teacher = Recorder(run, skip=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,7 +197,7 @@ def test_all_runs_of_the_repository_reach_their_labels() -> None:
 
 
 def test_what_had_no_segment_is_asked_later_in_equal_parts() -> None:
-    run = build("pebble", "Growing-v0", steps=400, segment_length=25, session_every=60, session_labels=7)
+    run = build("pebble", "Growing-v0", total_timesteps=400, segment_length=25, num_interact=60, queries_per_session=7)
     run.teacher = Recorder(run)
     with pytest.warns(UserWarning, match=r"no queries at step 100: segment_length=25 .*longest: 23"):
         list(train(run))
@@ -202,18 +214,18 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
     assert agent.run is not None and len(agent.run.prefs) == 40
     assert read_yaml(tmp_path / "run" / "config.yaml")["settings"]["segment_length"] == 8
     # As a sweep sees it that goes on
-    run = RunSpec.of("pebble", "Limited-v0", settings | {"steps": 300}, preset="quick")
-    assert whole(run, 30)["segment_length"] == 8
+    run = RunSpec.of("pebble", "Limited-v0", settings | {"total_timesteps": 300}, preset="quick")
+    assert all_settings(run, 30)["segment_length"] == 8
     with pytest.raises(UserError, match=r"segment_length=9 is too long: .* segment_length=8 would do"):
         Agent("pebble", "Limited-v0", preset="quick", out=tmp_path / "no", segment_length=9, **settings).learn(300)
     assert not (tmp_path / "no").exists()
     for method, labels in (("sac", 40), ("pebble", 0)):  # which ask for no label
-        few = {"steps": 300, "segment_length": 31, "labels": labels}
-        whole(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
-    config = Config(steps=300, segment_length=30)
-    assert fitting(config, 30, own=True) == fitting(config, None, own=True) == (config, "")
+        few = {"total_timesteps": 300, "segment_length": 31, "labels": labels}
+        all_settings(RunSpec.of(method, "Limited-v0", few, preset="quick"), 30)
+    config = Config(total_timesteps=300, segment_length=30)
+    assert fit_segment_length(config, 30, chosen=True) == fit_segment_length(config, None, chosen=True) == (config, "")
     with pytest.raises(UserError, match="the last labels are asked at step 30 of 30; segment_length=15 would do"):
-        fitting(Config(steps=30, segment_length=30), None, own=True)
+        fit_segment_length(Config(total_timesteps=30, segment_length=30), None, chosen=True)
 
 
 def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
@@ -229,7 +241,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     assert stop.value.code == 2
     line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
     assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
-    assert [point.labels for point in points(out)][-1] == 0 and not RunFolder(out).ended
+    assert [point.labels for point in read_records(out)][-1] == 0 and not RunFolder(out).ended
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
@@ -239,7 +251,7 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
 
 
 def unusable(queries: Queries) -> Preferences:
-    return Preferences(*queries, torch.full((len(queries.first.truth),), torch.nan))
+    return Preferences(*queries, torch.full((len(queries.first.env_reward),), torch.nan))
 
 
 @pytest.mark.parametrize(
@@ -256,14 +268,14 @@ def test_the_first_episode_that_ends_early_is_told_where_a_reward_is_learnt(
 ) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        list(train(build(method, "Falling-v0", steps=100, **settings)))
+        list(train(build(method, "Falling-v0", total_timesteps=100, **settings)))
     found = [str(one.message) for one in told if "an episode ended early" in str(one.message)]
     assert len(found) == warned
     assert all("step 20: " in line and "termination=absorb or termination=nonnegative" in line for line in found)
 
 
 def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_return_stays() -> None:
-    settings = {key: value for key, value in SMALL.items() if key != "eval_episodes"} | {"eval_every": 100}
+    settings = {key: value for key, value in SMALL.items() if key != "n_eval_episodes"} | {"eval_freq": 100}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agent = Agent("pebble", "Falling-v0", termination="absorb", **settings).learn(150)
@@ -272,7 +284,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
     assert not run.store.terminated.any()
     alive = run.store.obs[:, 1] == 0
     assert torch.equal(alive.reshape(3, 50), (torch.arange(50) < 20).expand(3, 50))
-    assert not run.store.truth[~alive].any() and (run.store.truth[alive] != 0).all()
+    assert not run.store.env_reward[~alive].any() and (run.store.env_reward[alive] != 0).all()
     plain = Agent("pebble", "Falling-v0", **SMALL)
     plain.config = agent.config.model_copy(update={"termination": "as_is"})
     policy = lambda obs: agent.predict(np.append(obs, np.float32(0)))[0]  # noqa: E731
@@ -282,7 +294,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
 @pytest.mark.slow
 def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
     """Without one some do, on the same seeds: table in docs/rewards.md."""
-    settings = {"steps": 4000, "episodes": 10}
+    settings = {"total_timesteps": 4000, "episodes": 10}
     ended = {
         way: sum((ending.lengths("pebble", way, seed, **settings) < ending.LIMIT).sum() for seed in (500, 501))
         for way in ("as_is", "absorb", "nonnegative")
@@ -291,33 +303,35 @@ def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
 
 
 def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and_for_all_labels() -> None:
-    run = build("pebble", steps=430, labels=60, session_every=40, label_schedule="decreasing", learning_starts=10)
+    run = build(
+        "pebble", total_timesteps=430, labels=60, num_interact=40, label_schedule="decreasing", learning_starts=10
+    )
     asked = [len(run.prefs) for _ in train(run)]
     counts = np.diff([0, *asked])
     at = np.flatnonzero(counts) + 1  # steps
     first = run.config.first_session
-    left = run.config.steps - np.arange(first, run.config.steps + 1, 40)
-    wanted = dict(zip(run.config.steps - left, 60 * left / left.sum(), strict=True))
-    assert asked[-1] == 60 and at[-1] > 0.75 * run.config.steps
+    left = run.config.total_timesteps - np.arange(first, run.config.total_timesteps + 1, 40)
+    wanted = dict(zip(run.config.total_timesteps - left, 60 * left / left.sum(), strict=True))
+    assert asked[-1] == 60 and at[-1] > 0.75 * run.config.total_timesteps
     assert all(abs(counts[step - 1] - share) <= 1 for step, share in wanted.items())
 
 
 def test_a_decreasing_schedule_asks_again_for_what_a_teacher_skipped_and_keeps_the_budget() -> None:
-    run = build("pebble", steps=430, labels=60, session_every=20, label_schedule="decreasing")
+    run = build("pebble", total_timesteps=430, labels=60, num_interact=20, label_schedule="decreasing")
     oracle = run.teacher
-    run.teacher = lambda queries: take(oracle(queries), slice(0, None, 2))
+    run.teacher = lambda queries: select(oracle(queries), slice(0, None, 2))
     list(train(run))
     assert len(run.asked) > 60 >= len(run.prefs) > 40
 
 
 def test_segments_longer_than_any_episode_are_named_and_training_goes_on() -> None:
-    run = build("pebble", steps=100, segment_length=51)
+    run = build("pebble", total_timesteps=100, segment_length=51)
     with pytest.warns(UserWarning, match="segment_length=51"):
         assert len(list(train(run))) == 100
 
 
 def test_two_learners_act_in_turn_and_both_are_counted() -> None:
-    run = build("twin", steps=200)
+    run = build("twin", total_timesteps=200)
     list(train(run))
     assert run.store.episodes(writer=0) == [(0, 50), (100, 150)]
     assert run.store.episodes(writer=1) == [(50, 100), (150, 200)]
@@ -327,14 +341,14 @@ def test_two_learners_act_in_turn_and_both_are_counted() -> None:
 
 @pytest.mark.parametrize("sides, agent", [("one", 0), ("two", 1)])
 def test_the_agents_learner_may_act_more_often(sides: str, agent: int) -> None:
-    run = build("penalty", steps=200, other_every=3, sides=sides, labels=0)
+    run = build("penalty", total_timesteps=200, other_every=3, sides=sides, labels=0)
     list(train(run))
     assert run.store.episodes(writer=1 - agent) == [(100, 150)]
     assert run.store.episodes(writer=agent) == [(0, 50), (50, 100), (150, 200)]
 
 
 def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
-    run = build("pebble", steps=400, learning_starts=30, labels=0, hidden=(32, 32), batch=64)
+    run = build("pebble", total_timesteps=400, learning_starts=30, labels=0, net_arch=(32, 32), batch_size=64)
     list(train(run))
     assert len(run.prefs) == 0
     positions = run.store.obs[:, 0]
@@ -354,12 +368,12 @@ def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
     run = build(
         method,
-        steps=1300,
+        total_timesteps=1300,
         labels=80,
         other_every=4,
-        hidden=(32, 32),
-        batch=64,
-        reward_hidden=(32,),
+        net_arch=(32, 32),
+        batch_size=64,
+        reward_net_arch=(32,),
         reward_epochs=20,
         seed=seed,
     )
@@ -369,31 +383,31 @@ def true_return(method: str, seed: int) -> float:
         obs, done, total = env.reset()[0], False, 0.0
         while not done:
             action = run.learners[0].model.predict(obs, deterministic=True)[0]
-            obs, truth, terminated, truncated, _ = env.step(action)
-            total, done = total + truth, terminated or truncated
+            obs, env_reward, terminated, truncated, _ = env.step(action)
+            total, done = total + env_reward, terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
 
 
 @pytest.mark.parametrize("units", ["measured", "raw"])
 def test_rewards_see_what_varies_in_units_of_its_spread_from_the_first_label_on(units: str) -> None:
-    run = build("penalty", steps=160, reward_units=units)
+    run = build("penalty", total_timesteps=160, reward_units=units)
     seen = []
     for _ in train(run):
         if len(run.prefs):
-            seen.append(torch.cat([run.reward.unit, run.state.cost.step.unit]))
-    first = run.prefs[: run.config.session_labels]
+            seen.append(torch.cat([run.reward.unit, run.state.cost.per_step.unit]))
+    first = run.prefs[: run.config.queries_per_session]
     steps = torch.cat([torch.cat(part[:2], -1).flatten(0, 1) for part in first[:2]])
     spread = torch.where(steps.std(0) > 1e-6, steps.std(0), 1.0) if units == "measured" else torch.ones(steps.shape[1])
     assert all(torch.allclose(unit, spread.repeat(2)) for unit in seen) and seen
 
 
 def test_a_clipped_reward_sees_what_the_labels_have_shown_from_every_session_on() -> None:
-    run, sessions = build("penalty", steps=160, reward_clip=True), 0
+    run, sessions = build("penalty", total_timesteps=160, reward_clip=True), 0
     for _ in train(run):
-        if len(run.prefs) and not run.tracked:
+        if len(run.prefs) and not run.in_refresh:
             sessions += 1
             shown = torch.cat(run.prefs.steps(), -1).flatten(0, 1)
-            for network in run.reward, run.state.cost.step:
+            for network in run.reward, run.state.cost.per_step:
                 assert torch.equal(network.low, shown.amin(0)) and torch.equal(network.high, shown.amax(0))
     assert sessions > 1

@@ -8,16 +8,17 @@ from scipy import stats
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.training import monitor
-from rlhf_bilevel.training.loop import ask, due, train
+from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.training.query_session import labels_due, query_session
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import FEW, build
 
 
-def trained(method: str = "pebble", steps: int = 200, **settings: object) -> Run:
-    run = build(method, steps=300, **settings)
+def trained(method: str = "pebble", until: int = 200, **settings: object) -> Run:
+    run = build(method, total_timesteps=300, **settings)
     for _ in train(run):
-        if run.step == steps:
+        if run.step == until:
             return run
     raise AssertionError
 
@@ -28,10 +29,10 @@ def asked_in(run: Run) -> Queries:
 
     def teacher(queries: Queries) -> Preferences:
         told.append(queries)
-        return Preferences(*queries, label=torch.ones(len(queries.first.truth)))
+        return Preferences(*queries, label=torch.ones(len(queries.first.env_reward)))
 
     run.teacher = teacher
-    ask(run, due(run))
+    query_session(run, labels_due(run))
     return told[0]
 
 
@@ -41,7 +42,7 @@ def keys(segments: Segments) -> list[bytes]:
 
 @pytest.mark.parametrize("method", ["pebble", "twin", "surf"])
 def test_an_anchored_pair_has_a_new_segment_and_one_of_the_best_labelled(method: str) -> None:
-    run = trained(method, labels=180, session_labels=10, anchor_share=0.5, anchor_segments=4)
+    run = trained(method, labels=180, queries_per_session=10, anchor_share=0.5, anchor_segments=4)
     labelled = run.prefs.segments()
     rating = run.reward(labelled.obs, labelled.act).sum(-1)
     best = set(keys(Segments(*(column[rating.topk(4).indices] for column in labelled))))
@@ -54,13 +55,13 @@ def test_an_anchored_pair_has_a_new_segment_and_one_of_the_best_labelled(method:
 
 
 def test_an_anchor_of_the_past_is_any_segment_since_labels_began() -> None:
-    run = trained(labels=360, session_labels=20, anchor_share=1.0, anchor="past", aligned_episodes=1)
+    run = trained(labels=360, queries_per_session=20, anchor_share=1.0, anchor="past", aligned_episodes=1)
     rows = run.store.rows_of(asked_in(run).second)
     assert int(rows.min()) >= run.on_policy_since and len({int(row) // 50 for row in rows}) >= 3
 
 
 def test_without_a_reward_nothing_is_anchored() -> None:
-    run = trained(steps=20, labels=100, session_labels=10, anchor_share=1.0)
+    run = trained(until=20, labels=100, queries_per_session=10, anchor_share=1.0)
     assert len(asked_in(run).first.obs) == 10
 
 
@@ -129,7 +130,7 @@ def test_every_method_learns_with_all_of_them(method: str) -> None:
     norm = {} if method == "prefppo" else {"critic_layer_norm": True}
     run = trained(
         method,
-        steps=150,
+        until=150,
         **settings,  # type: ignore[arg-type]
         **norm,
         anchor_share=0.5,
@@ -142,18 +143,18 @@ def test_every_method_learns_with_all_of_them(method: str) -> None:
 
 
 def test_pessimism_is_the_mean_less_so_many_standard_deviations_after_the_last_label() -> None:
-    run = trained(pessimism=0.7, labels=12, steps=100, session_labels=6)
+    run = trained(pessimism=0.7, labels=12, until=100, queries_per_session=6)
     obs, act = run.store.obs[:20], run.store.act[:20]
     members = run.reward.members(obs, act)
     assert len(run.prefs) == 12
     expected = members.mean(0) - 0.7 * members.std(0, correction=0)
     assert torch.allclose(run.reward(obs, act), expected, atol=1e-5)
-    before = trained(pessimism=0.7, steps=60, labels=40, session_labels=6)
+    before = trained(pessimism=0.7, until=60, labels=40, queries_per_session=6)
     assert torch.equal(before.reward(obs, act), before.reward.members(obs, act).mean(0))
 
 
 def test_normalised_critics_have_a_layer_normalisation_before_each_activation() -> None:
-    run = trained(steps=60, critic_layer_norm=True)
+    run = trained(until=60, critic_layer_norm=True)
     critic = run.learners[0].model.critic  # type: ignore[attr-defined]
     for network in critic.q_networks:
         names = [type(module).__name__ for module in network]

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +24,20 @@ sys.path.remove(str(Path(__file__).parent))  # this file bears the library's nam
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PAIRS, LENGTH, BIG = 128, 50, (256, 256, 256)
+Work = Callable[[], int]
+"""Does what is timed, and returns how often."""
 
 
-def ensemble(hidden=BIG):
+def ensemble(hidden: tuple[int, ...] = BIG) -> RewardEnsemble:
     spaces = Sized.observation_space, Sized.action_space
     members = [BasicRewardNet(*spaces, use_next_state=False, use_done=False, hid_sizes=hidden) for _ in range(3)]
     return RewardEnsemble(*spaces, members)
 
 
-def pairs(count):
+def pairs(count: int) -> list[tuple[TrajectoryWithRew, TrajectoryWithRew]]:
     rng = np.random.default_rng(0)
 
-    def fragment():
+    def fragment() -> TrajectoryWithRew:
         return TrajectoryWithRew(
             obs=rng.normal(size=(LENGTH + 1, OBS)).astype(np.float32),
             acts=rng.uniform(-1, 1, (LENGTH, ACT)).astype(np.float32),
@@ -43,27 +47,27 @@ def pairs(count):
     return [(fragment(), fragment()) for _ in range(count)]
 
 
-def reward_update(hidden):
+def reward_update(hidden: tuple[int, ...]) -> Work:
     rng, preferences = np.random.default_rng(0), pc.PreferenceModel(ensemble(hidden))
     loss = pc.CrossEntropyRewardLoss()
     trainer = pc.EnsembleTrainer(preferences, loss, rng, batch_size=PAIRS, minibatch_size=PAIRS, epochs=2, lr=3e-4)
     data = pc.PreferenceDataset()
     data.push(pairs(PAIRS), rng.integers(0, 2, PAIRS).astype(np.float32))
 
-    def work():
+    def work() -> int:
         trainer.train(data)
         return 2 * PAIRS
 
     return work
 
 
-def relabel(rows=100_000):
+def relabel(rows: int = 100_000) -> Work:
     """As its replay buffer does: a batch at a time."""
     model, rng = ensemble(), np.random.default_rng(0)
     obs, act = rng.normal(size=(rows, OBS)).astype(np.float32), rng.uniform(-1, 1, (rows, ACT)).astype(np.float32)
     done = np.zeros(rows, dtype=np.float32)
 
-    def work():
+    def work() -> int:
         for start in range(0, rows, 256):
             part = slice(start, start + 256)
             model.predict_processed(obs[part], act[part], obs[part], done[part])
@@ -72,26 +76,26 @@ def relabel(rows=100_000):
     return work
 
 
-def disagreement(count=1000):
+def disagreement(count: int = 1000) -> Work:
     candidates = pairs(count)
 
-    def base(trajectories, fragment_length, num_pairs):
+    def base(trajectories: Any, fragment_length: int, num_pairs: int) -> Any:
         return candidates
 
     fragmenter = pc.ActiveSelectionFragmenter(pc.PreferenceModel(ensemble()), base, count / 100, "probability")
 
-    def work():
+    def work() -> int:
         fragmenter([], LENGTH, 100)
         return count
 
     return work
 
 
-def loop(steps=1000):
+def loop(steps: int = 1000) -> Work:
     """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
     quarter, rng = steps // 4, np.random.default_rng(0)
 
-    def work():
+    def work() -> int:
         venv, reward = DummyVecEnv([Sized]), ensemble()
         agent = SAC(
             "MlpPolicy", venv, batch_size=256, learning_rate=5e-4, learning_starts=0, ent_coef="auto_0.1",
@@ -113,7 +117,8 @@ def loop(steps=1000):
     return work
 
 
-def versions():
+def versions() -> dict[str, str]:
+    """Of what is timed here."""
     return {name: version(name) for name in ("imitation", "stable-baselines3", "torch", "numpy")}
 
 

@@ -4,8 +4,10 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +17,12 @@ from worker import serve
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 UPDATES = 50
+Work = Callable[[], int]
+"""Does what is timed, and returns how often."""
 
 
-def filled(algorithm, rows=10_000, **settings):
+def filled(algorithm: type[Any], rows: int = 10_000, **settings: Any) -> Any:
+    """A model with ``rows`` random transitions in its replay buffer."""
     model = algorithm(
         "MlpPolicy", Sized(), batch_size=256, buffer_size=rows, learning_rate=5e-4, gamma=0.99, tau=0.005,
         ent_coef="auto_0.1", learning_starts=1, policy_kwargs={"net_arch": [256, 256], **settings}
@@ -30,10 +35,11 @@ def filled(algorithm, rows=10_000, **settings):
     return model
 
 
-def update(algorithm, **settings):
+def update(algorithm: type[Any], **settings: Any) -> Work:
+    """UPDATES gradient steps."""
     model = filled(algorithm, **settings)
 
-    def work():
+    def work() -> int:
         for _ in range(UPDATES):  # one by one, as in a run
             model.train(1, 256)
         if hasattr(model, "ent_coef_state"):  # JAX returns before it has computed
@@ -45,31 +51,31 @@ def update(algorithm, **settings):
     return work
 
 
-def sb3():
+def sb3() -> Work:
     from stable_baselines3 import SAC
 
     return update(SAC)
 
 
-def sb3_fused():
+def sb3_fused() -> Work:
     from stable_baselines3 import SAC
 
     return update(SAC, optimizer_kwargs={"fused": True})
 
 
-def sbx():
+def sbx() -> Work:
     from sbx import SAC
 
     return update(SAC)
 
 
-def checkpoint():
+def checkpoint() -> Work:
     """What SB3 offers: the model and the whole replay buffer."""
     from stable_baselines3 import SAC
 
     model, folder = filled(SAC, rows=100_000), Path(tempfile.mkdtemp())
 
-    def work():
+    def work() -> int:
         model.save(io.BytesIO())
         model.save_replay_buffer(folder / "buffer.pkl")
         return 1
@@ -77,7 +83,8 @@ def checkpoint():
     return work
 
 
-def versions():
+def versions() -> dict[str, str]:
+    """Of what is timed here."""
     return {name: version(name) for name in ("stable-baselines3", "sbx-rl", "jax", "torch", "numpy")}
 
 

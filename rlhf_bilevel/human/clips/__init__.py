@@ -1,1 +1,1 @@
-"""Clips: what people see of an episode, as scenes for a browser."""
+"""Clips: what people see of a segment, as scenes or pictures for a browser."""

@@ -1,7 +1,7 @@
-"""Episodes as one HTML file that needs nothing else: no server, no network, no renderer but the browser.
+"""Episodes as one HTML file that needs nothing else: no server, no network, and no renderer but the browser.
 
-Modules are inlined as ``data:`` URLs, which an import map gives their names. The file's own policy forbids it to load
-anything from anywhere. The same episodes give the same bytes.
+Its modules are ``data:`` URLs, and an import map gives them their names. The file's own policy forbids it to load
+anything. The same episodes give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from rlhf_bilevel.utils.files import to_json
 ENTRY, STYLES = "watch.js", ("page.css", "watch.css")
 IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*)(["'])\./([\w.]+\.js)\2""")
 DIGITS = 6  # of a reward
+COLUMNS = 2  # side by side
 
 
 class Show(NamedTuple):
-    """What one run shows."""
+    """What one agent did: that of a run, as it was at a step of its training."""
 
-    name: str
-    about: str  # whose episodes these are
+    run: str
+    method: str
+    step: int
+    steps: int  # of the whole run
     episodes: Episodes
 
 
 def page(title: str, shows: Sequence[Show]) -> str:
-    """HTML. Episode k of all shows is shown side by side, on one clock."""
+    """HTML that shows two of ``shows`` side by side, on one clock; the reader chooses which. All have as many episodes.
+
+    At first they are the last ones of the first and of the last run, or the first and the last one of a single run.
+    """
     files = static_files()
     style = "\n".join(files[name].read_text() for name in STYLES)
     imports = json.dumps({"imports": modules(files)})
@@ -44,40 +50,56 @@ def page(title: str, shows: Sequence[Show]) -> str:
     policy = f"default-src 'none'; script-src {scripts} data:; style-src '{_hash(style)}'; img-src data:"
     pages = Environment(loader=PackageLoader("rlhf_bilevel.human"), autoescape=True, undefined=StrictUndefined)
     inlined = {name: Markup(text) for name, text in (("style", style), ("imports", imports), ("start", start))}
-    told = Markup(to_json(_told(shows)).replace("<", r"\u003c"))  # no text ends the element that it is in
-    return pages.get_template("watch.html").render(title=title, shows=shows, policy=policy, told=told, **inlined)
+    content = Markup(to_json(_content(shows)).replace("<", r"\u003c"))  # so that no text ends its element
+    return pages.get_template("watch.html").render(
+        title=title, columns=len(columns(shows)), policy=policy, content=content, **inlined
+    )
 
 
 def modules(files: Mapping[str, Path]) -> dict[str, str]:
     """ENTRY and all that it imports, as data: URLs by their names, by which they import each other."""
-    found: dict[str, str] = {}
-    todo = [ENTRY]
-    while todo:
-        name = todo.pop()
-        if name in found:
+    urls: dict[str, str] = {}
+    waiting = [ENTRY]
+    while waiting:
+        name = waiting.pop()
+        if name in urls:
             continue
         text = files[name].read_text()
-        todo += [module for _, _, module in IMPORT.findall(text) if module in files]
+        waiting += [module for _, _, module in IMPORT.findall(text) if module in files]
         source = base64.b64encode(IMPORT.sub(r"\1\2\3\2", text).encode()).decode()
-        found[name] = f"data:text/javascript;base64,{source}"
-    return found
+        urls[name] = f"data:text/javascript;base64,{source}"
+    return urls
 
 
-def _told(shows: Sequence[Show]) -> dict[str, Any]:
-    """As static/watch.js takes it."""
+def _content(shows: Sequence[Show]) -> dict[str, Any]:
+    """As static/watch.js reads it."""
     return {
-        "scenes": {number: scene for show in shows for number, scene in show.episodes.scenes.items()},
-        "shows": [[_episode(episode) for episode in show.episodes.found] for show in shows],
+        "scenes": {name: scene for show in shows for name, scene in show.episodes.scenes.items()},
+        "shows": [
+            show._asdict() | {"episodes": [_episode(episode) for episode in show.episodes.episodes]} for show in shows
+        ],
+        "columns": columns(shows),
     }
 
 
+def columns(shows: Sequence[Show]) -> list[int]:
+    """Which of ``shows`` stand side by side at first: at most two."""
+    last = {show.run: number for number, show in enumerate(shows)}
+    return list(last.values())[:COLUMNS] if len(last) > 1 else sorted({0, len(shows) - 1})
+
+
 def _episode(episode: Episode) -> dict[str, Any]:
-    learnt = None if episode.learnt is None else _short(episode.learnt.tolist())
-    return {"clip": episode.clip, "truth": _short(episode.truth.tolist()), "learnt": learnt, "success": episode.success}
+    learned = episode.learned_rewards
+    return {
+        "clip": episode.clip,
+        "envRewards": _rounded(episode.env_rewards),
+        "learnedRewards": None if learned is None else _rounded(learned),
+        "success": episode.success,
+    }
 
 
-def _short(rewards: Sequence[float]) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in rewards]
+def _rounded(rewards: Any) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in rewards.tolist()]
 
 
 def _hash(text: str) -> str:

@@ -1,10 +1,10 @@
-"""A MuJoCo scene for a browser to draw: what there is to see, once; where each part of it is, frame by frame.
+"""Describes a MuJoCo scene for a browser: what its parts look like, once, and where each part is, in every frame.
 
-Nothing is rendered here. A part is a geom or a site that MuJoCo itself would draw: of the groups 0 to 2, and not wholly
-transparent. Poses come from forward kinematics on a private copy of the model, on the CPU and without OpenGL.
+Only ``Stage.draw`` renders. A part is a geom or a site that MuJoCo itself draws: one of the groups 0 to 2 that is not
+fully transparent. Poses come from forward kinematics on a private copy of the model, on the CPU and without OpenGL.
 
-Numbers that vary are integers in a unit that the scene and the clip name, so that JSON stays short: a position is exact
-to extent / 2^16, a quaternion to 2^-15.
+Numbers that change are written as integers, to keep the JSON short; the scene and the clip name their unit. A position
+is exact to extent / 2^16, a quaternion to 2^-15. Lengths are in metres. ``extent`` is the size of the model.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ import mujoco
 import numpy as np
 
 from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.human.clips.renderer import Renderer, jpeg
 
 SHAPES = {0: "plane", 1: "hfield", 2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 PLACED = ("qpos0", "body_pos", "body_quat", "jnt_pos", "jnt_axis", "geom_pos", "geom_quat", "site_pos", "site_quat",
           "cam_pos", "cam_quat")  # fmt: skip
-SEEN = ("geom_size", "geom_rgba", "site_size", "site_rgba", "mat_rgba", "hfield_data")
-GREY = (0.5, 0.5, 0.5, 1.0)  # MuJoCo's colour for "none was given"
-DETAIL = 640  # vertices of a mesh that are closer than extent / DETAIL are drawn as one
-HEIGHTS = 64  # a heightfield is drawn with at most so many rows and columns
-QUATERNION = 2.0**-14
+LOOKS = ("geom_size", "geom_rgba", "site_size", "site_rgba", "mat_rgba", "hfield_data")
+GREY = (0.5, 0.5, 0.5, 1.0)  # MuJoCo's colour if none is set
+DETAIL = 640  # vertices of a mesh in one cell of size extent / DETAIL become one
+HEIGHTS = 64  # the most rows and columns with which a heightfield is drawn
+QUATERNION = 2.0**-14  # the unit of quaternions
 
 
 def pack(model: mujoco.MjModel) -> bytes:
-    """The whole model, as ``Stage`` takes it."""
+    """The whole model as bytes, for ``Stage``."""
     data = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, data)
     return data.tobytes()
 
 
 def look(model: mujoco.MjModel) -> bytes:
-    """What tasks change in a model from episode to episode: where bodies and goals are, and how they look."""
-    return zlib.compress(b"".join(np.ascontiguousarray(getattr(model, name)).tobytes() for name in PLACED + SEEN), 1)
+    """The parts of a model that a task may change between episodes, as bytes for ``Stage.set``."""
+    return zlib.compress(b"".join(np.ascontiguousarray(getattr(model, name)).tobytes() for name in PLACED + LOOKS), 1)
 
 
 def pose(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """All from which forward kinematics follow, float32 (nq + 7 nmocap,). A copy."""
+    """The state from which forward kinematics follow: a copy, float32 (nq + 7 nmocap,)."""
     if not model.nmocap:
         return data.qpos.astype(np.float32)
     return np.concatenate((data.qpos, data.mocap_pos, data.mocap_quat), axis=None, dtype=np.float32)
 
 
 class Stage:
-    """A private copy of a packed model; ``camera`` is where one looks from at first, -1 for MuJoCo's free camera."""
+    """A private copy of a model that ``pack`` made. ``camera`` is the camera's number, -1 for MuJoCo's free camera."""
 
     def __init__(self, packed: bytes, camera: int) -> None:
         self._model = model = mujoco.MjModel.from_binary_path("model.mjb", {"model.mjb": packed})
@@ -58,20 +59,21 @@ class Stage:
         self._unit = float(model.stat.extent) / 2**15
         self._choose()
         self._meshes: dict[int, dict[str, Any]] = {}
-        self._scenes: dict[bytes, tuple[str, dict[str, Any]]] = {}  # by what of the model is seen
+        self._scenes: dict[bytes, tuple[str, dict[str, Any]]] = {}  # by the content of LOOKS
         self._look = b""
+        self._renderer: Renderer | None = None
 
     def set(self, look: bytes) -> None:
-        """The model as it was when ``look`` was taken. CorruptFileError where that was another model."""
+        """Changes the model to what it was when ``look`` was taken. CorruptFileError if that was another model."""
         if look == self._look:
             return
         try:
             data = zlib.decompress(look)
         except zlib.error as error:
-            raise CorruptFileError(f"a scene of the film is damaged: {error}") from None
-        fields = [getattr(self._model, name) for name in PLACED + SEEN]
+            raise CorruptFileError(f"a recorded scene is damaged: {error}") from None
+        fields = [getattr(self._model, name) for name in PLACED + LOOKS]
         if len(data) != sum(field.nbytes for field in fields):
-            raise CorruptFileError("a scene of the film is of another environment")
+            raise CorruptFileError("a recorded scene belongs to another environment")
         start = 0
         for field in fields:
             field[...] = np.frombuffer(data, field.dtype, field.size, start).reshape(field.shape)
@@ -80,32 +82,34 @@ class Stage:
         self._choose()
 
     def scene(self) -> tuple[str, dict[str, Any]]:
-        """The parts, the camera and the meshes, JSON-ready, under an id that follows from them."""
-        seen = b"".join(getattr(self._model, name).tobytes() for name in SEEN)
-        if seen not in self._scenes:
-            shown = self._describe()
-            self._scenes[seen] = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32], shown
-        return self._scenes[seen]
+        """The parts, the camera and the meshes, as content for JSON, after an id that is a hash of them."""
+        looks = b"".join(getattr(self._model, name).tobytes() for name in LOOKS)
+        if looks not in self._scenes:
+            content = self._describe()
+            self._scenes[looks] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32], content
+        return self._scenes[looks]
 
     def frames(self, poses: np.ndarray) -> dict[str, Any]:
-        """Where the parts of the scene are, and what is looked at, in poses (T, n): JSON-ready.
+        """Where the parts are, and where the camera looks, in ``poses`` (T, n), as content for JSON.
 
-        ``parts`` has a list for each part: the tracks of x, y, z (in ``unit`` m) and of the quaternion w, x, y, z. A
-        track is one number where nothing moves, else the first and T - 1 differences. ``focus`` has tracks of x, y, z.
+        ``parts`` has a list for each part: the tracks of x, y and z (in ``unit`` metres) and of the quaternion w, x, y
+        and z. A track is one number if nothing moves, otherwise the first number and T - 1 differences. ``focus`` has
+        the tracks of x, y and z of the point at which the camera looks.
         """
         data, count = self._data, len(poses)
-        where = np.empty((count, len(self._geoms) + len(self._sites), 7))
+        placements = np.empty((count, len(self._geoms) + len(self._sites), 7))
         focus = np.empty((count, 3))
         for frame, values in enumerate(poses):
             self._place(values)
             focus[frame] = self._focus()
-            for part, (position, matrix) in enumerate(self._each(data)):
-                where[frame, part, :3] = position
-                mujoco.mju_mat2Quat(where[frame, part, 3:], matrix)
-        turned = (where[1:, :, 3:] * where[:-1, :, 3:]).sum(-1, keepdims=True) < 0  # q and -q are one rotation
-        where[1:, :, 3:] *= np.where(np.logical_xor.accumulate(turned), -1, 1)
-        focus[:, 2] = focus[:, 2].mean()  # the horizon stands still: a fall looks like one
-        parts = np.concatenate((where[..., :3] / self._unit, where[..., 3:] / QUATERNION), -1)
+            for part, (position, matrix) in enumerate(self._placements(data)):
+                placements[frame, part, :3] = position
+                mujoco.mju_mat2Quat(placements[frame, part, 3:], matrix)
+        # q and -q are one rotation: a sign that changes from frame to frame would turn the part around in between
+        flipped = (placements[1:, :, 3:] * placements[:-1, :, 3:]).sum(-1, keepdims=True) < 0
+        placements[1:, :, 3:] *= np.where(np.logical_xor.accumulate(flipped), -1, 1)
+        focus[:, 2] = focus[:, 2].mean()  # the horizon does not move, so that a fall looks like a fall
+        parts = np.concatenate((placements[..., :3] / self._unit, placements[..., 3:] / QUATERNION), -1)
         return {
             "count": count,
             "unit": self._unit,
@@ -114,17 +118,33 @@ class Stage:
             "parts": [[_track(column) for column in part.T] for part in parts.transpose(1, 0, 2)],
         }
 
+    def draw(self, values: np.ndarray) -> bytes:
+        """A JPEG of the model in a pose (n,), from the camera. RuntimeError where OpenGL is missing."""
+        if self._renderer is None:
+            self._renderer = Renderer(self._model, self._camera)
+        self._place(values)
+        return jpeg(self._renderer.draw(self._data))
+
+    def close(self) -> None:
+        """Gives back what was drawn with."""
+        if self._renderer:
+            self._renderer.close()
+            self._renderer = None
+
     def _choose(self) -> None:
-        """The parts: geoms, then sites."""
+        """Finds the parts: first geoms, then sites."""
         model = self._model
         drawn = (model.geom_group < 3) & (model.geom_type <= max(SHAPES))
         self._geoms = np.flatnonzero(drawn & (self._rgba(model.geom_rgba, model.geom_matid)[:, 3] > 0))
         self._sites = np.flatnonzero((model.site_group < 3) & (self._rgba(model.site_rgba, model.site_matid)[:, 3] > 0))
 
-    def _rgba(self, own: np.ndarray, material: np.ndarray) -> np.ndarray:
-        """The colours (N, 4) of geoms or sites with ``own`` colours and materials (N,), -1 for none."""
-        given = (material < 0) | ~np.isclose(own, GREY).all(1)
-        return np.where(given[:, None], own, self._model.mat_rgba[material] if self._model.nmat else own)
+    def _rgba(self, colour: np.ndarray, material: np.ndarray) -> np.ndarray:
+        """The colours (N, 4) of N geoms or sites: their own ``colour`` (N, 4) if it is set, else their material's.
+
+        ``material`` (N,) is -1 for none.
+        """
+        is_set = (material < 0) | ~np.isclose(colour, GREY).all(1)
+        return np.where(is_set[:, None], colour, self._model.mat_rgba[material] if self._model.nmat else colour)
 
     def _place(self, values: np.ndarray) -> None:
         model, data = self._model, self._data
@@ -135,18 +155,18 @@ class Stage:
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)
 
-    def _each(self, data: mujoco.MjData) -> Any:
-        """Position and rotation of each part, in their order."""
+    def _placements(self, data: mujoco.MjData) -> Any:
+        """The position (3,) and the rotation matrix (9,) of each part, in their order."""
         yield from ((data.geom_xpos[geom], data.geom_xmat[geom]) for geom in self._geoms)
         yield from ((data.site_xpos[site], data.site_xmat[site]) for site in self._sites)
 
     def _focus(self) -> np.ndarray:
-        """What is looked at: the body to which the camera belongs, or the model's middle."""
+        """The point (3,) at which the camera looks: the body that it follows, or the middle of the model."""
         body = self._model.cam_bodyid[self._camera] if self._camera >= 0 else 0
         return self._data.subtree_com[body] if body else self._middle()
 
     def _middle(self) -> np.ndarray:
-        """Where a camera that stays looks at: as far in front of it as the model's middle is."""
+        """The point (3,) at which a fixed camera looks: as far in front of it as the middle of the model is."""
         model, data = self._model, self._data
         if self._camera < 0:
             return model.stat.center
@@ -155,12 +175,14 @@ class Stage:
         return data.cam_xpos[self._camera] + max(far, model.stat.extent / 4) * ahead
 
     def _describe(self) -> dict[str, Any]:
-        model, camera = self._model, self._from()  # the latter puts everything at the start
+        model, camera = self._model, self._camera_view()  # which puts everything at its start
         parts = [self._geom(geom) for geom in self._geoms]
         for site in self._sites:
             colour = self._colour(model.site_rgba[site], model.site_matid[site])
             shape = {"type": SHAPES[int(model.site_type[site])], "size": _floats(model.site_size[site])}
-            parts.append(shape | {"rgba": colour, "mark": bool(model.site_bodyid[site] == 0)})  # of the world: a goal
+            parts.append(
+                shape | {"rgba": colour, "mark": bool(model.site_bodyid[site] == 0)}
+            )  # a site of the world marks a goal
         used = sorted({part["mesh"] for part in parts if "mesh" in part})
         return {
             "extent": float(model.stat.extent),
@@ -170,8 +192,8 @@ class Stage:
             "parts": parts,
         }
 
-    def _from(self) -> dict[str, Any]:
-        """The camera's place relative to what it looks at, and its field of view in degrees, top to bottom."""
+    def _camera_view(self) -> dict[str, Any]:
+        """Where the camera is relative to the point at which it looks, and its vertical field of view in degrees."""
         model, data, number = self._model, self._data, self._camera
         mujoco.mj_resetData(model, data)
         self._place(pose(model, data))
@@ -186,23 +208,23 @@ class Stage:
 
     def _geom(self, geom: int) -> dict[str, Any]:
         model = self._model
-        shape, size, held = SHAPES[int(model.geom_type[geom])], model.geom_size[geom], int(model.geom_dataid[geom])
+        shape, size, data_id = SHAPES[int(model.geom_type[geom])], model.geom_size[geom], int(model.geom_dataid[geom])
         colour = self._colour(model.geom_rgba[geom], model.geom_matid[geom])
         part: dict[str, Any] = {"type": shape, "size": _floats(size), "rgba": colour}
         if shape == "plane" and self._data.geom_xmat[geom][8] > 0.99:
-            part["size"] = [0.0, 0.0, 0.0]  # ground goes on for ever, as it does in MuJoCo's physics
+            part["size"] = [0.0, 0.0, 0.0]  # the ground has no end, as in MuJoCo's physics
         if shape == "mesh":
-            part["mesh"] = held
+            part["mesh"] = data_id
         if shape == "hfield":
-            rows, columns = int(model.hfield_nrow[held]), int(model.hfield_ncol[held])
-            start, step = int(model.hfield_adr[held]), -(-max(rows, columns) // HEIGHTS)
+            rows, columns = int(model.hfield_nrow[data_id]), int(model.hfield_ncol[data_id])
+            start, step = int(model.hfield_adr[data_id]), -(-max(rows, columns) // HEIGHTS)
             heights = model.hfield_data[start : start + rows * columns].reshape(rows, columns)[::step, ::step]
-            part |= {"size": _floats(model.hfield_size[held]), "columns": heights.shape[1]}
-            part["heights"] = np.rint(heights.ravel() * 1000).astype(int).tolist()  # 1000 is the highest
+            part |= {"size": _floats(model.hfield_size[data_id]), "columns": heights.shape[1]}
+            part["heights"] = np.rint(heights.ravel() * 1000).astype(int).tolist()  # 1000 is the top
         return part
 
     def _mesh(self, mesh: int) -> dict[str, Any]:
-        """Vertices in units and faces, three numbers each."""
+        """The vertices, three numbers in units each, and the faces, three vertices each."""
         if mesh not in self._meshes:
             model = self._model
             start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
@@ -216,9 +238,9 @@ class Stage:
             self._meshes[mesh] = {"vertices": placed.ravel().tolist(), "faces": corners.ravel().tolist()}
         return self._meshes[mesh]
 
-    def _colour(self, own: np.ndarray, material: int) -> list[float]:
-        """What is seen of it from afar: textures by their mean."""
-        model, colour = self._model, self._rgba(own[None], np.array([material]))[0].astype(float)
+    def _colour(self, own_colour: np.ndarray, material: int) -> list[float]:
+        """The colour from a distance: a texture counts by its mean. Four numbers in [0, 1]."""
+        model, colour = self._model, self._rgba(own_colour[None], np.array([material]))[0].astype(float)
         texture = int(model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]) if material >= 0 else -1
         if texture >= 0:
             start, channels = int(model.tex_adr[texture]), int(model.tex_nchannel[texture])
@@ -229,23 +251,28 @@ class Stage:
 
 
 def simplified(vertices: np.ndarray, faces: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (v, 3) of one cell of a grid as one, in their middle; faces (f, 3) that are none any more left out."""
-    _, joined, count = np.unique(np.floor(vertices / cell), axis=0, return_inverse=True, return_counts=True)
-    joined = joined.ravel()
-    middle = np.zeros((len(count), 3))
-    np.add.at(middle, joined, vertices)
-    corners = joined[faces]
-    whole = (corners != np.roll(corners, 1, axis=1)).all(1)
-    return middle / count[:, None], corners[whole]
+    """A mesh with fewer vertices: those in one cell of a grid become one, at their mean.
+
+    Takes vertices (v, 3), faces (f, 3) and the length of a cell; returns new vertices and faces. Faces with two equal
+    corners are left out.
+    """
+    _, new_index, count = np.unique(np.floor(vertices / cell), axis=0, return_inverse=True, return_counts=True)
+    new_index = new_index.ravel()
+    total = np.zeros((len(count), 3))
+    np.add.at(total, new_index, vertices)
+    corners = new_index[faces]
+    is_triangle = (corners != np.roll(corners, 1, axis=1)).all(1)
+    return total / count[:, None], corners[is_triangle]
 
 
 def _track(values: np.ndarray) -> list[int]:
-    """Numbers (T,) as whole ones: the first and the differences, or one where they are all the same."""
-    whole = np.rint(values).astype(int)
-    return whole[:1].tolist() if (whole == whole[0]).all() else np.diff(whole, prepend=0).tolist()
+    """Numbers (T,), rounded: the first and the differences, or only the first if all are the same."""
+    rounded = np.rint(values).astype(int)
+    return rounded[:1].tolist() if (rounded == rounded[0]).all() else np.diff(rounded, prepend=0).tolist()
 
 
 def _cut(values: np.ndarray, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first ``count * size`` values as (count, size), and the rest."""
     return values[: count * size].reshape(count, size), values[count * size :]
 
 

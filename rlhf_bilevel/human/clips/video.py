@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from rlhf_bilevel.envs.interface import ABSORBED
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.human.clips.episodes import Act, Env, Rewards
-from rlhf_bilevel.utils.files import made_new
+from rlhf_bilevel.human.clips.episodes import LONGEST, Act, Env, Rewards
+from rlhf_bilevel.utils.files import reserve_new_file
 
 CAPTION, GREY = 36, (32, 34, 38)  # pixels below a picture
 Picture = np.ndarray
@@ -21,53 +21,60 @@ Picture = np.ndarray
 
 
 def check_encoder() -> None:
-    """UserError where there is none."""
+    """UserError if no encoder is installed."""
     if find_spec("imageio_ffmpeg") is None:
         raise UserError("a video needs an encoder, which is not installed: pip install 'imageio[ffmpeg]'")
 
 
-def drawn(act: Act, rewards: Rewards, env: Env, count: int, about: str) -> Iterator[Picture]:
-    """A picture of each step of the next ``count`` episodes of ``env``, one of ``recorder.make_drawn``."""
-    for _ in range(count):
-        obs, info = env.reset()
-        over = False
-        while not over:
-            picture, action = np.array(env.render()), act(obs)
-            following, truth, terminated, truncated, info = env.step(action)
-            learnt = rewards(obs[None], action[None])
-            told = "" if learnt is None else f"   learned reward {learnt[0]:.4g}"
-            yield captioned(picture, [about, f"true reward {truth:.4g}{told}"])
-            obs, over = following, terminated or truncated or ABSORBED in info
+def draw_episode(act: Act, rewards: Rewards, env: Env, about: str) -> Iterator[Picture]:
+    """A picture of each step of the next episode of ``env``: a ``recorder.make_drawn`` inside a ``FaultTolerantEnv``.
+
+    ``about`` and the rewards of the step stand below it.
+    """
+    obs, over, steps = env.reset()[0], False, 0
+    while not over and steps < LONGEST:
+        picture, action = np.array(env.render()), act(obs)
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        learned = rewards(obs[None], action[None])
+        second = "" if learned is None else f"   learned reward {learned[0]:.4g}"
+        yield _captioned(picture, [about, f"true reward {reward:.4g}{second}"])
+        obs, over, steps = next_obs, terminated or truncated or ABSORBED in info, steps + 1
 
 
-def captioned(picture: Picture, lines: Sequence[str]) -> Picture:
+def side_by_side(films: Sequence[Iterable[Picture]]) -> Iterator[Picture]:
+    """All films in one; a shorter one stays at its last picture. Sizes become even, as the codec needs them."""
+    last = list[Picture]()
+    for pictures in zip_longest(*films):
+        last = [last[k] if new is None else new for k, new in enumerate(pictures)]
+        height = max(len(picture) for picture in last) // 2 * 2
+        frame = np.hstack([_of_height(picture, height) for picture in last])
+        yield np.ascontiguousarray(frame[:, : frame.shape[1] // 2 * 2])
+
+
+def write(path: Path, pictures: Iterable[Picture], fps: float) -> None:
+    """Makes a video of pictures of one size. Nothing is left if one fails."""
+    import imageio_ffmpeg
+
+    with reserve_new_file(path):
+        writer = None
+        try:
+            for picture in pictures:
+                if writer is None:
+                    size = picture.shape[1], picture.shape[0]
+                    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, quality=7)
+                    writer.send(None)
+                writer.send(picture)
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _captioned(picture: Picture, lines: Sequence[str]) -> Picture:
     height, width, _ = picture.shape
     image = Image.new("RGB", (width, height + CAPTION), GREY)
     image.paste(Image.fromarray(picture))
     ImageDraw.Draw(image).multiline_text((6, height + 4), "\n".join(lines), "white")
     return np.asarray(image)
-
-
-def write(path: Path, films: Sequence[Iterator[Picture]], fps: float) -> None:
-    """Films side by side; the last picture of a shorter one stays. Nothing is left where one fails."""
-    import imageio_ffmpeg
-
-    with made_new(path):
-        writer, last = None, list[Picture]()
-        try:
-            for pictures in zip_longest(*films):
-                last = [last[k] if new is None else new for k, new in enumerate(pictures)]
-                high = max(len(picture) for picture in last) // 2 * 2  # the codec takes even sizes
-                frame = np.hstack([_of_height(picture, high) for picture in last])
-                frame = np.ascontiguousarray(frame[:, : frame.shape[1] // 2 * 2])
-                if writer is None:
-                    size = frame.shape[1], frame.shape[0]
-                    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, quality=7)
-                    writer.send(None)
-                writer.send(frame)
-        finally:
-            if writer is not None:
-                writer.close()
 
 
 def _of_height(picture: Picture, height: int) -> Picture:

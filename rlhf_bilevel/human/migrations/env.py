@@ -1,4 +1,4 @@
-"""How Alembic meets the book: through the connection that ``database.connect`` has, in its transaction."""
+"""Runs the Alembic migrations in the connection and the transaction of ``database.connect``."""
 
 from alembic import context
 

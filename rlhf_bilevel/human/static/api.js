@@ -2,8 +2,9 @@
  * The label server's answers (human/server.py), and whether it answers at all.
  *
  * @typedef {{query: string, left: string, right: string}} Pair a query and the ids of its clips
- * @typedef {"left" | "right" | "equal" | "cant_tell" | "skip"} Choice
- * @typedef {{query: string, choice: Choice, key: string, shown_at: number, answered_at: number}} Answer times in seconds since 1970
+ * @typedef {"left" | "slightly_left" | "equal" | "both_bad" | "cant_tell" | "slightly_right" | "right" | "skip"} Choice
+ * @typedef {{query: string, choice: Choice, key: string, shown_at: number, answered_at: number, note: string}} Answer times in seconds since 1970
+ * @typedef {{key: string, query_id: string, choice: Choice, note: string, answered_at: number, can_change: boolean}} Past an answer of before
  *
  * @typedef {object} Training
  * @property {"on" | "waiting" | "ended" | "away"} state
@@ -106,11 +107,14 @@ export const getStatus = () => tracked("/api/status");
 /** @param {Answer} answer */
 export const sendAnswer = (answer) => tracked("/api/answers", answer);
 
-/** Takes the last answer back, and gives its query. @returns {Promise<string>} */
-export const takeBack = async () => (await tracked("/api/undo", {})).query;
+/** Takes back the answer that was sent with `key`, or else the last one, and gives its query. @param {string} [key] @returns {Promise<string>} */
+export const takeBack = async (key) => (await tracked("/api/undo", key ? { key } : {})).query;
 
-/** Offers again what this labeller skipped and nobody else has answered. */
-export const offerSkipped = () => tracked("/api/unskip", {});
+/** The last answers of this labeller, newest first. @returns {Promise<Past[]>} */
+export const getHistory = async () => (await tracked("/api/history")).choices;
+
+/** Makes the server show again what this labeller skipped and nobody else has answered. */
+export const showSkippedAgain = () => tracked("/api/unskip", {});
 
 /** @param {string} id @returns {Promise<import("./scene.js").Clip>} */
 export const getClip = (id) => retried(`/api/clips/${encodeURIComponent(id)}`);

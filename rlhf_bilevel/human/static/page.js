@@ -1,6 +1,6 @@
 /** The page: one pair in front, the next one drawn behind it. An answer moves on at once, and the outbox sends it. */
 
-import { Refused, connection, getStatus, labeller, nextPairs, offerSkipped, takeBack } from "./api.js";
+import { Refused, connection, getStatus, labeller, getHistory, nextPairs, showSkippedAgain, takeBack } from "./api.js";
 import { clipOf, keepOnly } from "./clips.js";
 import { element, once, sleep } from "./dom.js";
 import { listen } from "./keys.js";
@@ -21,18 +21,22 @@ const { body } = document;
 const title = document.title;
 const now = () => Date.now() / 1000;
 const byId = (/** @type {string} */ id) => element(id, HTMLElement);
-const help = element("help", HTMLDialogElement);
+const help = element("help", HTMLDialogElement), historyDialog = element("history", HTMLDialogElement);
+const noteDialog = element("note-dialog", HTMLDialogElement), noteText = element("note", HTMLTextAreaElement);
 const buttons = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("[data-choice]")]);
 
 /** @type {Pair[]} */
 const pairs = []; // to be judged, in order; the first is in front, or comes there as soon as it is drawn
 /** @type {{pair: Pair, choice: Choice, at: number}[]} */
 const answered = []; // newest last; at: milliseconds of this page
+/** @type {Map<string, string>} */
+const notes = new Map(); // by query
 /** @type {Status | null} */
 let status = null;
 let changes = 0; // of what the status counts, made here: a status that was asked for before one is out of date
 let shownAt = 0; // seconds since 1970
 let undoing = false;
+let noted = ""; // the query whose note is being written
 let turn = 0; // of those who wait for a stage only the latest may change what is shown
 /** @type {HTMLElement | null} */
 let hand = null; // the button that lost the focus when there was nothing to judge
@@ -53,10 +57,10 @@ async function refill() {
     askAgain = false;
     try {
       const waiting = outbox.waiting(), began = performance.now();
-      const offered = await nextPairs(AHEAD + Math.min(waiting.length, 12)); // what is on its way is offered again
-      const known = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
+      const assigned = await nextPairs(AHEAD + Math.min(waiting.length, 12)); // what is on its way is assigned again
+      const held = [...pairs, ...answered.filter((past) => past.at >= began).map((past) => past.pair)];
       const sent = new Set([...waiting, ...outbox.waiting()].map((answer) => answer.query));
-      pairs.push(...offered.filter((pair) => !sent.has(pair.query) && !known.some((other) => same(other, pair))));
+      pairs.push(...assigned.filter((pair) => !sent.has(pair.query) && !held.some((other) => same(other, pair))));
       for (const pair of pairs.slice(0, AHEAD)) Promise.all([clipOf(pair.left), clipOf(pair.right)]).catch(() => {});
     } catch {} // the connection is known to be gone, or the session
   } while (askAgain);
@@ -103,6 +107,7 @@ function show(pair) {
   enable(true);
   if (waited) byId("said").textContent = "A new pair.";
   document.title = (waited && document.hidden ? "● " : "") + title;
+  noteIsThere();
   requestAnimationFrame(() => setTimeout(ahead)); // this pair is painted before the next one is drawn
   const near = [...pairs, ...answered.slice(-3).map((past) => past.pair)];
   keepOnly(new Set(near.flatMap(({ left, right }) => [left, right])));
@@ -117,6 +122,8 @@ function hide() {
 /** @param {Choice} choice */
 function answer(choice) {
   if (!player.isShown || undoing) return;
+  if (isSlight()) choice = SLIGHT[choice] ?? choice;
+  slight(false);
   const pair = /** @type {Pair} */ (pairs.shift());
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   answered.push({ pair, choice, at: performance.now() });
@@ -126,7 +133,7 @@ function answer(choice) {
   if (status) status.can_undo = true;
   if (choice !== "skip") count(1);
   notice(`${SAID[choice]}.`);
-  outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now() });
+  outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now(), note: notes.get(pair.query) ?? "" });
   refill();
   advance();
 }
@@ -135,26 +142,35 @@ const upright = matchMedia("(max-width: 37.49rem) and (max-aspect-ratio: 5/4)");
 const SAID = {
   get left() { return upright.matches ? "Upper is better" : "Left is better"; },
   get right() { return upright.matches ? "Lower is better" : "Right is better"; },
+  get slightly_left() { return upright.matches ? "Upper is slightly better" : "Left is slightly better"; },
+  get slightly_right() { return upright.matches ? "Lower is slightly better" : "Right is slightly better"; },
   equal: "Equally good",
+  both_bad: "Both bad",
   cant_tell: "Can’t tell",
   skip: "Skipped",
 };
 
+/** @type {Partial<Record<Choice, Choice>>} */
+const SLIGHT = { left: "slightly_left", right: "slightly_right" };
+const isSlight = () => byId("slightly").getAttribute("aria-pressed") === "true";
+/** Whether the next side that is chosen is only slightly better. @param {boolean} pressed */
+const slight = (pressed) => byId("slightly").setAttribute("aria-pressed", String(pressed));
+
 const NO_UNDO = "There is no answer to take back: training has used it, or there is none.";
 const canUndo = () => outbox.waiting().length > 0 || (status?.can_undo ?? true); // the server knows, before its status does
 
-/** Takes the last answer back: here, where it was not sent yet, else on the server. */
-async function undo() {
+/** Takes an answer back: the one with `key`, or else the last, which may not have been sent yet. @param {string} [key] */
+async function undo(key) {
   if (undoing || body.dataset.state === "gone") return;
-  if (!canUndo()) return notice(NO_UNDO, true);
+  if (!key && !canUndo()) return notice(NO_UNDO, true);
   undoing = true;
   try {
-    const unsent = outbox.takeUnsent();
+    const unsent = key ? null : outbox.takeUnsent();
     if (!unsent && !(await outbox.emptied())) throw new Error("the last answer may be on its way");
-    await bringBack(unsent ? unsent.query : await takeBack());
+    await bringBack(unsent ? unsent.query : await takeBack(key));
   } catch (error) {
     if (body.dataset.state === "gone") return; // which leave() has told
-    if (error instanceof Refused && status) status.can_undo = false;
+    if (error instanceof Refused && status && !key) status.can_undo = false;
     notice(error instanceof Refused ? NO_UNDO : "No connection: your answer cannot be taken back now.", true);
   } finally {
     undoing = false;
@@ -170,8 +186,9 @@ async function bringBack(query) {
   changes++;
   if (past?.choice !== "skip") count(-1);
   if (status) status.can_undo = answered.length > 0; // until the server says so
-  notice("Your last answer is taken back.");
+  notice("Your answer is taken back: judge this pair again.");
   hide();
+  for (let i; (i = pairs.findIndex((pair) => pair.query === query)) >= 0; ) pairs.splice(i, 1); // a repetition of it
   if (past) {
     pairs.unshift(past.pair);
     return advance();
@@ -180,9 +197,65 @@ async function bringBack(query) {
   return refill();
 }
 
+/** Lists this labeller's last answers, with a button for each that may still be changed. */
+async function showHistory() {
+  if (body.dataset.state === "gone" || historyDialog.open) return;
+  const list = byId("history-list"), text = byId("history-text");
+  list.replaceChildren();
+  text.textContent = "Loading …";
+  historyDialog.showModal();
+  try {
+    await outbox.emptied();
+    const choices = await getHistory();
+    text.textContent = choices.length ? "You may change an answer until training has used it: the pair comes back to you." : "There is no answer yet.";
+    list.replaceChildren(...choices.map(pastItem));
+  } catch {
+    text.textContent = "No connection: your answers cannot be listed now.";
+  }
+}
+
+/** @param {import("./api.js").Past} past */
+function pastItem(past) {
+  const item = document.createElement("li"), words = document.createElement("span");
+  const time = new Date(1000 * past.answered_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  const used = past.can_change ? "" : ", used by training";
+  words.textContent = `${SAID[past.choice]} (${time}${used})${past.note && `: ${past.note}`}`;
+  item.append(words);
+  if (!past.can_change) return item;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Change";
+  button.setAttribute("aria-label", `Change: ${words.textContent}`);
+  button.addEventListener("click", () => {
+    historyDialog.close();
+    undo(past.key);
+  });
+  item.append(button);
+  return item;
+}
+
+/** Whether the pair in front has a note is seen on the button. */
+function noteIsThere() {
+  byId("note-button").classList.toggle("written", notes.has(pairs[0]?.query));
+}
+
+function writeNote() {
+  if (!player.isShown) return;
+  noted = pairs[0].query;
+  noteText.value = notes.get(noted) ?? "";
+  noteDialog.showModal();
+}
+
+function keepNote() {
+  const text = noteText.value.trim();
+  if (text) notes.set(noted, text);
+  else notes.delete(noted);
+  noteIsThere();
+}
+
 async function unskip() {
   try {
-    await offerSkipped();
+    await showSkippedAgain();
   } catch (error) {
     if (!(error instanceof Refused)) notice("No connection: the skipped pairs cannot be shown now.", true);
   }
@@ -201,7 +274,7 @@ function answeredElsewhere(query) {
   advance();
 }
 
-// ---------------------------------------------------------------------------------------------------------- what is told
+// ---------------------------------------------------------------------------------------------------------- what the page says
 
 /** @param {string} text */
 function notice(text, trouble = false) {
@@ -256,11 +329,11 @@ function tell(status) {
   bar.hidden = !wanted;
   bar.max = wanted || 1;
   bar.value = labels;
-  const told = sentence(status);
-  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = told[part]));
+  const parts = sentence(status);
+  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part]));
   const before = byId("training").dataset.state;
   byId("training").dataset.state = training.state;
-  if (before !== training.state && before !== "unknown") byId("said").textContent = told.join("");
+  if (before !== training.state && before !== "unknown") byId("said").textContent = parts.join("");
 }
 
 /** One answer more or less, before the server says so. @param {number} difference */
@@ -278,8 +351,8 @@ async function poll() {
     pollAgain = false;
     try {
       const unsent = outbox.waiting().length, before = changes;
-      const told = await getStatus();
-      if (!unsent && before === changes) tell((status = told)); // else it may be of before the last answers
+      const latest = await getStatus();
+      if (!unsent && before === changes) tell((status = latest)); // else it may be of before the last answers
       outbox.send();
       if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
       if (!pairs.length || !player.isShown) await refill();
@@ -299,7 +372,7 @@ function pollNow() {
 
 /** By key: the button shows it. @param {Choice} choice */
 function choose(choice) {
-  const button = buttons.find((one) => one.dataset.choice === choice);
+  const button = buttons.find((each) => each.dataset.choice === choice.replace("slightly_", ""));
   button?.classList.add("pressed");
   setTimeout(() => button?.classList.remove("pressed"), 150);
   answer(choice);
@@ -321,10 +394,16 @@ connection.changed = () => {
 connection.signedOut = leave;
 outbox.changed = ready;
 outbox.refused = (reason) => notice(`An answer was not taken: ${reason}.`, true);
-outbox.rested = () => player.isShown || pollNow(); // why nothing is left is told anew
+outbox.rested = () => player.isShown || pollNow(); // the page says again why no pair is left
 outbox.watch(answeredElsewhere);
 for (const button of buttons) button.addEventListener("click", () => answer(/** @type {Choice} */ (button.dataset.choice)));
-byId("undo").addEventListener("click", undo);
+byId("undo").addEventListener("click", () => undo());
+byId("slightly").addEventListener("click", () => slight(!isSlight()));
+byId("note-button").addEventListener("click", writeNote);
+byId("close-note").addEventListener("click", () => noteDialog.close());
+noteDialog.addEventListener("close", keepNote);
+byId("history-button").addEventListener("click", showHistory);
+byId("close-history").addEventListener("click", () => historyDialog.close());
 byId("unskip").addEventListener("click", unskip);
 byId("help-button").addEventListener("click", () => help.showModal());
 byId("close-help").addEventListener("click", () => help.close());
@@ -332,10 +411,15 @@ document.addEventListener("visibilitychange", () => (document.title = title));
 listen({
   ArrowLeft: () => choose("left"),
   ArrowRight: () => choose("right"),
+  "Shift+ArrowLeft": () => choose("slightly_left"),
+  "Shift+ArrowRight": () => choose("slightly_right"),
   ArrowUp: () => choose("equal"),
+  b: () => choose("both_bad"),
   ArrowDown: () => choose("cant_tell"),
   s: () => choose("skip"),
-  u: undo,
+  u: () => undo(),
+  h: showHistory,
+  n: writeNote,
   r: () => player.restart(),
   " ": () => player.toggle(),
   "?": () => help.showModal(),

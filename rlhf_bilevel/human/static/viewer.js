@@ -1,5 +1,5 @@
 /**
- * Plays clips of training, as film.py and scene.py describe them, each on a canvas of its own.
+ * Plays clips of training, as clips/recorder.py and clips/scene.py describe them, each on a canvas of its own.
  *
  *     const viewer = new ClipViewer(element, async (id) => scene);
  *     await viewer.load(clip);    // shows its first frame

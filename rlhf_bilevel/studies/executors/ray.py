@@ -1,7 +1,7 @@
-"""Runs on a Ray cluster: each is a task, and where its worker or its machine dies, Ray starts it again elsewhere.
+"""Runs on a Ray cluster. Each run is a task; if its worker or its machine dies, Ray starts it again elsewhere.
 
-A task is the run itself, not a process that the task watches, so that no run outlives its task; it finds the run's
-folder on a file system that all machines share, at the same path, and goes on from its newest checkpoint.
+The task itself trains the run, and does not watch another process, so that no run goes on after its task. It finds the
+run's folder on a file system that all machines share, at the same path, and continues from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import GRACE
 from rlhf_bilevel.studies.worker import main
-from rlhf_bilevel.utils.files import plain
+from rlhf_bilevel.utils.files import check_plain_file
 
-RETRIES = 100  # times that a run's worker may die; machines that are lent may go often, and each run goes on
+RETRIES = 100  # times that a run's worker may die: preemptible machines go often
 
 
-class Cluster:
-    """That of RAY_ADDRESS, else the one of ``ray start`` on this machine, else one of this machine alone.
+class RayExecutor:
+    """The cluster at RAY_ADDRESS, else that of ``ray start`` on this machine, else a new one on this machine alone.
 
-    ``cpus`` is what a run takes. Tasks wait in Ray's queue, so that a cluster which grows by itself sees them.
+    A run takes ``cpus`` CPUs. Tasks wait in Ray's queue, so that a cluster that can grow sees them.
     """
 
     room = sys.maxsize
@@ -34,19 +34,23 @@ class Cluster:
     def __init__(self, cpus: int = 1) -> None:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
-        # A process of its own for each run: nothing of another run is left in it
-        self._run = ray.remote(num_cpus=cpus, max_retries=RETRIES, max_calls=1)(run)
+        # A new process for each run, with nothing left from another run
+        self._run = ray.remote(num_cpus=cpus, max_retries=RETRIES, max_calls=1)(work_remotely)
 
-    def start(self, run: RunSpec) -> Task:
+    def start(self, run: RunSpec) -> RayTask:
+        """Starts a task for the run."""
         out = run.folder.path.resolve()
-        return Task(self._run.remote(out, replace(run, out=out).to_json()), RunFolder(out).output)
+        return RayTask(self._run.remote(out, replace(run, out=out).to_json()), RunFolder(out).output)
 
 
-class Task:
+class RayTask:
+    """A run as a Ray task; Ray's errors are appended to ``log``."""
+
     def __init__(self, reference: ray.ObjectRef, log: Path) -> None:
         self._reference, self._log = reference, log
 
     def poll(self) -> int | None:
+        """The worker's exit code; None before it has ended, 1 if Ray could not run it."""
         ready, _ = ray.wait([self._reference], timeout=0)
         if not ready:
             return None
@@ -58,15 +62,17 @@ class Task:
             return 1
 
     def stop(self) -> None:
+        """Cancels the task."""
         ray.cancel(self._reference, force=True)
         ray.wait([self._reference], timeout=GRACE)
 
 
-def run(out: Path, spec: str) -> int:
-    """The task: a worker on the ``spec`` in JSON, and its exit code. What it says goes to OUT.log; its process is not
-    used again."""
+def work_remotely(out: Path, spec: str) -> int:
+    """The task: trains ``spec`` (JSON) and returns the exit code. Output goes to OUT.log; its process is not used
+    again.
+    """
     log = RunFolder(out).output
-    plain(log)
+    check_plain_file(log)
     sys.stdout = sys.stderr = stream = log.open("a", buffering=1)
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)

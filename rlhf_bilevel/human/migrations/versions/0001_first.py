@@ -8,6 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Creates the tables in an empty database."""
     key = sa.String(32)
     op.create_table(
         "runs",

@@ -1,0 +1,85 @@
+"""What the owner of a run sees: how fast people label, what training does with it, and when the next pairs come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from pydantic import BaseModel
+
+from rlhf_bilevel.human.records import Chosen, Labeller, Pending, Status
+from rlhf_bilevel.human.tables import SKIP
+
+BREAK = 300.0  # seconds without an answer, after which a person is not labelling any more
+EPISODES = 10  # whose returns are averaged
+
+
+class Speed(BaseModel):
+    """How fast one person labels. Skips do not count."""
+
+    name: str
+    answers: int
+    last_hour: int  # answers in the last hour
+    per_hour: float | None  # answers an hour while they label, without breaks; None before the second answer
+
+
+class Returns(BaseModel):
+    """The mean returns of the last episodes of training."""
+
+    episodes: int
+    true: float  # by the reward of the environment
+    learned: float | None  # by the learned reward; None before there is one
+
+
+def speeds(labellers: Sequence[Labeller], choices: Sequence[Chosen], now: float) -> list[Speed]:
+    """How fast each labeller is, at the time ``now`` in seconds since 1970."""
+    by_person = []
+    for labeller in labellers:
+        times = sorted(c.answered_at for c in choices if c.labeller.id == labeller.id and c.choice != SKIP)
+        gaps = [gap for gap in (after - before for before, after in pairwise(times)) if gap < BREAK]
+        by_person.append(
+            Speed(
+                name=labeller.name,
+                answers=len(times),
+                last_hour=sum(time > now - 3600 for time in times),
+                per_hour=3600 * len(gaps) / sum(gaps) if sum(gaps) else None,
+            )
+        )
+    return by_person
+
+
+def recent_returns(progress: Sequence[Mapping[str, str]]) -> Returns | None:
+    """The mean returns in the last rows of a run's progress.csv; None before the first episode ends.
+
+    ValueError if a return in it is not a number.
+    """
+    episodes = [row for row in progress if row.get("rollout/true_return")][-EPISODES:]
+    if not episodes:
+        return None
+    learned = [float(row["rollout/learned_return"]) for row in episodes if row.get("rollout/learned_return")]
+    return Returns(
+        episodes=len(episodes),
+        true=sum(float(row["rollout/true_return"]) for row in episodes) / len(episodes),
+        learned=sum(learned) / len(learned) if learned else None,
+    )
+
+
+def when_next_pairs(state: str, status: Status | None, pending: Pending, now: float) -> str:
+    """One sentence that says when people can label the next pairs.
+
+    ``state`` is the state of training, as the label server names it.
+    """
+    if pending.missing:
+        return f"Now: {pending.missing} {'pair waits' if pending.missing == 1 else 'pairs wait'} for an answer."
+    if state == "ended" or (status and status.labels >= status.wanted):
+        return "No more pairs come: training has all its labels, or has ended."
+    if status is None or state == "away":
+        return "Not known: training is not running."
+    if status.next_session is None:
+        return "Not known yet."
+    seconds = max(0.0, status.next_session - (now - status.updated_at))
+    if seconds < 60:
+        return "In less than a minute."
+    if seconds < 5400:
+        return f"In about {seconds / 60:.0f} minutes, at the present speed of training."
+    return f"In about {seconds / 3600:.0f} hours, at the present speed of training."

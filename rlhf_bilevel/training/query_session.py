@@ -1,0 +1,101 @@
+"""A query session: how many labels are due, which pairs are asked about, and what comes of the answers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from rlhf_bilevel.data.answers import ask_teacher, select
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback import queries
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
+from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.types import Queries
+
+DRAWS = 10  # at most so many times candidates are drawn for one session
+
+
+def labels_due(run: Run) -> int:
+    """How many labels to ask for in a session at this step.
+
+    Labels that earlier sessions did not get, because there was no new pair to ask about, are asked for in addition.
+    """
+    c = run.config
+    left = c.labels - len(run.prefs)
+    # How many steps are left at this session and at each later one
+    steps_left = [c.total_timesteps - step for step in range(run.step, c.total_timesteps + 1, c.num_interact)]
+    if c.label_schedule == "constant":
+        return min(left, max(c.queries_per_session, math.ceil((c.labels - len(run.asked)) / len(steps_left))))
+    return round(left * steps_left[0] / sum(steps_left)) if len(steps_left) > 1 else left
+
+
+def query_session(run: Run, count: int) -> int:
+    """Asks the teacher about ``count`` pairs and adds the answers to ``run.prefs``. Returns how many answers came."""
+    pairs = select_queries(run, count)
+    if pairs is None:
+        return 0
+    with torch.no_grad():
+        answers = ask_teacher(run.teacher, pairs)
+        # A teacher may also answer older queries now, so that more answers come than were asked for
+        answers = select(answers, slice(run.config.labels - len(run.prefs)))
+        # Before the first session the reward is untrained, and its loss means nothing
+        output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
+        run.prefs.add(answers, cross_entropy(output, answers.label))
+    if not len(answers.label):
+        warnings.warn(f"step {run.step}: the teacher answered none of {len(pairs.first.obs)} queries", stacklevel=2)
+    return len(answers.label)
+
+
+def select_queries(run: Run, count: int) -> Queries | None:
+    """The pairs to ask about, at most ``count``: chosen by the rule ``query``. None if there is no pair to ask about.
+
+    A share ``anchor_share`` of them, the last ones, are compared with an anchor (see ``Run.sample_anchored``).
+    """
+    c, selected = run.config, list[Queries]()
+    anchored = round(c.anchor_share * count) if run.learnt else 0
+    labelled = run.prefs[:] if run.learnt else None
+    for number, sample in ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored)):
+        if number and (candidates := sample_candidates(run, number, sample)):
+            with torch.no_grad():
+                selected.append(queries.choose(c.query, run.reward.members, candidates, labelled, number))
+            run.asked.add(selected[-1])
+    return queries.joined(selected) if selected else None
+
+
+def sample_candidates(run: Run, count: int, sample: Callable[[int], Queries]) -> Queries | None:
+    """``large_batch`` random pairs for each of ``count`` labels, without pairs whose label would tell nothing new.
+
+    If fewer than ``count`` are left, more are drawn, at most ``DRAWS`` times; if that does not help, a warning says so.
+    None if no pair is left.
+    """
+    candidates: Queries | None = None
+    try:
+        for _ in range(DRAWS):
+            drawn = sample(count * run.config.large_batch)
+            candidates = run.asked.new(drawn if candidates is None else queries.joined([candidates, drawn]))
+            if (available := len(candidates.first.obs)) >= count:
+                return candidates
+    except UserError as too_short:
+        warnings.warn(f"no queries at step {run.step}: {too_short}", stacklevel=4)
+        return None
+    shortage = f"{available} of {count} queries at step {run.step}" if available else f"no queries at step {run.step}"
+    warnings.warn(f"{shortage}: there are no more pairs of two segments that were not asked before", stacklevel=4)
+    return candidates if available else None
+
+
+def why_no_label(run: Run) -> str | None:
+    """Why a run that has ended got no label, in one sentence. None if it got one, asks for none or has not ended."""
+    c = run.config
+    if run.step < c.total_timesteps or run.method.reward_loss is None or not c.labels or len(run.prefs):
+        return None
+    outcome = f"no label was given in {c.total_timesteps} steps, and no reward was learnt: "
+    if run.asked:
+        return outcome + f"the teacher gave no answer that can be used to any of {len(run.asked)} queries"
+    longest = max(end - start for start, end in run.store.episodes())
+    steps = f"{longest} steps" + (f" of {c.action_repeat} each (action_repeat)" if c.action_repeat > 1 else "")
+    if longest < c.segment_length:
+        return outcome + f"segment_length={c.segment_length} is longer than every episode (longest: {steps})"
+    return outcome + f"no two different segments of segment_length={c.segment_length} (longest episode: {steps})"
