@@ -106,7 +106,7 @@ def parser() -> Parser:
         does = command.HELP
         epilog = "\n  ".join(("examples:", *command.EXAMPLES))
         sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does, epilog=epilog)
-        sub.set_defaults(command=name, options=sub._option_string_actions, dir=None)
+        sub.set_defaults(command=name, top=top, options=sub._option_string_actions, dir=None)
         command.add_arguments(sub)
     return top
 
