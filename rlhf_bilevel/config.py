@@ -156,9 +156,9 @@ class Config(BaseModel):
     """Whether the critics begin anew at the end of pre-training, as their values are those of state entropy."""
     reset_updates: Times = 100
     """Gradient steps directly after that reset."""
-    critic_layer_norm: bool = False
+    critic_layer_norm: bool = True
     """SAC only: a layer normalisation before each activation of the critics."""
-    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of each batch that is drawn from the newest transitions only."""
     newest_rows: Size = 10_000
     """How many transitions count as the newest."""
@@ -211,10 +211,10 @@ class Config(BaseModel):
     # Queries
     segment_length: Size = 50
     """Steps in a segment."""
-    query: Annotated[str, one_of(QUERY_RULES)] = "disagreement"
+    query: Annotated[str, one_of(QUERY_RULES)] = "uniform"
     """Rule that chooses pairs among the candidates. policy_aligned is uniform with the setting policy_aligned (QPA). It
     may be module:NAME."""
-    policy_aligned: bool = False
+    policy_aligned: bool = True
     """Whether candidates are cut from the newest episodes only (aligned_episodes)."""
     query_source: Literal["all", "second", "cross"] = "all"
     """With two learners: whose episodes pairs are cut from. all: both learners'. second: the second learner's. cross:
@@ -225,7 +225,7 @@ class Config(BaseModel):
     """Newest episodes that segments are cut from."""
     aligned_episodes: Size = 10
     """The same when policy_aligned is on."""
-    anchor_share: Share = 0.0
+    anchor_share: Share = 0.5
     """Share of a session's pairs that compare a segment of the newest aligned_episodes with an anchor segment."""
     anchor: Literal["incumbent", "past"] = "incumbent"
     """incumbent: the anchor is one of the best labelled segments. past: any segment since the first label."""
@@ -376,7 +376,7 @@ class ConfigRecord(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     method: str
     env: str
     teacher: str
@@ -387,6 +387,20 @@ class ConfigRecord(BaseModel):
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None
+
+
+BPREF: dict[str, Any] = {
+    "query": "disagreement", "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0,
+    "critic_layer_norm": False,
+}  # fmt: skip
+"""B-Pref's values of settings whose defaults are others here. Until version 2 of config.yaml they were the defaults."""
+
+
+def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a run's config.yaml, with the settings that a run of version 1 had and did not record."""
+    if "versions" not in record or record.get("version", 1) != 1 or not isinstance(record.get("settings"), Mapping):
+        return dict(record)
+    return {**record, "settings": {**BPREF, **record["settings"]}}
 
 
 def check_record(file: object, record: Mapping[str, Any], must_be_complete: bool = True) -> None:
@@ -405,7 +419,7 @@ def check_record(file: object, record: Mapping[str, Any], must_be_complete: bool
             if key == "version":
                 its_version = f"{record[key]!r:.60}"
                 raise UserError(
-                    f"{file} has version {its_version} of the format, and this reads version 1: update it"
+                    f"{file} has version {its_version} of the format, and this reads versions 1 and 2: update it"
                 ) from None
             if key not in missing:
                 raise UserError(f"{file}: {key}={record[key]!r:.60}: {problem['msg']}") from None
@@ -430,16 +444,23 @@ MOVED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Old settings of all runs, still read, and the methods whose options they are today."""
 
+FIGURE1: dict[str, Any] = {
+    "batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
               "reward_lr": 3e-3, "reward_batch": 32, "n_eval_episodes": 5, "action_repeat": 4,
               "segment_length": 25},
     "cpu": {},
-    "paper": {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
-    "paper/Meta-World": {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
-                         "reward_epochs": 10},
+    "paper": BPREF | {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
+    "paper/Meta-World": BPREF | {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
+                                 "reward_epochs": 10},
+    "figure1": FIGURE1 | {"total_timesteps": 125_000, "labels": 100},
+    "figure1/Meta-World": FIGURE1 | {"total_timesteps": 200_000, "labels": 1000, "reward_clip": True,
+                                     "num_interact": 7500, "queries_per_session": 50},
 }  # fmt: skip
-"""Differences from Config's defaults. ``paper`` has B-Pref's sizes, which differ between the two suites.
+"""Differences from Config's defaults. ``paper`` has B-Pref's protocol and sizes, which differ between the two suites.
+``figure1`` is what ``make figure1`` runs.
 
 B-Pref updates the target critics by .005 at every second update; SB3 does it at every update, hence half of that.
 """

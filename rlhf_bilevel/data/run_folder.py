@@ -28,6 +28,7 @@ from rlhf_bilevel.config import (
     nest_options,
     network_sizes,
     num_weights,
+    upgrade,
     validate,
 )
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
@@ -174,7 +175,7 @@ class RunFolder:
         """
         record = read_yaml(self.config)
         check_record(self.config, record, must_be_complete)
-        return record
+        return upgrade(record)
 
     def trusted_config(self, trust: bool, custom: Collection[str] = ()) -> dict[str, Any]:
         """All of config.yaml, with its settings checked. UserError if it names a module to import, unless ``trust``.

@@ -179,5 +179,5 @@ def agent(options: PenaltyOptions) -> int:
 PENALTY = Method(
     "penalty", 2, learner_rewards, reward_loss, agent, update_estimates, diagnose, state=CostState.of,
     options=PenaltyOptions,
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},  # twin's
+    settings={"other_every": 4},  # twin's
 )  # fmt: skip

@@ -117,7 +117,7 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     found += [all_settings(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
     assert (found[0]["reward_damping"], found[0]["net_arch"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
-    assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
+    assert found[0]["other_every"] == METHODS["penalty"].settings["other_every"]
 
 
 class Ended:
