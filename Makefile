@@ -1,5 +1,5 @@
-# Everything a person does here is one word: make train, make test, make lint, make exactness, make tables,
-# make bench, make figures.
+# Everything a person does here is one word: make train, make test, make lint, make docs, make exactness,
+# make tables, make bench, make figures.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICK := dm_control/cartpole-balance-v0
@@ -7,7 +7,7 @@ QUICK := dm_control/cartpole-balance-v0
 # Small networks gain nothing from more threads, and two runs side by side gain much from fewer
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install train test test-slow lint exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
+.PHONY: install train test test-slow lint docs exactness bench evidence figure1 figures tables table1 table2 figure-theory clean
 install: .venv/installed
 .venv/installed: setup.cfg setup.py constraints.txt package-lock.json
 	$(PYTHON) -m venv .venv
@@ -35,11 +35,17 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m site_tools.writing
+	@$(MAKE) --no-print-directory docs
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/.package-lock.json && npx tsc; \
 	else echo "npm is missing: the page's JavaScript is not checked" >&2; fi
 node_modules/.package-lock.json: package-lock.json
 	npm ci --silent
 	@touch $@
+
+# The documentation as a site, to be opened at site/index.html: about half a minute. A warning fails the build
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 exactness: install
 	$(BIN)/python -m benchmarks.theory.exactness --mdps 20 --seed 0 --json
@@ -84,5 +90,5 @@ figures: install
 	$(BIN)/python -m benchmarks.learning.figures
 
 clean:
-	rm -rf .venv .venv-peers .import_linter_cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
+	rm -rf .venv .venv-peers site .import_linter_cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache node_modules \
 	    rlhf_bilevel/human/three

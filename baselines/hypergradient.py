@@ -28,9 +28,12 @@ RIDGE = 1e-3  # ridge penalty on the weights of V
 class HypergradientOptions(CostOptions):
     """Options of the hypergradient. Without ``use_cost`` the method is PEBBLE."""
 
-    gradient_share: Share = 0.5  # largest length of the sum's gradient, as a share of the labels' gradient
-    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
-    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
+    gradient_share: Share = 0.5
+    """Largest length of the second part's gradient, as a share of the labels' gradient."""
+    visit_episodes: Size = 2
+    """Newest episodes of the learner from which its occupancy is estimated."""
+    visit_discount: Fraction = 1.0
+    """Weight of a step relative to the one before. gamma would be the paper's occupancy."""
 
 
 def traces(advantage: Tensor, weight: Tensor, gamma: float) -> Tensor:

@@ -23,12 +23,18 @@ from rlhf_bilevel.types import Metrics, Occupancy, Preferences
 class IncumbentOptions(Options):
     """Options of relative pessimism."""
 
-    sigma: Positive = 10.0  # discounted return per nat
-    gap_share: Positive = 0.5  # the gap's gradient is at most this many times as long as the labels'
-    surgery: bool = False  # the gap's gradient loses its part against the labels' gradient
-    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
-    visit_batch: Size = 256  # steps of these in each reward step
-    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
+    sigma: Positive = 10.0
+    """Penalty, in discounted return per nat."""
+    gap_share: Positive = 0.5
+    """The gap's gradient is at most this many times as long as the labels'."""
+    surgery: bool = False
+    """Whether the gap's gradient loses its part against the labels' gradient."""
+    visit_episodes: Size = 2
+    """Newest episodes of the learner from which its occupancy is estimated."""
+    visit_batch: Size = 256
+    """Steps of these episodes in each reward step."""
+    visit_discount: Fraction = 1.0
+    """Weight of a step relative to the one before. gamma would be the paper's occupancy."""
 
     def numbers(self, config: Config, inputs: int) -> int:
         """How many floats the method needs at most; ``inputs`` is o + a."""

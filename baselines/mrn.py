@@ -23,7 +23,8 @@ from rlhf_bilevel.types import Preferences
 class MrnOptions(Options):
     """The published value."""
 
-    weight: Weight = 0.1  # of the critics' loss; with 0 the method is PEBBLE
+    weight: Weight = 0.1
+    """Weight of the critics' loss. With 0 the method is PEBBLE."""
 
 
 def outer(run: Run, batch: Preferences, rows: Tensor) -> Tensor:

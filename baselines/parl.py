@@ -2,8 +2,8 @@
 
 The idea is the paper's; docs/methods/parl.md derives these equations by the score function.
 
-    dG/dphi = E[dl/dphi] + (dtheta*/dphi)' v,                           v = E[l sum_t grad_theta log pi(a_t|s_t)]
-    dtheta*/dphi = H^-1 d2J/dtheta dphi,  d2J/dtheta dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
+    dG/dphi = E[dl/dphi] + (dlambda*/dphi)' v,                           v = E[l sum_t grad_lambda log pi(a_t|s_t)]
+    dlambda*/dphi = H^-1 d2J/dlambda dphi,  d2J/dlambda dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
 
 l is the cross-entropy of a pair, and v sums over the pair's steps. H^-1 is replaced by a multiple of the identity,
 which is one step of policy gradient in place of the best response. So phi descends
@@ -28,8 +28,10 @@ from rlhf_bilevel.types import Preferences
 class ParlOptions(Options):
     """Options of PARL."""
 
-    weight: Weight = 0.1  # nats per unit of reward
-    visit_episodes: Size = 2  # newest episodes of the learner that its occupancy is estimated from
+    weight: Weight = 0.1
+    """Weight of the second part of the gradient, in nats per unit of reward."""
+    visit_episodes: Size = 2
+    """Newest episodes of the learner from which its occupancy is estimated."""
 
 
 def credit(run: Run, batch: Preferences, losses: Tensor, episodes: list[tuple[int, int]]) -> Tensor:

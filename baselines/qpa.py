@@ -19,9 +19,12 @@ from rlhf_bilevel.types import Preferences
 class QpaOptions(Options):
     """Crops, with the published values."""
 
-    copies: Few = 20  # crops of each labelled pair in a reward step; 0 for the pairs as they are
-    shortest: Fraction = 0.7  # of a segment: 35 to 45 steps of 50
+    copies: Few = 20
+    """Crops of each labelled pair in a reward step. 0: the pairs as they are."""
+    shortest: Fraction = 0.7
+    """Shortest crop, as a share of a segment."""
     longest: Fraction = 0.9
+    """Longest crop, as a share of a segment."""
 
 
 def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

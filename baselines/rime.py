@@ -32,12 +32,19 @@ class RimeOptions(Options):
     """The published values. Without ``denoise`` all labels are trusted."""
 
     denoise: bool = True
+    """Whether labels are filtered. Without it, all are trusted."""
     alpha: Weight = 0.5
+    """alpha: weight of rho in the threshold."""
     beta: Weight = 3.0
+    """beta_max: weight of the variance in the threshold, at the first epoch."""
     beta_least: Weight = 1.0
-    beta_epochs: Size = 60  # until beta_t is at its least; 600 on Meta-World
-    tau: Fraction = 1e-3  # a label less likely than this is turned
-    warm_updates: Few = 5  # gradient steps of the warm start per step of pre-training
+    """beta_min: the same after beta_epochs."""
+    beta_epochs: Size = 60
+    """Epochs over which it falls. The paper has 600 on Meta-World."""
+    tau: Fraction = 1e-3
+    """A label that is less probable than this is flipped."""
+    warm_updates: Few = 5
+    """Gradient steps of the warm start for each step of pre-training."""
 
 
 def threshold(o: RimeOptions, memory: dict[str, float]) -> float:

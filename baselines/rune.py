@@ -18,8 +18,10 @@ from rlhf_bilevel.types import Metrics
 class RuneOptions(Options):
     """The published values."""
 
-    beta: Weight = 0.05  # weight of the standard deviation at the first step
-    rho: Fraction = 1e-5  # the share of it that is lost at each step
+    beta: Weight = 0.05
+    """beta_0: weight of the standard deviation at the first step."""
+    rho: Fraction = 1e-5
+    """Share of the weight that is lost at each step."""
 
 
 def weight(run: Run) -> float:

@@ -24,11 +24,16 @@ from rlhf_bilevel.types import Preferences, Queries
 class SurfOptions(Options):
     """The published values."""
 
-    threshold: Fraction = 0.99  # tau: how sure the reward must be of a pair
-    weight: Weight = 1.0  # lambda: of the unlabelled pairs' loss
-    unlabelled: Annotated[Few, Field(ge=1)] = 4  # mu: unlabelled pairs per labelled one
-    shortest: Fraction = 0.75  # crops, as shares of a segment: 45 to 55 steps of 60
+    threshold: Fraction = 0.99
+    """tau: a pseudo-label counts if the reward gives it at least this probability."""
+    weight: Weight = 1.0
+    """lambda: weight of the unlabelled pairs' loss."""
+    unlabelled: Annotated[Few, Field(ge=1)] = 4
+    """mu: unlabelled pairs for each labelled one."""
+    shortest: Fraction = 0.75
+    """Shortest crop, as a share of a segment."""
     longest: Fraction = 0.92
+    """Longest crop, as a share of a segment."""
 
 
 def cropped(run: Run, pairs: Queries | Preferences) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from stable_baselines3.common.logger import Logger
 
 from rlhf_bilevel.config import Config, current_names, did_you_mean_setting, validate
 from rlhf_bilevel.envs import registry
@@ -25,7 +26,7 @@ from rlhf_bilevel.runs import fork, session
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
 from rlhf_bilevel.runs.process import exclusive_training
-from rlhf_bilevel.runs.session import Origin, Session
+from rlhf_bilevel.runs.session import NOBODY, Observers, Origin, Session
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
@@ -138,20 +139,23 @@ class Agent:
         callback: CallbackLike = None,
         progress_bar: bool = False,
         screen: bool = False,
+        logger: Logger | None = None,
     ) -> Agent:
         """Trains for ``total_timesteps`` environment steps, those of all learners together, and returns the agent.
 
         It can be called once. An agent that was loaded or forked trains for this many more steps from its checkpoint.
-        SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/callbacks.md). ``screen``
-        prints the metrics as a table.
+        SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/how-to/callbacks.md).
+        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get each row of
+        metrics too.
 
         Raises UserError if this process is training already, and if the method learns a reward but got no label until
         the last step: the folder then has the evaluations and no model.
         """
+        observers = Observers(callback, progress_bar, screen, logger)
         with exclusive_training():
             self.start(total_timesteps)
             assert self._session is not None
-            self._session.follow(callback, progress_bar, screen)
+            self._session.follow(observers)
         return self
 
     def start(self, total_timesteps: int) -> Run:
@@ -171,12 +175,10 @@ class Agent:
         return started.run
 
     @contextmanager
-    def recording(
-        self, run: Run, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Metrics], bool]]:
+    def recording(self, run: Run, observers: Observers = NOBODY) -> Iterator[Callable[[Metrics], bool]]:
         """Everything around the run that ``start`` created; see ``Session.recording``."""
         assert self._session is not None and self._session.run is run
-        with self._session.recording(callback, progress_bar, screen) as record:
+        with self._session.recording(observers) as record:
             yield record
 
     @classmethod
@@ -186,6 +188,7 @@ class Agent:
         callback: CallbackLike = None,
         progress_bar: bool = False,
         screen: bool = False,
+        logger: Logger | None = None,
         *,
         trust: bool = False,
         checkpoint_every: str = "1m",
@@ -200,9 +203,14 @@ class Agent:
         Raises UserError, and changes nothing, if there is nothing to resume, if another process is training the run, or
         if no checkpoint can be used.
         """
-        checkpointing: dict[str, Any] = {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
+        observers = Observers(callback, progress_bar, screen, logger)
         resumed = session.resume(
-            Path(folder), callback, progress_bar, screen, trust=trust, custom=custom, **checkpointing
+            Path(folder),
+            observers,
+            trust=trust,
+            checkpoint_every=checkpoint_every,
+            keep_every=keep_every,
+            custom=custom,
         )
         agent = cls.of(resumed.spec, resumed.parts)
         agent._attach(resumed)

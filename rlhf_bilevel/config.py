@@ -617,7 +617,7 @@ def did_you_mean_setting(value: str, names: Collection[str]) -> str:
     hint = did_you_mean(value, names, old_names)
     if hint.startswith("did") or len(names) <= 30:
         return hint
-    return "rlhf_bilevel/config.py has them all, and those of one method alone are called METHOD.NAME"
+    return "rlhf-bilevel settings lists them all, and with a METHOD its own"
 
 
 def check_database(url: str) -> None:

@@ -1,15 +1,18 @@
-"""Command-line options whose mistakes are told in one line."""
+"""Command-line options: mistakes that are told in one line, and options that several commands have."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.suggest import did_you_mean
+
+Work = Callable[[], None]  # what a command does once its options are checked
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
@@ -21,8 +24,8 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-class Formatter(argparse.HelpFormatter):
-    """Help pages name the defaults."""
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help pages name the defaults, and keep the lines of the examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         none = action.default is None or action.default is False or action.default == []
@@ -95,3 +98,25 @@ def up_to(most: int, least: int = 1) -> Callable[[str], int]:
 
 
 positive, natural = up_to(10**9), up_to(10**9, least=0)
+
+
+def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
+
+
+def add_training_options(sub: argparse.ArgumentParser) -> None:
+    add_checkpoint_option(sub)
+    sub.add_argument(
+        "--keep-every",
+        type=natural,
+        default=0,
+        metavar="STEPS",
+        help="a checkpoint that stays, for fork",
+    )
+    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
+    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+
+def add_trust_option(sub: argparse.ArgumentParser) -> None:
+    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
+    sub.add_argument("--trust", action="store_true", help=trusts)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Callable
 
+from rlhf_bilevel.cli.arguments import Work
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.utils.versions import installed_versions
+
+HELP = "what works on this machine, and what to install"
+EXAMPLES = (
+    "rlhf-bilevel doctor",
+    "MUJOCO_GL=egl rlhf-bilevel doctor",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """It has none."""
+
+
+def run(_: argparse.Namespace) -> Work:
+    return lambda: print(report())
 
 
 def report() -> str:

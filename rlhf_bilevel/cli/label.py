@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import ipaddress
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.human.addresses import exposure_warning, in_url, is_loopback, listen, names, public_name
 
 if TYPE_CHECKING:
     import uvicorn
@@ -30,12 +30,45 @@ if TYPE_CHECKING:
     from rlhf_bilevel.human.security import SecurityMiddleware
     from rlhf_bilevel.human.store import LabelStore
 
-PORT, PORTS_TRIED = 8007, 50
 DEFAULT_NAME = "human"  # of the only labeller, if no name is given
 INTERVAL = 1.0  # seconds between two looks for a run that has not begun
 
 
-def label(args: argparse.Namespace) -> Callable[[], None]:
+HELP = "serve the page on which people label a run's pairs"
+EXAMPLES = (
+    'rlhf-bilevel label runs/one-leg --question "Which one is closer to standing on one leg?"',
+    "rlhf-bilevel label runs/one-leg --labeller ada --labeller ben --expert eve --guidelines guidelines.md",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
+    sub.add_argument("--question", default="Which one is better?", help="what people are asked")
+    sub.add_argument(
+        "--guidelines", type=Path, metavar="FILE.md", help="what to judge by: shown at the first visit, and in the help"
+    )
+    sub.add_argument(
+        "--labeller", action="append", default=[], metavar="NAME", help="gets a link; repeatable (default: human)"
+    )
+    sub.add_argument(
+        "--expert", action="append", default=[], metavar="NAME", help="whose answers check those of others"
+    )
+    sub.add_argument(
+        "--owner", action="append", default=[], metavar="NAME", help="sees the overview (default: human, if alone)"
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is this machine alone")
+    sub.add_argument("--port", type=positive, help="to listen on (default: 8007, or the next that is free)")
+    sub.add_argument("--url", help="how people reach it, where a proxy stands before it")
+    sub.add_argument("--repeats", type=float, default=0.05, help="share of pairs that are shown again, as a check")
+    sub.add_argument("--gold", type=float, default=0.05, help="share of pairs that an expert has answered")
+    sub.add_argument(
+        "--import", dest="import_file", type=Path, metavar="FILE.parquet", help="add answers given elsewhere, and end"
+    )
+    sub.add_argument("--labels-db", metavar="postgresql://...", help="where the run keeps its labels, if not in DIR")
+    add_trust_option(sub)
+
+
+def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work: to wait for the run, print the links, and serve until Ctrl-C.
 
     With ``--import`` the work adds the answers of a dataset, and serves nothing. UserError if an option is wrong.
@@ -205,76 +238,4 @@ def import_answers(store: LabelStore, dataset: Dataset, path: Path) -> None:
     print(
         f"{path}: {imported.added} answers added, {imported.repeated} known before, "
         f"{imported.left_out} to other queries left out"
-    )
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens at ``port``, or at the first free port from PORT on. UserError if there is none."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    first = PORT if port is None else port
-    for candidate in range(first, first + (PORTS_TRIED if port is None else 1)):
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address[0], candidate))
-            listener.listen(128)
-            return listener
-        except OSError as error:
-            listener.close()
-            last_error = error
-    raise UserError(f"--host {host} --port {candidate}: {last_error.strerror}")
-
-
-def names(host: str, port: int, url: str | None) -> tuple[set[str], set[str]]:
-    """The values of the headers Host and Origin that name this server, for a server at ``host`` and ``port``.
-
-    They are the loopback names, the host, the machine's names if the host stands for all addresses, and ``url``.
-    """
-    machine_names = {"127.0.0.1", "localhost", "::1", host}
-    if is_wildcard(host):
-        machine_names |= {socket.gethostname(), socket.getfqdn(), public_name(host)} - {""}
-    hosts = {f"{in_url(name)}:{port}" for name in machine_names}
-    if port == 80:
-        hosts |= {in_url(name) for name in machine_names}
-    origins = {f"http://{name}" for name in hosts}
-    if url:
-        hosts.add(urlsplit(url).netloc)
-        origins.add(f"{urlsplit(url).scheme}://{urlsplit(url).netloc}")
-    return hosts, origins
-
-
-def in_url(host: str) -> str:
-    """``host`` as a URL contains it: an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
-def public_name(host: str) -> str:
-    """The name by which other machines reach ``host``. For all addresses, it is the one of outgoing connections."""
-    if not is_wildcard(host):
-        return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # sends nothing: an address for documentation
-        return probe.getsockname()[0]
-    return socket.gethostname()
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether ``host`` stands for all addresses of the machine."""
-    return host in ("0.0.0.0", "::")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` can be reached from this machine only."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def exposure_warning(host: str, port: int) -> str:
-    """What to tell a user whose label page other machines can reach."""
-    return (
-        f"--host {host}: whoever reaches port {port} of this machine and has a link or a session sees this run's clips "
-        "and progress and can answer; without one, only that a label page is here. Nothing else of this machine is "
-        "served. It is plain HTTP, which others on the way can read: use it in a network that you trust, or behind a "
-        "proxy that speaks HTTPS, named by --url."
     )

@@ -1,4 +1,4 @@
-"""What options ask for, as a ``RunSpec``: the only place that turns the command line and --config into one."""
+"""The options that describe a run, and the ``RunSpec`` that they ask for: the only place that makes one of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,58 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import NAMED, check_record, current_names, flatten_options
+from rlhf_bilevel.cli.arguments import THREADS, integer, one_of, positive, up_to
+from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
-from rlhf_bilevel.registries import METHODS
+from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import from_yaml, read_yaml
+
+METHOD = one_of("method", METHODS, or_place=True)
+PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
+
+
+def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
+    sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
+    sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
+    sub.add_argument(
+        "--algorithm",
+        metavar="LEARNER",
+        type=one_of("learner", LEARNERS, or_place=True),
+        help=f"{', '.join(LEARNERS)} or module:NAME (default: the method's)",
+    )
+    sub.add_argument(
+        "--teacher",
+        help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
+        f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
+        "rerun=FILE, a labels.sqlite session by session; https://HOST/PATH, which is asked by HTTP; "
+        "vlm:https://HOST/v1?model=NAME, a vision-language model; or module:NAME, a teacher of your own "
+        "(default: oracle)",
+    )
+    sub.add_argument(
+        "--reward",
+        metavar="FILE",
+        help="a reward.safetensors, or a run's folder, whose reward is learnt on as it is: nobody is asked",
+    )
+    sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
+    sub.add_argument(
+        "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
+    )
+    sub.add_argument("--threads", type=up_to(THREADS), default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
+    )
+    sub.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting, as rlhf-bilevel settings lists them; repeatable",
+    )
 
 
 def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any] = {}, **others: Any) -> RunSpec:

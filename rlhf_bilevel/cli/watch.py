@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_bilevel.cli.arguments import positive
-from rlhf_bilevel.cli.commands import new_file, run_folder
+from rlhf_bilevel.cli.arguments import WATCHED, Work, add_trust_option, positive, up_to
+from rlhf_bilevel.cli.checks import new_file, run_folder
+from rlhf_bilevel.human.addresses import listen, names
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -20,6 +21,12 @@ HOST = "127.0.0.1"
 POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # the page itself has the rest
 ALL = "all"
 
+HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
+EXAMPLES = (
+    "rlhf-bilevel watch runs/walker runs/other",
+    "rlhf-bilevel watch runs/walker --at all --html walker.html",
+)
+
 
 def moment(value: str) -> int | str:
     """A step, or ``all``."""
@@ -29,7 +36,24 @@ def moment(value: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, nor 'all'") from None
 
 
-def watch(args: argparse.Namespace) -> Callable[[], None]:
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dir", type=Path, metavar="RUN", help="the run's folder; it may still train")
+    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="another one beside it, on the same episodes")
+    sub.add_argument(
+        "--at",
+        type=moment,
+        action="append",
+        default=[],
+        metavar="STEP",
+        help="the newest checkpoint until there, or all; repeatable (default: the end, or the newest checkpoint)",
+    )
+    sub.add_argument("--episodes", type=up_to(WATCHED), default=3, help="how many")
+    sub.add_argument("--html", type=Path, metavar="FILE.html", help="write the page as one file, and serve nothing")
+    sub.add_argument("--video", type=Path, metavar="FILE.mp4", help="write a video, where pictures can be drawn")
+    add_trust_option(sub)
+
+
+def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work: to record, and to write files or serve the page until Ctrl-C."""
     folders = [args.dir] if args.other is None else [args.dir, args.other]
     for folder in folders:
@@ -65,7 +89,7 @@ def watch(args: argparse.Namespace) -> Callable[[], None]:
 
 def serve(html: str) -> None:
     """Serves the page to browsers on this machine, at an address that nobody can guess, until Ctrl-C."""
-    from rlhf_bilevel.cli.label import listen, server
+    from rlhf_bilevel.cli.label import server
 
     path, listener = f"/{secrets.token_urlsafe(16)}", listen(HOST, None)
     port = listener.getsockname()[1]
@@ -78,7 +102,6 @@ def application(html: str, path: str, port: int) -> SecurityMiddleware:
     """What serves the page at ``path``, and nothing else."""
     from starlette.responses import HTMLResponse, PlainTextResponse
 
-    from rlhf_bilevel.cli.label import names
     from rlhf_bilevel.human.security import SecurityMiddleware
 
     page = HTMLResponse(html, headers={"content-security-policy": POLICY})

@@ -39,14 +39,23 @@ class CostOptions(Options):
     """Options of every method with a cost."""
 
     objective: Literal["preference_loss", "win_rate"] = "preference_loss"
-    win_weight: Positive = 1.0  # w, the nats that a win rate of one is worth
-    cost: Literal["labels", "posterior", "information"] = "information"  # what c is fitted to
+    """Distribution term G of the upper objective: the mean loss of a preference pair, or the win rate."""
+    win_weight: Positive = 1.0
+    """With objective=win_rate: nats that a win rate of 1 is worth."""
+    cost: Literal["labels", "posterior", "information"] = "information"
+    """Target of the cost c: the labels' losses, the losses that the ensemble expects, or the information in a label."""
     cost_hidden: Layers = (64, 64)
+    """Units of each hidden layer of the cost network."""
     cost_learning_rate: Rate = 1e-3
-    cost_steps: Often = 50  # gradient steps after each reward update
-    cost_pairs: Size = 64  # pairs per gradient step
-    cost_labels: Size = 250  # newest labels that c is fitted to
-    use_cost: bool = True  # ablation
+    """Adam's learning rate for the cost network."""
+    cost_steps: Often = 50
+    """Gradient steps of the cost network after each move of the reward."""
+    cost_pairs: Size = 64
+    """Pairs in each of these steps."""
+    cost_labels: Size = 250
+    """Newest labels to which c is fitted."""
+    use_cost: bool = True
+    """Whether learners see the cost (ablation)."""
 
     @model_validator(mode="after")
     def check_cost(self) -> CostOptions:

@@ -18,7 +18,8 @@ from rlhf_bilevel.types import Preferences
 class DetachedOptions(Options):
     """The published value."""
 
-    weight: Weight = 0.1  # nats per unit of discounted return
+    weight: Weight = 0.1
+    """Weight of the value difference, in nats per unit of discounted return."""
 
 
 def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

@@ -36,18 +36,30 @@ class PenaltyOptions(CostOptions):
     there is no gap either.
     """
 
-    sigma: Positive = 30.0  # discounted return per nat of the upper objective
-    sigma_spread: Weight = 0.0  # if positive, sigma follows from it: std(sigma w c) = sigma_spread std(r)
-    upper_weight: Positive = 1.0  # w of cross-entropy + w G
-    gap_share: Weight = 0.0  # if positive: the gap's gradient is at most this many times as long as the labels'
-    gap_surgery: bool = False  # with gap_share: the gap's gradient loses its part against the labels' gradient
-    sides: Literal["one", "forward", "two"] = "forward"  # which (a, b)
-    careful_from: Literal["never", "last_label"] = "never"  # from then on sides=forward becomes sides=one
-    fork_response: bool = False  # after each move of the reward, the other learner restarts as a copy of the agent
-    visit_episodes: Size = 2  # newest episodes of a learner that its occupancy is estimated from
-    visit_batch: Size = 256  # steps of these in each reward step
-    visit_discount: Fraction = 1.0  # step t weighs visit_discount^t; gamma would be the paper's occupancy
-    use_gap: bool = True  # ablation: whether the value gap is in the reward's loss
+    sigma: Positive = 30.0
+    """Penalty, in discounted return per nat of the upper objective."""
+    sigma_spread: Weight = 0.0
+    """If positive, sigma follows from it: std(sigma w c) = sigma_spread std(r)."""
+    upper_weight: Positive = 1.0
+    """Weight w of the distribution term G: Phi = cross-entropy + w G."""
+    gap_share: Weight = 0.0
+    """If positive: the gap's gradient is at most this many times as long as the labels'."""
+    gap_surgery: bool = False
+    """With gap_share: whether the gap's gradient loses its part against the labels' gradient."""
+    sides: Literal["one", "forward", "two"] = "forward"
+    """Finite difference: one-sided (the paper's), forward (the second learner explores), or two-sided."""
+    careful_from: Literal["never", "last_label"] = "never"
+    """From then on sides=forward becomes sides=one."""
+    fork_response: bool = False
+    """Whether the second learner restarts as a copy of the agent after each move of the reward."""
+    visit_episodes: Size = 2
+    """Newest episodes of a learner from which its occupancy is estimated."""
+    visit_batch: Size = 256
+    """Steps of these episodes in each reward step."""
+    visit_discount: Fraction = 1.0
+    """Weight of a step relative to the one before. gamma would be the paper's occupancy."""
+    use_gap: bool = True
+    """Whether the value gap is in the reward's loss (ablation)."""
 
     def numbers(self, config: Config, inputs: int) -> int:
         """How many floats the method needs at most; ``inputs`` is o + a."""

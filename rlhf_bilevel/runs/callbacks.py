@@ -1,4 +1,4 @@
-"""Stable-Baselines3's callbacks around a run, with what SB3 tells them and lets them use (docs/callbacks.md)."""
+"""Stable-Baselines3's callbacks around a run, with what SB3 tells them and lets them use (docs/how-to/callbacks.md)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from stable_baselines3.common.logger import (
 )
 
 from rlhf_bilevel.data.run_folder import EVALUATIONS, PROGRESS, STEP, RunFolder
-from rlhf_bilevel.errors import CorruptFileError
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation
 from rlhf_bilevel.runs.process import delayed_interrupts
 from rlhf_bilevel.utils.files import append, naming_write_errors, open_to_read, sync, truncate, write
@@ -42,12 +42,20 @@ COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "s
 class Log:
     """Collects metrics and writes the newest of each after every episode.
 
-    Keys follow SB3; those of the second learner are under ``train_1/``. ``folder=None`` writes no file. The log
-    continues after ``step``, where an earlier log had these ``marks``: what its files hold beyond them is cut off.
-    CorruptFileError, and nothing is cut, if they hold less or something else.
+    Keys follow SB3; those of the second learner are under ``train_1/``. ``folder=None`` writes no file. ``extra`` are
+    the user's own output formats: they get each row, and stay open. The log continues after ``step``, where an
+    earlier log had these ``marks``: what its files hold beyond them is cut off. CorruptFileError, and nothing is
+    cut, if they hold less or something else.
     """
 
-    def __init__(self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        screen: bool,
+        step: int,
+        marks: Mapping[str, Any],
+        extra: Sequence[KVWriter] = (),
+    ) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
         self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
         if self._folder:
@@ -65,7 +73,7 @@ class Log:
                 self._tensorboard = TensorBoardOutputFormat(str(folder))
             self._rows = progress
             writers += [CSVWriter(progress), self._tensorboard]
-        self.logger = StepLogger(writers, step)
+        self.logger = StepLogger(writers, step, extra)
         self._started, self._resumed = time.monotonic(), step
 
     def marks(self) -> dict[str, Any]:
@@ -128,14 +136,32 @@ def _is_shown(row: Mapping[str, float]) -> bool:
 class StepLogger(Logger):
     """SB3's logger for the run and its callbacks: every row has its ``step``, and is written whole."""
 
-    def __init__(self, writers: list[KVWriter], step: int) -> None:
-        super().__init__(folder=None, output_formats=writers)
-        self.step = step
+    def __init__(self, writers: list[KVWriter], step: int, extra: Sequence[KVWriter] = ()) -> None:
+        super().__init__(folder=None, output_formats=[*writers, *extra])
+        self.step, self._own = step, writers
 
     def dump(self, step: int = 0) -> None:
         """Writes a row; its step is ``self.step`` unless it is given."""
+        step = step or self.step
+        self.record(STEP, step, exclude="tensorboard")  # which has it as the step of each value
         with delayed_interrupts():
-            super().dump(step or self.step)
+            super().dump(step)
+
+    def close(self) -> None:
+        """Closes all but the user's own output formats."""
+        for writer in self._own:
+            writer.close()
+
+
+def output_formats(logger: Logger | None) -> list[KVWriter]:
+    """Those of an SB3 logger. UserError if it is none."""
+    if logger is None:
+        return []
+    if not isinstance(logger, Logger):
+        raise UserError(
+            f"logger={logger!r:.60}: must be SB3's, such as stable_baselines3.common.logger.configure(folder, ['json'])"
+        )
+    return logger.output_formats
 
 
 class CSVWriter(KVWriter):

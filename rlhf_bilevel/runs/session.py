@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config, parse_keep_every, validate
@@ -37,7 +38,7 @@ from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_r
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
-from rlhf_bilevel.runs.logger import Log
+from rlhf_bilevel.runs.logger import Log, output_formats
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.training import loop
@@ -58,6 +59,24 @@ class Origin(NamedTuple):
     folder: Path
     loaded: Checkpoint | None = None  # the checkpoint; None: the newest, when it begins
     trust: bool = False  # whether the teacher that the folder names may be asked
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who sees the metrics of a run in this process, besides its folder. UserError for what cannot be one."""
+
+    callback: CallbackLike = None  # as SB3's ``learn`` takes them
+    progress_bar: bool = False
+    screen: bool = False  # whether the metrics are printed as a table
+    logger: Logger | None = None  # SB3's; its output formats get each row
+
+    def __post_init__(self) -> None:
+        if self.callback is not None:
+            check_callback(self.callback)
+        output_formats(self.logger)
+
+
+NOBODY = Observers()
 
 
 class Session:
@@ -89,10 +108,10 @@ class Session:
         """The agent's SB3 algorithm."""
         return self.run.learners[self.agent].model
 
-    def follow(self, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False) -> None:
+    def follow(self, observers: Observers) -> None:
         """Trains to the end, or until a callback stops it. UserError if a reward was to be learnt and no label came."""
         try:
-            with self.recording(callback, progress_bar, screen) as record:
+            with self.recording(observers) as record:
                 for row in loop.train(self.run):
                     if not record(row):
                         break
@@ -103,15 +122,14 @@ class Session:
             raise UserError(fault)
 
     @contextmanager
-    def recording(
-        self, callback: CallbackLike = None, progress_bar: bool = False, screen: bool = False
-    ) -> Iterator[Callable[[Metrics], bool]]:
+    def recording(self, observers: Observers) -> Iterator[Callable[[Metrics], bool]]:
         """Gives a function that takes the metrics of each step and returns whether to go on.
 
         If there is a checkpoint, the run continues from it. What was learnt is written at the end, unless there was an
         error or no label (see ``query_session.why_no_label``).
         """
-        callback = None if callback is None else check_callback(callback)
+        callback = None if observers.callback is None else check_callback(observers.callback)
+        extra = output_formats(observers.logger)
         spec, run, config, people = self.spec, self.run, self.run.config, self._people
         test_env = make_env(spec.env, config, EVALUATION)
         with ExitStack() as stack:
@@ -134,8 +152,8 @@ class Session:
                 stack.enter_context(closing(self._recorder))
             if people:
                 stack.enter_context(people)
-            log = stack.enter_context(closing(Log(spec.out, screen, run.step, events)))
-            bar = stack.enter_context(closing(make_progress_bar(run, progress_bar)))
+            log = stack.enter_context(closing(Log(spec.out, observers.screen, run.step, events, extra)))
+            bar = stack.enter_context(closing(make_progress_bar(run, observers.progress_bar)))
             hooks = None if callback is None else Hooks(run, self.agent, callback, log.logger)
 
             def record(row: Metrics) -> bool:
@@ -174,14 +192,8 @@ class Session:
                     write_learnt(spec.out, spec.env, config, self.model, run.reward)
 
 
-def train(
-    spec: RunSpec,
-    parts: Parts | None = None,
-    callback: CallbackLike = None,
-    progress_bar: bool = False,
-    screen: bool = False,
-) -> Session:
-    """Begins a run and trains it to its end. ``parts`` are needed if one of them is the user's own object.
+def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
+    """Begins a run and trains it to its end.
 
     AlreadyExistsError, and nothing is written, if its folder holds something; LockedError if another process begins
     there, too. UserError if this process is training already, and if a reward was to be learnt and no label came: the
@@ -190,8 +202,8 @@ def train(
     if spec.threads:
         torch.set_num_threads(spec.threads)
     with exclusive_training():
-        session = begin(spec, parts or Parts.of(spec.method, spec.algorithm))
-        session.follow(callback, progress_bar, screen)
+        session = begin(spec, Parts.of(spec.method, spec.algorithm))
+        session.follow(observers)
     return session
 
 
@@ -263,9 +275,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
 
 def resume(
     folder: Path,
-    callback: CallbackLike = None,
-    progress_bar: bool = False,
-    screen: bool = False,
+    observers: Observers = NOBODY,
     *,
     trust: bool = False,
     checkpoint_every: str = "1m",
@@ -297,7 +307,7 @@ def resume(
                     )
             torch.set_num_threads(record["threads"])
             session = Session(spec, parts, build(spec, parts, config), lock)
-            session.follow(callback, progress_bar, screen)
+            session.follow(observers)
         finally:
             lock.release()
     return session

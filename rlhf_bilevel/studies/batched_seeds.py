@@ -9,6 +9,7 @@ from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.off_policy import stacked
 from rlhf_bilevel.runs.process import exclusive_training
+from rlhf_bilevel.runs.session import Observers
 from rlhf_bilevel.training.loop import interact
 from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
@@ -28,7 +29,7 @@ def learn_together(agents: Sequence[Agent], total_timesteps: int, progress_bar: 
         open_runs.enter_context(exclusive_training())
         runs = [agent.start(total_timesteps) for agent in agents]
         records = [
-            open_runs.enter_context(agent.recording(run, progress_bar=progress_bar and not number))
+            open_runs.enter_context(agent.recording(run, Observers(progress_bar=progress_bar and not number)))
             for number, (agent, run) in enumerate(zip(agents, runs, strict=True))
         ]
         for rows in train(runs):

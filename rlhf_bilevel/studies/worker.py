@@ -48,9 +48,9 @@ def check_same_run(spec: RunSpec, settings: Mapping[str, Any]) -> None:
 
 def work(spec: RunSpec) -> int:
     """Trains the run. Exit code: 0 if it has ended, ELSEWHERE, 2 for a one-line error, 1 for our own fault."""
-    from rlhf_bilevel.runs.session import resume, train
+    from rlhf_bilevel.runs.session import Observers, resume, train
 
-    out = spec.folder
+    out, observers = spec.folder, Observers(progress_bar=True)
     try:
         with out.claim():
             if out.ended:
@@ -58,9 +58,9 @@ def work(spec: RunSpec) -> int:
             if out.begun:
                 out.lock().release()
                 check_same_run(spec, all_settings(spec, spec.check_env()))
-                resume(out.path, progress_bar=True, trust=True, checkpoint_every=spec.checkpoint_every)
+                resume(out.path, observers, trust=True, checkpoint_every=spec.checkpoint_every)
             else:
-                train(spec, progress_bar=True)
+                train(spec, observers)
             report.print_result(out.path, None)
             return 0
     except (Timeout, LockedError):

@@ -20,8 +20,9 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.cli.label import exposure_warning, listen, names, returns_of, wait
+from rlhf_bilevel.cli.label import returns_of, wait
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.human.addresses import exposure_warning, listen, names
 from rlhf_bilevel.human.guidelines import html
 from rlhf_bilevel.human.overview import recent_returns, when_next_pairs
 from rlhf_bilevel.human.records import Pending, Status

@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Figure, FormatUnsupportedError
+from stable_baselines3.common.logger import Figure, FormatUnsupportedError, KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -318,3 +318,37 @@ def test_a_callback_that_returns_nothing_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="returned None: True goes on"):
         learnt(lambda locals_, globals_: None, out=tmp_path / "run")
     assert not (tmp_path / "run" / "SHA256SUMS").exists()
+
+
+class Rows(KVWriter):
+    """An output format that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.rows, self.closed = list[tuple[int, dict[str, Any]]](), False
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        self.rows.append((step, dict(key_values)))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_output_format_of_ones_own_gets_the_rows_of_progress_csv_and_stays_open(tmp_path: Path) -> None:
+    mine = Rows()
+    agent = Agent("pebble", "tests.conftest:Steer-v0", out=tmp_path / "run", **FEW)
+    agent.learn(STEPS, logger=Logger(folder=None, output_formats=[mine]))
+    filed = rows(tmp_path / "run")
+    assert len(filed) == len(mine.rows) > 1 and not mine.closed
+    for (step, values), row in zip(mine.rows, filed, strict=True):
+        assert step == int(row["time/total_timesteps"])
+        for key in ("rollout/true_return", "reward/labels"):
+            assert row[key] == str(values.get(key, ""))
+
+
+def test_what_is_no_logger_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    agent = Agent("pebble", "tests.conftest:Steer-v0", out=tmp_path / "run", **FEW)
+    with pytest.raises(UserError, match="logger='json': must be SB3's, such as"):
+        agent.learn(STEPS, logger="json")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is no callback"):
+        agent.learn(STEPS, callback=7)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import yaml
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
-from rlhf_bilevel.cli import run_options, studies
+from rlhf_bilevel.cli import run_options, sweep
 from rlhf_bilevel.config import PRESETS, Config
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
@@ -113,7 +113,7 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
 
     started: list[RunSpec] = []
     monkeypatch.setattr(LocalExecutor, "start", lambda self, run: started.append(run) or Ended())
-    studies.sweep(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
+    sweep.run(asked_for("sweep penalty", "--seeds", "1", "--out", "runs"))()
     found += [all_settings(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
     assert (found[0]["reward_damping"], found[0]["net_arch"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)

@@ -248,6 +248,7 @@ TUNE = "tune pebble --env Pendulum-v1 --steps 300"
         ("--tune reward_damping", "key=low..high"),
         ("--tune reward_damping=1..5 --tune reward_damping=1..6", "reward_damping is to be tuned twice"),
         ("--tune reward_damping=1..5 --set reward_damping=3", "reward_damping is both set and to be tuned"),
+        ("--tune initial_alpha=0.1..0.2", "initial_alpha is called ent_coef now: its values are auto_NUMBER"),
         ("--tune labels=10..50", "labels has an option of its own: --labels"),
         ("--tune learning_starts=1..400", "learning_starts=400"),
         ("--space none.yaml", "none.yaml"),
@@ -265,12 +266,27 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_old_names_may_be_tuned_with_a_warning_and_are_not_set_twice(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searched: list[Any] = []
+    monkeypatch.setattr("rlhf_bilevel.studies.tuning.search", lambda *given: searched.append(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*TUNE.split(), "--tune", "batch=16..32"])
+    assert "batch is called batch_size now" in capsys.readouterr().err
+    assert list(searched[0][1]) == ["batch_size"]
+    with pytest.raises(SystemExit):
+        main([*TUNE.split(), "--tune", "batch_size=16..32", "--set", "batch=8", "--out", "other"])
+    assert "batch_size is both set and to be tuned" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_tiny_study_by_the_command_line(
     capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("space.yaml").write_text("reward_lr: 1e-4..1e-2,log\nhidden: [[8, 8], [16]]\nreset_critics: [true, no]\n")
+    Path("space.yaml").write_text("reward_lr: 1e-4..1e-2,log\nnet_arch: [[8, 8], [16]]\nreset_critics: [true, no]\n")
     command = [*TUNE.split(), "--labels", "20", *QUICK, "--set", "eval_freq=100", "--space", "space.yaml", "--tune",
                "batch_size=16..32", "--trials", "2", "--out", "out"]  # fmt: skip
     main(command)
@@ -284,9 +300,9 @@ def test_a_tiny_study_by_the_command_line(
         assert trial.intermediate_values[200] == pytest.approx((values[100] + values[200]) / 2)
         assert trial.value == pytest.approx(sum(values.values()) / 3)  # the last three, as compare has it
         settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
-        assert settings["batch"] == trial.params["batch"] in range(16, 33)
+        assert settings["batch_size"] == trial.params["batch_size"] in range(16, 33)
         assert settings["reward_lr"] == trial.params["reward_lr"]
-        assert ",".join(map(str, settings["hidden"])) == trial.params["hidden"]
+        assert ",".join(map(str, settings["net_arch"])) == trial.params["net_arch"]
 
     best_run = Path(f"out/trial-{best_trial(study).number:04}-seed-1000/config.yaml")
     train = ["train", "pebble", "--env", "Pendulum-v1", "--preset", "quick", "--seed", "1000"]

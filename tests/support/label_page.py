@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.label import listen, names, server
+from rlhf_bilevel.cli.label import server
+from rlhf_bilevel.human.addresses import listen, names
 from rlhf_bilevel.human.clips.assets import static_files
 from rlhf_bilevel.human.records import Question
 from rlhf_bilevel.human.security import SecurityMiddleware

@@ -172,6 +172,7 @@ def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do()
     assert Config(total_timesteps=30, num_interact=30, **at_once).queries_per_session == 100  # of its own accord
 
 
+@pytest.mark.slow
 def test_sessions_are_counted_as_they_come() -> None:
     for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"num_interact": 7}, {"num_interact": 90}):
         run = build(
@@ -294,7 +295,7 @@ def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_retu
 @pytest.mark.slow
 def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
     """Without one some do, on the same seeds: table in docs/rewards.md."""
-    settings = {"total_timesteps": 4000, "episodes": 10}
+    settings = {"steps": 4000, "episodes": 10}
     ended = {
         way: sum((ending.lengths("pebble", way, seed, **settings) < ending.LIMIT).sum() for seed in (500, 501))
         for way in ("as_is", "absorb", "nonnegative")

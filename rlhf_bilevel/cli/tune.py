@@ -1,12 +1,12 @@
-"""The commands that train many runs, ``sweep`` and ``tune``: first what a user can get wrong, then the work."""
+"""Search for settings with Optuna."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,94 +14,58 @@ import yaml
 from filelock import Timeout
 
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.cli.run_options import assigned
-from rlhf_bilevel.config import MOVED
-from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
+from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, add_checkpoint_option, integer, one_of, up_to
+from rlhf_bilevel.cli.checks import one_teacher, writable_folder
+from rlhf_bilevel.cli.run_options import METHOD, add_run_options, assigned
+from rlhf_bilevel.config import MOVED, current_names
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
-from rlhf_bilevel.studies.scheduler import Executor, LocalExecutor, begin_together, run_all
+from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.search_space import as_options, parse, read_space
 from rlhf_bilevel.studies.worker import all_settings, check_same_run
 from rlhf_bilevel.utils.files import check_plain_file, check_writable, read_yaml, write
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
+PRUNERS = ("median", "hyperband", "none")
+HELP = "search for settings with Optuna; again, it goes on"
+EXAMPLES = (
+    "rlhf-bilevel tune pebble --env Pendulum-v1 --steps 20000 --tune batch_size=64..512",
+    "rlhf-bilevel tune surf --env Pendulum-v1 --steps 20000 --tune surf.threshold=0.9..0.999 --trials 40",
+)
 
 
-def sweep(args: argparse.Namespace) -> Callable[[], None]:
-    on_cluster(args)
-    writable_folder("--out", args.out)
-    runs: dict[Path, RunSpec] = {}
-    first = args.seed or 0
-    for env in args.env:
-        kind = one_teacher(run_options.spec(args, args.method[0], env))
-        limit = None
-        for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
-            out = args.out / f"{method.replace(':', '.')}-{kind.env.split('/')[-1]}-{seed}"
-            if out in runs:
-                raise UserError(f"two runs of this sweep would share the folder {out}")
-            runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
-            if not number:
-                limit = run.check_env()
-            if seed == first or run.folder.begun:
-                check_same_run(run, all_settings(run, limit))
-
-    planned = list(runs.values())
-
-    def work() -> None:
-        from rlhf_bilevel.studies.progress import ProgressBoard
-        from rlhf_bilevel.studies.results import collect, table
-
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.cohort:
-            begin_together(planned)
-        engine = engine_of(args)
-        try:
-            with ProgressBoard(planned) as board:
-                failed = run_all(planned, engine, board.update)
-        finally:
-            rows = collect(args.out)
-        print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
-        if failed:
-            raise UserError(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
-
-    return work
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
+    sub.add_argument("--env", required=True, help="as for train")
+    sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
+    sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same in a file, KEY: LOW..HIGH")
+    sub.add_argument("--trials", type=up_to(TRIALS), default=20, help="how many, those before included")
+    sub.add_argument("--seed", type=integer, default=1000, help="the first one; not one that is reported later")
+    sub.add_argument("--seeds", type=up_to(SEEDS), default=1, help="runs a trial, one after another")
+    sub.add_argument("--pruner", default="median", type=one_of("pruner", PRUNERS), help=", ".join(PRUNERS))
+    sub.add_argument("--storage", type=Path, metavar="FILE.db", help="on a local disk (default: OUT/tune.db)")
+    sub.add_argument("--out", type=Path, help="holds a folder a run (default: runs/tune-METHOD-ENV)")
+    sub.add_argument("--jobs", type=up_to(JOBS), default=2, help="trials side by side, a process each")
+    add_run_options(sub)
+    add_checkpoint_option(sub)
 
 
-def one_teacher(spec: RunSpec) -> RunSpec:
-    """UserError where people would have to answer many runs at once."""
-    if spec.settings.get("teacher_human"):
-        raise UserError("teacher 'human': people label one run at a time; rlhf-bilevel train starts one")
-    return spec
-
-
-def on_cluster(args: argparse.Namespace) -> None:
-    """UserError where the options ask of a cluster what it does not do."""
-    if args.engine == "local":
-        return
-    for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
-        if used:
-            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
-    if not find_spec("ray"):
-        raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
-
-
-def engine_of(args: argparse.Namespace) -> Executor:
-    if args.engine == "local":
-        return LocalExecutor(args.jobs or 2)
-    from rlhf_bilevel.studies.executors.ray import RayExecutor
-
-    return RayExecutor(args.threads)
-
-
-def tune(args: argparse.Namespace) -> Callable[[], None]:
+def run(args: argparse.Namespace) -> Work:
     if not find_spec("optuna"):
         raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     kind = one_teacher(run_options.spec(args, args.method, args.env))
     kind.resolve()
     tuned = read_space(args.space, args.tune)
+    if "initial_alpha" in tuned:
+        raise UserError("initial_alpha is called ent_coef now: its values are auto_NUMBER|auto_NUMBER")
+    tuned = current_names(tuned, [args.method])
     check_owners(args.method, [*assigned(args.set), *tuned])
-    for pair in args.set:
-        if (key := pair.partition("=")[0]) in tuned:
+    with warnings.catch_warnings(action="ignore"):  # about old names, which were told already
+        fixed = current_names(assigned(args.set), [args.method])
+    for key in fixed:
+        if key in tuned:
             raise UserError(f"{key} is both set and to be tuned")
     limit = kind.check_env()
 
@@ -164,13 +128,6 @@ def tune(args: argparse.Namespace) -> Callable[[], None]:
             raise UserError(f"{failed} trials failed: the same command tries others in their place")
 
     return work
-
-
-def writable_folder(option: str, path: Path) -> None:
-    """UserError where it is none and cannot be made."""
-    if check_writable(path).exists() and not path.is_dir():
-        raise UserError(f"{option} {path}: is not a folder")
-    outside_runs(path)
 
 
 def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:

@@ -1,0 +1,52 @@
+"""A table of runs."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+from rlhf_bilevel.cli.arguments import Work
+from rlhf_bilevel.cli.checks import PATHS, gathered
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.utils.files import to_json
+
+HELP = "a table of runs: IQM a method and environment, and probability of improvement"
+EXAMPLES = (
+    "rlhf-bilevel compare runs/sweep",
+    "rlhf-bilevel compare benchmarks/results/quick.csv --baseline sac --json",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
+    sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (default: pebble)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> Work:
+    rows = gathered(args.paths)
+
+    def work() -> None:
+        from rlhf_bilevel.evaluation.compare import (
+            budget_warnings,
+            choose_baseline,
+            group_by_task,
+            rows_by_task,
+            rows_over_all,
+            table,
+        )
+
+        tasks = group_by_task(rows, together=True)
+        baseline = choose_baseline(args.baseline, tasks)
+        for line in budget_warnings(tasks):
+            warnings.warn(line, stacklevel=1)
+        lines = rows_by_task(tasks, baseline)
+        if len(tasks) > 1:
+            try:
+                lines += rows_over_all(tasks, baseline)
+            except UserError as error:
+                warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
+        print(to_json([line._asdict() for line in lines]) if args.json else table(lines))
+
+    return work

@@ -1,0 +1,48 @@
+"""Fresh episodes of a run's agent."""
+
+from __future__ import annotations
+
+import argparse
+from math import isfinite
+from pathlib import Path
+
+from rlhf_bilevel.cli.arguments import EPISODES, Work, add_trust_option, up_to
+from rlhf_bilevel.cli.checks import finished
+from rlhf_bilevel.utils.files import to_json
+
+HELP = "true return and success of a run's agent on fresh episodes"
+EXAMPLES = (
+    "rlhf-bilevel evaluate runs/walker",
+    "rlhf-bilevel evaluate runs/walker --episodes 50 --json",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
+    sub.add_argument("--episodes", type=up_to(EPISODES), default=10, help="how many")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    add_trust_option(sub)
+
+
+def run(args: argparse.Namespace) -> Work:
+    finished(args.dir)
+
+    def work() -> None:
+        from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.evaluation.compare import UNBOUNDED, bounds
+        from rlhf_bilevel.evaluation.rollout import interval_text
+
+        agent = Agent.load(args.dir, trust=args.trust)
+        within = bounds(agent.env_id, "true_return")
+        summary = agent.evaluate(args.episodes).summary(within)
+        if args.json:
+            print(to_json(summary))
+            return
+        for name in ("true_return", "success"):
+            if summary[name]:
+                print(f"{name}: {interval_text(summary[name])}")
+        print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
+        if args.episodes > 1 and not all(map(isfinite, within)):
+            print(f"true_return: {UNBOUNDED}")
+
+    return work

@@ -1,0 +1,43 @@
+"""Figures of runs."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+from rlhf_bilevel.cli.arguments import Work, one_of
+from rlhf_bilevel.cli.checks import PATHS, gathered, new_file
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.plot import KINDS
+from rlhf_bilevel.utils.files import reserve_new_file
+
+HELP = "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals"
+EXAMPLES = (
+    "rlhf-bilevel plot runs/walker --out walker.svg",
+    "rlhf-bilevel plot runs/sweep --kind improvement --baseline pebble --out improvement.png",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
+    sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=", ".join(KINDS))
+    sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (default: pebble)")
+
+
+def run(args: argparse.Namespace) -> Work:
+    if args.baseline and args.kind != "improvement":
+        raise UserError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
+    out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
+
+    def work() -> None:
+        from rlhf_bilevel.evaluation.compare import budget_warnings, group_by_task
+        from rlhf_bilevel.evaluation.plot import draw
+
+        with reserve_new_file(out):
+            print(draw(rows, out, args.kind, args.baseline))
+        for line in budget_warnings(group_by_task(rows, together=True)) if args.kind != "curves" else ():
+            warnings.warn(line, stacklevel=1)
+
+    return work

@@ -1,0 +1,98 @@
+"""Many runs: methods x environments x seeds."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+from rlhf_bilevel.cli import run_options
+from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, integer, one_of, up_to
+from rlhf_bilevel.cli.checks import one_teacher, writable_folder
+from rlhf_bilevel.cli.run_options import METHOD, add_run_options
+from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import METHODS
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.studies.scheduler import Executor, LocalExecutor, begin_together, run_all
+from rlhf_bilevel.studies.worker import all_settings, check_same_run
+from rlhf_bilevel.utils.files import check_writable
+
+HELP = "train many: methods x environments x seeds; again, it goes on with what is missing"
+EXAMPLES = (
+    "rlhf-bilevel sweep penalty pebble --env dm_control/walker-walk-v0 --steps 100000 --seeds 5",
+    "rlhf-bilevel sweep pebble --env Pendulum-v1 --env Reacher-v5 --steps 20000 --preset quick --cohort",
+)
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("method", nargs="+", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
+    sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
+    sub.add_argument("--seed", type=integer, help="the first one (default: 0)")
+    sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="how many")
+    sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="holds a folder a run")
+    sub.add_argument("--jobs", type=up_to(JOBS), help="processes side by side on this machine (default: 2)")
+    sub.add_argument("--engine", default="local", type=one_of("engine", ("local", "ray")), help="local or ray")
+    sub.add_argument("--cohort", action="store_true", help="all seeds of a method in one process, in one update")
+    add_run_options(sub)
+    add_checkpoint_option(sub)
+
+
+def run(args: argparse.Namespace) -> Work:
+    on_cluster(args)
+    writable_folder("--out", args.out)
+    runs: dict[Path, RunSpec] = {}
+    first = args.seed or 0
+    for env in args.env:
+        kind = one_teacher(run_options.spec(args, args.method[0], env))
+        limit = None
+        for number, (method, seed) in enumerate(product(args.method, range(first, first + args.seeds))):
+            out = args.out / f"{method.replace(':', '.')}-{kind.env.split('/')[-1]}-{seed}"
+            if out in runs:
+                raise UserError(f"two runs of this sweep would share the folder {out}")
+            runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
+            if not number:
+                limit = run.check_env()
+            if seed == first or run.folder.begun:
+                check_same_run(run, all_settings(run, limit))
+
+    planned = list(runs.values())
+
+    def work() -> None:
+        from rlhf_bilevel.studies.progress import ProgressBoard
+        from rlhf_bilevel.studies.results import collect, table
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.cohort:
+            begin_together(planned)
+        engine = engine_of(args)
+        try:
+            with ProgressBoard(planned) as board:
+                failed = run_all(planned, engine, board.update)
+        finally:
+            rows = collect(args.out)
+        print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
+        if failed:
+            raise UserError(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
+
+    return work
+
+
+def on_cluster(args: argparse.Namespace) -> None:
+    """UserError where the options ask of a cluster what it does not do."""
+    if args.engine == "local":
+        return
+    for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
+        if used:
+            raise UserError(f"{option} is for --engine local: on a cluster a run is a task on the CPU, as many as fit")
+    if not find_spec("ray"):
+        raise UserError("--engine ray: Ray is not installed; pip install 'rlhf-bilevel[ray]'")
+
+
+def engine_of(args: argparse.Namespace) -> Executor:
+    if args.engine == "local":
+        return LocalExecutor(args.jobs or 2)
+    from rlhf_bilevel.studies.executors.ray import RayExecutor
+
+    return RayExecutor(args.threads)
