@@ -117,6 +117,7 @@ def walker(picture: np.ndarray) -> float:
     return float((picture[..., 0] > picture[..., 2]).mean())
 
 
+@pytest.mark.slow
 def test_both_scenes_play_and_all_cursors_move_with_the_clock(opened: Callable[..., Opened]) -> None:
     shown = opened()
     before = shown.page.evaluate(CURSORS)
@@ -213,7 +214,7 @@ def test_pictures_play_too_and_a_run_without_a_learned_reward_says_so(opened: Ca
     assert "No reward had been learned by then." in shown.page.locator(".missing").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_no_rule_of_accessibility_is_broken(opened: Callable[..., Opened], scheme: str) -> None:
     for size in ((1280, 800), (390, 844), (320, 568)):
         viewport = {"width": size[0], "height": size[1]}

@@ -262,6 +262,7 @@ def test_no_name_and_no_text_of_an_environment_leaves_its_place_in_the_page() ->
     assert shown["episodes"] == [{"clip": clip, "envRewards": [0.5], "learnedRewards": [0.25], "success": None}]
 
 
+@pytest.mark.slow
 def test_the_same_episodes_give_the_same_bytes(pebble: Path) -> None:
     assert watch.make_page([Moment.of(pebble)], 1) == watch.make_page([Moment.of(pebble)], 1)
 
