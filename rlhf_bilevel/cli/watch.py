@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from rlhf_bilevel.human.security import SecurityMiddleware
 
-HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
-EXAMPLES = (
-    "rlhf-bilevel watch runs/walker",
-    "rlhf-bilevel watch runs/walker runs/other --html both.html",
-)
 HOST = "127.0.0.1"
 POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # the page itself has the rest
 ALL = "all"
+
+HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
+EXAMPLES = (
+    "rlhf-bilevel watch runs/walker runs/other",
+    "rlhf-bilevel watch runs/walker --at all --html walker.html",
+)
 
 
 def moment(value: str) -> int | str:
