@@ -2,8 +2,8 @@
 
 The idea is the paper's; docs/methods/parl.md derives these equations by the score function.
 
-    dG/dphi = E[dl/dphi] + (dtheta*/dphi)' v,                           v = E[l sum_t grad_theta log pi(a_t|s_t)]
-    dtheta*/dphi = H^-1 d2J/dtheta dphi,  d2J/dtheta dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
+    dG/dphi = E[dl/dphi] + (dlambda*/dphi)' v,                           v = E[l sum_t grad_lambda log pi(a_t|s_t)]
+    dlambda*/dphi = H^-1 d2J/dlambda dphi,  d2J/dlambda dphi = E[sum_t gamma^t grad_phi r_t sum_{k<=t} grad log pi_k]
 
 l is the cross-entropy of a pair, and v sums over the pair's steps. H^-1 is replaced by a multiple of the identity,
 which is one step of policy gradient in place of the best response. So phi descends

@@ -28,6 +28,20 @@ from rlhf_bilevel.evaluation.plot import save_figure
 matplotlib.use("Agg")
 
 NAMES = {1: "one-sided", 2: "central difference"}
+COLOURS = {1: "#0072B2", 2: "#D55E00"}
+TITLES = {
+    "bias": "The bias falls with σ one-sided, with σ² by the central difference",
+    "estimator": "Noise falls with B and grows as σ falls; at the best σ the central difference gains more from B",
+    "samples": "Samples grow with accuracy as the theorems say; naive alternation stops early",
+    "coupling": "The win rate helps where the reward class is too small; the literal preference loss never does",
+}
+HIGHLIGHTED = {
+    "naive alternation": "#000000",
+    "penalty": COLOURS[1],
+    "central difference": COLOURS[2],
+    "F2SA, single loop": "#009E73",
+}
+"""The methods that ``samples`` names; the others are grey, and have names in the tables."""
 
 
 class Errors:
@@ -69,25 +83,25 @@ def _curve(axis: Any, x: Sequence[float], y: np.ndarray, label: str, color: str)
 
 
 def bias(errors: Errors) -> Any:
-    figure, axis = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(6.2, 3.8), layout="constrained")
     for sides, name in NAMES.items():
         root = np.sqrt(errors.bias(sides))
-        _curve(axis, errors.sigmas, root, f"{name}: slope {np.median(slope(errors.sigmas, root)):.2f}", f"C{sides}")
+        _curve(axis, errors.sigmas, root, f"{name}: slope {np.median(slope(errors.sigmas, root)):.2f}", COLOURS[sides])
     axis.set(xlabel="σ", ylabel="‖∇Φσ − ∇Φ‖")
     return figure
 
 
 def estimator(errors: Errors) -> Any:
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     sigma, count = len(errors.sigmas) // 2, errors.counts.index(10**6)
     for sides, name in NAMES.items():
         noise = errors.noise(sides)
         for axis, x, y in (axes[0], errors.counts, noise[sigma]), (axes[1], errors.sigmas, noise[:, count]):
-            _curve(axis, x, y, f"{name}: slope {np.median(slope(x, y)):.2f}", f"C{sides}")
+            _curve(axis, x, y, f"{name}: slope {np.median(slope(x, y)):.2f}", COLOURS[sides])
         best, inside = errors.best(sides)
         counts = np.array(errors.counts)[inside]
         found = np.median(slope(counts, best[inside]))
-        _curve(axes[2], counts, best[inside], f"{name}: slope {found:.2f}", f"C{sides}")
+        _curve(axes[2], counts, best[inside], f"{name}: slope {found:.2f}", COLOURS[sides])
     axes[0].set(xlabel="trajectories B", ylabel="noise E‖estimate − ∇Φσ‖²", title=f"σ = {errors.sigmas[sigma]:g}")
     axes[1].set(xlabel="σ", ylabel="noise E‖estimate − ∇Φσ‖²", title="B = 10⁶")
     axes[2].set(xlabel="trajectories B", ylabel="bias² + noise", title="at the best σ for B")
@@ -96,25 +110,29 @@ def estimator(errors: Errors) -> Any:
 
 def samples(results: Sequence[Result]) -> Any:
     figure, axes = pyplot.subplots(2, 3, figsize=(12.5, 7.2), layout="constrained")
-    styles = dict(zip(METHODS, [(f"C{i % 10}", "-" if i < 10 else "--") for i in range(len(METHODS))], strict=True))
     for axis, problem in zip(axes.flat, PROBLEMS, strict=True):
-        for method, (color, line) in styles.items():
+        for method in METHODS:
             rows = [row for row in results if (row.problem, row.method) == (problem, method)]
             reached = np.array(
                 [[row.reached for row in rows if row.eps == eps] for eps in {row.eps: 0 for row in rows}]
             )
             counts = list({row.eps: row.samples for row in rows}.values())
             if len(rows) and np.isfinite(reached).all():
-                axis.loglog(np.median(reached, 1), counts, line, marker=".", label=method, color=color)
+                named = method in HIGHLIGHTED
+                label = method if named else "other methods (tables 1 and 2)"
+                style = {"color": HIGHLIGHTED[method], "zorder": 2} if named else {"color": "0.75", "zorder": 1}
+                axis.loglog(np.median(reached, 1), counts, marker=".", label=label, **style)
         axis.set(title=problem, xlabel="reached: mean ‖∇Φ‖²", ylabel="samples")
         axis.invert_xaxis()
         axis.tick_params(axis="x", which="minor", labelsize=6)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    legend = dict(zip(labels, handles, strict=True))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=5)
     return figure
 
 
 def coupled(rows: Sequence[coupling.Row]) -> Any:
-    figure, axes = pyplot.subplots(1, 4, figsize=(17, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 4, figsize=(17, 4.4), layout="constrained")
     coupling.panel(axes, rows)
     return figure
 
@@ -136,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for name, make in draw.items():
         figure = make()
+        figure.suptitle(TITLES[name])
         for axis in figure.axes:
             axis.grid(alpha=0.3)
         if name in ("bias", "estimator"):

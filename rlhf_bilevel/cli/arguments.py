@@ -1,10 +1,11 @@
-"""Command-line options whose mistakes are told in one line."""
+"""Command-line options: mistakes that are told in one line, and options that several commands have."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
@@ -96,3 +97,25 @@ def up_to(most: int, least: int = 1) -> Callable[[str], int]:
 
 
 positive, natural = up_to(10**9), up_to(10**9, least=0)
+
+
+def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
+
+
+def add_training_options(sub: argparse.ArgumentParser) -> None:
+    add_checkpoint_option(sub)
+    sub.add_argument(
+        "--keep-every",
+        type=natural,
+        default=0,
+        metavar="STEPS",
+        help="a checkpoint that stays, for fork",
+    )
+    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
+    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+
+
+def add_trust_option(sub: argparse.ArgumentParser) -> None:
+    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
+    sub.add_argument("--trust", action="store_true", help=trusts)

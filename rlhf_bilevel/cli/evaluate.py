@@ -6,9 +6,8 @@ import argparse
 from math import isfinite
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import EPISODES, Work, up_to
+from rlhf_bilevel.cli.arguments import EPISODES, Work, add_trust_option, up_to
 from rlhf_bilevel.cli.checks import finished
-from rlhf_bilevel.cli.run_options import add_trust_option
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "true return and success of a run's agent on fresh episodes"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work, positive
+from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.cli.checks import finished
-from rlhf_bilevel.cli.run_options import add_trust_option
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.utils.files import to_json
 

@@ -7,9 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.arguments import Work
+from rlhf_bilevel.cli.arguments import Work, add_trust_option
 from rlhf_bilevel.cli.checks import finished, new_file, run_folder
-from rlhf_bilevel.cli.run_options import add_trust_option
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import reserve_new_file, write
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import THREADS, Work, integer, up_to
+from rlhf_bilevel.cli.arguments import THREADS, Work, add_trust_option, integer, up_to
 from rlhf_bilevel.cli.checks import new_folder, run_folder
-from rlhf_bilevel.cli.run_options import add_trust_option, assigned
+from rlhf_bilevel.cli.run_options import assigned
 from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlhf_bilevel.cli.arguments import Work, positive
-from rlhf_bilevel.cli.run_options import add_trust_option
+from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.addresses import exposure_warning, in_url, is_loopback, listen, names, public_name

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.arguments import THREADS, integer, natural, one_of, positive, up_to
+from rlhf_bilevel.cli.arguments import THREADS, integer, one_of, positive, up_to
 from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
@@ -59,28 +59,6 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
         metavar="KEY=VALUE",
         help="a setting, as rlhf-bilevel settings lists them; repeatable",
     )
-
-
-def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
-
-
-def add_training_options(sub: argparse.ArgumentParser) -> None:
-    add_checkpoint_option(sub)
-    sub.add_argument(
-        "--keep-every",
-        type=natural,
-        default=0,
-        metavar="STEPS",
-        help="a checkpoint that stays, for fork",
-    )
-    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
-    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
-
-
-def add_trust_option(sub: argparse.ArgumentParser) -> None:
-    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
-    sub.add_argument("--trust", action="store_true", help=trusts)
 
 
 def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any] = {}, **others: Any) -> RunSpec:

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, integer, one_of, up_to
+from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, integer, one_of, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
-from rlhf_bilevel.cli.run_options import METHOD, add_checkpoint_option, add_run_options
+from rlhf_bilevel.cli.run_options import METHOD, add_run_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.cli.arguments import Work, integer
+from rlhf_bilevel.cli.arguments import Work, add_training_options, integer
 from rlhf_bilevel.cli.checks import new_folder, table_of
-from rlhf_bilevel.cli.run_options import METHOD, add_run_options, add_training_options, assigned
+from rlhf_bilevel.cli.run_options import METHOD, add_run_options, assigned
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.report import print_result

@@ -1,16 +1,22 @@
 """SB3's SAC policy with a layer normalisation before each activation of the critics, which bounds what they
 extrapolate [Ba et al. 2016; Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline Data"].
+
+A saved model has the code of these classes in it, so that SB3 loads it where this package is not installed.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import cloudpickle
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class NormedCritic(ContinuousCritic):

@@ -172,7 +172,7 @@ class CSVWriter(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Adds a row. FormatUnsupportedError for a value that is no number or text."""
-        key_values = filter_excluded_keys(key_values, key_excluded, "csv")
+        key_values = {**filter_excluded_keys(key_values, key_excluded, "csv"), STEP: step}
         for value in key_values.values():
             if isinstance(value, (Video, Figure, Image, HParam)):
                 raise FormatUnsupportedError(["csv"], type(value).__name__.lower())

@@ -403,6 +403,7 @@ def test_published_rates_are_of_methods_here_or_say_that_it_was_not_run() -> Non
     assert "Theorem 1" in shown and "Theorem 2" in shown
 
 
+@pytest.mark.slow
 def test_committed_tables_and_figures_are_those_of_the_committed_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

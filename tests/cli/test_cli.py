@@ -539,6 +539,7 @@ def test_memory_that_runs_out_is_one_line_and_our_own_faults_keep_their_tracebac
             main(["doctor"])
 
 
+@pytest.mark.slow
 def test_a_fault_of_our_own_in_a_check_shows_its_traceback_and_no_usage_error(tmp_path: Path) -> None:
     code = f"""
 from rlhf_bilevel.__main__ import main
@@ -661,6 +662,7 @@ def test_a_warning_has_a_line_of_its_own_beside_the_progress_bar(capsys: pytest.
     assert all(line.startswith("warning: ") for line in lines if "warning: " in line)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     train = ["train", "pebble", "--env", "Pendulum-v1", "--steps", "700", "--labels", "10", "--checkpoint-every", "1"]
     arguments = [*train, *QUICK, "--set", "train_freq=10"]
@@ -720,6 +722,7 @@ def test_what_no_memory_holds_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_what_is_missing_alone_or_as_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["sweep", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--labels", "20", "--out", str(tmp_path)]
     main([*command, *QUICK, "--seeds", "2", "--cohort"])
@@ -759,6 +762,7 @@ def test_no_run_begins_in_the_folder_of_another(
     assert sorted(path.name for path in Path("run").iterdir()) == ["SHA256SUMS", "config.yaml"]
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_which_runs_failed_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     broken = tmp_path / "pebble-Pendulum-v1-0"
     broken.mkdir()

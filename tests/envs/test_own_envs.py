@@ -132,6 +132,7 @@ def test_a_function_that_makes_environments_is_one(tmp_path: Path) -> None:
     assert read_yaml(again / "config.yaml")["settings"]["env_kwargs"] == {"target": -1.5}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_function_resumes_when_it_is_given_again(tmp_path: Path) -> None:
     class Fails(BaseCallback):
         def _on_step(self) -> bool:

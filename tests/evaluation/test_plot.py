@@ -180,6 +180,7 @@ def test_an_axis_says_where_an_interval_may_pass_what_is_possible() -> None:
             assert ("bounds not known: intervals may pass them" in " ".join(names.split())) is told
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlib_as_the_program_has_set_it(tmp_path: Path) -> None:
     """In a process of its own: pytest's has no other backend than what can draw without a display."""
     program = f"""

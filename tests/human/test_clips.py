@@ -27,6 +27,7 @@ from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import recorder as clip_recorder
 from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
+from rlhf_bilevel.human.clips.scene import Stage, pack
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.snapshot import capture, restore
 from tests.conftest import Steer, build
@@ -261,6 +262,21 @@ def see(env: Any) -> np.ndarray:
 
 def jpeg_of(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))))
+
+
+def test_a_landscape_is_shown_with_its_heights_and_a_free_camera_with_its_angle() -> None:
+    model = mujoco.MjModel.from_xml_string("""
+    <mujoco>
+      <visual><global azimuth="90" elevation="-45" fovy="30"/></visual>
+      <asset><hfield name="hills" nrow="2" ncol="3" size="4 5 1 0.1" elevation="0 1 2 3 4 4"/></asset>
+      <worldbody><geom type="hfield" hfield="hills"/></worldbody>
+    </mujoco>""")
+    _, scene = Stage(pack(model), -1).scene()
+    (hills,) = (part for part in scene["parts"] if part["type"] == "hfield")
+    assert hills["columns"] == 3 and hills["heights"] == [750, 1000, 1000, 0, 250, 500]  # the XML has the far row first
+    assert hills["size"] == pytest.approx([4, 5, 1, 0.1], abs=1e-3)
+    x, y, z = scene["camera"]["offset"]
+    assert scene["camera"]["fovy"] == 30 and abs(x) < 1e-3 and -y == pytest.approx(z, abs=1e-3) and z > 0
 
 
 def test_who_cannot_be_shown_is_refused_in_one_line() -> None:

@@ -248,6 +248,7 @@ def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> No
     expect(page.locator("#notice")).to_contain_text("no answer to take back")
 
 
+@pytest.mark.slow
 def test_undo_works_before_the_server_has_told_its_status_and_with_one_of_before_the_answer(
     server: Served, visit: Visit
 ) -> None:
@@ -291,6 +292,7 @@ def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Vis
     assert set(chosen(server.store)) == {first}
 
 
+@pytest.mark.slow
 def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.route("**/api/answers", lambda route: route.abort())
@@ -399,6 +401,7 @@ DONE = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path, visit: Visit) -> None:
     """Whatever training does, and for whatever reasons no pair is left for who looks at the page."""
     with served(tmp_path, 0) as server:
@@ -454,6 +457,7 @@ def test_skipped_pairs_are_shown_again_when_they_are_asked_for(tmp_path: Path, v
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
 
 
+@pytest.mark.slow
 def test_what_can_be_used_now_is_seen(tmp_path: Path, visit: Visit) -> None:
     """Undo where there is something to undo, and a player and answers where there is a pair."""
     with served(tmp_path, 2) as server:
@@ -494,6 +498,7 @@ def test_the_focus_comes_back_with_the_next_pair(tmp_path: Path, visit: Visit) -
         expect(page.locator("[data-choice=right]")).to_be_focused()
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     other = visit.context.new_page()
@@ -514,6 +519,7 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
     assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_taken_back_in_one_window_can_be_judged_in_the_other(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 1) as server:
         page = visit.open(server.link())
@@ -533,6 +539,7 @@ def test_a_pair_that_is_taken_back_in_one_window_can_be_judged_in_the_other(tmp_
         assert [choice.choice for choice in server.store.all_chosen()] == ["right"]
 
 
+@pytest.mark.slow
 def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.wait_for_selector(READY, state="attached")
@@ -568,6 +575,7 @@ def test_another_program_at_the_address_takes_no_answer_away(server: Served, vis
     assert list(chosen(server.store)) == [first]
 
 
+@pytest.mark.slow
 def test_the_back_button_leads_back_to_the_pair(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
@@ -588,6 +596,7 @@ CONTROLS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(360, 640), (320, 568), (640, 360), (568, 320)])
 def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Browser, size: tuple[int, int]) -> None:
     width, height = size
@@ -677,6 +686,7 @@ def test_arrows_move_the_scrubber_that_has_the_focus(server: Served, visit: Visi
     assert page.evaluate(SHOWN) == first
 
 
+@pytest.mark.slow
 def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_without(
     server: Served, visit: Visit, chromium: Browser
 ) -> None:
@@ -739,7 +749,7 @@ def test_the_policy_is_in_force(server: Served, chromium: Browser) -> None:
     visit.context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), pytest.param(360, "dark", marks=pytest.mark.slow)])
 def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, width: int, scheme: str) -> None:
     size = {"width": width, "height": 740 if width == 360 else 800}
     visit = Visit(chromium, viewport=size, color_scheme=scheme, reduced_motion="reduce")

@@ -120,6 +120,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, state(agent(out, "oracle").learn(STEPS))
 
 
+@pytest.mark.slow
 def test_people_who_know_better_teach_as_the_oracle_does(tmp_path: Path, oracle: tuple[Path, str]) -> None:
     """Training waits for all of them, in a process of its own: the two runs are equal bit for bit."""
     out = tmp_path / "run"

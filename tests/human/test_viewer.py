@@ -145,7 +145,7 @@ def brown(picture: np.ndarray) -> np.ndarray:
     return picture[..., 0] > picture[..., 2]
 
 
-@pytest.mark.parametrize("webgl", [True, False])
+@pytest.mark.parametrize("webgl", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_walker_is_drawn_where_its_poses_say_at_every_time(
     webgl: bool, screen: Callable[[bool], Screen], clips: dict[str, Any]
 ) -> None:
@@ -164,11 +164,13 @@ def test_the_walker_is_drawn_where_its_poses_say_at_every_time(
     assert all((between != end).any() for end in ends)  # poses between two frames are between
 
 
+@pytest.mark.slow
 def test_with_and_without_webgl_the_same_is_seen(screen: Callable[[bool], Screen], clips: dict[str, Any]) -> None:
     lit, flat = (brown(screen(webgl).load(*clips[WALKER])(0.5)) for webgl in (True, False))
     assert (lit & flat).sum() / (lit | flat).sum() > 0.85
 
 
+@pytest.mark.slow
 def test_a_goal_is_seen_where_it_is(screen: Callable[[bool], Screen], clips: dict[str, Any]) -> None:
     clip, scene = clips[DOOR]
     (mark,) = [number for number, part in enumerate(scene["parts"]) if part.get("mark")]
@@ -212,6 +214,7 @@ def test_dragging_turns_the_view_the_wheel_zooms_and_a_double_click_goes_back(
     assert (opened.picture() == before).all()
 
 
+@pytest.mark.slow
 def test_the_later_of_two_clips_is_shown_and_a_new_size_is_taken(
     screen: Callable[[bool], Screen], clips: dict[str, Any]
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_callbacks_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows[-1]["time/total_timesteps"] == 200 and "log.txt" in {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_python_for_a_reward_elsewhere_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_python_for_a_reward_elsewhere_runs(
     assert paid == names["reward"](names["obs"], names["action"]) and env.learned.info == names["reward"].info
 
 
+@pytest.mark.slow
 def test_the_tutorials_python_runs_and_judges_as_what_was_measured_did() -> None:
     (example,) = blocks("python", TUTORIAL)
     names: dict = {}

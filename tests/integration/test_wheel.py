@@ -1,7 +1,11 @@
 """What is built has three.js in it, of the release that package-lock.json names, or the build says what is missing."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,3 +73,47 @@ def test_a_registry_that_does_not_answer_is_one_line_and_an_editable_install_goe
     assert build_backend.build_editable(str(empty)) == "built"
     assert capsys.readouterr().err.count("\n") == 1
     assert not (empty / "three").exists()
+
+
+def build(what: str, source: Path, out: Path) -> Path:
+    """The wheel or sdist of the sources in a folder."""
+    out.mkdir()
+    program = f"import build_backend; print(build_backend.build_{what}({str(out)!r}))"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True, timeout=300)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.mark.slow
+def test_a_wheel_from_a_zip_or_from_an_sdist_has_all_methods_and_assets(tmp_path: Path) -> None:
+    """A zip of the sources has neither git nor links."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode()
+    source, sdist = tmp_path / "source", tmp_path / "sdist"
+    for name in filter(None, names.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    shutil.copytree(THREE, source / "rlhf_bilevel/human/three")  # which the build would get from npm
+    shutil.unpack_archive(build("sdist", source, tmp_path / "tar"), sdist, filter="data")
+    wheels = [build("wheel", source, tmp_path / "one"), build("wheel", next(sdist.iterdir()), tmp_path / "two")]
+    package = [path for folder in ("rlhf_bilevel", "baselines") for path in (source / folder).rglob("*")]
+    wanted = {
+        str(path.relative_to(source)).replace("baselines/", "rlhf_bilevel/baselines/", path.parts[-2] == "baselines")
+        for path in package
+        if path.is_file() and path.suffix != ".ts"  # which only the type checker reads
+    }
+    for number, wheel in enumerate(wheels):
+        with zipfile.ZipFile(wheel) as archive:
+            found = {name for name in archive.namelist() if ".dist-info/" not in name}
+            archive.extractall(tmp_path / f"installed-{number}")
+        assert found == wanted
+        program = """
+import rlhf_bilevel, sys
+from rlhf_bilevel.registries import METHODS, LEARNERS, QUERY_RULES
+from rlhf_bilevel.human.clips.assets import static_files
+assert rlhf_bilevel.__file__.startswith(sys.argv[1])
+assert len([METHODS[name].name for name in METHODS]) == 16 and all(QUERY_RULES[name] for name in QUERY_RULES)
+assert static_files()
+"""
+        installed = str(tmp_path / f"installed-{number}")
+        command = [sys.executable, "-c", program, installed]
+        subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": installed}, check=True, timeout=120)

@@ -158,6 +158,7 @@ def pushes_right(model: Any, env: gymnasium.Env) -> float:
     return float(np.mean(ends))
 
 
+@pytest.mark.slow
 def test_plain_sb3_sac_and_ppo_learn_on_it(folder: Path) -> None:
     """The environment itself pays most at 0.5, the learnt reward at the right end, 2."""
     env = LearnedRewardWrapper(Steer(), folder)

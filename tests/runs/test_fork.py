@@ -63,7 +63,10 @@ def test_a_fork_without_a_folder_is_the_same_run_too(whole: tuple[Path, str]) ->
     assert state(Agent.fork(whole[0], at=100).learn(STEPS - 100)) == whole[1]
 
 
-@pytest.mark.parametrize("method", ["pebble", "rime", "prefppo", "sac"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("rime", "prefppo", "sac")]
+
+
+@pytest.mark.parametrize("method", ["pebble", *SLOW])
 def test_so_it_is_with_other_methods(tmp_path: Path, method: str) -> None:
     expected = state(run(method, tmp_path / "run", **FEW.get(method, {})))
     assert state(Agent.fork(tmp_path / "run", at=200).learn(100)) == expected
@@ -91,6 +94,7 @@ def test_a_run_goes_on_after_its_end_with_more_steps_and_more_labels(tmp_path: P
     assert (tmp_path / "more" / "SHA256SUMS").is_file()
 
 
+@pytest.mark.slow
 def test_another_seed_draws_everything_anew(whole: tuple[Path, str]) -> None:
     one, other = (Agent.fork(whole[0], at=200, seed=seed).learn(50) for seed in (8, 9))
     assert one.run and other.run
@@ -98,6 +102,7 @@ def test_another_seed_draws_everything_anew(whole: tuple[Path, str]) -> None:
     assert torch.equal(one.run.store.obs[:200], other.run.store.obs[:200])
 
 
+@pytest.mark.slow
 def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp_path: Path) -> None:
     agent = run("pebble", tmp_path / "run")
     forked = Agent.fork(tmp_path / "run", method="twin")
@@ -126,6 +131,7 @@ def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp
         assert torch.allclose(one[name], weight, atol=0.05), name
 
 
+@pytest.mark.slow
 def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> None:
     run("twin", tmp_path / "run")
     forked = Agent.fork(tmp_path / "run", method="pebble").learn(50)

@@ -151,3 +151,11 @@ def test_no_file_no_reward_and_no_teacher_beside_it(file: Path, tmp_path: Path, 
     assert "is damaged or no safetensors file" in fails(capsys, *train, str(tmp_path / "config.yaml"))
     with pytest.raises(UserError, match="nobody is asked where it is given, and a teacher is given"):
         Agent("pebble", "Steer-v0", reward=file, teacher=OracleTeacher())
+
+
+def test_a_reward_of_another_range_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    learned = LearnedReward.load(file)
+    learned.ensemble.bound = 5.0
+    LearnedReward(learned.ensemble, learned.info.model_copy(update={"bound": 5.0})).save(tmp_path / "wide.safetensors")
+    command = ["train", "pebble", "--env", "Steer-v0", "--steps", "60", "--reward", str(tmp_path / "wide.safetensors")]
+    assert "its reward is 0 + 5 tanh, and learners see 0 + tanh" in fails(capsys, *command)

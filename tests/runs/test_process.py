@@ -263,6 +263,7 @@ def test_a_run_in_a_thread_is_the_same(tmp_path: Path, whole: Path) -> None:
     same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_run_without_standard_error_and_output_goes_on(tmp_path: Path) -> None:
     program = "from tests.runs.test_process import *\nimport sys\nassert sys.stderr is None is sys.stdout\n"
     program += "agent(Path(sys.argv[1])).learn(STEPS, progress_bar=True, screen=True)"
@@ -297,6 +298,7 @@ Agent("pebble", "Pendulum-v1", env_timeout=5.0).learn(100)
 """
 
 
+@pytest.mark.slow
 def test_isolated_environments_in_a_program_without_a_main_guard_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py")]

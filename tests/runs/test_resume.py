@@ -90,9 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, state(started("penalty", out))
 
 
-@pytest.mark.parametrize(
-    "step", [1, pytest.param(130, marks=pytest.mark.slow), 222, pytest.param(STEPS, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", [222, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 130, STEPS))])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str], step: int) -> None:
     """Before the first checkpoint, between two, and after the last step but before the model is written."""
     killed(step, lambda: started("penalty", tmp_path / "run"))
@@ -109,6 +107,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(tmp_path: Pa
     equal(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_checkpoints_move_nothing(whole: tuple[Path, str]) -> None:
     assert state(started("penalty", None)) == whole[1]
 
@@ -203,6 +202,7 @@ def test_twenty_random_kills_of_the_command_line(tmp_path: Path, commanded: Path
     equal(out, commanded)
 
 
+@pytest.mark.slow
 def test_logs_show_each_step_once(tmp_path: Path, whole: tuple[Path, str]) -> None:
     killed(222, lambda: started("penalty", tmp_path / "run"))
     Agent.resume(tmp_path / "run", checkpoint_every=EVERY)

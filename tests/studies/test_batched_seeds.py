@@ -16,7 +16,9 @@ from tests.conftest import SMALL, build
 from tests.learners.test_batched_sac import Plain, assert_alike
 
 
-@pytest.mark.parametrize("method", ["pebble", "penalty", "mrn"])
+@pytest.mark.parametrize(
+    "method", ["penalty", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pebble", "mrn"))]
+)
 def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
     settings: dict[str, Any] = {
         "total_timesteps": 120,

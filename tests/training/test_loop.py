@@ -172,6 +172,7 @@ def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do()
     assert Config(total_timesteps=30, num_interact=30, **at_once).queries_per_session == 100  # of its own accord
 
 
+@pytest.mark.slow
 def test_sessions_are_counted_as_they_come() -> None:
     for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"num_interact": 7}, {"num_interact": 90}):
         run = build(

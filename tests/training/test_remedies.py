@@ -1,5 +1,10 @@
 """Options against a reward that is followed to where no label is: each does what it says."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +165,32 @@ def test_normalised_critics_have_a_layer_normalisation_before_each_activation() 
         names = [type(module).__name__ for module in network]
         assert names == ["Linear", "LayerNorm", "ReLU", "Linear", "LayerNorm", "ReLU", "Linear"]
     assert len(list(critic.qf0.parameters())) == 10 and critic.q_networks[0] is critic.qf0
+
+
+def test_a_model_with_normalised_critics_trains_on_in_plain_sb3(tmp_path: Path) -> None:
+    model = trained(until=60, critic_layer_norm=True).learners[0].model  # type: ignore[attr-defined]
+    model.save(tmp_path / "model.zip", exclude=["replay_buffer", "_last_obs"])
+    spaces = model.observation_space, model.action_space
+    obs = np.linspace(-1, 1, 5, dtype=np.float32)[:, None].repeat(model.observation_space.shape[0], 1)
+    program = f"""
+import sys
+sys.modules["rlhf_bilevel"] = None  # as where it is not installed
+import gymnasium, numpy as np
+from stable_baselines3 import SAC
+from gymnasium.spaces import Box as Space
+class Box(gymnasium.Env):
+    observation_space = Space(*np.array([{spaces[0].low.tolist()}, {spaces[0].high.tolist()}], np.float32))
+    action_space = Space(*np.array([{spaces[1].low.tolist()}, {spaces[1].high.tolist()}], np.float32))
+    def reset(self, *, seed=None, options=None): return self.observation_space.low * 0, {{}}
+    def step(self, action): return self.observation_space.low * 0, 0.0, False, True, {{}}
+model = SAC.load({str(tmp_path / "model.zip")!r}, env=Box(), custom_objects={{"learning_starts": 5}})
+print(model.predict(np.array({obs.tolist()}, np.float32), deterministic=True)[0].tolist())
+model.learn(20)
+assert [type(module).__name__ for module in model.critic.qf0][1] == "LayerNorm" and model._n_updates > 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(json.loads(done.stdout), model.predict(obs, deterministic=True)[0], atol=1e-6)
 
 
 def test_the_monitor_sees_an_episode_among_labels_and_one_far_from_them() -> None:
