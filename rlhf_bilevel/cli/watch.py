@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.runs import watch
 
-        moments = watch.load_moments(folders, ALL if ALL in args.at else args.at or None, args.trust)
+        moments = watch.load_moments(folders, "all" if ALL in args.at else args.at or None, args.trust)
         for found in moments:
             print(f"{found.folder}: {found.spec.method} on {found.spec.env}, step {found.step:,}", flush=True)
         if video:
@@ -110,4 +110,5 @@ def application(html: str, path: str, port: int) -> SecurityMiddleware:
         known = secrets.compare_digest(scope["path"].encode(), path.encode())
         await (page if known else PlainTextResponse("there is no such page", 404))(scope, receive, send)
 
-    return SecurityMiddleware(app, *map(frozenset, names(HOST, port, None)))
+    hosts, origins = names(HOST, port, None)
+    return SecurityMiddleware(app, frozenset(hosts), frozenset(origins))

@@ -45,6 +45,7 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
         raise UserError(f"episodes must be at least 1, got {count}")
     maker, recorded = None, list[Episode]()
     while len(recorded) < count:
+        info: dict[Any, Any]
         obs, info = env.reset()
         if maker is None:
             maker = ClipMaker(info[InfoKey.SETUP])
