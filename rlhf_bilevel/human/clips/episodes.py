@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -45,11 +45,10 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
         raise UserError(f"episodes must be at least 1, got {count}")
     maker, recorded = None, list[Episode]()
     while len(recorded) < count:
-        info: dict[Any, Any]
         obs, info = env.reset()
         if maker is None:
-            maker = ClipMaker(info[InfoKey.SETUP])
-        pose, record = info[InfoKey.POSE], b""
+            maker = ClipMaker(keyed(info)[InfoKey.SETUP])
+        pose, record = keyed(info)[InfoKey.POSE], b""
         steps: list[tuple[np.ndarray, np.ndarray, float, bytes, np.ndarray]] = []
         successes: list[bool] = []
         over = False
@@ -60,7 +59,7 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
             if FAULT in info:
                 break
             steps.append((obs, action, float(reward), record, pose.values))
-            obs, pose = next_obs, info[InfoKey.POSE]
+            obs, pose = next_obs, keyed(info)[InfoKey.POSE]
             if (success := success_of(info)) is not None:
                 successes.append(success)
             over = terminated or truncated or ABSORBED in info
@@ -72,3 +71,8 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
         recorded.append(Episode(clip, np.array(env_rewards), learned, any(successes) if successes else None))
     assert maker is not None
     return Episodes(recorded, maker.scenes)
+
+
+def keyed(info: Any) -> Mapping[Any, Any]:
+    """``info`` with the recorder's own keys, which are not text."""
+    return info
