@@ -6,7 +6,7 @@ import argparse
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.cli.arguments import WATCHED, Work, add_trust_option, positive, up_to
 from rlhf_bilevel.cli.checks import new_file, run_folder
@@ -69,10 +69,12 @@ def run(args: argparse.Namespace) -> Work:
 
         static_files()
 
+    at: Any = ALL if ALL in args.at else args.at or None
+
     def work() -> None:
         from rlhf_bilevel.runs import watch
 
-        moments = watch.load_moments(folders, "all" if ALL in args.at else args.at or None, args.trust)
+        moments = watch.load_moments(folders, at, args.trust)
         for found in moments:
             print(f"{found.folder}: {found.spec.method} on {found.spec.env}, step {found.step:,}", flush=True)
         if video:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from rlhf_bilevel.envs.interface import ABSORBED, FAULT, success_of
@@ -13,7 +12,8 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.clips.recorder import ClipMaker, InfoKey
 
 LONGEST = 10_000  # steps of an episode that are shown: without a time limit an episode may never end
-Env = gymnasium.Env[np.ndarray, np.ndarray]
+Env = Any
+"""A Gymnasium environment, whose infos have keys that are no strings (``InfoKey``)."""
 Act = Callable[[np.ndarray], np.ndarray]
 """obs (o,) to act (a,)."""
 Rewards = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -47,8 +47,8 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
     while len(recorded) < count:
         obs, info = env.reset()
         if maker is None:
-            maker = ClipMaker(keyed(info)[InfoKey.SETUP])
-        pose, record = keyed(info)[InfoKey.POSE], b""
+            maker = ClipMaker(info[InfoKey.SETUP])
+        pose, record = info[InfoKey.POSE], b""
         steps: list[tuple[np.ndarray, np.ndarray, float, bytes, np.ndarray]] = []
         successes: list[bool] = []
         over = False
@@ -59,7 +59,7 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
             if FAULT in info:
                 break
             steps.append((obs, action, float(reward), record, pose.values))
-            obs, pose = next_obs, keyed(info)[InfoKey.POSE]
+            obs, pose = next_obs, info[InfoKey.POSE]
             if (success := success_of(info)) is not None:
                 successes.append(success)
             over = terminated or truncated or ABSORBED in info
@@ -71,8 +71,3 @@ def record_episodes(act: Act, rewards: Rewards, env: Env, count: int) -> Episode
         recorded.append(Episode(clip, np.array(env_rewards), learned, any(successes) if successes else None))
     assert maker is not None
     return Episodes(recorded, maker.scenes)
-
-
-def keyed(info: Any) -> Mapping[Any, Any]:
-    """``info`` with the recorder's own keys, which are not text."""
-    return info
