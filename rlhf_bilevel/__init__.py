@@ -8,14 +8,16 @@ if TYPE_CHECKING:
     from rlhf_bilevel.rewards.learned_reward import LearnedReward as LearnedReward
     from rlhf_bilevel.rewards.wrapper import LearnedRewardVecEnvWrapper as LearnedRewardVecEnvWrapper
     from rlhf_bilevel.rewards.wrapper import LearnedRewardWrapper as LearnedRewardWrapper
+    from rlhf_bilevel.runs.watch import watch as watch
 
 MODULES = {
     "Agent": "rlhf_bilevel.agent",
     "LearnedReward": "rlhf_bilevel.rewards.learned_reward",
     "LearnedRewardVecEnvWrapper": "rlhf_bilevel.rewards.wrapper",
     "LearnedRewardWrapper": "rlhf_bilevel.rewards.wrapper",
+    "watch": "rlhf_bilevel.runs.watch",
 }
-__all__ = ["Agent", "LearnedReward", "LearnedRewardVecEnvWrapper", "LearnedRewardWrapper"]
+__all__ = ["Agent", "LearnedReward", "LearnedRewardVecEnvWrapper", "LearnedRewardWrapper", "watch"]
 
 
 def __getattr__(name: str) -> Any:

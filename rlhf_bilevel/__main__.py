@@ -48,6 +48,7 @@ with loading():
         sweep,
         train,
         tune,
+        watch,
     )
     from rlhf_bilevel.cli.arguments import Parser, fail
     from rlhf_bilevel.data.run_folder import RunFolder
@@ -58,7 +59,7 @@ COMMANDS: dict[str, ModuleType] = {
     command.__name__.rpartition(".")[2].replace("_", "-"): command
     for command in (
         train, resume, fork, label, sweep, tune, evaluate, explain, export, fit_reward, import_minari, plot, compare,
-        settings, doctor, completion,
+        watch, settings, doctor, completion,
     )
 }  # fmt: skip
 
@@ -105,7 +106,7 @@ def parser() -> Parser:
         does = command.HELP
         epilog = "\n  ".join(("examples:", *command.EXAMPLES))
         sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does, epilog=epilog)
-        sub.set_defaults(command=name, options=sub._option_string_actions, dir=None)
+        sub.set_defaults(command=name, top=top, options=sub._option_string_actions, dir=None)
         command.add_arguments(sub)
     return top
 

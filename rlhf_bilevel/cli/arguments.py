@@ -16,6 +16,7 @@ Work = Callable[[], None]  # what a command does once its options are checked
 
 THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
+WATCHED = 100  # episodes in one page
 
 
 def fail(message: str) -> NoReturn:

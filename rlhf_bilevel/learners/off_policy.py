@@ -191,6 +191,10 @@ class SB3Learner:
         self._rng.set_state(state["rng"])
         self._view.load_state_dict(state["view"])
 
+    def load_policy(self, state: Tree) -> None:
+        """Loads only the policy of a ``state_dict``: the learner acts as that one did, and cannot learn on."""
+        self.model.policy.load_state_dict(state["modules"]["policy"])
+
     def follow(self, other: SB3Learner) -> None:
         """As ``Learner.follow``. Cached rewards and the random numbers of uniform actions stay its own."""
         old, new = self.state_dict(), copy.deepcopy(other.state_dict())

@@ -161,3 +161,7 @@ class PPOLearner:
         self.model._n_updates, self._begin = state["updates"], state["begin"]
         self._taken = list(state["taken"]) if state["taken"] is not None else []
         self._rng.set_state(state["rng"])
+
+    def load_policy(self, state: Tree) -> None:
+        """Loads only the policy of a ``state_dict``: the learner acts as that one did, and cannot learn on."""
+        self.model.policy.load_state_dict(state["policy"])

@@ -221,17 +221,33 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
 
 def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
     """The same environments, recorded so that people can watch segments, and the ``ClipRecorder``."""
-    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv, make
+    from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 
     assert spec.out is not None
-    c, recorder = config, ClipRecorder(spec.out)
-    make_recordable = partial(make, spec.env, c.seed, TRAINING, c.protocol, c.action_repeat, **env_arguments(c))
-    recorded = [
-        RecordedEnv(_fault_tolerant(make_recordable, spec.env, c.env_timeout), store, recorder) for _ in training
-    ]
+    recorder = ClipRecorder(spec.out)
+    recorded = [RecordedEnv(make_posed_env(spec.env, config, TRAINING), store, recorder) for _ in training]
     for env in training:
         env.close()
     return recorded, recorder
+
+
+def make_posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+    """As ``make_env``, of ``recorder.make``: with poses in its info."""
+    from rlhf_bilevel.human.clips import recorder
+
+    return _fault_tolerant(_with_settings(recorder.make, env_id, config, stream), env_id, config.env_timeout)
+
+
+def make_drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+    """As ``make_env``, of ``recorder.make_drawn``: it draws pictures."""
+    from rlhf_bilevel.human.clips import recorder
+
+    return _fault_tolerant(_with_settings(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
+
+
+def _with_settings(make: Callable[..., Any], env_id: str, config: Config, stream: int) -> Callable[[], Any]:
+    c = config
+    return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, **env_arguments(c))
 
 
 def _make_teacher(

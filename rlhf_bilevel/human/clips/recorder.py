@@ -15,7 +15,7 @@ import base64
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,24 +150,38 @@ def make(
     it has no MuJoCo model, and draws no pictures.
     """
     env = registry.make(env_id, seed, stream, protocol, None, action_repeat, **others)
-    metadata: Any = env.unwrapped.metadata or {}
-    fps = metadata.get("render_fps")
-    fps = (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
     if _simulator(env.unwrapped)[0] is not None:
-        return PoseWrapper(env, MujocoPoses(env, fps))
+        return PoseWrapper(env, MujocoPoses(env, frame_rate(env, action_repeat)))
     env.close()
-    if "rgb_array" not in metadata.get("render_modes", ()):
+    if "rgb_array" not in (env.unwrapped.metadata or {}).get("render_modes", ()):
         raise UserError(f"{env_id} cannot be shown to a person: it has no MuJoCo model and no render_mode rgb_array")
+    env = make_drawn(env_id, seed, stream, protocol, action_repeat, **others)
+    return PoseWrapper(env, RenderedPoses(env, frame_rate(env, action_repeat)))
+
+
+def make_drawn(
+    env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, **others: Any
+) -> gymnasium.Env[np.ndarray, np.ndarray]:
+    """As ``make``, but with pictures from ``render`` and without poses. UserError if it cannot draw here."""
     try:
-        drawn = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
-        drawn.reset()
-        drawn.render()
+        env = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
+        env.reset()
+        drawn = np.asarray(env.render())
     except InvalidEnvError as error:
         raise UserError(f"{env_id}: {error}") from error
     except Exception as error:  # a library or a display that is missing
         raise UserError(f"{env_id} draws no pictures here: {' '.join(str(error).split())}") from error
-    drawn.set_wrapper_attr("episode", 0)
-    return PoseWrapper(drawn, RenderedPoses(drawn, fps))
+    if drawn.dtype != np.uint8 or drawn.ndim != 3 or drawn.shape[2] != 3:
+        raise UserError(f"{env_id} draws no pictures: render gives {drawn.dtype} {drawn.shape}, not uint8 (h, w, 3)")
+    env.set_wrapper_attr("episode", 0)
+    return env
+
+
+def frame_rate(env: gymnasium.Env[np.ndarray, np.ndarray], action_repeat: int) -> float:
+    """Steps of the environment in a second, by its metadata; 30 steps of the simulator if they do not say it."""
+    metadata: Any = env.unwrapped.metadata or {}
+    fps = metadata.get("render_fps")
+    return (fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30) / action_repeat
 
 
 class RecordedEnv(wrappers.EpisodeCounter):
@@ -209,21 +223,56 @@ def picture(jpg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpg).decode()}"
 
 
+class ClipMaker:
+    """Makes clips for a browser of the poses of one environment (see docs/human/clips.md)."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._stage: scene.Stage | None = None
+        self.scenes: dict[str, dict[str, Any]] = {}  # those that clips have named, as content for JSON
+
+    def clip(self, records: Sequence[bytes], values: np.ndarray) -> dict[str, Any]:
+        """The clip of T steps of one episode, as content for JSON: the record of each, and its values (T, n)."""
+        fps = self._setup.fps
+        if not self._setup.model:
+            return {"kind": "frames", "fps": fps, "frames": [picture(jpg) for jpg in records]}
+        stage = self._stage_with(records[0])
+        name, self.scenes[name] = stage.scene()
+        return {"kind": "scene", "scene": name, "fps": fps, "frames": stage.frames(values)}
+
+    def pictures(self, records: Sequence[bytes], values: np.ndarray) -> list[str]:
+        """Pictures of such steps, as data: URLs of JPEGs. RuntimeError if OpenGL is missing."""
+        if not self._setup.model:
+            return [picture(jpg) for jpg in records]
+        stage = self._stage_with(records[0])
+        return [picture(stage.draw(pose)) for pose in values]
+
+    def _stage_with(self, record: bytes) -> scene.Stage:
+        """The stage, with the model as it was in the episode of that record."""
+        if self._stage is None:
+            self._stage = scene.Stage(self._setup.model, self._setup.camera)
+        self._stage.set(record)
+        return self._stage
+
+    def close(self) -> None:
+        """Frees the renderer, if there is one."""
+        if self._stage:
+            self._stage.close()
+
+
 class ClipRecorder:
     """Writes the poses of the run in ``folder`` and makes clips of them. The files are opened with the first row."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = RunFolder(folder).clips
-        self._setup: Setup | None = None
-        self._stage: scene.Stage | None = None
-        self._scenes: dict[str, dict[str, Any]] = {}
+        self._maker: ClipMaker | None = None
         self._poses = self._records = -1  # file descriptors
         self._end = self._width = self._offset = 0  # of RECORDS; bytes of a row of POSES; of the newest record
         self._record = b""  # the newest, which is at ``_offset``
 
     def prepare(self, setup: Setup) -> None:
         """Must be called first. All environments of a run have the same setup, so only the first call counts."""
-        self._setup = self._setup or setup
+        self._maker = self._maker or ClipMaker(setup)
 
     def write(self, row: int, record: bytes, values: np.ndarray) -> None:
         """Writes the pose of ``row``. The first call deletes all rows from there on, which a stopped run has left."""
@@ -248,51 +297,41 @@ class ClipRecorder:
             os.close(self._poses)
             os.close(self._records)
             self._poses = self._records = -1
-        if self._stage:
-            self._stage.close()
+        if self._maker:
+            self._maker.close()
 
     def clip(self, rows: Tensor | Sequence[int]) -> dict[str, Any]:
         """The clip of ``rows`` (T,), consecutive rows of one episode, as content for JSON (see docs/human/clips.md).
 
         ValueError if a row has not been recorded.
         """
-        setup, table = self._recorded(rows)
-        if not setup.model:
-            return {"kind": "frames", "fps": setup.fps, "frames": [picture(jpg) for jpg in self._jpegs(table)]}
-        stage = self._stage_of(setup, table)
-        name, content = stage.scene()
-        self._scenes[name] = content
-        return {"kind": "scene", "scene": name, "fps": setup.fps, "frames": stage.frames(table["values"])}
+        maker, table = self._recorded(rows)
+        return maker.clip(self._records_of(table), table["values"])
 
     def pictures(self, rows: Tensor | Sequence[int], steps: Sequence[int]) -> list[str]:
         """Pictures of some ``steps`` of the rows, as data: URLs of JPEGs. RuntimeError if OpenGL is missing."""
-        setup, table = self._recorded(rows)
-        if not setup.model:
-            return [picture(jpg) for jpg in self._jpegs(table[steps])]
-        stage = self._stage_of(setup, table)
-        return [picture(stage.draw(values)) for values in table["values"][steps]]
+        maker, table = self._recorded(rows)
+        table = table[steps]
+        return maker.pictures(self._records_of(table), table["values"])
 
-    def _recorded(self, rows: Tensor | Sequence[int]) -> tuple[Setup, np.ndarray]:
+    def _recorded(self, rows: Tensor | Sequence[int]) -> tuple[ClipMaker, np.ndarray]:
         first, count = int(rows[0]), len(rows)
         data = os.pread(self._poses, count * self._width, first * self._width) if self._poses >= 0 else b""
         table = np.frombuffer(data, self._row()) if len(data) == count * self._width > 0 else None
-        if table is None or not table["record"].all() or self._setup is None:
+        if table is None or not table["record"].all() or self._maker is None:
             raise ValueError(f"rows {first} to {first + count - 1} have not all been recorded")
-        return self._setup, table
+        return self._maker, table
 
-    def _stage_of(self, setup: Setup, table: np.ndarray) -> scene.Stage:
-        """The stage, with the model as it was in the episode of these rows."""
-        if self._stage is None:
-            self._stage = scene.Stage(setup.model, setup.camera)
-        self._stage.set(self._read(int(table["record"][0])))
-        return self._stage
-
-    def _jpegs(self, table: np.ndarray) -> Iterator[bytes]:
-        return (self._read(int(offset)) for offset in table["record"])
+    def _records_of(self, table: np.ndarray) -> list[bytes]:
+        """The record of each row; one that rows share is read once."""
+        known = {offset: self._read(offset) for offset in set(table["record"].tolist())}
+        return [known[offset] for offset in table["record"].tolist()]
 
     def scene(self, name: str) -> dict[str, Any]:
         """The scene that a clip of this process named, as content for JSON. KeyError if none did."""
-        return self._scenes[name]
+        if self._maker is None:
+            raise KeyError(name)
+        return self._maker.scenes[name]
 
     def _row(self) -> np.dtype:
         return np.dtype([("record", "<u8"), ("values", "<f4", ((self._width - LENGTH.size) // 4,))])
