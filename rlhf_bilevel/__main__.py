@@ -43,6 +43,7 @@ with loading():
         label,
         plot,
         resume,
+        select,
         sweep,
         train,
         tune,
@@ -55,8 +56,8 @@ with loading():
 COMMANDS: dict[str, ModuleType] = {
     command.__name__.rpartition(".")[2].replace("_", "-"): command
     for command in (
-        train, resume, fork, label, sweep, tune, evaluate, explain, export, fit_reward, import_minari, plot, compare,
-        doctor,
+        train, resume, fork, label, sweep, tune, evaluate, select, explain, export, fit_reward, import_minari, plot,
+        compare, doctor,
     )
 }  # fmt: skip
 

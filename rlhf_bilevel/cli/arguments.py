@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from math import isfinite
 from typing import Any, NoReturn
 
 from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
@@ -81,6 +83,14 @@ def integer(value: str) -> int:
         return parse_int(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
+
+
+def number(value: str) -> float:
+    """A finite number."""
+    with suppress(ValueError):
+        if isfinite(found := float(value)):
+            return found
+    raise argparse.ArgumentTypeError(f"{value!r:.60} is not a number")
 
 
 def up_to(most: int, least: int = 1) -> Callable[[str], int]:
