@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         going_on = "; the same command goes on" if args.command in ("sweep", "tune") else ""
+        if args.command == "select" and args.out and RunFolder(args.out).selecting.is_file():
+            going_on = "; the same command goes on"
         if args.command in ("train", "resume") and args.dir and RunFolder(args.dir).begun:
             going_on = f"; rlhf-bilevel resume {args.dir} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)

@@ -27,7 +27,7 @@ from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, selection, session
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
-from rlhf_bilevel.runs.process import exclusive_training
+from rlhf_bilevel.runs.process import default_torch, exclusive_training
 from rlhf_bilevel.runs.session import Origin, Session
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.training.method import Method
@@ -335,16 +335,18 @@ class Agent:
             session.check_contacts(folder, config, bool(self._origin and self._origin.trust))
         spec = replace(self._spec, out=None if out is None else Path(out).absolute())
         choose = partial(
-            selection.choose, spec, parts, config, model, RunFolder(folder), labels=labels, margin=margin, error=error
-        )
-        if spec.out is None:
-            chosen = choose()
-        else:
-            teaching = {key: value for key, value in config.model_dump().items() if key.startswith("teacher_")}
-            new = self.config.model_copy(update=teaching | {"reward": "", "reward_sha256": "", "select_labels": 0})
-            request = {"of": str(folder), "labels": labels, "margin": margin, "error": error, "teacher": teaching}
-            request |= {"segment_length": config.segment_length, "seed": seed}
-            chosen = session.select(RunFolder(folder), spec, parts, new, model, self.reward, choose, request)
+            selection.choose, spec, parts, config, model, RunFolder(folder), labels=config.labels, margin=margin,
+            error=error,
+        )  # fmt: skip
+        with default_torch():
+            if spec.out is None:
+                chosen = choose()
+            else:
+                teaching = {key: value for key, value in config.model_dump().items() if key.startswith("teacher_")}
+                new = self.config.model_copy(update=teaching | {"reward": "", "reward_sha256": "", "select_labels": 0})
+                asked = {"of": str(folder), "margin": margin, "error": error, "teacher": teaching}
+                asked |= {key: getattr(config, key) for key in ("labels", "segment_length", "seed")}
+                chosen = session.select(RunFolder(folder), spec, parts, new, model, self.reward, choose, asked)
         model.num_timesteps = chosen.chosen
         return chosen
 

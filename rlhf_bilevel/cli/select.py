@@ -16,6 +16,11 @@ from rlhf_bilevel.utils.files import to_json
 
 HELP = "ask the teacher which of a run's policies is best, and write that one as a run of its own"
 
+EXAMPLES = (
+    "rlhf-bilevel select runs/walker --labels 20 --out runs/chosen",
+    "rlhf-bilevel select runs/walker --teacher human --out runs/chosen",
+)
+
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder, which stays as it is")

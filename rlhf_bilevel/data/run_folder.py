@@ -70,7 +70,6 @@ BEGINNING = re.compile(
 )
 """Names of the files that a fork begins with. ``FORKING`` exists from before the first of them until all exist."""
 POLICY = re.compile(r"step-(\d{9,})\.safetensors")
-POLICY_LIMIT = 2**30  # the most bytes of a policy that was kept
 TAIL = 2**16  # bytes at the end of PROGRESS that hold its last row
 
 
@@ -278,20 +277,25 @@ class RunFolder:
         files = {path: POLICY.fullmatch(path.name) for path in self.policies.glob("step-*")}
         return dict(sorted((int(match[1]), path) for path, match in files.items() if match))
 
-    def read_policy(self, step: int) -> dict[str, Tensor]:
-        """What ``keep_policy`` wrote. CorruptFileError if the run has ended and the file has changed since."""
-        file = self.policies / f"step-{step:09d}.safetensors"
-        name = str(file.relative_to(self.path))
-        data = read_verified(self.path, name, POLICY_LIMIT) if self.ended else read(file, POLICY_LIMIT)
-        return load_tensors(data, file)
+    def read_policy(self, step: int, policy: nn.Module) -> None:
+        """Makes ``policy`` act as ``keep_policy`` found it at this step. CorruptFileError if the file does not fit, or
+        if the run has ended and the file has changed since.
+        """
+        file, weights = self.policies / f"step-{step:09d}.safetensors", policy.state_dict()
+        name, limit = str(file.relative_to(self.path)), _num_bytes(weights) + HEADER
+        data = read_verified(self.path, name, limit) if self.ended else read(file, limit)
+        try:
+            policy.load_state_dict(weights | load_tensors(data, file))
+        except RuntimeError as error:
+            raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
     def read_models(self, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
         """Loads the weights into a model and a reward of the same settings. CorruptFileError if a file has changed."""
         read_verified(self.path, CONFIG, YAML_LIMIT)
         for module, file in ((model.policy, self.policy), (reward, self.reward)):
-            size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+            limit = _num_bytes(module.state_dict()) + HEADER
             try:
-                module.load_state_dict(load_tensors(read_verified(self.path, file.name, size + HEADER), file))
+                module.load_state_dict(load_tensors(read_verified(self.path, file.name, limit), file))
             except RuntimeError as error:
                 raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
@@ -317,6 +321,10 @@ class RunFolder:
                 raise CorruptFileError(
                     f"{file} does not fit {CONFIG}, which tells of at least {least_weights:,} weights"
                 )
+
+
+def _num_bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in weights.values())
 
 
 def runs_in(path: Path, depth: int = 1) -> list[RunFolder]:

@@ -76,7 +76,7 @@ class Match:
 def lead_of(margin: float, error: float) -> int:
     """How many labels one of two policies must be ahead. UserError unless both are shares below 1/2."""
     for name, value in (("margin", margin), ("error", error)):
-        if not 0 < value < 0.5:
+        if not isinstance(value, int | float) or not 0 < value < 0.5:
             raise UserError(f"{name}={value!r:.60}: must lie between 0 and 0.5")
     return math.ceil(math.log((1 - error) / error) / _log_odds(margin) - 1e-9)
 

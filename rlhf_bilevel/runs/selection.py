@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import flatdim
-from torch import Tensor
 
 from rlhf_bilevel.config import POLICIES, Config, validate
 from rlhf_bilevel.data.answers import ask_teacher
@@ -28,7 +27,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.actions import scaled
 from rlhf_bilevel.envs.interface import FAULT
-from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.selection import (
     ERROR,
     LABELS,
@@ -45,9 +44,9 @@ from rlhf_bilevel.feedback.teacher_spec import OURS, teacher_settings
 from rlhf_bilevel.runs.build import SELECTION, Parts, make_env, make_teacher, recorded_envs
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.types import Queries, Segments, Teacher
+from rlhf_bilevel.utils.files import check_memory
 
 TRIES = 10  # episodes in a row that are too short for a segment
-Weights = dict[str, Tensor]
 
 
 class NoChoiceError(UserError):
@@ -134,26 +133,6 @@ def selection_config(
     return validate(config.model_dump(mode="json") | changes)
 
 
-def kept_policies(folder: RunFolder) -> dict[int, Weights]:
-    """The policies that the run has kept, by their step. NoChoiceError if there is nothing to choose from."""
-    steps = list(folder.kept_policies())
-    if len(steps) < 2:
-        found = f"only that of step {steps[0]}" if steps else "none"
-        raise NoChoiceError(
-            f"{folder}: there is no policy to choose, it kept {found}: a run keeps {POLICIES}, evenly spaced, from the "
-            "end of pre-training on; runs of earlier versions kept none"
-        )
-    return {step: folder.read_policy(step) for step in steps}
-
-
-def act_as(folder: RunFolder, model: Any, weights: Weights) -> None:
-    """Gives ``model`` a policy that the run in ``folder`` kept. CorruptFileError if it does not fit."""
-    try:
-        model.policy.load_state_dict(model.policy.state_dict() | weights)
-    except RuntimeError as error:
-        raise CorruptFileError(f"{folder.policies} does not fit its run: {' '.join(str(error).split())}") from None
-
-
 def check_teacher(folder: RunFolder, parts: Parts, config: Config, asked: bool, out: bool) -> None:
     """UserError if the teacher, the run's own unless ``asked`` for, cannot answer new pairs."""
     record = folder.read_config()
@@ -183,36 +162,62 @@ def choose(
     ``config`` is that of ``selection_config``; ``spec.out`` is where the teacher writes, None: nowhere. The teacher is
     asked through ``recorded``. UserError if something cannot be used.
     """
-    policies = kept_policies(folder)
-    number = len(challengers_of(len(policies), labels, lead_of(margin, error)))
+    steps = list(folder.kept_policies())
+    if len(steps) < 2:
+        found = f"only that of step {steps[0]}" if steps else "none"
+        raise NoChoiceError(
+            f"{folder}: there is no policy to choose, it kept {found}: a run keeps {POLICIES}, evenly spaced, from the "
+            "end of pre-training on; runs of earlier versions kept none"
+        )
+    number = len(challengers_of(len(steps), labels, lead_of(margin, error)))
+    before = {name: weights.clone() for name, weights in model.policy.state_dict().items()}
+
+    def play_as(policy: int) -> None:
+        folder.read_policy(steps[policy], model.policy)
+
+    try:
+        for policy in range(len(steps)):  # one that is damaged is found before the first label
+            play_as(policy)
+        with _asking(spec, parts, config, labels + SILENT * number, recorded) as (env, store, teacher):
+            pairs = _Pairs(env, model, play_as, store, config)
+            matches = select(len(steps), labels, margin, error, lambda *both: pairs.ask(teacher, *both))
+        play_as(matches[-1].winner)
+    except BaseException:
+        model.policy.load_state_dict(before)
+        raise
+    return Selection(steps, matches, margin)
+
+
+@contextmanager
+def _asking(
+    spec: RunSpec, parts: Parts, config: Config, pairs: int, recorded: Callable[[Teacher], Teacher]
+) -> Iterator[tuple[Any, ReplayBuffer, Teacher]]:
+    """The environment, the buffer for at most so many ``pairs`` of segments, and the teacher of them."""
     with ExitStack() as stack:
         env: Any = make_env(spec.env, config, SELECTION)
         stack.callback(lambda: env.close())
         limit = math.inf if env.limit is None else math.ceil(env.limit / config.action_repeat)
         if config.segment_length > limit:
             raise UserError(f"segment_length={config.segment_length}: an episode has at most {limit} steps")
-        rows = 2 * config.segment_length * (labels + SILENT * number)
-        store, recorder = ReplayBuffer(flatdim(env.observation_space), flatdim(env.action_space), rows), None
-        human = parts.teacher is None and config.teacher_human
-        if human or (parts.teacher is None and config.teacher_url and config.teacher_frames):
-            place = spec.out if human else Path(stack.enter_context(TemporaryDirectory()))
+        sizes = flatdim(env.observation_space), flatdim(env.action_space)
+        rows = pairs * 2 * config.segment_length
+        check_memory("this selection", 4 * rows * (2 * sizes[0] + sizes[1] + 2))
+        store, recorder = ReplayBuffer(*sizes, rows), None
+        people = parts.teacher is None and config.teacher_human
+        if people or (parts.teacher is None and config.teacher_url and config.teacher_frames):
+            place = spec.out if people else Path(stack.enter_context(TemporaryDirectory()))
             try:
                 (env,), recorder = recorded_envs(replace(spec, out=place), config, [env], store, SELECTION)
                 stack.enter_context(closing(recorder))
             except UserError as problem:
-                if human:
+                if people:
                     raise
                 warnings.warn(f"the teacher gets states and actions alone: {problem}", stacklevel=2)
         teacher: Any = make_teacher(spec, parts, config, store, PreferenceBuffer(), recorder, 0)
-        if human:
+        if people:
             teacher.resume = "The same rlhf-bilevel select command"
             stack.enter_context(teacher)
-        teacher = recorded(teacher)
-        weights = list(policies.values())
-        pairs = _Pairs(env, model, lambda who: act_as(folder, model, weights[who]), store, config)
-        matches = select(len(policies), labels, margin, error, lambda *both: pairs.ask(teacher, *both))
-    act_as(folder, model, weights[matches[-1].winner])
-    return Selection(list(policies), matches, margin)
+        yield env, store, recorded(teacher)
 
 
 class _Pairs:
