@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.spaces import flatdim
 
 from rlhf_bilevel.config import POLICIES, Config, validate
@@ -125,11 +126,11 @@ def selection_config(
 ) -> Config:
     """The settings of a selection in a run with settings ``config``; None: as in the run."""
     changes: dict[str, Any] = {"reward": "", "reward_sha256": "", "select_labels": 0, "labels": labels}
-    changes |= {"teacher_pending_share": 0.0}  # each answer is waited for
     changes |= {"learning_starts": 0, "pretrain_steps": 0}  # B-Pref's teacher counts from there
     changes |= {} if segment_length is None else {"segment_length": segment_length}
     changes |= {} if seed is None else {"seed": seed}
     changes |= {} if teacher is None else teacher_settings(teacher)
+    changes |= {"teacher_pending_share": 0.0}  # each answer is waited for
     return validate(config.model_dump(mode="json") | changes)
 
 
@@ -233,10 +234,15 @@ class _Pairs:
     def ask(self, teacher: Teacher, challenger: int, incumbent: int) -> float | None:
         """As ``evaluation.selection.Ask``. Which of the two is shown first is drawn."""
         pair, turned = self._pair(challenger, incumbent), bool(self._rng.integers(2))
-        label = ask_teacher(teacher, Queries(*reversed(pair)) if turned else Queries(*pair)).label
-        if len(label) > 1:
-            raise UserError(f"a teacher that was asked about one pair gave {len(label)} answers")
-        return None if not len(label) else 1 - float(label) if turned else float(label)
+        queries = Queries(*reversed(pair)) if turned else Queries(*pair)
+        first, second, label = ask_teacher(teacher, queries)
+        if not len(label):
+            return None
+        if len(label) > 1 or not (
+            torch.equal(first.obs, queries.first.obs) and torch.equal(second.obs, queries.second.obs)
+        ):
+            raise UserError("a teacher that was asked about one pair has answered about others")
+        return 1 - float(label) if turned else float(label)
 
     def _pair(self, *policies: int) -> list[Segments]:
         """A segment of each policy."""

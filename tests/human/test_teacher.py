@@ -421,7 +421,7 @@ def test_people_choose_the_policy_that_the_oracle_chooses(
     assert len(load(new)) == chosen.labels and set(load(new).labeller) == {"Ann"}
 
 
-@pytest.mark.parametrize("asked", [0, 3])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_people_s_answers_are_not_lost_if_a_selection_is_killed(
     tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, asked: int
 ) -> None:

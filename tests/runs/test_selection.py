@@ -67,7 +67,7 @@ def collapsed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", ["pebble", "penalty", "prefppo"])
+@pytest.mark.parametrize("method", ["pebble", pytest.param("penalty", marks=pytest.mark.slow), "prefppo"])
 def test_a_run_keeps_its_policy_at_each_tenth_and_at_its_end(tmp_path: Path, method: str) -> None:
     agent = run(tmp_path / "run", method, **FEW.get(method, {}))
     folder = RunFolder(tmp_path / "run")
@@ -88,8 +88,8 @@ def test_a_collapsed_run_is_rolled_back_and_stays_as_it_is(tmp_path: Path, colla
     before = snapshot(collapsed)
     agent = Agent.load(collapsed)
     last = agent.evaluate(5).returns.mean()
-    chosen = agent.select(40, out=tmp_path / "new")
-    assert chosen.chosen == GOOD and chosen.labels <= 40
+    chosen = agent.select(27, out=tmp_path / "new")
+    assert chosen.chosen == GOOD and chosen.labels <= 27
     assert agent.evaluate(5).returns.mean() > last + 10
     agent.save(tmp_path / "saved")
     for folder in ("new", "saved"):
@@ -136,7 +136,7 @@ def test_a_pair_without_an_answer_costs_no_label(collapsed: Path) -> None:
         return select(OracleTeacher()(queries), slice(silent.asked % 2))  # type: ignore[attr-defined]
 
     silent.asked = 0  # type: ignore[attr-defined]
-    chosen = Agent.load(collapsed).select(40, teacher=silent)
+    chosen = Agent.load(collapsed).select(27, teacher=silent)
     assert chosen.chosen == GOOD
     assert chosen.labels <= 40 < 2 * chosen.labels <= silent.asked + 1  # type: ignore[attr-defined]
 
@@ -145,12 +145,12 @@ def test_the_command_writes_the_chosen_policy_as_a_run(
     tmp_path: Path, collapsed: Path, capsys: pytest.CaptureFixture
 ) -> None:
     new = tmp_path / "new"
-    main(["select", str(collapsed), "--labels", "40", "--evaluate", "2", "--out", str(new)])
+    main(["select", str(collapsed), "--labels", "27", "--evaluate", "2", "--out", str(new)])
     told = capsys.readouterr().out
     assert f"chosen: the policy of step {GOOD} of 300" in told and "true return over 2 fresh episodes" in told
     main(["evaluate", str(new), "--episodes", "2"])
     capsys.readouterr()
-    main(["select", str(collapsed), "--labels", "40", "--json"])
+    main(["select", str(collapsed), "--labels", "27", "--json"])
     assert json.loads(capsys.readouterr().out)["chosen"] == GOOD
 
 
@@ -241,7 +241,7 @@ def test_labels_that_are_held_back_choose_the_policy_at_the_end(selected: Path, 
     assert all(torch.equal(policy[name], value) for name, value in chosen.items())
 
 
-@pytest.mark.parametrize("asked", [1, 4])
+@pytest.mark.parametrize("asked", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_that_is_killed_while_it_chooses_goes_on_and_chooses_the_same(
     tmp_path: Path, selected: Path, asked: int
 ) -> None:
