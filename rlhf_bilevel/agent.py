@@ -327,9 +327,9 @@ class Agent:
         if folder is None or (self._session and self._session.going):
             raise UserError("policies are chosen in the folder of a run that has ended: give out= to the agent")
         assert self.config is not None and self.reward is not None
-        words = teacher if isinstance(teacher, str) else None
+        words, own = (teacher, None) if isinstance(teacher, str) else (None, teacher)
         config = selection.selection_config(self.config, labels, segment_length, words, seed)
-        parts = self._parts if teacher is None else self._parts._replace(teacher=None if words else teacher)
+        parts = self._parts if teacher is None else self._parts._replace(teacher=own)
         selection.check_teacher(RunFolder(folder), parts, config, asked=teacher is not None, out=out is not None)
         if teacher is None and parts.teacher is None:
             session.check_contacts(folder, config, bool(self._origin and self._origin.trust))

@@ -67,7 +67,7 @@ def collapsed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("method", ["pebble", pytest.param("penalty", marks=pytest.mark.slow), "prefppo"])
+@pytest.mark.parametrize("method", [pytest.param("penalty", marks=pytest.mark.slow), "prefppo"])
 def test_a_run_keeps_its_policy_at_each_tenth_and_at_its_end(tmp_path: Path, method: str) -> None:
     agent = run(tmp_path / "run", method, **FEW.get(method, {}))
     folder = RunFolder(tmp_path / "run")
@@ -138,7 +138,7 @@ def test_a_pair_without_an_answer_costs_no_label(collapsed: Path) -> None:
     silent.asked = 0  # type: ignore[attr-defined]
     chosen = Agent.load(collapsed).select(27, teacher=silent)
     assert chosen.chosen == GOOD
-    assert chosen.labels <= 40 < 2 * chosen.labels <= silent.asked + 1  # type: ignore[attr-defined]
+    assert chosen.labels <= 27 < 2 * chosen.labels <= silent.asked + 1  # type: ignore[attr-defined]
 
 
 def test_the_command_writes_the_chosen_policy_as_a_run(
@@ -186,7 +186,7 @@ def test_a_run_without_policies_says_so(tmp_path: Path, plain: Path, capsys: pyt
     )
     assert "is not a run's folder" in fails(capsys, "select", str(tmp_path))
     with pytest.raises(UserError, match="give out= to the agent"):
-        Agent("pebble", "Steer-v0", **QUICK).learn(STEPS).select()
+        Agent("pebble", "Steer-v0", **QUICK).learn(60).select()
 
 
 def test_a_policy_that_was_changed_is_refused(tmp_path: Path, plain: Path) -> None:
@@ -209,7 +209,7 @@ def test_recorded_answers_and_a_teacher_of_one_s_own_are_refused(tmp_path: Path,
     class Own(OracleTeacher):
         pass
 
-    Agent("pebble", "Steer-v0", teacher=Own(), out=tmp_path / "own", **QUICK).learn(STEPS)
+    Agent("pebble", "Steer-v0", teacher=Own(), out=tmp_path / "own", **QUICK).learn(90)
     with pytest.raises(UserError, match="taught by a teacher of your own, Own"):
         Agent.load(tmp_path / "own").select()
     assert Agent.load(tmp_path / "own").select(3, teacher="oracle").labels <= 3
