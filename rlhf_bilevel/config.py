@@ -47,6 +47,9 @@ Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 
+POLICIES = 10  # that a run keeps of its own, see ``Config.policy_steps``
+
+
 def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
     """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
 
@@ -95,6 +98,9 @@ class Config(BaseModel):
     """Length of training in environment steps, those of all learners together."""
     labels: Count = 100
     """Number of answers that may be asked of the teacher in the whole run."""
+    select_labels: Count = 0
+    """Part of the labels that is held back until training has ended, to choose the policy that a user gets among those
+    that were kept (docs/reliable-learning.md)."""
     seed: Count = 0
     """Seed of all random numbers of the run."""
     action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -302,6 +308,8 @@ class Config(BaseModel):
         if filled.get("reward"):
             filled.setdefault("labels", 0)
         steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
+        held_back = filled.get("select_labels", 0)
+        labels = max(0, labels - held_back) if isinstance(labels, int) and isinstance(held_back, int) else labels
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random_steps = filled["learning_starts"]
         if isinstance(random_steps, int):
@@ -347,6 +355,29 @@ class Config(BaseModel):
         kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url")
         if len(given := [name for name in kinds if getattr(self, name)]) > 1:
             raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
+        return self
+
+    @property
+    def policy_steps(self) -> list[int]:
+        """Steps at which the policy is kept: ``POLICIES``, evenly spaced, without those of pre-training."""
+        steps = {math.ceil(self.total_timesteps * part / POLICIES) for part in range(1, POLICIES + 1)}
+        return sorted(step for step in steps if step > self.learning_starts + self.pretrain_steps)
+
+    @property
+    def training_labels(self) -> int:
+        """Number of answers that may be asked of the teacher during training."""
+        return self.labels - self.select_labels
+
+    @model_validator(mode="after")
+    def check_selection(self) -> Config:
+        """ValueError if labels are held back that are not there, or that nobody could give at the end of training."""
+        if self.select_labels and self.select_labels >= self.labels:
+            raise ValueError(f"select_labels={self.select_labels} is a part of labels={self.labels}: it must be less")
+        if self.select_labels and (self.teacher_human or self.teacher_replay):
+            reason = "recorded answers cannot tell of new pairs"
+            if self.teacher_human:
+                reason = "people are asked after training, by rlhf-bilevel select RUN --teacher human"
+            raise ValueError(f"select_labels={self.select_labels}: {reason}")
         return self
 
     @model_validator(mode="after")
@@ -480,14 +511,15 @@ def check_budget(config: Config) -> Config:
     This is not one of ``Config``'s own checks, so that runs made before this check existed can still be read.
     """
     c, most_labels = config, config.sessions * config.queries_per_session
-    if c.labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
+    labels = c.training_labels
+    if labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
         return c
-    problem = f"labels={c.labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
+    problem = f"labels={labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
     if not c.sessions:
         raise UserError(f"{problem}, as no session comes: num_interact={c.total_timesteps} or less")
-    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.queries_per_session)
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(labels / c.queries_per_session)
     every = (c.total_timesteps - start) // (needed - (start > 0))
-    suggestion = f"queries_per_session={math.ceil(c.labels / c.sessions)}" + (
+    suggestion = f"queries_per_session={math.ceil(labels / c.sessions)}" + (
         f" or num_interact={every}" if every else ""
     )
     raise UserError(

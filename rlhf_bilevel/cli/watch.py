@@ -6,7 +6,7 @@ import argparse
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.cli.arguments import WATCHED, Work, add_trust_option, positive, up_to
 from rlhf_bilevel.cli.checks import new_file, run_folder
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from rlhf_bilevel.human.security import SecurityMiddleware
 
-HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
-EXAMPLES = (
-    "rlhf-bilevel watch runs/walker",
-    "rlhf-bilevel watch runs/walker runs/other --html both.html",
-)
 HOST = "127.0.0.1"
 POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # the page itself has the rest
 ALL = "all"
+
+HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
+EXAMPLES = (
+    "rlhf-bilevel watch runs/walker runs/other",
+    "rlhf-bilevel watch runs/walker --at all --html walker.html",
+)
 
 
 def moment(value: str) -> int | str:
@@ -68,10 +69,12 @@ def run(args: argparse.Namespace) -> Work:
 
         static_files()
 
+    at: Any = ALL if ALL in args.at else args.at or None
+
     def work() -> None:
         from rlhf_bilevel.runs import watch
 
-        moments = watch.load_moments(folders, ALL if ALL in args.at else args.at or None, args.trust)
+        moments = watch.load_moments(folders, at, args.trust)
         for found in moments:
             print(f"{found.folder}: {found.spec.method} on {found.spec.env}, step {found.step:,}", flush=True)
         if video:
@@ -109,4 +112,5 @@ def application(html: str, path: str, port: int) -> SecurityMiddleware:
         known = secrets.compare_digest(scope["path"].encode(), path.encode())
         await (page if known else PlainTextResponse("there is no such page", 404))(scope, receive, send)
 
-    return SecurityMiddleware(app, *map(frozenset, names(HOST, port, None)))
+    hosts, origins = names(HOST, port, None)
+    return SecurityMiddleware(app, frozenset(hosts), frozenset(origins))

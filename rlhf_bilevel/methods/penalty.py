@@ -74,7 +74,7 @@ def sides(run: Run) -> tuple[float, float]:
     With ``careful_from=last_label`` the forward side turns into the one-sided one when all labels have been given.
     """
     o, sigma = run.options, run.state.memory.get("sigma", run.options.sigma)
-    careful = o.careful_from == "last_label" and len(run.prefs) >= run.config.labels
+    careful = o.careful_from == "last_label" and len(run.prefs) >= run.config.training_labels
     return tilts(-sigma if o.sides == "forward" and not careful else sigma, o.sides == "two")
 
 

@@ -41,7 +41,7 @@ class Moment(NamedTuple):
         ``trust`` and ``custom`` are as in ``session.read_folder``. UserError if there is no such checkpoint,
         CorruptFileError if a file is not as it was written.
         """
-        spec, parts, _ = session.read_folder(folder, trust, {"teacher": None} | custom)  # no teacher is asked
+        spec, parts, _ = session.read_folder(folder, trust, {"teacher": None, **custom})  # no teacher is asked
         config, run = validate(spec.settings), RunFolder(folder)
         env = make_env(spec.env, config)
         if at is None and run.ended:

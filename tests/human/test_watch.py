@@ -117,6 +117,7 @@ def walker(picture: np.ndarray) -> float:
     return float((picture[..., 0] > picture[..., 2]).mean())
 
 
+@pytest.mark.slow
 def test_both_scenes_play_and_all_cursors_move_with_the_clock(opened: Callable[..., Opened]) -> None:
     shown = opened()
     before = shown.page.evaluate(CURSORS)
@@ -172,7 +173,7 @@ def test_a_click_on_a_curve_goes_there_and_another_episode_can_be_chosen(
     assert box
     shown.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 10)
     assert shown.page.evaluate(CURSORS)[0] == pytest.approx(500, abs=5)
-    shown.page.select_option("#episode", "1")
+    shown.page.select_option("#episode", label="2")
     shown.page.wait_for_function(f"() => {CURSORS}[0] === 0")
     second = episodes[1].episodes[1]
     assert shown.page.evaluate(NOW)[2] == pytest.approx(second.env_rewards[0], rel=1e-3)
@@ -200,10 +201,11 @@ def test_any_moment_of_any_run_can_be_chosen(opened: Callable[..., Opened], epis
 
 def test_pictures_play_too_and_a_run_without_a_learned_reward_says_so(opened: Callable[..., Opened]) -> None:
     env = FaultTolerantEnv(lambda: recorder.make("Drawn-v0", 0))
-    found = record_episodes(lambda obs: np.ones(1, np.float32), lambda obs, act: None, env, 1)
+    found = record_episodes(lambda obs: -np.sign(obs), lambda obs, act: None, env, 1)  # to the middle
     shown = opened([Show("run", "sac", 100, 100, found)], reduced_motion="reduce", script=NO_WEBGL)
-    outcome = "· success" if found.episodes[0].success else "· no success"
-    assert shown.page.locator(".outcome").inner_text() == outcome
+    outcome = "success" if found.episodes[0].success else "no success"
+    assert shown.page.locator(".about").inner_text() == f"sac, step 100 of 100 · {outcome}"
+    assert not shown.page.locator(".moment").is_visible()  # there is nothing to choose
     pictures = []
     for step in (0, 25):
         shown.seek(step)
@@ -212,7 +214,7 @@ def test_pictures_play_too_and_a_run_without_a_learned_reward_says_so(opened: Ca
     assert "No reward had been learned by then." in shown.page.locator(".missing").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_no_rule_of_accessibility_is_broken(opened: Callable[..., Opened], scheme: str) -> None:
     for size in ((1280, 800), (390, 844), (320, 568)):
         viewport = {"width": size[0], "height": size[1]}

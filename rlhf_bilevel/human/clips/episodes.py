@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from rlhf_bilevel.envs.interface import ABSORBED, FAULT, success_of
@@ -13,7 +12,8 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.clips.recorder import ClipMaker, InfoKey
 
 LONGEST = 10_000  # steps of an episode that are shown: without a time limit an episode may never end
-Env = gymnasium.Env[np.ndarray, np.ndarray]
+Env = Any
+"""A Gymnasium environment, whose infos have keys that are no strings (``InfoKey``)."""
 Act = Callable[[np.ndarray], np.ndarray]
 """obs (o,) to act (a,)."""
 Rewards = Callable[[np.ndarray, np.ndarray], np.ndarray | None]

@@ -15,7 +15,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.clips.episodes import LONGEST, Act, Env, Rewards
 from rlhf_bilevel.utils.files import reserve_new_file
 
-CAPTION, GREY = 36, (32, 34, 38)  # pixels below a picture
+CAPTION, GAP, GREY = 36, 4, (32, 34, 38)  # pixels below a picture, and between two
 Picture = np.ndarray
 """(height, width, 3) uint8."""
 
@@ -47,7 +47,8 @@ def side_by_side(films: Sequence[Iterable[Picture]]) -> Iterator[Picture]:
     for pictures in zip_longest(*films):
         last = [last[k] if new is None else new for k, new in enumerate(pictures)]
         height = max(len(picture) for picture in last) // 2 * 2
-        frame = np.hstack([_of_height(picture, height) for picture in last])
+        gap = np.full((height, GAP, 3), GREY, np.uint8)
+        frame = np.hstack([part for picture in last for part in (gap, _of_height(picture, height))][1:])
         yield np.ascontiguousarray(frame[:, : frame.shape[1] // 2 * 2])
 
 
