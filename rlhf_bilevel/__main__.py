@@ -18,7 +18,7 @@ from types import ModuleType
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Ctrl-C ends the process at once: nothing has begun, and a library that it cuts may tell of another error."""
+    """Ctrl-C ends the process at once: an interrupted import could raise a misleading error."""
     in_main = threading.current_thread() is threading.main_thread()
     usual = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def asked(words: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line; without any word, the help page and exit code 2."""
     if not words:
         parser().print_help(sys.stderr)
         raise SystemExit(2)
@@ -101,6 +102,7 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
 
 
 def parser() -> Parser:
+    """The parser of all ``COMMANDS``. What it parses has ``command``, the command's name, beside its arguments."""
     top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
     top.commands = tuple(COMMANDS)
     top.add_argument("--version", action="version", version=f"rlhf-bilevel {installed_versions()['rlhf-bilevel']}")

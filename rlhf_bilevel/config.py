@@ -256,7 +256,7 @@ class Config(BaseModel):
     teacher_rerun: str = ""
     """A run's labels.sqlite. Its answers are given session by session, as in that run."""
     teacher_object: Annotated[str, one_of(TEACHERS, optional=True)] = ""
-    """A teacher of the user's own, module:NAME, or the name of one of an installed package."""
+    """A registered teacher: module:NAME, or a name in registries.py or of an installed package."""
 
     # People who answer instead of the simulated teacher (human/)
     teacher_human: bool = False

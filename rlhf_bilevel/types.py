@@ -66,7 +66,8 @@ class Teacher(Protocol):
     It returns the pairs that it answered, with labels. A pair that it does not answer is left out.
     """
 
-    def __call__(self, queries: Queries, /) -> Preferences: ...
+    def __call__(self, queries: Queries, /) -> Preferences:
+        """The answers to B pairs. Pairs without an answer are left out."""
 
 
 class Learner(Protocol):

@@ -69,7 +69,8 @@ def bounded(
     none. With ``surgery`` the gap's gradient first loses its part against the loss's gradient, so that to first order
     it does not raise the loss [Yu et al. 2020]. s gap is the gap of a larger sigma, sigma / s.
 
-    Returns a scalar, of which only the gradient by ``parameters`` is meant; the new running means; and s.
+    Returns a scalar whose value has no meaning: only its gradient with respect to ``parameters`` is used; the new
+    running means; and s.
     """
     of_loss = torch.autograd.grad(loss, parameters, retain_graph=True)
     of_gap = torch.autograd.grad(gap, parameters, retain_graph=True, materialize_grads=True)

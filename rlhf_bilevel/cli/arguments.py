@@ -22,6 +22,7 @@ WATCHED = 100  # episodes in one page
 
 
 def fail(message: str) -> NoReturn:
+    """Prints the message in one line and exits with code 2."""
     print_error(message)
     raise SystemExit(2)
 
@@ -46,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**own | settings)
 
     def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's; an unknown option is refused with the nearest right one."""
         args, unknown = self.parse_known_args(*given)
         if unknown:
             option = unknown[0].split("=")[0]
@@ -63,6 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # A command: argparse lists all, and names no nearest
+        """A mistake in one line; a wrong command also with the nearest right one."""
         if found := re.search(r"invalid choice: (['\"])(.*)\1 \(choose from", message):
             message = f"unknown command {found[2]!r}; {did_you_mean(found[2], self.commands)}"
         fail(message)
@@ -96,6 +99,8 @@ def number(value: str) -> float:
 
 
 def up_to(most: int, least: int = 1) -> Callable[[str], int]:
+    """The type of an option: a whole number from ``least`` to ``most``."""
+
     def parse(value: str) -> int:
         found = integer(value)
         if found < least:
@@ -111,10 +116,12 @@ positive, natural = up_to(10**9), up_to(10**9, least=0)
 
 
 def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint-every."""
     sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
 
 
 def add_training_options(sub: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that train one run."""
     add_checkpoint_option(sub)
     sub.add_argument(
         "--keep-every",
@@ -128,5 +135,6 @@ def add_training_options(sub: argparse.ArgumentParser) -> None:
 
 
 def add_trust_option(sub: argparse.ArgumentParser) -> None:
+    """Adds --trust, for commands that read a run's folder."""
     trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
     sub.add_argument("--trust", action="store_true", help=trusts)

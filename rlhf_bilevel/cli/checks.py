@@ -21,6 +21,7 @@ def run_folder(path: Path) -> RunFolder:
 
 
 def finished(path: Path) -> None:
+    """UserError if there is no run, or one that has not ended."""
     if not run_folder(path).ended:
         raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
 
@@ -33,6 +34,7 @@ def new_folder(path: Path) -> Path:
 
 
 def new_file(option: str, path: Path, *endings: str) -> Path:
+    """``path``. UserError if it has another ending or exists already."""
     if path.suffix not in endings:
         raise UserError(f"{option} {path}: must end in {' or '.join(endings)}")
     if check_writable(path).is_symlink() or path.exists():
@@ -52,7 +54,7 @@ def table_of(reference: Path | None) -> None:
 
 
 def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; what is odd about them is told."""
+    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; warns about what is odd."""
     from rlhf_bilevel.evaluation.sources import gather_records
 
     rows, told = gather_records(paths)

@@ -19,12 +19,14 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (default: pebble)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     rows = gathered(args.paths)
 
     def work() -> None:

@@ -18,11 +18,14 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     shells = shtab.SUPPORTED_SHELLS
     sub.add_argument("shell", metavar="SHELL", type=one_of("shell", shells), help=", ".join(shells))
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
+
     def work() -> None:
         commands = next(action for action in args.top._actions if isinstance(action, argparse._SubParsersAction))
         for command in commands.choices.values():

@@ -23,6 +23,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     return lambda: print(report())
 
 
@@ -46,6 +47,7 @@ def report() -> str:
 
 
 def step(env_id: str) -> str:
+    """Takes a step of an environment."""
     env = registry.make(env_id, seed=0)
     env.reset()
     env.step(env.action_space.sample())
@@ -53,6 +55,7 @@ def step(env_id: str) -> str:
 
 
 def picture() -> str:
+    """Draws a picture."""
     env = registry.make("dm_control/cartpole-balance-v0", seed=0, render_mode="rgb_array")
     env.reset()
     frame = env.render()
@@ -61,11 +64,13 @@ def picture() -> str:
 
 
 def device() -> str:
+    """What torch computes on."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores, no CUDA"
 
 
 def writable() -> str:
+    """Makes a folder here."""
     with tempfile.TemporaryDirectory(dir="."):
         return f"{os.getcwd()} can be written to"

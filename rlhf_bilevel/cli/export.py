@@ -20,6 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     sub.add_argument("--sb3", type=Path, metavar="FILE.zip", help="the agent")
     sub.add_argument("--preferences", type=Path, metavar="FILE.parquet", help="the labels, also of an unfinished run")
@@ -27,6 +28,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     if args.sb3 is None and args.preferences is None:
         raise UserError("export what? --sb3 FILE.zip the agent, --preferences FILE.parquet what was asked and answered")
     if args.sb3:

@@ -21,6 +21,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("data", type=Path, metavar="DATA", help="a Parquet file, or a run's folder")
     sub.add_argument("--env", required=True, help="whose true reward it is compared with")
     sub.add_argument("--out", type=Path, help="a folder, made anew, for reward.safetensors and report.json")
@@ -38,6 +39,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     args.env = registry.resolve(args.env)
     if not args.data.exists():
         raise UserError(f"{args.data}: no such file or folder")

@@ -23,6 +23,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the other run's folder")
     sub.add_argument("--out", type=Path, required=True, help="the new run's folder, made anew")
     sub.add_argument("--at", type=positive, metavar="STEP", help="the newest checkpoint until there (default: newest)")
@@ -39,6 +40,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     from rlhf_bilevel.agent import Agent  # what can be forked is known when the checkpoint has been read
 
     run_folder(args.dir)

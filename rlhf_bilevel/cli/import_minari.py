@@ -20,6 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
     sub.add_argument("--pairs", type=positive, required=True, help="how many queries")
     sub.add_argument("--segment-length", type=positive, default=50, help="steps")
@@ -32,6 +33,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     if not find_spec("minari"):
         raise UserError("import-minari: Minari is not installed; pip install 'rlhf-bilevel[minari]'")
     validate({"total_timesteps": 1000, "seed": args.seed})

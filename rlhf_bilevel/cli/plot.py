@@ -20,6 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
     sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=", ".join(KINDS))
@@ -27,6 +28,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     if args.baseline and args.kind != "improvement":
         raise UserError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
     out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)

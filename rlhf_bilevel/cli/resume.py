@@ -20,12 +20,14 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     add_trust_option(sub)
     add_training_options(sub)
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     run_folder(args.dir)
     parse_checkpoint_every(args.checkpoint_every)
     table_of(args.reference)

@@ -21,6 +21,7 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
 def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
+    """Adds the options that ``spec`` reads; ``people`` is what the help of --teacher says of people."""
     sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
     sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
     sub.add_argument(

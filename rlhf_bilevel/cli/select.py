@@ -22,6 +22,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder, which stays as it is")
     sub.add_argument("--out", type=Path, metavar="NEW", help="a folder, made anew, for the chosen policy")
     sub.add_argument("--labels", type=positive, default=LABELS, help="answers that may be asked of the teacher")
@@ -41,6 +42,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     lead = lead_of(args.margin, args.error)
     if args.labels < lead:
         raise UserError(f"--labels {args.labels}: one policy must be {lead} labels ahead, so {lead} are the least")

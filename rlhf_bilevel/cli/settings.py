@@ -34,6 +34,7 @@ class Setting(NamedTuple):
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument(
         "method", metavar="METHOD", nargs="?", type=METHOD, help="with its own settings, and with its own defaults"
     )
@@ -41,6 +42,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
+
     def work() -> None:
         rows = settings(args.method)
         if args.json:
@@ -64,6 +67,7 @@ def settings(method: str | None = None) -> list[Setting]:
 
 
 def rows_of(model: type[BaseModel], prefix: str = "", defaults: Mapping[str, Any] = {}) -> list[Setting]:
+    """The settings of one ``model``: ``prefix`` goes before their names, and ``defaults`` replace the model's own."""
     rows = []
     for name, field in model.model_fields.items():
         if name == "options":
@@ -76,6 +80,7 @@ def rows_of(model: type[BaseModel], prefix: str = "", defaults: Mapping[str, Any
 
 
 def default_of(name: str, field: FieldInfo) -> str:
+    """The default of a setting, as text."""
     if name == "total_timesteps":
         return "(--steps)"
     return "(from --steps and --labels)" if field.is_required() else written(field.default)

@@ -27,6 +27,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("method", nargs="+", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
     sub.add_argument("--seed", type=integer, help="the first one (default: 0)")
@@ -40,6 +41,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     on_cluster(args)
     writable_folder("--out", args.out)
     runs: dict[Path, RunSpec] = {}
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> Work:
 
 
 def on_cluster(args: argparse.Namespace) -> None:
-    """UserError where the options ask of a cluster what it does not do."""
+    """UserError if an option does not work on a cluster."""
     if args.engine == "local":
         return
     for option, used in (("--jobs", args.jobs), ("--cohort", args.cohort), ("--device", args.device != "cpu")):
@@ -91,6 +93,7 @@ def on_cluster(args: argparse.Namespace) -> None:
 
 
 def engine_of(args: argparse.Namespace) -> Executor:
+    """What runs the runs: processes of this machine, or Ray."""
     if args.engine == "local":
         return LocalExecutor(args.jobs or 2)
     from rlhf_bilevel.studies.executors.ray import RayExecutor

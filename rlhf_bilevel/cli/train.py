@@ -28,6 +28,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
     sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")
@@ -50,6 +51,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     people = {"teacher_pending_share": args.max_pending_share, "teacher_labels_db": args.labels_db}
     spec = run_options.spec(args, args.method, args.env, people, keep_every=args.keep_every)
     labelled_by_people(args, spec.settings)
@@ -91,7 +93,7 @@ def labelled_by_people(args: argparse.Namespace, settings: Mapping[str, Any]) ->
 
 
 def numbered(path: Path) -> Iterator[Path]:
-    """``path``, path-2, path-3 ...: those that are not there. Says which one it is where it is not the first."""
+    """``path``, path-2, path-3 ...: those that do not exist yet. Prints which one it is if it is not the first."""
     for number in count(1):
         out = path if number == 1 else path.with_name(f"{path.name}-{number}")
         if not os.path.lexists(out):

@@ -37,6 +37,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
+    """Adds the command\'s arguments to its parser."""
     sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="as for train")
     sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
@@ -53,6 +54,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Work:
+    """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     if not find_spec("optuna"):
         raise UserError("tune: Optuna is not installed; pip install 'rlhf-bilevel[tune]'")
     kind = one_teacher(run_options.spec(args, args.method, args.env))
@@ -150,5 +152,6 @@ def same_search(out: Path, storage: Path, asked: Mapping[str, Any]) -> None:
 
 
 def beginning(file: Path) -> bytes:
+    """The first bytes of a file."""
     with file.open("rb") as stream:
         return stream.read(16)

@@ -200,6 +200,7 @@ class RecordedTeacher:
         self._teacher, self._log, self.session = teacher, log, session
 
     def __call__(self, queries: Queries) -> Preferences:
+        """The teacher's answers, which are in the log before they are returned."""
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
             rows = self._log[number].answers

@@ -1,7 +1,7 @@
 """A run's folder: the names of its files, whether the run has begun or ended, and what is read and written there.
 
-Nothing is unpickled. This module does not import torch, so that the command line, ``compare`` and the label server
-start without it.
+No pickle is ever loaded, so that a stranger's folder runs no code. This module does not import torch, so that the
+command line, ``compare`` and the label server start without it.
 """
 
 from __future__ import annotations
@@ -312,10 +312,11 @@ class RunFolder:
         """
         policy, critic, critics = network_sizes(config, arguments, critics=1)
         learnt = num_weights(obs_size, *policy) + critics * num_weights(obs_size, *critic)
-        inputs, form = obs_size + act_size, config.reward_form
-        inputs = inputs * (inputs + 3) // 2 if form == "quadratic" else inputs
-        rewarded = config.ensemble_size * num_weights(inputs, *(config.reward_net_arch if form == "network" else ()), 1)
-        rewarded = rewarded if form in REWARD_FORMS.ours else 0  # the size of another form is not known here
+        rewarded = 0  # the size of a form that is not ours is not known here
+        if config.reward_form in REWARD_FORMS.ours:
+            form = REWARD_FORMS[config.reward_form]
+            sizes = form.num_features(obs_size + act_size), *(() if form.linear else config.reward_net_arch), 1
+            rewarded = config.ensemble_size * num_weights(*sizes)
         for file, least_weights in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # a missing file is reported later
             if 4 * least_weights > size:

@@ -10,7 +10,7 @@ from rlhf_bilevel.errors import UserError
 
 
 def scaled(space: Box | Discrete, action: ArrayLike) -> np.ndarray:
-    """Of actions (..., a) of the environment, or (...) of a Discrete space, to (..., a), a copy.
+    """A scaled copy: actions of the environment (..., a), or (...) of a Discrete space, become (..., a).
 
     Those of a Box are scaled bit for bit as Stable-Baselines3 does it; what is outside the bounds counts as the nearest
     inside. UserError where they are no such actions.

@@ -21,6 +21,7 @@ class DMControlSuite(Suite):
 
     @functools.cache  # noqa: B019  (there is one suite)
     def aliases(self) -> Mapping[str, str]:
+        """As ``Suite.aliases``."""
         sources = [path for folder in folders("dm_control") for path in folder.glob("suite/*.py")]
         return {
             f"{path.stem}_{task}": f"{path.stem}-{task}-v0"
@@ -29,9 +30,11 @@ class DMControlSuite(Suite):
         }
 
     def tasks(self) -> Collection[str]:
+        """As ``Suite.tasks``."""
         return self.aliases().values()
 
     def make(self, task: str, protocol: str, render_mode: str | None) -> DMControlEnv:
+        """As ``Suite.make``."""
         domain, _, name = task.removesuffix("-v0").partition("-")
         return DMControlEnv(domain, name, render_mode)
 

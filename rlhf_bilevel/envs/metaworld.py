@@ -21,6 +21,7 @@ class MetaWorldSuite(Suite):
 
     @functools.cache  # noqa: B019  (there is one suite)
     def tasks(self) -> Collection[str]:
+        """As ``Suite.tasks``."""
         found = list[str]()
         for folder in folders("metaworld"):
             found += re.findall(r'(?m)^    "([\w-]+-v3)": envs\.', (folder / "env_dict.py").read_text("utf-8"))
@@ -28,6 +29,7 @@ class MetaWorldSuite(Suite):
 
     @functools.cache  # noqa: B019
     def aliases(self) -> Mapping[str, str]:
+        """As ``Suite.aliases``."""
         called: dict[str, str] = {}
         for task in self.tasks():
             for name in (task, f"metaworld_{task}", f"Meta-World/{task}"):
@@ -35,6 +37,7 @@ class MetaWorldSuite(Suite):
         return called
 
     def make(self, task: str, protocol: str, render_mode: str | None) -> MetaWorldEnv:
+        """As ``Suite.make``."""
         return MetaWorldEnv(task, protocol, render_mode)
 
 

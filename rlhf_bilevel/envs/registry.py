@@ -120,6 +120,7 @@ class Factory:
         self._last: Callable[[], Any] = lambda: None
 
     def __call__(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        """A new environment of the user's function."""
         env = self.make(**kwargs)
         if not isinstance(env, gymnasium.Env):
             raise UserError(f"{self.name} must return an environment of Gymnasium's, not {value_text(env)}")

@@ -84,6 +84,7 @@ class ActionRepeat(EpisodeCounter):
 
     @property
     def simulator_steps(self) -> int:
+        """Simulator steps in one step."""
         return self.count
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

@@ -57,6 +57,8 @@ class PictureSource(Protocol):
 
 
 class Reply(NamedTuple):
+    """What a teacher answers to one pair, as JSON."""
+
     status: int
     body: bytes
     retry_after: float  # seconds that the server asks to wait
@@ -102,6 +104,7 @@ class HttpTeacher:
         self._open = urllib.request.build_opener(_NoRedirects).open
 
     def __call__(self, queries: Queries) -> Preferences:
+        """The answers to B pairs; pairs that were skipped or given up are left out."""
         labels, failed = list[float | None](), 0
         for number, name in enumerate(names(queries)):
             answer = self._log.answers.get(name)

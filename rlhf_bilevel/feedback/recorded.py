@@ -16,8 +16,8 @@ class Replayed:
     """Recorded answers in place of a teacher: whatever is asked, the next ones are given, with their own segments.
 
     ``sessions`` are the answers of each query session in order, None for a session without answers, as
-    ``label_log.sessions`` reads them. As many are given as pairs are asked about, until they are used up. UserError if
-    there are none, or if their segments differ in shape.
+    ``label_log.read_sessions`` reads them. As many are given as pairs are asked about, until they are used up.
+    UserError if there are none, or if their segments differ in shape.
     """
 
     def __init__(self, sessions: Iterable[Preferences | None]) -> None:
@@ -56,6 +56,7 @@ class Rerun:
         self._sessions, self._number = list(sessions), number
 
     def __call__(self, queries: Queries) -> Preferences:
+        """The answers of the next session."""
         number, self._number = self._number, self._number + 1
         answers = self._sessions[number] if number < len(self._sessions) else None
         return no_answers(queries) if answers is None else answers

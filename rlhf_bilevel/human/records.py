@@ -44,7 +44,7 @@ class Labeller(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """A pair that was put before one person.
+    """A pair that was shown to one person.
 
     Only the purpose ``label`` gives training a label. ``repeat`` and ``gold`` measure how reliable a person is.
     """
@@ -78,8 +78,8 @@ class Pending(NamedTuple):
 class Question(NamedTuple):
     """A query that training wants to ask.
 
-    ``first`` and ``second`` are the segments, encoded by ``label_log.pairs``. The clips are what people see of them, as
-    content for JSON (see docs/human/clips.md).
+    ``first`` and ``second`` are the segments, encoded by ``label_log.encode_pairs``. The clips are what people see of
+    them, as content for JSON (see docs/human/clips.md).
     """
 
     first: bytes

@@ -1,1 +1,1 @@
-"""The method of the paper, its variants, and the table of all methods. ``baselines`` are what it is compared with."""
+"""The method of the paper and its variants. ``baselines`` are what it is compared with; ``registries.py`` lists all."""

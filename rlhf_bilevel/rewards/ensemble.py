@@ -7,9 +7,9 @@ f_m is a network (``network``), linear in x (``linear``), or linear in x and in 
 (``quadratic``), each in a class of its own. The last two can be read weight by weight (``explain``). Each weight tensor
 holds all members along its first axis.
 
-Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks learn far less
-that holds for later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could push an
-unbounded reward without end. Level: pairs of equally long segments say nothing about it, but it matters to learners
+Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks generalise much
+worse to later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could make an
+unbounded reward grow forever. Level: pairs of equally long segments say nothing about it, but it matters to learners
 whose episodes may end early (docs/rewards.md).
 """
 
@@ -117,6 +117,11 @@ class RewardEnsemble(nn.Module):
         """The inputs of f for clipped [s, a] (N, o + a): in a network, these themselves."""
         return x
 
+    @staticmethod
+    def num_features(inputs: int) -> int:
+        """How many ``features`` there are for ``inputs`` = o + a. Asked of our own forms, before a file is read."""
+        return inputs
+
     def clipped_features(
         self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]
     ) -> Float[Tensor, "N features"]:
@@ -173,6 +178,11 @@ class QuadraticReward(LinearReward):
         """x, followed by all products of two of its entries."""
         first, second = torch.triu_indices(x.shape[1], x.shape[1])
         return torch.cat([x, x[:, first] * x[:, second]], 1)
+
+    @staticmethod
+    def num_features(inputs: int) -> int:
+        """As in ``RewardEnsemble``."""
+        return inputs * (inputs + 3) // 2
 
     def names(self, names: Sequence[str]) -> list[str]:
         """The names of x's entries and of their products."""

@@ -100,10 +100,12 @@ class RewardInfo(BaseModel):
 
     @property
     def act_size(self) -> int:
+        """Numbers in an action, as the reward sees it."""
         return self.actions.n if isinstance(self.actions, DiscreteActions) else len(self.actions.low)
 
     @cached_property
     def action_space(self) -> Box | Discrete:
+        """The space of the actions that it was learnt on."""
         if isinstance(self.actions, DiscreteActions):
             return Discrete(self.actions.n)
         kind: Any = np.dtype(self.actions.dtype)
@@ -116,6 +118,7 @@ class RewardInfo(BaseModel):
 
 
 def to_bytes(reward: RewardEnsemble, info: RewardInfo) -> bytes:
+    """The file's content: the reward's tensors, and ``info`` in the metadata."""
     from safetensors.torch import save
 
     return save(reward.state_dict(), {KEY: info.model_dump_json()})
@@ -166,10 +169,11 @@ def read_info(data: bytes, source: object) -> RewardInfo | None:
 def _sizes(found: dict[str, Tensor], info: RewardInfo, source: object) -> list[int]:
     """Numbers in each layer. CorruptFileError where the tensors are not those of such a reward."""
     inputs = info.observations + info.act_size
-    features = inputs * (inputs + 3) // 2 if info.form == "quadratic" else inputs
+    form = REWARD_FORMS[info.form]
+    features = form.num_features(inputs)
     layers = [found.get(f"weights.{number}", torch.zeros(0)) for number in range(len(found))]
     layers = [layer for layer in layers if layer.dim() == 3 and layer.numel()]
-    if layers and (info.form == "network" or len(layers) == 1):
+    if layers and (not form.linear or len(layers) == 1):
         members, sizes = len(layers[0]), [features, *(layer.shape[2] for layer in layers)]
         expected: dict[str, tuple[int, ...]] = {"unit": (features,), "low": (inputs,), "high": (inputs,)}
         for number, (i, j) in enumerate(pairwise(sizes)):

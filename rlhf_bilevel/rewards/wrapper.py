@@ -43,11 +43,13 @@ class LearnedRewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._shape = env.observation_space.shape or ()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As Gymnasium's or SB3's."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._obs = interface.check_observation(obs, self._shape)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As Gymnasium's, with the learnt reward; ``info`` has the true one."""
         if self._obs is None:
             raise gymnasium.error.ResetNeeded("reset comes before the first step")
         reward = float(self.learned(self._obs, action))
@@ -74,16 +76,19 @@ class LearnedRewardVecEnvWrapper(VecEnvWrapper):
         self._obs = self._actions = np.zeros(())
 
     def reset(self) -> np.ndarray:
+        """As Gymnasium's or SB3's."""
         obs = self.venv.reset()
         assert isinstance(obs, np.ndarray)
         self._obs = np.array(obs)
         return obs
 
     def step_async(self, actions: np.ndarray) -> None:
+        """As SB3's."""
         self._actions = np.array(actions)
         self.venv.step_async(actions)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """As SB3's, with learnt rewards; each ``info`` has the true one."""
         obs, truth, dones, infos = self.venv.step_wait()
         assert isinstance(obs, np.ndarray)
         rewards = self.learned(self._obs, self._actions)

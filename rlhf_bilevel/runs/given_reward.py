@@ -24,8 +24,8 @@ METHODS = {"pebble": "SAC", "prefppo": "PPO"}  # of which nothing is left but th
 def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
     """The settings ``own``, with ``reward`` among them, and those that follow from its file.
 
-    UserError where the file holds no learnt reward, or is not the one that ``reward_sha256`` tells; where another
-    setting is not as its reward has it; and where the method does something else than learn on a reward.
+    UserError if the file holds no learnt reward, or is not the one of ``reward_sha256``; if another setting contradicts
+    the reward's; and if the method needs more than a fixed reward.
     """
     if method.name not in METHODS:
         known = " and ".join(f"{name} ({learner})" for name, learner in METHODS.items())
@@ -40,7 +40,7 @@ def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
             f"{file}: its reward is {reward.level:g} + {reward.bound:g} tanh, and learners see {level} + tanh"
         )
     shape: dict[str, Any] = {"ensemble_size": len(reward.weights[0]), "reward_form": info.form}
-    if info.form == "network":
+    if not reward.linear:
         shape["reward_net_arch"] = [bias.shape[-1] for bias in reward.biases[:-1]]
     must = info.settings | shape
     for key, value in must.items():

@@ -1,6 +1,6 @@
 """Everything around a run: folder and lock, checkpoints, evaluations, log, callbacks, and its end.
 
-``train`` begins a run and brings it to its end; ``resume`` continues one that was cut off; ``begin_fork`` begins a
+``train`` begins a run and trains it to its end; ``resume`` continues one that was interrupted; ``begin_fork`` begins a
 fork.
 """
 

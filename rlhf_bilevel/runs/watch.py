@@ -57,7 +57,7 @@ def watch(
 
 
 def load_moments(folders: Sequence[Path], at: At = None, trust: bool = False, **custom: Any) -> list[Moment]:
-    """The moments of one run or of two; ``at`` is for each run, as in ``watch``. None is there twice."""
+    """The moments of one run or of two; ``at`` applies to each run, as in ``watch``. Each moment occurs once."""
     if not 1 <= len(folders) <= RUNS:
         raise UserError(f"{len(folders)} runs: one is watched, or two side by side")
     found: dict[tuple[Path, int], Moment] = {}

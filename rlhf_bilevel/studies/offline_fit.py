@@ -61,6 +61,7 @@ class RewardFit:
 
     @property
     def reward(self) -> RewardEnsemble:
+        """The fitted reward, for use elsewhere."""
         return self.learned.ensemble
 
     def write(self, folder: Path | str) -> None:

@@ -4,7 +4,7 @@
     now and then         reward model:  min over phi of   Method.reward_loss, on the labelled pairs
 
 The reward model moves in sessions, which first ask the teacher for new labels, and in refreshes, which do not. Methods
-differ in two things alone: the loss that phi descends, and the rewards r_k that the learners are given.
+differ in two things only: the loss that phi descends, and the rewards r_k that the learners are given.
 """
 
 from __future__ import annotations

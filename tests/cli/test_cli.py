@@ -331,8 +331,8 @@ def test_a_config_that_no_run_has_written_is_told_by_all_who_read_it(
 
 
 def test_a_run_that_people_label_is_read_as_strictly(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("version: 2\nsettings: {teacher_human: true}\n")
-    assert "has version 2 of the format" in fails(capsys, "label", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("version: 3\nsettings: {teacher_human: true}\n")
+    assert "has version 3 of the format" in fails(capsys, "label", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -377,7 +377,7 @@ def test_every_help_page_can_be_read(capsys: pytest.CaptureFixture, command: str
         main([*command.split(), "--help"])
     told = capsys.readouterr().out
     assert stop.value.code == 0 and told.startswith("usage: rlhf-bilevel") and "%%" not in told
-    assert ("human" in told) == (command in ("train", "label"))  # people label one run at a time
+    assert ("human" in told) == (command in ("train", "label", "select"))  # people label one run at a time
     if command == "tune":
         assert "at first" not in told and "(default: 20)" in told and "(default: median)" in told
     if command == "fit-reward":

@@ -150,3 +150,10 @@ def test_a_reward_that_is_never_negative_differs_by_its_level_alone() -> None:
     pairs = Queries(*(Segments(*steps, torch.zeros(20, 7)) for steps in (first, second)))
     assert torch.allclose(lifted.compare(pairs)[0], plain.compare(pairs)[0], atol=1e-5)
     assert torch.allclose(logits(lifted.members, pairs), lifted.compare(pairs)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", REWARD_FORMS.ours)
+def test_each_form_of_our_own_says_how_many_features_it_has(name: str) -> None:
+    form = REWARD_FORMS[name]
+    reward = form(3, 2, 1, (4,), torch.Generator())
+    assert form.num_features(5) == reward.features(torch.zeros(1, 5)).shape[1] == len(reward.unit)

@@ -58,6 +58,7 @@ class Renderer:
         return pixels[:, ::-1] if hangs else pixels[::-1]  # OpenGL's rows begin at the bottom
 
     def close(self) -> None:
+        """Frees what the renderer holds."""
         self._gl.make_current()
         self._context.free()
         self._gl.free()
