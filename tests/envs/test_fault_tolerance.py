@@ -176,7 +176,10 @@ def test_an_environment_in_a_process_of_its_own_says_the_same_bit_for_bit() -> N
     env.close()
 
 
-@pytest.mark.parametrize(("fault", "timeout", "told"), [("exit", 20.0, "ended with code 3"), ("hang", 0.3, "0.3 s")])
+@pytest.mark.parametrize(
+    ("fault", "timeout", "told"),
+    [pytest.param("exit", 20.0, "ended with code 3", marks=pytest.mark.slow), ("hang", 0.3, "0.3 s")],
+)
 def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: float, told: str) -> None:
     env = FaultTolerantEnv(lambda: isolated(f"Poisoned-{fault}-v0", timeout))
     with pytest.warns(UserWarning, match=told):

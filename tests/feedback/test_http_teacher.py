@@ -333,6 +333,7 @@ def by_obs(pair: dict[str, Any], number: int) -> dict[str, Any]:
     return {"answer": "first" if first > second else "second", "strength": 0.8}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_bit_for_bit_and_asks_for_no_answer_twice(server: Server, tmp_path: Path) -> None:
     server.does = by_obs
     words: dict[str, Any] = CHEAP | {"teacher": server.url}

@@ -179,6 +179,7 @@ def labels_of(out: Path) -> list[float]:
     return [row[2] for row in tables(out / "labels.sqlite")[1]]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_noisy_teacher_that_is_killed_goes_on_bit_for_bit(tmp_path: Path, whole: tuple[Path, str]) -> None:
     """Killed after sessions that came later than the newest checkpoint: they are replayed, the others are asked."""
     out = tmp_path / "run"
@@ -193,6 +194,7 @@ def test_a_run_with_a_noisy_teacher_that_is_killed_goes_on_bit_for_bit(tmp_path:
     assert after[before:] != oracle_of(out)[before:]  # and it was noisy after the kill too
 
 
+@pytest.mark.slow
 def test_a_run_on_replayed_labels_that_is_killed_goes_on_after_those_that_it_has(
     tmp_path: Path, whole: tuple[Path, str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_recording_changes_neither_episodes_nor_random_numbers(tmp_path: Path) -
     recorder.close()
 
 
+@pytest.mark.slow
 def test_an_env_in_a_process_of_its_own_is_recorded_as_well(tmp_path: Path) -> None:
     clips = []
     for apart in (False, True):

@@ -710,6 +710,7 @@ def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
         assert page.locator("main img[src=x]").count() == 0
 
 
+@pytest.mark.slow
 def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
     file = tmp_path / "rules.md"
     for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):

@@ -410,6 +410,7 @@ def fake_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "recorded_envs", recorded)
 
 
+@pytest.mark.slow
 def test_people_choose_the_policy_that_the_oracle_chooses(
     tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +423,7 @@ def test_people_choose_the_policy_that_the_oracle_chooses(
     assert len(load(new)) == chosen.labels and set(load(new).labeller) == {"Ann"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_people_s_answers_are_not_lost_if_a_selection_is_killed(
     tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, asked: int

@@ -138,6 +138,7 @@ def test_both_scenes_play_and_all_cursors_move_with_the_clock(opened: Callable[.
     assert shown.page.evaluate(CURSORS) == stands and shown.page.locator("#play").inner_text() == "Play"
 
 
+@pytest.mark.slow
 def test_each_step_shows_its_own_rewards_and_pose(opened: Callable[..., Opened], episodes: list[Episodes]) -> None:
     shown = opened(reduced_motion="reduce")
     assert shown.page.locator("#play").inner_text() == "Play"  # who wants no motion starts it
@@ -225,6 +226,7 @@ def test_no_rule_of_accessibility_is_broken(opened: Callable[..., Opened], schem
         assert told == "0.0 of 24.8 s"
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_and_moves_everything(opened: Callable[..., Opened]) -> None:
     shown = opened(reduced_motion="reduce")
     reached = []

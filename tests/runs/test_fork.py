@@ -86,6 +86,7 @@ def test_a_fork_that_is_killed_can_be_resumed(tmp_path: Path, whole: tuple[Path,
     assert state(Agent.resume(tmp_path / "fork")) == whole[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_its_end_with_more_steps_and_more_labels(tmp_path: Path, whole: tuple[Path, str]) -> None:
     again = Agent.load(whole[0], out=tmp_path / "more").learn(100)
     assert again.run and again.run.step == STEPS + 100 and len(again.run.prefs) == 40
@@ -287,6 +288,7 @@ def test_a_full_disk_leaves_the_place_of_a_fork_free(tmp_path: Path, whole: tupl
     Agent.fork(whole[0], out=tmp_path / "fork").learn(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
 def test_a_fork_that_is_killed_as_it_begins_leaves_a_run_or_a_place_that_is_cleared(
     tmp_path: Path, whole: tuple[Path, str], every: int

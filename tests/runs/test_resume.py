@@ -112,8 +112,8 @@ def test_checkpoints_move_nothing(whole: tuple[Path, str]) -> None:
     assert state(started("penalty", None)) == whole[1]
 
 
-ALIKE = ("detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune", "unlabelled")
-"""One learner of SAC and no state of their own, as PEBBLE."""
+ALIKE = ("penalty", "detached", "incumbent", "hypergradient", "mrn", "qpa", "random", "rune", "unlabelled")
+"""One learner of SAC and no state of their own, as PEBBLE; and penalty, which the other tests are about."""
 
 
 @pytest.mark.parametrize(

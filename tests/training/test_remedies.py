@@ -168,6 +168,7 @@ def test_normalised_critics_have_a_layer_normalisation_before_each_activation() 
     assert len(list(critic.qf0.parameters())) == 10 and critic.q_networks[0] is critic.qf0
 
 
+@pytest.mark.slow
 def test_a_model_with_normalised_critics_trains_on_in_plain_sb3(tmp_path: Path) -> None:
     model = trained(until=60, critic_layer_norm=True).learners[0].model  # type: ignore[attr-defined]
     model.save(tmp_path / "model.zip", exclude=["replay_buffer", "_last_obs"])
