@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
+from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int, parse_number
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.suggest import did_you_mean
 
@@ -83,6 +83,16 @@ def integer(value: str) -> int:
         return parse_int(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
+
+
+def positive_number(value: str) -> float:
+    try:
+        found = float(parse_number(value))
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1e9:
+        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a positive number")
+    return found
 
 
 def up_to(most: int, least: int = 1) -> Callable[[str], int]:

@@ -2,6 +2,7 @@
 
 A run's value is the mean of its agent's last three evaluations (one alone is noisy), each a mean over episodes. Runs on
 one environment are compared at steps at which all of them were evaluated; steps are those of all learners together.
+They can also be compared at equal labelling minutes: then each run ends before it uses more.
 
 Scores can be compared between environments. A score is the success rate; else, if ``random`` and ``sac`` were run, the
 true return on a scale from 0 (random actions) to 1 (SAC on the true reward); else the true return divided by SAC's, or
@@ -25,6 +26,9 @@ LAST = 3
 """Number of last evaluations in a run's value, see ``final_score``."""
 REFERENCE, FLOOR, BASELINE = "sac", "random", "pebble"
 ONE_SEED = "one seed, no interval"
+UNKNOWN_MINUTES = (
+    "its labelling minutes are not known, as its teacher does not tell how long its answers take, or as it is older"
+)
 UNBOUNDED = "bounds not known: intervals may pass them"
 BOUNDS = {
     "Pendulum-v1": (-200 * (pi**2 + 0.1 * 8**2 + 0.001 * 2**2), 0.0),
@@ -38,11 +42,12 @@ BOUNDS = {
 class Group(NamedTuple):
     """The runs of one method on one environment."""
 
-    steps: np.ndarray  # (steps,) at which each of the runs was evaluated
+    steps: np.ndarray  # (steps,) at which each of the runs was evaluated; at equal minutes, the latest of a run
     values: np.ndarray  # (seeds, steps): success, or true return if the environment does not know success
     labels: tuple[int, int]  # fewest and most labels of a run at the last of these steps
     ends: tuple[int, int]  # earliest and latest step of a run's last evaluation
     episodes: tuple[int, int]  # fewest and most episodes of a run in its last evaluations
+    minutes: np.ndarray  # (seeds, steps) of labelling until then; NaN if not known
 
 
 class Task(NamedTuple):
@@ -93,6 +98,7 @@ class Row(NamedTuple):
     least: float | None  # least possible value; None: not known, so low may be too low
     most: float | None  # greatest possible value
     rule: str  # how a score was computed; empty in the environment's own measure
+    minutes: float | None = None  # most labelling minutes of a run, if runs are compared at equal minutes
 
 
 def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -111,22 +117,23 @@ def measure_of(rows: Sequence[EvaluationRecord]) -> str:
     return "success" if all(row.success is not None for row in rows) else "true_return"
 
 
-def group_by_task(rows: Sequence[EvaluationRecord], together: bool) -> list[Task]:
+def group_by_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float | None = None) -> list[Task]:
     """The agents' evaluations by environment and method, in order of appearance.
 
     ``together``: at the steps that all methods share, so that they can be compared; else each method at its own steps.
-    UserError if runs share no steps.
+    With ``minutes``: the last evaluations of each run before it used more labelling minutes than these. UserError if
+    runs share no steps, or if their minutes are needed and not known.
     """
     agents = [row for row in rows if row.is_agent]
     if not agents:
         raise UserError("there is no evaluation of an agent")
     return [
-        make_task([row for row in agents if row.env == env], together)
+        make_task([row for row in agents if row.env == env], together, minutes)
         for env in dict.fromkeys(row.env for row in agents)
     ]
 
 
-def make_task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
+def make_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float | None = None) -> Task:
     """The records of one environment as a task, see ``group_by_task``. UserError if a run occurs twice or is not
     finite.
     """
@@ -135,22 +142,77 @@ def make_task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
     for row in rows:
         run = runs.setdefault(row.method, {}).setdefault(row.seed, {})
         if row.step in run:
-            raise UserError(
-                f"{row.method} with seed {row.seed} on {env} was given twice: at step {row.step} it has two results"
-            )
+            raise UserError(f"{name_of(row)} was given twice: at step {row.step} it has two results")
         if not isfinite(value := getattr(row, measure)):
-            raise UserError(f"{row.method} with seed {row.seed} on {env}: its {measure} at step {row.step} is {value}")
+            raise UserError(f"{name_of(row)}: its {measure} at step {row.step} is {value}")
         run[row.step] = row
-    shared = common_steps(env, [run for seeds in runs.values() for run in seeds.values()]) if together else []
+    everything = [run for seeds in runs.values() for run in seeds.values()]
+    shared = common_steps(env, everything) if together and minutes is None else []
+    count = 0 if minutes is None else min(LAST, *(len(until(run, minutes)) for run in everything))
     groups = {}
     for method, seeds in runs.items():
-        steps = shared or common_steps(f"{method} on {env}", list(seeds.values()))
-        labels = [run[steps[-1]].labels for run in seeds.values()]
-        last = [max(run) for run in seeds.values()]
-        values = [[getattr(run[step], measure) for step in steps] for run in seeds.values()]
-        episodes = [sum(run[step].episodes for step in steps[-LAST:]) for run in seeds.values()]
-        groups[method] = Group(np.array(steps), np.array(values), *(min_max(x) for x in (labels, last, episodes)))
-    return Task(env, measure, np.array(shared), groups)
+        steps = shared or (common_steps(f"{method} on {env}", list(seeds.values())) if minutes is None else [])
+        chosen = [
+            [run[step] for step in steps] if minutes is None else until(run, minutes)[-count:] for run in seeds.values()
+        ]
+        groups[method] = Group(
+            np.array([[row.step for row in run] for run in chosen]).max(0),
+            np.array([[getattr(row, measure) for row in run] for run in chosen]),
+            min_max([run[-1].labels for run in chosen]),
+            min_max([max(run) for run in seeds.values()]),
+            min_max([sum(row.episodes for row in run[-LAST:]) for run in chosen]),
+            np.array([[row.minutes for row in run] for run in chosen], float),
+        )
+    latest = np.max([group.steps for group in groups.values()], axis=0) if minutes is not None else np.array(shared)
+    return Task(env, measure, latest, groups)
+
+
+def until(run: Mapping[int, EvaluationRecord], minutes: float) -> list[EvaluationRecord]:
+    """The evaluations of a run before it used more labelling minutes than these, in order. UserError if there is none,
+    or if its minutes are not known.
+    """
+    within = []
+    for row in (run[step] for step in sorted(run)):
+        if row.minutes is None:
+            raise UserError(f"{name_of(row)}: {UNKNOWN_MINUTES}")
+        if row.minutes > minutes:
+            break
+        within.append(row)
+    if not within:
+        used = f"has used {row.minutes:.4g} labelling minutes at its first evaluation"
+        raise UserError(f"minutes={minutes:g} are too few: {name_of(row)} {used}")
+    return within
+
+
+def name_of(row: EvaluationRecord) -> str:
+    """The run of an evaluation, in words."""
+    return f"{row.method} with seed {row.seed} on {row.env}"
+
+
+def against_minutes(group: Group, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labelling minutes (x,) and the values (seeds, x) of the newest evaluation at each: as far as all runs have come.
+
+    UserError if they are not known.
+    """
+    if np.isnan(group.minutes).any():
+        raise UserError(f"{method}: {UNKNOWN_MINUTES}")
+    places = np.unique(group.minutes)
+    places = places[(places >= group.minutes[:, 0].max()) & (places <= group.minutes[:, -1].min())]
+    newest = [np.searchsorted(minutes, places, side="right") - 1 for minutes in group.minutes]
+    return places, np.stack([values[rows] for values, rows in zip(group.values, newest, strict=True)])
+
+
+def minutes_warnings(tasks: Sequence[Task], minutes: float) -> list[str]:
+    """A line for each environment where a run is compared at fewer labelling minutes than ``minutes``, by a tenth or
+    more.
+    """
+    lines = []
+    for env, _, _, groups in tasks:
+        spent = {method: group.minutes[:, -1] for method, group in groups.items()}
+        if min(used.min() for used in spent.values()) < 0.9 * minutes:
+            shown = ", ".join(f"{name} {used.min():.3g} to {used.max():.3g}" for name, used in spent.items())
+            lines.append(f"budgets differ on {env}: runs count with fewer than {minutes:g} labelling minutes: {shown}")
+    return lines
 
 
 def common_steps(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> list[int]:
@@ -316,21 +378,29 @@ def choose_baseline(wanted: str | None, tasks: Sequence[Task]) -> str | None:
     return BASELINE if any(BASELINE in task.groups for task in tasks) else None
 
 
-def rows_by_task(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
-    """A row for each method and environment, in the environment's own measure."""
+def rows_by_task(tasks: Sequence[Task], baseline: str | None, minutes: float | None = None) -> list[Row]:
+    """A row for each method and environment, in the environment's own measure; ``minutes`` as in ``group_by_task``."""
     rows = []
     for task in tasks:
         unscaled = Scores(stack_tasks([task], [task.ends()]), task.bounds(), "")
-        rows += make_rows([task], unscaled, task.env, task.measure, baseline if baseline in task.groups else None)
+        own_baseline = baseline if baseline in task.groups else None
+        rows += make_rows([task], unscaled, task.env, task.measure, own_baseline, minutes)
     return rows
 
 
-def rows_over_all(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
+def rows_over_all(tasks: Sequence[Task], baseline: str | None, minutes: float | None = None) -> list[Row]:
     """A row for each method, over all environments. Raises as ``scores``."""
-    return make_rows(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline)
+    return make_rows(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline, minutes)
 
 
-def make_rows(tasks: Sequence[Task], all_scores: Scores, env: str, measure: str, baseline: str | None) -> list[Row]:
+def make_rows(
+    tasks: Sequence[Task],
+    all_scores: Scores,
+    env: str,
+    measure: str,
+    baseline: str | None,
+    minutes: float | None = None,
+) -> list[Row]:
     """A row for each method in ``all_scores``. ``env`` and ``measure`` name what they are."""
     against = improvements_over(baseline, tasks) if baseline else {}
     rows = []
@@ -355,6 +425,7 @@ def make_rows(tasks: Sequence[Task], all_scores: Scores, env: str, measure: str,
                 compared_with,
                 *improvement_bounds,
                 *counted,
+                minutes,
             )
         )
     return rows
@@ -393,7 +464,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
         same_count = [row for row in rows if row.evaluations == evaluations]
         where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
         mean = final_score_text(evaluations, min_max([row.episodes for row in same_count]))
-        lines.append(f"A run counts with one number{where}: {mean}, of its agent, at steps that all runs share.")
+        (minutes,) = {row.minutes for row in same_count}
+        at = (
+            "at steps that all runs share"
+            if minutes is None
+            else f"before it used more than {minutes:g} labelling minutes"
+        )
+        lines.append(f"A run counts with one number{where}: {mean}, of its agent, {at}.")
     lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]
     return lines + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]
