@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.minutes import until
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
 from rlhf_bilevel.utils.suggest import did_you_mean
@@ -26,9 +27,6 @@ LAST = 3
 """Number of last evaluations in a run's value, see ``final_score``."""
 REFERENCE, FLOOR, BASELINE = "sac", "random", "pebble"
 ONE_SEED = "one seed, no interval"
-UNKNOWN_MINUTES = (
-    "its labelling minutes are not known, as its teacher does not tell how long its answers take, or as it is older"
-)
 UNBOUNDED = "bounds not known: intervals may pass them"
 BOUNDS = {
     "Pendulum-v1": (-200 * (pi**2 + 0.1 * 8**2 + 0.001 * 2**2), 0.0),
@@ -37,6 +35,10 @@ BOUNDS = {
     **dict.fromkeys(("Reacher-v4", "Reacher-v5", "Pusher-v4", "Pusher-v5"), (-inf, 0.0)),
 }
 """Least and most return of an episode, derived from Gymnasium's source and its time limit."""
+
+
+Runs = dict[str, dict[int, dict[int, EvaluationRecord]]]
+"""Evaluations by method, seed and step."""
 
 
 class Group(NamedTuple):
@@ -138,81 +140,55 @@ def make_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float |
     finite.
     """
     env, measure = rows[0].env, measure_of(rows)
-    runs: dict[str, dict[int, dict[int, EvaluationRecord]]] = {}
+    runs: Runs = {}
     for row in rows:
         run = runs.setdefault(row.method, {}).setdefault(row.seed, {})
         if row.step in run:
-            raise UserError(f"{name_of(row)} was given twice: at step {row.step} it has two results")
+            raise UserError(f"{row.run} was given twice: at step {row.step} it has two results")
         if not isfinite(value := getattr(row, measure)):
-            raise UserError(f"{name_of(row)}: its {measure} at step {row.step} is {value}")
+            raise UserError(f"{row.run}: its {measure} at step {row.step} is {value}")
         run[row.step] = row
-    everything = [run for seeds in runs.values() for run in seeds.values()]
-    shared = common_steps(env, everything) if together and minutes is None else []
-    count = 0 if minutes is None else min(LAST, *(len(until(run, minutes)) for run in everything))
-    groups = {}
-    for method, seeds in runs.items():
-        steps = shared or (common_steps(f"{method} on {env}", list(seeds.values())) if minutes is None else [])
-        chosen = [
-            [run[step] for step in steps] if minutes is None else until(run, minutes)[-count:] for run in seeds.values()
-        ]
-        groups[method] = Group(
-            np.array([[row.step for row in run] for run in chosen]).max(0),
-            np.array([[getattr(row, measure) for row in run] for run in chosen]),
-            min_max([run[-1].labels for run in chosen]),
-            min_max([max(run) for run in seeds.values()]),
-            min_max([sum(row.episodes for row in run[-LAST:]) for run in chosen]),
-            np.array([[row.minutes for row in run] for run in chosen], float),
+    chosen = at_steps(env, runs, together) if minutes is None else at_minutes(runs, minutes)
+    groups = {
+        method: Group(
+            np.array([[row.step for row in run] for run in series]).max(0),
+            np.array([[getattr(row, measure) for row in run] for run in series]),
+            min_max([run[-1].labels for run in series]),
+            min_max([max(run) for run in runs[method].values()]),
+            min_max([sum(row.episodes for row in run[-LAST:]) for run in series]),
+            np.array([[row.minutes for row in run] for run in series], float),
         )
-    latest = np.max([group.steps for group in groups.values()], axis=0) if minutes is not None else np.array(shared)
+        for method, series in chosen.items()
+    }
+    latest = np.max([group.steps for group in groups.values()], axis=0) if together else np.array([])
     return Task(env, measure, latest, groups)
 
 
-def until(run: Mapping[int, EvaluationRecord], minutes: float) -> list[EvaluationRecord]:
-    """The evaluations of a run before it used more labelling minutes than these, in order. UserError if there is none,
-    or if its minutes are not known.
+def at_steps(env: str, runs: Runs, together: bool) -> dict[str, list[list[EvaluationRecord]]]:
+    """The evaluations of each method's runs at steps that they share: all methods ``together``, or each by itself.
+
+    UserError if there are none.
     """
-    within = []
-    for row in (run[step] for step in sorted(run)):
-        if row.minutes is None:
-            raise UserError(f"{name_of(row)}: {UNKNOWN_MINUTES}")
-        if row.minutes > minutes:
-            break
-        within.append(row)
-    if not within:
-        used = f"has used {row.minutes:.4g} labelling minutes at its first evaluation"
-        raise UserError(f"minutes={minutes:g} are too few: {name_of(row)} {used}")
-    return within
+    everything = [run for seeds in runs.values() for run in seeds.values()]
+    shared = common_steps(env, everything) if together else []
+    chosen = {}
+    for method, seeds in runs.items():
+        steps = shared or common_steps(f"{method} on {env}", list(seeds.values()))
+        chosen[method] = [[run[step] for step in steps] for run in seeds.values()]
+    return chosen
 
 
-def name_of(row: EvaluationRecord) -> str:
-    """The run of an evaluation, in words."""
-    return f"{row.method} with seed {row.seed} on {row.env}"
+def at_minutes(runs: Runs, minutes: float) -> dict[str, list[list[EvaluationRecord]]]:
+    """The last evaluations of each method's runs before they used more labelling minutes, of all runs equally many.
 
-
-def against_minutes(group: Group, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labelling minutes (x,) and the values (seeds, x) of the newest evaluation at each: as far as all runs have come.
-
-    UserError if they are not known.
+    Raises as ``until``.
     """
-    if np.isnan(group.minutes).any():
-        raise UserError(f"{method}: {UNKNOWN_MINUTES}")
-    places = np.unique(group.minutes)
-    places = places[(places >= group.minutes[:, 0].max()) & (places <= group.minutes[:, -1].min())]
-    newest = [np.searchsorted(minutes, places, side="right") - 1 for minutes in group.minutes]
-    return places, np.stack([values[rows] for values, rows in zip(group.values, newest, strict=True)])
-
-
-def minutes_warnings(tasks: Sequence[Task], minutes: float) -> list[str]:
-    """A line for each environment where a run is compared at fewer labelling minutes than ``minutes``, by a tenth or
-    more.
-    """
-    lines = []
-    for env, _, _, groups in tasks:
-        spent = {method: group.minutes[:, -1] for method, group in groups.items()}
-        if min(used.min() for used in spent.values()) < 0.9 * minutes:
-            shown = ", ".join(f"{name} {used.min():.3g} to {used.max():.3g}" for name, used in spent.items())
-            lines.append(f"budgets differ on {env}: runs count with fewer than {minutes:g} labelling minutes: {shown}")
-    return lines
+    within = {
+        method: [until([run[step] for step in sorted(run)], minutes) for run in seeds.values()]
+        for method, seeds in runs.items()
+    }
+    count = min(LAST, *(len(run) for series in within.values() for run in series))
+    return {method: [run[-count:] for run in series] for method, series in within.items()}
 
 
 def common_steps(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> list[int]:
@@ -237,6 +213,17 @@ def budget_warnings(tasks: Sequence[Task]) -> list[str]:
         if max(group.ends[1] for group in groups.values()) > steps[-1]:
             shown = ", ".join(f"{method} {range_text(group.ends)}" for method, group in groups.items())
             lines.append(f"budgets differ on {env}: runs end at step: {shown}; compared at {steps[-1]:,}")
+    return lines
+
+
+def minutes_warnings(tasks: Sequence[Task], minutes: float) -> list[str]:
+    """A line for each environment where a run counts with clearly fewer labelling minutes: less than nine tenths."""
+    lines = []
+    for env, _, _, groups in tasks:
+        spent = {method: group.minutes[:, -1] for method, group in groups.items()}
+        if min(used.min() for used in spent.values()) < 0.9 * minutes:
+            shown = ", ".join(f"{name} {used.min():.3g} to {used.max():.3g}" for name, used in spent.items())
+            lines.append(f"budgets differ on {env}: runs count with fewer than {minutes:g} labelling minutes: {shown}")
     return lines
 
 

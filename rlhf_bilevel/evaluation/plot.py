@@ -23,6 +23,7 @@ import numpy as np
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation import compare
 from rlhf_bilevel.evaluation.compare import Task
+from rlhf_bilevel.evaluation.minutes import against_minutes
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, above, iqm, mean, median, optimality_gap
 from rlhf_bilevel.utils.files import write
@@ -71,7 +72,9 @@ def draw_curves(figure: Any, tasks: Sequence[Task], x: str = "steps") -> None:
     for axis, task in zip(panels(figure, len(tasks)), tasks, strict=True):
         within = task.bounds()
         for method, group in task.groups.items():
-            places, values = (group.steps, group.values) if x == "steps" else compare.against_minutes(group, method)
+            places, values = group.steps, group.values
+            if x == "minutes":
+                places, values = against_minutes(group.minutes, group.values, method)
             draw_line(axis, places, compare.estimate(iqm, values.T[:, None], within), legend_label(method, [task]))
         axis.set(title=task.env, xlabel=AXES[x], ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
         axis.legend()

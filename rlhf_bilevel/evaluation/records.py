@@ -35,6 +35,11 @@ class EvaluationRecord(NamedTuple):
     commit: str
     minutes: float | None = None  # of labelling until then; None if the teacher did not tell, or in an older table
 
+    @property
+    def run(self) -> str:
+        """The run, in words."""
+        return f"{self.method} with seed {self.seed} on {self.env}"
+
 
 def read_records(folder: Path) -> list[EvaluationRecord]:
     """All evaluations in a run's folder, in order; an unfinished last row is left out.
