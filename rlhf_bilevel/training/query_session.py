@@ -49,9 +49,8 @@ def query_session(run: Run, count: int) -> tuple[int, Metrics]:
         return 0, {}
     with torch.no_grad():
         answers = ask_teacher(run.teacher, pairs)
-        seconds = seconds_of(run.teacher)
-        known = seconds is not None and run.labelling_seconds is not None
-        run.labelling_seconds = run.labelling_seconds + seconds if known else None
+        seconds, before = seconds_of(run.teacher), run.labelling_seconds
+        run.labelling_seconds = None if seconds is None or before is None else before + seconds
         # A teacher may also answer older queries now, so that more answers come than were asked for
         answers = select(answers, slice(run.config.labels - len(run.prefs)))
         # Before the first session the reward is untrained, and its loss means nothing
