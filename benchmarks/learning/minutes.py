@@ -58,7 +58,7 @@ def trained(rule: str, seed: int, steps: int, labels: int, out: Path) -> Path:
     if RunFolder(folder).begun:
         Agent.resume(folder)
         return folder
-    settings = {"labels": labels, "label_schedule": "decreasing", "eval_freq": steps // 10}
+    settings: dict[str, Any] = {"labels": labels, "label_schedule": "decreasing", "eval_freq": steps // 10}
     settings |= {"n_eval_episodes": 2} | RULES[rule]
     Agent("pebble", ENV, preset="quick", seed=seed, teacher="person", out=folder, **settings).learn(steps)
     return folder

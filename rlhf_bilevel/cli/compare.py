@@ -13,7 +13,6 @@ from rlhf_bilevel.utils.files import to_json
 
 HELP = "a table of runs: IQM a method and environment, and probability of improvement"
 EXAMPLES = (
-    "rlhf-bilevel compare runs/sweep",
     "rlhf-bilevel compare runs/sweep --at-minutes 10",
     "rlhf-bilevel compare benchmarks/results/quick.csv --baseline sac --json",
 )

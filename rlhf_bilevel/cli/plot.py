@@ -15,7 +15,6 @@ from rlhf_bilevel.utils.files import reserve_new_file
 HELP = "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals"
 EXAMPLES = (
     "rlhf-bilevel plot runs/walker --out walker.svg",
-    "rlhf-bilevel plot runs/walker --x minutes --out minutes.svg",
     "rlhf-bilevel plot runs/sweep --kind improvement --baseline pebble --out improvement.png",
 )
 

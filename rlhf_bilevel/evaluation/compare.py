@@ -412,8 +412,7 @@ def make_rows(
                 compared_with,
                 *improvement_bounds,
                 *counted,
-                minutes,
-            )
+            )._replace(minutes=minutes)
         )
     return rows
 
