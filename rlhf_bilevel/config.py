@@ -221,13 +221,13 @@ class Config(BaseModel):
     one segment from each."""
     large_batch: Size = 10
     """Candidate pairs for each label that is asked."""
+    least_difference: Weight = 0.0
+    """Candidate pairs whose segments look more alike than this are not asked about: the root mean square difference of
+    their observations, step by step, in standard deviations. Of two random segments it is about 1.4. 0: no limit."""
     recent_episodes: Size = 100
     """Newest episodes that segments are cut from."""
     aligned_episodes: Size = 10
     """The same when policy_aligned is on."""
-    least_difference: Weight = 0.0
-    """Candidate pairs whose segments look more alike than this are not asked about: the root mean square difference of
-    their observations, step by step, in standard deviations. Of two random segments it is about 1.4. 0: no limit."""
     anchor_share: Share = 0.0
     """Share of a session's pairs that compare a segment of the newest aligned_episodes with an anchor segment."""
     anchor: Literal["incumbent", "past"] = "incumbent"

@@ -31,11 +31,14 @@ from rlhf_bilevel.types import Queries
 
 ENV, LEAST = "dm_control/cartpole-balance-v0", 1.0
 RULES: dict[str, dict[str, Any]] = {
-    "disagreement": {},
+    "disagreement": {"query": "disagreement"},
     "uniform": {"query": "uniform"},
-    "policy_aligned": {"query": "policy_aligned"},
-    "aligned, not alike": {"query": "policy_aligned", "least_difference": LEAST},
+    "policy_aligned": {"query": "uniform", "policy_aligned": True},
+    "aligned, not alike": {"query": "uniform", "policy_aligned": True, "least_difference": LEAST},
 }
+BPREF: dict[str, Any] = {
+    "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0, "critic_layer_norm": False
+}  # fmt: skip
 RESULTS = Path("benchmarks/results")
 
 
@@ -59,7 +62,7 @@ def trained(rule: str, seed: int, steps: int, labels: int, out: Path) -> Path:
         Agent.resume(folder)
         return folder
     settings: dict[str, Any] = {"labels": labels, "label_schedule": "decreasing", "eval_freq": steps // 10}
-    settings |= {"n_eval_episodes": 2} | RULES[rule]
+    settings |= {"n_eval_episodes": 2} | BPREF | RULES[rule]
     Agent("pebble", ENV, preset="quick", seed=seed, teacher="person", out=folder, **settings).learn(steps)
     return folder
 

@@ -85,16 +85,6 @@ def integer(value: str) -> int:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
 
 
-def positive_number(value: str) -> float:
-    try:
-        found = float(parse_number(value))
-    except ValueError:
-        found = 0.0
-    if not 0 < found <= 1e9:
-        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a positive number")
-    return found
-
-
 def up_to(most: int, least: int = 1) -> Callable[[str], int]:
     def parse(value: str) -> int:
         found = integer(value)
@@ -108,6 +98,16 @@ def up_to(most: int, least: int = 1) -> Callable[[str], int]:
 
 
 positive, natural = up_to(10**9), up_to(10**9, least=0)
+
+
+def positive_number(value: str) -> float:
+    try:
+        found = float(parse_number(value))
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1e9:
+        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a positive number")
+    return found
 
 
 def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:

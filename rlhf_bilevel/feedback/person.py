@@ -53,7 +53,7 @@ class SimulatedPerson(SimulatedTeacher):
         weights = step_weights(length, self._config.teacher_discount)
         episodes = self._store.episodes(least=length)[-EPISODES:]
         returns = [self._store.env_reward[start:end].unfold(0, length, 1) @ weights for start, end in episodes]
-        return torch.cat(returns).double().std(correction=0).item()
+        return torch.cat(returns).double().std(correction=0).item() if returns else 0.0
 
 
 def mean_decision_time(drifts: Tensor, bound: float) -> Tensor:

@@ -67,6 +67,8 @@ def teacher_settings(spec: str) -> dict[str, Any]:
         if name != ORACLE:
             key, published = NAMES[name]
             chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
+    if chosen.get("teacher_person") == 0:
+        raise UserError(f"teacher {spec!r}: the drift of a person must be above 0")
     return defaults | chosen
 
 

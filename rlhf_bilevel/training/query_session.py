@@ -49,13 +49,13 @@ def query_session(run: Run, count: int) -> tuple[int, Metrics]:
         return 0, {}
     with torch.no_grad():
         answers = ask_teacher(run.teacher, pairs)
-        seconds, before = seconds_of(run.teacher), run.labelling_seconds
-        run.labelling_seconds = None if seconds is None or before is None else before + seconds
         # A teacher may also answer older queries now, so that more answers come than were asked for
         answers = select(answers, slice(run.config.labels - len(run.prefs)))
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))
+    seconds, before = seconds_of(run.teacher), run.labelling_seconds
+    run.labelling_seconds = None if seconds is None or before is None else before + seconds
     if not len(answers.label):
         warnings.warn(f"step {run.step}: the teacher answered none of {len(pairs.first.obs)} queries", stacklevel=2)
     metrics = {"query/difference": queries.differences(pairs, observation_unit(run)).median().item()}

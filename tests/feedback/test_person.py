@@ -18,7 +18,11 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.feedback.person import SimulatedPerson, error_probability, mean_decision_time
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
-from rlhf_bilevel.types import Queries
+from rlhf_bilevel.runs.report import print_result
+from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.training.snapshot import capture, restore
+from rlhf_bilevel.types import Preferences, Queries
+from tests.conftest import build
 from tests.feedback.test_teachers import pairs_of
 from tests.runs.test_resume import EVERY, equal, killed, started, state
 
@@ -115,9 +119,13 @@ def test_where_recent_segments_do_not_differ_any_difference_is_seen_at_once() ->
     teacher._store.env_reward[:] = 1.0
     assert teacher(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]
     assert teacher.seconds == pytest.approx(3 * 3 + 2.0**2)
+    alone = SimulatedPerson(Config(total_timesteps=1000, teacher_person=0.5), ReplayBuffer(1, 1, 9))
+    assert alone(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]  # no episode is as long as a segment
 
 
-def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_minutes(tmp_path: Path) -> None:
+def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     own: dict[str, Any] = {"teacher": "person,skip=0.5", "seed": 2, "least_difference": 0.2}
     whole = started("pebble", tmp_path / "whole", **own)
     killed(130, lambda: started("pebble", tmp_path / "run", **own))
@@ -128,6 +136,8 @@ def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_mi
     seconds = read_seconds(tmp_path / "run/labels.sqlite")
     assert seconds == read_seconds(tmp_path / "whole/labels.sqlite") and len(seconds) > 3
     minutes = sum(second for second in seconds if second) / 60
+    print_result(tmp_path / "run", None)
+    assert f"with 40 labels in {minutes:.1f} labelling minutes.\n" in capsys.readouterr().out
     last = read_records(tmp_path / "run")[-1]
     assert last.minutes == pytest.approx(minutes, abs=1e-4) and minutes > 40 * 3 / 60
     with (tmp_path / "run/progress.csv").open() as file:
@@ -146,6 +156,32 @@ def test_the_minutes_of_a_teacher_that_does_not_tell_are_not_known_once_it_was_a
     assert minutes == {False: 0.0, True: None}
 
 
+def test_minutes_of_ones_own_teacher_add_up_until_it_does_not_tell(rng: np.random.Generator) -> None:
+    run = build("pebble", total_timesteps=300, train_freq=100)
+    oracle, times = run.teacher, [30.0, 0.0, 45.0, None, 10.0]
+
+    class Own:
+        seconds: float | None = None
+
+        def __call__(self, queries: Queries) -> Preferences:
+            self.seconds = times.pop(0) if times else 1.0
+            return oracle(queries)
+
+    run.teacher = Own()
+    sessions = [row for row in train(run) if "query/difference" in row]
+    assert [row.get("teacher/minutes") for row in sessions][:5] == [0.5, 0.5, 1.25, None, None]
+    tree, rows = capture(run)
+    answers = [run.prefs[:]]
+    run.labelling_seconds = 9.0
+    restore(run, tree, rows, answers)
+    assert run.labelling_seconds is None
+    restore(run, tree | {"labelling_seconds": 5.5}, rows, answers)
+    assert run.labelling_seconds == 5.5
+    del tree["labelling_seconds"]  # as an older checkpoint
+    restore(run, tree, rows, answers)
+    assert run.labelling_seconds is None
+
+
 def test_words_of_a_person() -> None:
     rest = teacher_settings("oracle")
     assert teacher_settings("person") == rest | {"teacher_person": 0.5}
@@ -160,6 +196,8 @@ def test_words_of_a_person() -> None:
         ("--teacher persn", "unknown teacher 'persn'; did you mean 'person'?"),
         ("--teacher person=fast", "teacher person=fast: 'fast' is no number"),
         ("--teacher person=-1", "teacher_person=-1"),
+        ("--teacher person=0", "teacher 'person=0': the drift of a person must be above 0"),
+        ("--teacher person=nan", "teacher_person=nan"),
         ("--teacher person=inf", "teacher_person=inf"),
         ("--teacher person,bound=0", "teacher_bound=0"),
         ("--teacher person,bound=101", "teacher_bound=101"),
