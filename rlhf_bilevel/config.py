@@ -227,6 +227,9 @@ class Config(BaseModel):
     one segment from each."""
     large_batch: Size = 10
     """Candidate pairs for each label that is asked."""
+    least_difference: Weight = 0.0
+    """Candidate pairs whose segments look more alike than this are not asked about: the root mean square difference of
+    their observations, step by step, in standard deviations. Of two random segments it is about 1.4. 0: no limit."""
     recent_episodes: Size = 100
     """Newest episodes that segments are cut from."""
     aligned_episodes: Size = 10
@@ -249,6 +252,13 @@ class Config(BaseModel):
     """Share of the recent average return. The teacher skips a pair when both segments have less."""
     teacher_equal: Share = 0.0
     """Share of the recent average return. The teacher answers with a tie when the difference is less."""
+    teacher_person: Weight = 0.0
+    """Drift of a simulated person's decision for each spread of recent returns (feedback/person.py), which replaces
+    teacher_beta. 0: no simulated person."""
+    teacher_bound: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """Evidence at which the simulated person decides. More means slower and fewer errors."""
+    teacher_watch: Seconds = 3.0
+    """Seconds that the simulated person takes for each pair besides the decision."""
     teacher_bpref_compat: bool = False
     """Whether skip and equal work as in B-Pref's code: squared after the first session, and no other ties."""
     teacher_replay: str = ""
@@ -352,9 +362,16 @@ class Config(BaseModel):
             check_database(self.teacher_labels_db)
         if self.teacher_url:
             check_teacher_url(self.teacher_url)
-        kinds = ("teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url")
+        kinds = (
+            "teacher_human", "teacher_replay", "teacher_rerun", "teacher_object", "teacher_url", "teacher_person"
+        )  # fmt: skip
         if len(given := [name for name in kinds if getattr(self, name)]) > 1:
             raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
+        if self.teacher_person and self.teacher_beta < math.inf:
+            raise ValueError(f"teacher_beta={self.teacher_beta:g}: the errors of teacher_person follow from its bound")
+        for name in ("teacher_bound", "teacher_watch"):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default and not self.teacher_person:
+                raise ValueError(f"{name}={value:g}: only a simulated person has it (teacher_person above 0)")
         return self
 
     @property

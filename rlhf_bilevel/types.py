@@ -63,7 +63,9 @@ class Occupancy(NamedTuple):
 class Teacher(Protocol):
     """Answers queries: a script, a file or a person.
 
-    It returns the pairs that it answered, with labels. A pair that it does not answer is left out.
+    It returns the pairs that it answered, with labels. A pair that it does not answer is left out. It may have an
+    attribute ``seconds``: the labelling time of its newest call, with that of the pairs that it left out; None: not
+    known.
     """
 
     def __call__(self, queries: Queries, /) -> Preferences:

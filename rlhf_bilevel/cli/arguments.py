@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int
+from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int, parse_number
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.suggest import did_you_mean
 
@@ -113,6 +113,17 @@ def up_to(most: int, least: int = 1) -> Callable[[str], int]:
 
 
 positive, natural = up_to(10**9), up_to(10**9, least=0)
+
+
+def positive_number(value: str) -> float:
+    """A number above 0."""
+    try:
+        found = float(parse_number(value))
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1e9:
+        raise argparse.ArgumentTypeError(f"{value!r:.60} is not a positive number")
+    return found
 
 
 def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:

@@ -6,14 +6,14 @@ import argparse
 import warnings
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work
+from rlhf_bilevel.cli.arguments import Work, positive_number
 from rlhf_bilevel.cli.checks import PATHS, gathered
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import to_json
 
 HELP = "a table of runs: IQM a method and environment, and probability of improvement"
 EXAMPLES = (
-    "rlhf-bilevel compare runs/sweep",
+    "rlhf-bilevel compare runs/sweep --at-minutes 10",
     "rlhf-bilevel compare benchmarks/results/quick.csv --baseline sac --json",
 )
 
@@ -22,6 +22,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command\'s arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (default: pebble)")
+    sub.add_argument(
+        "--at-minutes",
+        type=positive_number,
+        metavar="MINUTES",
+        help="compare at equal labelling minutes (default: at equal steps)",
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -34,19 +40,21 @@ def run(args: argparse.Namespace) -> Work:
             budget_warnings,
             choose_baseline,
             group_by_task,
+            minutes_warnings,
             rows_by_task,
             rows_over_all,
             table,
         )
 
-        tasks = group_by_task(rows, together=True)
+        minutes = args.at_minutes
+        tasks = group_by_task(rows, together=True, minutes=minutes)
         baseline = choose_baseline(args.baseline, tasks)
-        for line in budget_warnings(tasks):
+        for line in budget_warnings(tasks) if minutes is None else minutes_warnings(tasks, minutes):
             warnings.warn(line, stacklevel=1)
-        lines = rows_by_task(tasks, baseline)
+        lines = rows_by_task(tasks, baseline, minutes)
         if len(tasks) > 1:
             try:
-                lines += rows_over_all(tasks, baseline)
+                lines += rows_over_all(tasks, baseline, minutes)
             except UserError as error:
                 warnings.warn(f"no lines over all environments: {error}", stacklevel=1)
         print(to_json([line._asdict() for line in lines]) if args.json else table(lines))

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf_bilevel.cli.arguments import Work, one_of
 from rlhf_bilevel.cli.checks import PATHS, gathered, new_file
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.plot import KINDS
+from rlhf_bilevel.evaluation.plot import AXES, KINDS
 from rlhf_bilevel.utils.files import reserve_new_file
 
 HELP = "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals"
@@ -24,6 +24,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
     sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=", ".join(KINDS))
+    sub.add_argument(
+        "--x", default="steps", type=one_of("x", AXES), help=f"of --kind curves: {', '.join(AXES)} (of labelling)"
+    )
     sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (default: pebble)")
 
 
@@ -31,6 +34,8 @@ def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     if args.baseline and args.kind != "improvement":
         raise UserError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
+    if args.x != "steps" and args.kind != "curves":
+        raise UserError(f"--x {args.x}: only --kind curves has it, not {args.kind}")
     out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
@@ -38,7 +43,7 @@ def run(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.evaluation.plot import draw
 
         with reserve_new_file(out):
-            print(draw(rows, out, args.kind, args.baseline))
+            print(draw(rows, out, args.kind, args.baseline, args.x))
         for line in budget_warnings(group_by_task(rows, together=True)) if args.kind != "curves" else ():
             warnings.warn(line, stacklevel=1)
 

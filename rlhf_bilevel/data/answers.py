@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import torch
@@ -35,6 +37,18 @@ def ask_teacher(teacher: Teacher, queries: Queries) -> Preferences:
                     f"a teacher must not change the segments that it is asked about, and changed their {name}"
                 )
     return answers
+
+
+def seconds_of(teacher: Teacher) -> float | None:
+    """Labelling time of the newest call of ``teacher``, in seconds; None if it does not tell. UserError if it tells
+    something else.
+    """
+    seconds = getattr(teacher, "seconds", None)
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= float(seconds) < math.inf:
+        raise UserError(f"a teacher's seconds must be None or a number of seconds, not {value_text(seconds)}")
+    return float(seconds)
 
 
 def check_answers(answers: Preferences, queries: Queries) -> Preferences:

@@ -1,17 +1,21 @@
 """The labels that training has used, in the order of their use: one SQLite file that any tool can read.
 
-    sessions(number, asked, answered_at, sha256, asked_at)  a row for each query session; asked: number of queries
+    sessions(number, asked, answered_at, sha256, asked_at, seconds)  a row for each query session; asked: number of
+        queries; seconds: the labelling time, null if the teacher does not tell
     answers(number, session, label, first, second)  label 1: first better, 0: second, .5: tie; segments as safetensors
     skipped(number, session, first, second)         the pairs that the teacher did not answer
 
 Times are seconds since 1970. sha256 is the hash of a session's answers and then of its skipped pairs. A session is
-written completely or not at all before training sees its answers (write-ahead log, synchronous=FULL). A log of the
-first form has neither ``asked_at`` nor ``skipped``, and can be read; a log of a later form is refused.
+written completely or not at all before training sees its answers (write-ahead log, synchronous=FULL). A log of an
+earlier form can be read: form 1 has neither ``asked_at`` nor ``skipped``, form 2 has no ``seconds``. A log of a later
+form is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import sqlite3
 import struct
 import time
@@ -25,16 +29,17 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save as to_bytes
 
-from rlhf_bilevel.data.answers import ask_teacher, check_answers, no_answers
+from rlhf_bilevel.data.answers import ask_teacher, check_answers, no_answers, seconds_of
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
 from rlhf_bilevel.utils.files import load_tensors
 from rlhf_bilevel.utils.sqlite import check_files, check_schema, naming_errors, read_only_copy, table_definitions
 
-FORM = 2  # form 1 has neither the time of asking nor skipped pairs
+FORM = 3
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
-    number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL, asked_at REAL
+    number INTEGER PRIMARY KEY, asked INTEGER NOT NULL, answered_at REAL NOT NULL, sha256 BLOB NOT NULL, asked_at REAL,
+    seconds REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions, label REAL NOT NULL,
@@ -44,7 +49,8 @@ CREATE TABLE IF NOT EXISTS skipped (
     number INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions, first BLOB NOT NULL, second BLOB NOT NULL
 ) STRICT;
 """
-COLUMNS = ("number", "asked", "answered_at", "sha256", "asked_at")
+COLUMNS = ("number", "asked", "answered_at", "sha256", "asked_at", "seconds")
+LATER_COLUMNS = COLUMNS[4:]  # that earlier forms do not have
 SEGMENT = ("obs", "act", "truth")  # names in the file of the columns of ``Segments``
 Pair = tuple[bytes, bytes]
 Answer = tuple[float, bytes, bytes]
@@ -58,6 +64,7 @@ class Session(NamedTuple):
     answered_at: float
     answers: list[Answer]
     skipped: list[Pair]
+    seconds: float | None
 
 
 class LabelLog:
@@ -88,8 +95,10 @@ class LabelLog:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             execute(f"PRAGMA {pragma}")
         self._connection.executescript(SCHEMA)
-        if "asked_at" not in [row[1] for row in execute("PRAGMA table_info(sessions)")]:
-            execute("ALTER TABLE sessions ADD COLUMN asked_at REAL")
+        columns = [row[1] for row in execute("PRAGMA table_info(sessions)")]
+        for name in LATER_COLUMNS:
+            if name not in columns:
+                execute(f"ALTER TABLE sessions ADD COLUMN {name} REAL")
         execute(f"PRAGMA user_version = {FORM}")
 
     @classmethod
@@ -107,9 +116,15 @@ class LabelLog:
         return self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
 
     def append(
-        self, num_queries: int, answers: Preferences, skipped: Sequence[Pair] = (), asked_at: float | None = None
+        self,
+        num_queries: int,
+        answers: Preferences,
+        skipped: Sequence[Pair] = (),
+        asked_at: float | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """Writes the next session: ``num_queries`` queries, their answers, and the pairs that were skipped.
+        """Writes the next session: ``num_queries`` queries, their answers, the pairs that were skipped, and the
+        labelling time.
 
         It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then nothing of it is
         kept.
@@ -118,14 +133,11 @@ class LabelLog:
             (label, *pair) for label, pair in zip(answers.label.tolist(), encode_pairs(answers), strict=True)
         ]
         execute, number = self._connection.execute, len(self)
-        session = number, num_queries, time.time(), _sha256(rows, skipped), asked_at
+        session = number, num_queries, time.time(), _sha256(rows, skipped), asked_at, seconds
         with naming_errors(self.path):
             execute("BEGIN IMMEDIATE")
             try:
-                execute(
-                    "INSERT INTO sessions (number, asked, answered_at, sha256, asked_at) VALUES (?, ?, ?, ?, ?)",
-                    session,
-                )
+                execute(f"INSERT INTO sessions ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?)", session)
                 for row in rows:
                     execute("INSERT INTO answers (session, label, first, second) VALUES (?, ?, ?, ?)", (number, *row))
                 for pair in skipped:
@@ -140,18 +152,23 @@ class LabelLog:
         """Session ``number``, its answers in order. CorruptFileError if they are not as they were written."""
         execute = self._connection.execute
         with naming_errors(self.path):
-            num_queries, asked_at, answered_at, expected = execute(
-                "SELECT asked, asked_at, answered_at, sha256 FROM sessions WHERE number = ?", (number,)
-            ).fetchone() or (0, None, 0.0, b"")
+            num_queries, asked_at, answered_at, expected, seconds = execute(
+                "SELECT asked, asked_at, answered_at, sha256, seconds FROM sessions WHERE number = ?", (number,)
+            ).fetchone() or (0, None, 0.0, b"", None)
             answers, skipped = (
                 execute(f"SELECT {columns} WHERE session = ? ORDER BY number", (number,)).fetchall()
                 for columns in ("label, first, second FROM answers", "first, second FROM skipped")
             )
-        if _sha256(answers, skipped) != expected:
+        if _sha256(answers, skipped) != expected or not (seconds is None or 0 <= seconds < math.inf):
             raise CorruptFileError(
                 f"{self.path} is damaged: the answers of session {number} are not as they were written"
             )
-        return Session(num_queries, asked_at, answered_at, answers, skipped)
+        return Session(num_queries, asked_at, answered_at, answers, skipped, seconds)
+
+    def seconds(self) -> list[float | None]:
+        """The labelling time of each session, None where it is not known."""
+        with naming_errors(self.path):
+            return [row[0] for row in self._connection.execute("SELECT seconds FROM sessions ORDER BY number")]
 
     def sha256(self, sessions: int) -> str:
         """Hash of all that the first ``sessions`` sessions hold."""
@@ -193,17 +210,19 @@ class RecordedTeacher:
     """A teacher whose answers are on the disk before they are used. A run that repeats a session gets its answers from
     there.
 
-    ``session`` is the number of the next session; set it to resume.
+    ``session`` is the number of the next session; set it to resume. ``seconds`` is the labelling time of the last one.
     """
 
     def __init__(self, teacher: Teacher, log: LabelLog, session: int = 0) -> None:
         self._teacher, self._log, self.session = teacher, log, session
+        self.seconds: float | None = None
 
     def __call__(self, queries: Queries) -> Preferences:
         """The teacher's answers, which are in the log before they are returned."""
         number, self.session = self.session, self.session + 1
         if number < len(self._log):
-            rows = self._log[number].answers
+            recorded = self._log[number]
+            rows, self.seconds = recorded.answers, recorded.seconds
             try:
                 return check_answers(decode_answers(rows), queries) if rows else no_answers(queries)
             except (TypeError, ValueError) as error:
@@ -212,7 +231,8 @@ class RecordedTeacher:
         answers = ask_teacher(self._teacher, queries)
         # Late answers are to pairs of earlier sessions: they are not among the queries
         skipped = Counter(encode_pairs(queries)) - Counter(encode_pairs(answers))
-        self._log.append(len(queries.first.env_reward), answers, list(skipped.elements()), asked_at)
+        self.seconds = seconds_of(self._teacher)
+        self._log.append(len(queries.first.env_reward), answers, list(skipped.elements()), asked_at, self.seconds)
         return answers
 
 
@@ -225,6 +245,14 @@ def read_sessions(path: Path) -> Iterator[Preferences | None]:
         for number in range(len(log)):
             rows = log[number].answers
             yield decode_answers(rows) if rows else None
+
+
+def read_seconds(path: Path) -> list[float | None]:
+    """The labelling time of each session in a label log, which this process may have open. Raises as ``LabelLog``."""
+    if not path.exists():
+        return []
+    with closing(LabelLog(path)) as log:
+        return log.seconds()
 
 
 def count_sessions(path: Path) -> int:
@@ -266,9 +294,10 @@ def decode_segments(rows: Iterable[bytes]) -> Segments:
 
 @cache
 def _known_schemas() -> dict[str, set[str]]:
-    """How each table of a log may be defined: in this form, or in the first one."""
+    """How each table of a log may be defined: in this form, or in an earlier one."""
     schemas: dict[str, set[str]] = {}
-    for form in (SCHEMA, SCHEMA.replace(", asked_at REAL", "")):
+    without_seconds = re.sub(r",\s+seconds REAL", "", SCHEMA)
+    for form in (SCHEMA, without_seconds, without_seconds.replace(", asked_at REAL", "")):
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.executescript(form)
             for name, made in table_definitions(connection).items():

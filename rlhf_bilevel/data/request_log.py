@@ -61,13 +61,15 @@ def names(pairs: Queries) -> list[str]:
 
 
 class RequestLog:
-    """``answers`` are those that were given, by the pair's name; ``requests`` is how many lines there are.
+    """``answers`` are those that were given, and ``seconds`` the time of all requests, by the pair's name; ``requests``
+    is how many lines there are.
 
     The file at ``path`` is made by the first request; None keeps all in memory. CorruptFileError where it is none.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.answers: dict[str, Answer] = {}
+        self.seconds = dict[str, float]()
         self.requests = 0
         self._path = path
         if path and os.path.lexists(path):
@@ -98,6 +100,8 @@ class RequestLog:
     def _count(self, told: dict[str, Any]) -> None:
         if told["answer"] is not None:
             self.answers[str(told["pair"])] = check_answer(told["answer"], told["strength"])
+        pair = str(told["pair"])
+        self.seconds[pair] = self.seconds.get(pair, 0.0) + float(told["seconds"])
         self.requests += 1
 
     def _read(self, path: Path) -> None:

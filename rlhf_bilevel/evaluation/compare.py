@@ -2,6 +2,7 @@
 
 A run's value is the mean of its agent's last three evaluations (one alone is noisy), each a mean over episodes. Runs on
 one environment are compared at steps at which all of them were evaluated; steps are those of all learners together.
+They can also be compared at equal labelling minutes: then each run ends before it uses more.
 
 Scores can be compared between environments. A score is the success rate; else, if ``random`` and ``sac`` were run, the
 true return on a scale from 0 (random actions) to 1 (SAC on the true reward); else the true return divided by SAC's, or
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.minutes import until
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement, improvement_interval, interval, iqm
 from rlhf_bilevel.utils.suggest import did_you_mean
@@ -35,14 +37,19 @@ BOUNDS = {
 """Least and most return of an episode, derived from Gymnasium's source and its time limit."""
 
 
+Runs = dict[str, dict[int, dict[int, EvaluationRecord]]]
+"""Evaluations by method, seed and step."""
+
+
 class Group(NamedTuple):
     """The runs of one method on one environment."""
 
-    steps: np.ndarray  # (steps,) at which each of the runs was evaluated
+    steps: np.ndarray  # (steps,) at which each of the runs was evaluated; at equal minutes, the latest of a run
     values: np.ndarray  # (seeds, steps): success, or true return if the environment does not know success
     labels: tuple[int, int]  # fewest and most labels of a run at the last of these steps
     ends: tuple[int, int]  # earliest and latest step of a run's last evaluation
     episodes: tuple[int, int]  # fewest and most episodes of a run in its last evaluations
+    minutes: np.ndarray  # (seeds, steps) of labelling until then; NaN if not known
 
 
 class Task(NamedTuple):
@@ -93,6 +100,7 @@ class Row(NamedTuple):
     least: float | None  # least possible value; None: not known, so low may be too low
     most: float | None  # greatest possible value
     rule: str  # how a score was computed; empty in the environment's own measure
+    minutes: float | None = None  # most labelling minutes of a run, if runs are compared at equal minutes
 
 
 def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -111,46 +119,76 @@ def measure_of(rows: Sequence[EvaluationRecord]) -> str:
     return "success" if all(row.success is not None for row in rows) else "true_return"
 
 
-def group_by_task(rows: Sequence[EvaluationRecord], together: bool) -> list[Task]:
+def group_by_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float | None = None) -> list[Task]:
     """The agents' evaluations by environment and method, in order of appearance.
 
     ``together``: at the steps that all methods share, so that they can be compared; else each method at its own steps.
-    UserError if runs share no steps.
+    With ``minutes``: the last evaluations of each run before it used more labelling minutes than these. UserError if
+    runs share no steps, or if their minutes are needed and not known.
     """
     agents = [row for row in rows if row.is_agent]
     if not agents:
         raise UserError("there is no evaluation of an agent")
     return [
-        make_task([row for row in agents if row.env == env], together)
+        make_task([row for row in agents if row.env == env], together, minutes)
         for env in dict.fromkeys(row.env for row in agents)
     ]
 
 
-def make_task(rows: Sequence[EvaluationRecord], together: bool) -> Task:
+def make_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float | None = None) -> Task:
     """The records of one environment as a task, see ``group_by_task``. UserError if a run occurs twice or is not
     finite.
     """
     env, measure = rows[0].env, measure_of(rows)
-    runs: dict[str, dict[int, dict[int, EvaluationRecord]]] = {}
+    runs: Runs = {}
     for row in rows:
         run = runs.setdefault(row.method, {}).setdefault(row.seed, {})
         if row.step in run:
-            raise UserError(
-                f"{row.method} with seed {row.seed} on {env} was given twice: at step {row.step} it has two results"
-            )
+            raise UserError(f"{row.run} was given twice: at step {row.step} it has two results")
         if not isfinite(value := getattr(row, measure)):
-            raise UserError(f"{row.method} with seed {row.seed} on {env}: its {measure} at step {row.step} is {value}")
+            raise UserError(f"{row.run}: its {measure} at step {row.step} is {value}")
         run[row.step] = row
-    shared = common_steps(env, [run for seeds in runs.values() for run in seeds.values()]) if together else []
-    groups = {}
+    chosen = at_steps(env, runs, together) if minutes is None else at_minutes(runs, minutes)
+    groups = {
+        method: Group(
+            np.array([[row.step for row in run] for run in series]).max(0),
+            np.array([[getattr(row, measure) for row in run] for run in series]),
+            min_max([run[-1].labels for run in series]),
+            min_max([max(run) for run in runs[method].values()]),
+            min_max([sum(row.episodes for row in run[-LAST:]) for run in series]),
+            np.array([[row.minutes for row in run] for run in series], float),
+        )
+        for method, series in chosen.items()
+    }
+    latest = np.max([group.steps for group in groups.values()], axis=0) if together else np.array([])
+    return Task(env, measure, latest, groups)
+
+
+def at_steps(env: str, runs: Runs, together: bool) -> dict[str, list[list[EvaluationRecord]]]:
+    """The evaluations of each method's runs at steps that they share: all methods ``together``, or each by itself.
+
+    UserError if there are none.
+    """
+    everything = [run for seeds in runs.values() for run in seeds.values()]
+    shared = common_steps(env, everything) if together else []
+    chosen = {}
     for method, seeds in runs.items():
         steps = shared or common_steps(f"{method} on {env}", list(seeds.values()))
-        labels = [run[steps[-1]].labels for run in seeds.values()]
-        last = [max(run) for run in seeds.values()]
-        values = [[getattr(run[step], measure) for step in steps] for run in seeds.values()]
-        episodes = [sum(run[step].episodes for step in steps[-LAST:]) for run in seeds.values()]
-        groups[method] = Group(np.array(steps), np.array(values), *(min_max(x) for x in (labels, last, episodes)))
-    return Task(env, measure, np.array(shared), groups)
+        chosen[method] = [[run[step] for step in steps] for run in seeds.values()]
+    return chosen
+
+
+def at_minutes(runs: Runs, minutes: float) -> dict[str, list[list[EvaluationRecord]]]:
+    """The last evaluations of each method's runs before they used more labelling minutes, of all runs equally many.
+
+    Raises as ``until``.
+    """
+    within = {
+        method: [until([run[step] for step in sorted(run)], minutes) for run in seeds.values()]
+        for method, seeds in runs.items()
+    }
+    count = min(LAST, *(len(run) for series in within.values() for run in series))
+    return {method: [run[-count:] for run in series] for method, series in within.items()}
 
 
 def common_steps(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> list[int]:
@@ -175,6 +213,17 @@ def budget_warnings(tasks: Sequence[Task]) -> list[str]:
         if max(group.ends[1] for group in groups.values()) > steps[-1]:
             shown = ", ".join(f"{method} {range_text(group.ends)}" for method, group in groups.items())
             lines.append(f"budgets differ on {env}: runs end at step: {shown}; compared at {steps[-1]:,}")
+    return lines
+
+
+def minutes_warnings(tasks: Sequence[Task], minutes: float) -> list[str]:
+    """A line for each environment where a run counts with clearly fewer labelling minutes: less than nine tenths."""
+    lines = []
+    for env, _, _, groups in tasks:
+        spent = {method: group.minutes[:, -1] for method, group in groups.items()}
+        if min(used.min() for used in spent.values()) < 0.9 * minutes:
+            shown = ", ".join(f"{name} {used.min():.3g} to {used.max():.3g}" for name, used in spent.items())
+            lines.append(f"budgets differ on {env}: runs count with fewer than {minutes:g} labelling minutes: {shown}")
     return lines
 
 
@@ -316,21 +365,29 @@ def choose_baseline(wanted: str | None, tasks: Sequence[Task]) -> str | None:
     return BASELINE if any(BASELINE in task.groups for task in tasks) else None
 
 
-def rows_by_task(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
-    """A row for each method and environment, in the environment's own measure."""
+def rows_by_task(tasks: Sequence[Task], baseline: str | None, minutes: float | None = None) -> list[Row]:
+    """A row for each method and environment, in the environment's own measure; ``minutes`` as in ``group_by_task``."""
     rows = []
     for task in tasks:
         unscaled = Scores(stack_tasks([task], [task.ends()]), task.bounds(), "")
-        rows += make_rows([task], unscaled, task.env, task.measure, baseline if baseline in task.groups else None)
+        own_baseline = baseline if baseline in task.groups else None
+        rows += make_rows([task], unscaled, task.env, task.measure, own_baseline, minutes)
     return rows
 
 
-def rows_over_all(tasks: Sequence[Task], baseline: str | None) -> list[Row]:
+def rows_over_all(tasks: Sequence[Task], baseline: str | None, minutes: float | None = None) -> list[Row]:
     """A row for each method, over all environments. Raises as ``scores``."""
-    return make_rows(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline)
+    return make_rows(tasks, scores(tasks), f"all {len(tasks)}", "score", baseline, minutes)
 
 
-def make_rows(tasks: Sequence[Task], all_scores: Scores, env: str, measure: str, baseline: str | None) -> list[Row]:
+def make_rows(
+    tasks: Sequence[Task],
+    all_scores: Scores,
+    env: str,
+    measure: str,
+    baseline: str | None,
+    minutes: float | None = None,
+) -> list[Row]:
     """A row for each method in ``all_scores``. ``env`` and ``measure`` name what they are."""
     against = improvements_over(baseline, tasks) if baseline else {}
     rows = []
@@ -355,7 +412,7 @@ def make_rows(tasks: Sequence[Task], all_scores: Scores, env: str, measure: str,
                 compared_with,
                 *improvement_bounds,
                 *counted,
-            )
+            )._replace(minutes=minutes)
         )
     return rows
 
@@ -393,7 +450,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
         same_count = [row for row in rows if row.evaluations == evaluations]
         where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
         mean = final_score_text(evaluations, min_max([row.episodes for row in same_count]))
-        lines.append(f"A run counts with one number{where}: {mean}, of its agent, at steps that all runs share.")
+        (minutes,) = {row.minutes for row in same_count}
+        at = (
+            "at steps that all runs share"
+            if minutes is None
+            else f"before it used more than {minutes:g} labelling minutes"
+        )
+        lines.append(f"A run counts with one number{where}: {mean}, of its agent, {at}.")
     lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]
     return lines + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]

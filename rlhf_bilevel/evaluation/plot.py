@@ -1,6 +1,6 @@
 """Figures from evaluations, with bootstrap intervals.
 
-- ``curves``: interquartile mean (IQM) over seeds, one panel for each environment.
+- ``curves``: interquartile mean (IQM) over seeds, one panel for each environment, against steps or labelling minutes.
 - ``efficiency``: IQM of scores over all environments at each step.
 - ``profile``: share of runs that score above a threshold.
 - ``improvement``: probability that a run is better than one of the baseline.
@@ -23,6 +23,7 @@ import numpy as np
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation import compare
 from rlhf_bilevel.evaluation.compare import Task
+from rlhf_bilevel.evaluation.minutes import against_minutes
 from rlhf_bilevel.evaluation.records import EvaluationRecord
 from rlhf_bilevel.evaluation.statistics import Interval, above, iqm, mean, median, optimality_gap
 from rlhf_bilevel.utils.files import write
@@ -31,12 +32,15 @@ KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
 AGGREGATES = {"median": median, "interquartile mean": iqm, "mean": mean, "optimality gap": optimality_gap}
 DATES = {".svg": "Date", ".pdf": "CreationDate"}  # metadata with the time of writing
 WIDE = 36  # letters in a line of an axis label
-STEPS = "environment steps (all learners)"
+AXES = {"steps": "environment steps (all learners)", "minutes": "labelling minutes"}
+STEPS = AXES["steps"]
 
 
-def draw(rows: Sequence[EvaluationRecord], out: Path, kind: str = "curves", baseline: str | None = None) -> Path:
+def draw(
+    rows: Sequence[EvaluationRecord], out: Path, kind: str = "curves", baseline: str | None = None, x: str = "steps"
+) -> Path:
     """Draws the figure of that kind for the agent of each run, and returns ``out``. UserError if runs cannot be
-    compared.
+    compared. Curves are drawn against ``x``, one of ``AXES``.
 
     pyplot is not used: what a program has set of matplotlib, such as its backend, stays as it is.
     """
@@ -44,12 +48,12 @@ def draw(rows: Sequence[EvaluationRecord], out: Path, kind: str = "curves", base
 
     tasks = compare.group_by_task(rows, together=kind != "curves")
     figure = Figure(layout="constrained")
-    if kind == "improvement":
+    if kind == "curves":
+        draw_curves(figure, tasks, x)
+    elif kind == "improvement":
         draw_improvements(figure, tasks, baseline)
     else:
-        {"curves": draw_curves, "efficiency": draw_efficiency, "profile": draw_profiles, "aggregate": draw_aggregates}[
-            kind
-        ](figure, tasks)
+        {"efficiency": draw_efficiency, "profile": draw_profiles, "aggregate": draw_aggregates}[kind](figure, tasks)
     save_figure(figure, out)
     return out
 
@@ -63,15 +67,16 @@ def panels(figure: Any, count: int) -> Any:
     return axes
 
 
-def draw_curves(figure: Any, tasks: Sequence[Task]) -> None:
+def draw_curves(figure: Any, tasks: Sequence[Task], x: str = "steps") -> None:
     """Learning curves: a panel for each environment, a line for each method."""
     for axis, task in zip(panels(figure, len(tasks)), tasks, strict=True):
         within = task.bounds()
         for method, group in task.groups.items():
-            draw_line(
-                axis, group.steps, compare.estimate(iqm, group.values.T[:, None], within), legend_label(method, [task])
-            )
-        axis.set(title=task.env, xlabel=STEPS, ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
+            places, values = group.steps, group.values
+            if x == "minutes":
+                places, values = against_minutes(group.minutes, group.values, method)
+            draw_line(axis, places, compare.estimate(iqm, values.T[:, None], within), legend_label(method, [task]))
+        axis.set(title=task.env, xlabel=AXES[x], ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
         axis.legend()
 
 

@@ -33,6 +33,12 @@ class EvaluationRecord(NamedTuple):
     success: float | None  # share of the episodes; None if the environment does not know success
     episodes: int
     commit: str
+    minutes: float | None = None  # of labelling until then; None if the teacher did not tell, or in an older table
+
+    @property
+    def run(self) -> str:
+        """The run, in words."""
+        return f"{self.method} with seed {self.seed} on {self.env}"
 
 
 def read_records(folder: Path) -> list[EvaluationRecord]:
@@ -44,8 +50,9 @@ def read_records(folder: Path) -> list[EvaluationRecord]:
     record, records = run.read_config(), []
     try:
         identity = str(record["method"]), str(record["env"]), int(record["settings"]["seed"])
-        for (step, labels, learner, is_agent), group in groupby(
-            run.read_evaluations(), key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"])
+        for (step, labels, learner, is_agent, minutes), group in groupby(
+            run.read_evaluations(),
+            key=lambda row: (row["step"], row["labels"], row["learner"], row["is_agent"], row.get("minutes")),
         ):
             returns, successes = list[float](), list[float]()
             for row in group:
@@ -55,6 +62,7 @@ def read_records(folder: Path) -> list[EvaluationRecord]:
                 EvaluationRecord(
                     *identity, int(step), int(labels), int(learner), is_agent == "1", float(np.mean(returns)),
                     float(np.mean(successes)) if successes else None, len(returns), str(record.get("commit") or ""),
+                    float(minutes) if minutes else None,
                 )
             )  # fmt: skip
     except UserError:
@@ -81,18 +89,22 @@ def to_csv(rows: Iterable[EvaluationRecord]) -> bytes:
 
 
 def read_table(file: Path) -> list[EvaluationRecord]:
-    """The rows that ``write_table`` wrote; additional columns are ignored. UserError if it is no such table."""
+    """The rows that ``write_table`` wrote; additional columns are ignored. UserError if it is no such table.
+
+    ``minutes`` are missing in tables of earlier versions.
+    """
     if not file.exists():
         raise UserError(f"{file}: no such file")
     try:
         rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode()))
-        if missing := [name for name in EvaluationRecord._fields if name not in (rows.fieldnames or ())]:
+        needed = [name for name in EvaluationRecord._fields if name not in EvaluationRecord._field_defaults]
+        if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
             raise UserError(f"{file} is no table of evaluations: it has no column {missing[0]!r}")
         return [
             EvaluationRecord(
                 row["method"], row["env"], int(row["seed"]), int(row["step"]), int(row["labels"]), int(row["learner"]),
                 row["is_agent"] == "1", float(row["true_return"]), float(row["success"]) if row["success"] else None,
-                int(row["episodes"]), row["commit"],
+                int(row["episodes"]), row["commit"], float(row["minutes"]) if row.get("minutes") else None,
             )
             for row in rows
         ]  # fmt: skip

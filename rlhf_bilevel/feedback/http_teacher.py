@@ -78,7 +78,7 @@ class HttpTeacher:
 
     ``log`` has the answers that were given before: they are not asked for again. ``recorder`` has pictures of the rows
     of ``store``, from which segments are cut; None if there is none. ``resume`` is the command that continues the run;
-    empty if there is none.
+    empty if there is none. ``seconds`` is how long the requests about the newest pairs took.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class HttpTeacher:
         self._config, self._env, self._names, self._log, self._store = config, env, entries, log, store
         self.recorder, self._draws = recorder, recorder is not None
         self._resume, self._in_a_row, self._told, self._last = resume, 0, False, ""
+        self.seconds = 0.0
         self._url = config.teacher_url
         self._ask: Callable[[dict[str, Any]], dict[str, Any]] = _itself
         self._read: Callable[[Any], Any] = _itself
@@ -120,6 +121,7 @@ class HttpTeacher:
             labels.append(answer.label if answer else None)
         if failed > 1:
             warnings.warn(f"{failed} of {len(labels)} pairs got no answer from {self._url}", stacklevel=2)
+        self.seconds = sum(self._log.seconds.get(name, 0.0) for name in names(queries))
         rows = torch.tensor([number for number, label in enumerate(labels) if label is not None], dtype=torch.long)
         known = torch.tensor([math.nan if label is None else label for label in labels])
         return select(Preferences(*queries, known), rows)

@@ -91,7 +91,7 @@ def k_center(candidates: Queries, asked: Queries | Preferences | None, count: in
         picks.append(pick := int(nearest.argmax()))
         nearest = nearest.minimum(squares + squares[pick] - 2 * (points @ points[pick]))
         nearest[pick] = -torch.inf  # never twice, also if candidates repeat
-    return _take(candidates, torch.tensor(picks))
+    return take(candidates, torch.tensor(picks))
 
 
 def _points(pairs: Queries | Preferences) -> Float[Tensor, "B x"]:
@@ -101,12 +101,22 @@ def _points(pairs: Queries | Preferences) -> Float[Tensor, "B x"]:
 
 def best(candidates: Queries, score: Float[Tensor, " B"], count: int) -> Queries:
     """The ``count`` candidates with the highest scores (B,); of equal scores the earlier ones."""
-    return _take(candidates, score.argsort(descending=True, stable=True)[:count])
+    return take(candidates, score.argsort(descending=True, stable=True)[:count])
 
 
-def _take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
+def take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
+    """The candidates at ``rows``."""
     first, second = (Segments(*(column[rows] for column in segments)) for segments in candidates)
     return Queries(first, second)
+
+
+def differences(pairs: Queries, unit: Float[Tensor, " o"]) -> Float[Tensor, " B"]:
+    """How different the two segments of each pair look, (B,): small where a person hardly sees a difference.
+
+    It is the root mean square, over steps and entries, of the difference of their observations, step by step, in
+    ``unit`` of each entry. Of two random segments it is about the root of 2, in standard deviations.
+    """
+    return ((pairs.first.obs - pairs.second.obs) / unit).square().flatten(1).mean(1).sqrt()
 
 
 def top(score: Score) -> Rule:
@@ -150,7 +160,7 @@ class AskedPairs:
                 rows.setdefault(pair, row)
         if len(rows) == len(candidates.first.obs):
             return candidates
-        return _take(candidates, torch.tensor([*rows.values()], dtype=torch.long))
+        return take(candidates, torch.tensor([*rows.values()], dtype=torch.long))
 
     def add(self, pairs: Queries) -> None:
         """Records that these pairs have been asked about."""
@@ -218,4 +228,4 @@ def _among(name: str, chosen: Any, candidates: Queries, count: int) -> Queries:
     if not 0 < len(hashes) <= count or len(set(hashes)) < len(hashes):
         counts = f"{len(hashes)} pairs, {len(set(hashes))} of them different"
         raise UserError(f"query rule {name}: it must choose 1 to {count} different pairs, and has chosen {counts}")
-    return _take(candidates, torch.tensor([rows[pair] for pair in hashes]))
+    return take(candidates, torch.tensor([rows[pair] for pair in hashes]))

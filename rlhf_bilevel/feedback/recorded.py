@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -49,14 +49,17 @@ class Replayed:
 class Rerun:
     """The answers of another run, session by session. With that run's seed and settings it is the same run once more.
 
-    ``number`` is the number of the session that will be asked first, from 0.
+    ``number`` is the number of the session that will be asked first, from 0; ``times`` are the labelling times of the
+    sessions in seconds.
     """
 
-    def __init__(self, sessions: Iterable[Preferences | None], number: int) -> None:
-        self._sessions, self._number = list(sessions), number
+    def __init__(self, sessions: Iterable[Preferences | None], number: int, times: Sequence[float | None] = ()) -> None:
+        self._sessions, self._number, self._times = list(sessions), number, times
+        self.seconds: float | None = None
 
     def __call__(self, queries: Queries) -> Preferences:
         """The answers of the next session."""
         number, self._number = self._number, self._number + 1
         answers = self._sessions[number] if number < len(self._sessions) else None
+        self.seconds = self._times[number] if number < len(self._times) else None
         return no_answers(queries) if answers is None else answers

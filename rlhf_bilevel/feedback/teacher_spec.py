@@ -1,9 +1,9 @@
 """A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
 
 All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
-[Lee et al. 2021]. A URL is a teacher that is asked by HTTP. ``module:NAME`` is a teacher of the user's own, and
-installed packages may have more (``TEACHERS``). This module imports no torch, so that a wrong word is refused before
-anything slow is loaded.
+[Lee et al. 2021]; ``person``, ``bound`` and ``watch`` are ours (feedback/person.py). A URL is a teacher that is asked
+by HTTP. ``module:NAME`` is a teacher of the user's own, and installed packages may have more (``TEACHERS``). This
+module imports no torch, so that a wrong word is refused before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
     "skip": ("teacher_skip", 0.1),
     "equal": ("teacher_equal", 0.1),
     "myopic": ("teacher_discount", 0.9),
+    "person": ("teacher_person", 0.5),
+    "bound": ("teacher_bound", 2.0),
+    "watch": ("teacher_watch", 3.0),
     COMPAT: ("teacher_bpref_compat", True),
     REPLAY: ("teacher_replay", ""),
     RERUN: ("teacher_rerun", ""),
@@ -64,6 +67,8 @@ def teacher_settings(spec: str) -> dict[str, Any]:
         if name != ORACLE:
             key, published = NAMES[name]
             chosen[key] = _value(name, value) if equals or name in (REPLAY, RERUN) else published
+    if chosen.get("teacher_person") == 0:
+        raise UserError(f"teacher {spec!r}: the drift of a person must be above 0")
     return defaults | chosen
 
 

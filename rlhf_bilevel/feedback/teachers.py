@@ -54,8 +54,8 @@ class SimulatedTeacher:
         c, count = self._config, len(queries.first.env_reward)
         noise = torch.from_numpy(np.random.default_rng([c.seed, STREAM, self._store.size]).random((2, count)))
         better = margin(queries, c.teacher_discount)
-        if c.teacher_beta < math.inf:
-            label = (noise[0] < torch.sigmoid(c.teacher_beta * better.double())).float()
+        if (beta := self._rationality(queries)) < math.inf:
+            label = (noise[0] < torch.sigmoid(beta * better.double())).float()
         else:
             label = (better >= 0).float() if c.teacher_bpref_compat else rational(better)
         label = torch.where(noise[1] < c.teacher_mistake, 1 - label, label)
@@ -63,6 +63,10 @@ class SimulatedTeacher:
         label = torch.where(margin(queries).abs() < equal, 0.5, label)
         good = torch.maximum(*(segments.env_reward.sum(-1) for segments in queries)) > skip
         return select(Preferences(*queries, label), good if skip > 0 else slice(None))
+
+    def _rationality(self, queries: Queries) -> float:
+        """Nats per unit of return."""
+        return self._config.teacher_beta
 
     def _thresholds(self, length: int) -> tuple[float, float]:
         """``skip`` A and ``equal`` A, in return of a segment of ``length`` steps."""
@@ -80,9 +84,14 @@ class SimulatedTeacher:
 
 def margin(queries: Queries, discount: float = 1.0) -> Tensor:
     """R'_first - R'_second of each pair, (B,)."""
-    weight = discount ** torch.arange(queries.first.env_reward.shape[1]).flip(0)
+    weight = step_weights(queries.first.env_reward.shape[1], discount)
     first, second = ((segments.env_reward * weight).sum(-1) for segments in queries)
     return first - second
+
+
+def step_weights(length: int, discount: float) -> Tensor:
+    """The weights of a segment's rewards in R', (T,)."""
+    return discount ** torch.arange(length).flip(0)
 
 
 def rational(margin: Tensor) -> Tensor:

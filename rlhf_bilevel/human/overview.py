@@ -15,12 +15,19 @@ EPISODES = 10  # whose returns are averaged
 
 
 class Speed(BaseModel):
-    """How fast one person labels. Skips do not count."""
+    """How fast one person labels. Skips are no answers."""
 
     name: str
     answers: int
+    minutes: float  # spent on pairs, skipped ones included
     last_hour: int  # answers in the last hour
     per_hour: float | None  # answers an hour while they label, without breaks; None before the second answer
+
+
+def labelling_seconds(choices: Sequence[Chosen]) -> float:
+    """How long people looked at the pairs of these choices, in person-seconds. A look counts up to ``BREAK``."""
+    looks = (c.answered_at - c.shown_at for c in choices if c.shown_at is not None)
+    return sum(min(max(look, 0.0), BREAK) for look in looks)
 
 
 class Returns(BaseModel):
@@ -35,12 +42,14 @@ def speeds(labellers: Sequence[Labeller], choices: Sequence[Chosen], now: float)
     """How fast each labeller is, at the time ``now`` in seconds since 1970."""
     by_person = []
     for labeller in labellers:
-        times = sorted(c.answered_at for c in choices if c.labeller.id == labeller.id and c.choice != SKIP)
+        own = [c for c in choices if c.labeller.id == labeller.id]
+        times = sorted(c.answered_at for c in own if c.choice != SKIP)
         gaps = [gap for gap in (after - before for before, after in pairwise(times)) if gap < BREAK]
         by_person.append(
             Speed(
                 name=labeller.name,
                 answers=len(times),
+                minutes=labelling_seconds(own) / 60,
                 last_hour=sum(time > now - 3600 for time in times),
                 per_hour=3600 * len(gaps) / sum(gaps) if sum(gaps) else None,
             )

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
-from rlhf_bilevel.human.overview import Returns, speeds, when_next_pairs
+from rlhf_bilevel.human.overview import Returns, labelling_seconds, speeds, when_next_pairs
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
@@ -235,6 +235,7 @@ def create_app(
             status=status,
             next_pairs=when_next_pairs(state, status, store.pending(), clock()),
             speeds=speeds(store.labellers(), choices, clock()),
+            minutes=labelling_seconds(choices) / 60,
             returns=returns(),
             agreement=content["agreement"],
             flags=flags + content["flags"],

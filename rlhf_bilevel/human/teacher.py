@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.answers import no_answers
-from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs
+from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs, read_seconds
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.human.overview import labelling_seconds
 from rlhf_bilevel.human.records import Question, Status
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.training.run import Run
@@ -69,6 +70,7 @@ class HumanTeacher:
         self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
         self._labels_used = 0
         self._accuracy: tuple[float | None, int] = None, 0  # see fresh_accuracy
+        self.seconds = 0.0
 
     def __enter__(self) -> HumanTeacher:
         """Errors as ``LabelStore.of``."""
@@ -91,13 +93,18 @@ class HumanTeacher:
         self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
-        """Asks people ``queries`` (B), waits as long as it must, and returns all labels that are there to be used."""
+        """Asks people ``queries`` (B), waits as long as it must, and returns all labels that are there to be used.
+
+        ``seconds`` is then what all people have spent on pairs since the session before, whatever they decided.
+        """
         store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
         self._labels_used = self._retry(lambda: store.labels_used(session))
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)
         self._wait()
         answers = self._retry(lambda: store.collect(session, labels_left))
+        before = sum(seconds or 0.0 for seconds in read_seconds(RunFolder(self._folder).labels))
+        self.seconds = max(0.0, labelling_seconds(self._retry(store.all_chosen)) - before)
         return decode_answers(answers) if answers else no_answers(queries)
 
     def beat(self, run: Run) -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rlhf_bilevel.config import Config, memory_needed
-from rlhf_bilevel.data.label_log import count_sessions, read_sessions
+from rlhf_bilevel.data.label_log import LabelLog, count_sessions, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
@@ -28,6 +28,7 @@ from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.http_teacher import HttpTeacher
+from rlhf_bilevel.feedback.person import SimulatedPerson
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, together
@@ -280,14 +281,18 @@ def make_teacher(
     if config.teacher_url:
         return _make_http_teacher(spec, config, store, recorder)
     if config.teacher_rerun:
-        recorded = _read_answers(Path(config.teacher_rerun), config, store)
-        return Rerun(recorded, count_sessions(spec.folder.labels) if spec.out else used_sessions)
+        path = Path(config.teacher_rerun)
+        recorded, number = _read_answers(path, config, store), used_sessions
+        if spec.out:
+            number = count_sessions(spec.folder.labels)
+        with LabelLog.copy(path) as log:
+            return Rerun(recorded, number, log.seconds())
     if config.teacher_replay:
         recorded = _read_answers(Path(config.teacher_replay), config, store)
         if not any(len(answers.label) for answers in recorded if answers is not None):
             raise UserError(f"teacher replay={config.teacher_replay}: there are no labels in it")
         return Replayed(recorded).after(prefs)
-    return SimulatedTeacher(config, store)
+    return SimulatedPerson(config, store) if config.teacher_person else SimulatedTeacher(config, store)
 
 
 def _make_http_teacher(spec: RunSpec, config: Config, store: ReplayBuffer, recorder: Any) -> HttpTeacher:

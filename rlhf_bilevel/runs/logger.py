@@ -36,7 +36,7 @@ from rlhf_bilevel.runs.process import delayed_interrupts
 from rlhf_bilevel.utils.files import append, naming_write_errors, open_to_read, sync, truncate, write
 
 LONGEST = 2**17  # most bytes in a line
-COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success")
+COLUMNS = ("step", "labels", "learner", "is_agent", "episode", "true_return", "success", "minutes")
 
 
 class Log:
@@ -104,16 +104,25 @@ class Log:
         if _is_shown(row):
             self.flush()
 
-    def evaluation(self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool) -> None:
-        """Writes one row for each episode: return and success, which is 0, 1, or empty if the environment does not know
-        it.
+    def evaluation(
+        self,
+        result: Evaluation,
+        step: int,
+        labels: int,
+        learner: int,
+        is_agent: bool,
+        minutes: float | None = None,
+    ) -> None:
+        """Writes one row for each episode: return, and success, which is 0, 1, or empty if the environment does not
+        know it; labelling ``minutes`` until then are empty if the teacher does not tell.
         """
         if self._folder is None:
             return
         successes = [""] * len(result.returns) if result.successes is None else [int(s) for s in result.successes]
+        spent = "" if minutes is None else round(minutes, 4)
         rows: list[Mapping[str, object]] = []
         for episode, (value, success) in enumerate(zip(result.returns, successes, strict=True)):
-            cells = (step, labels, learner, int(is_agent), episode, round(float(value), 4), success)
+            cells = (step, labels, learner, int(is_agent), episode, round(float(value), 4), success, spent)
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
         with delayed_interrupts():
             self._evaluations.add(rows)

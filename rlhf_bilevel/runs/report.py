@@ -76,6 +76,7 @@ def print_result(out: Path, reference: Path | None) -> None:
     episodes = sum(point.episodes for point in last_records)
     text += f" ({final_score_text(len(agent), (episodes, episodes))}) on {last.env} after {last.step:,} steps"
     text += f" with {last.labels} labels"
+    text += f" in {last.minutes:.1f} labelling minutes" if last.minutes else ""
     if reference:
         steps = [point.step for point in last_records]
         seeds: dict[int, dict[int, float]] = {}

@@ -43,7 +43,7 @@ from rlhf_bilevel.runs.logger import Log, output_formats
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.training import loop
-from rlhf_bilevel.training.query_session import why_no_label
+from rlhf_bilevel.training.query_session import labelling_minutes, why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Metrics
@@ -485,16 +485,22 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
 
 
 def evaluate_learners(run: Run, env: Any, agent: int, log: Log) -> Metrics:
-    """Evaluates all learners on whole episodes of ``env`` and logs each episode. Returns their mean metrics."""
-    row = Metrics()
+    """Evaluates all learners on whole episodes of ``env`` and logs each episode. Returns their mean metrics.
+
+    ``eval/return_per_minute`` is the agent's return divided by the labelling minutes so far.
+    """
+    minutes = labelling_minutes(run)
+    row = dict(minutes)
     for number, learner in enumerate(run.learners):
         env.episode = 0  # the same episodes each time, so that only the policy makes a difference
         result = evaluate(partial(act_greedily, learner), env, run.config.n_eval_episodes)
-        log.evaluation(result, run.step, len(run.prefs), number, number == agent)
+        log.evaluation(result, run.step, len(run.prefs), number, number == agent, minutes.get("teacher/minutes"))
         prefix = "eval" if number == agent else "eval_other"
         row[f"{prefix}/true_return"] = float(result.returns.mean())
         if result.successes is not None:
             row[f"{prefix}/success"] = float(result.successes.mean())
+    if minutes.get("teacher/minutes"):
+        row["eval/return_per_minute"] = row["eval/true_return"] / minutes["teacher/minutes"]
     return row
 
 

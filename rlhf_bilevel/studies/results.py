@@ -35,6 +35,7 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("success", pyarrow.float64()),  # null if the environment does not know success
         pyarrow.field("episodes", pyarrow.int64(), nullable=False),
         pyarrow.field("commit", pyarrow.string(), nullable=False),
+        pyarrow.field("minutes", pyarrow.float64()),  # null if the teacher did not tell
     ]
 )
 

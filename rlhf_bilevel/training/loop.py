@@ -83,11 +83,16 @@ def update_upper_level(run: Run) -> tuple[Metrics, int]:
     Returns its metrics, and how many extra gradient steps each learner has to take on the new reward.
     """
     c, phase = run.config, upper_level_phase(run)
-    if phase is None or (phase == "session" and not query_session(run, labels_due(run))):
+    if phase is None:
         return {}, 0
+    asked = Metrics()
+    if phase == "session":
+        answers, asked = query_session(run, labels_due(run))
+        if not answers:
+            return asked, 0
     run.in_refresh, first = phase == "refresh", not run.learnt
     prepare_reward(run, first)
-    metrics = update_reward(run, c.refresh_epochs if run.in_refresh else c.reward_epochs)
+    metrics = asked | update_reward(run, c.refresh_epochs if run.in_refresh else c.reward_epochs)
     if fault := run.health.check(run.prefs, session=not run.in_refresh):
         warnings.warn(f"step {run.step}: {fault}; it is back where it was sound", stacklevel=2)
     run.method.update_estimates(run)

@@ -1,4 +1,10 @@
-"""A query session: how many labels are due, which pairs are asked about, and what comes of the answers."""
+"""A query session: how many labels are due, which pairs are asked about, and what comes of the answers.
+
+It logs
+
+    query/difference        median over the asked pairs of how different their segments look (``queries.differences``)
+    teacher/minutes         labelling minutes of all answers so far, if the teacher tells (``Teacher``)
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,14 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from rlhf_bilevel.data.answers import ask_teacher, select
+from rlhf_bilevel.data.answers import ask_teacher, seconds_of, select
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.training.run import Run
-from rlhf_bilevel.types import Queries
+from rlhf_bilevel.types import Metrics, Queries
 
 DRAWS = 10  # at most so many times candidates are drawn for one session
 
@@ -32,11 +39,14 @@ def labels_due(run: Run) -> int:
     return round(left * steps_left[0] / sum(steps_left)) if len(steps_left) > 1 else left
 
 
-def query_session(run: Run, count: int) -> int:
-    """Asks the teacher about ``count`` pairs and adds the answers to ``run.prefs``. Returns how many answers came."""
+def query_session(run: Run, count: int) -> tuple[int, Metrics]:
+    """Asks the teacher about ``count`` pairs and adds the answers to ``run.prefs``.
+
+    Returns how many answers came, and the session's metrics.
+    """
     pairs = select_queries(run, count)
     if pairs is None:
-        return 0
+        return 0, {}
     with torch.no_grad():
         answers = ask_teacher(run.teacher, pairs)
         # A teacher may also answer older queries now, so that more answers come than were asked for
@@ -44,9 +54,26 @@ def query_session(run: Run, count: int) -> int:
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))
+    seconds, before = seconds_of(run.teacher), run.labelling_seconds
+    run.labelling_seconds = None if seconds is None or before is None else before + seconds
     if not len(answers.label):
         warnings.warn(f"step {run.step}: the teacher answered none of {len(pairs.first.obs)} queries", stacklevel=2)
-    return len(answers.label)
+    metrics = {"query/difference": queries.differences(pairs, observation_unit(run)).median().item()}
+    return len(answers.label), metrics | labelling_minutes(run)
+
+
+def labelling_minutes(run: Run) -> Metrics:
+    """``teacher/minutes``; empty if they are not known."""
+    return {} if run.labelling_seconds is None else {"teacher/minutes": run.labelling_seconds / 60}
+
+
+def observation_unit(run: Run) -> Tensor:
+    """The standard deviation (o,) of each entry of the observations of all steps so far; 1 if it does not vary.
+
+    The reward's own unit is not known in the first session.
+    """
+    spread = run.store.obs[: run.store.size].std(0)
+    return torch.where(spread > 1e-6, spread, 1.0)
 
 
 def select_queries(run: Run, count: int) -> Queries | None:
@@ -59,6 +86,8 @@ def select_queries(run: Run, count: int) -> Queries | None:
     labelled = run.prefs[:] if run.learnt else None
     for number, sample in ((count - anchored, run.sample_pairs), (anchored, run.sample_anchored)):
         if number and (candidates := sample_candidates(run, number, sample)):
+            if c.least_difference:
+                candidates = leave_out_alike(run, candidates, number)
             with torch.no_grad():
                 selected.append(queries.choose(c.query, run.reward.members, candidates, labelled, number))
             run.asked.add(selected[-1])
@@ -84,6 +113,21 @@ def sample_candidates(run: Run, count: int, sample: Callable[[int], Queries]) ->
     shortage = f"{available} of {count} queries at step {run.step}" if available else f"no queries at step {run.step}"
     warnings.warn(f"{shortage}: there are no more pairs of two segments that were not asked before", stacklevel=4)
     return candidates if available else None
+
+
+def leave_out_alike(run: Run, candidates: Queries, count: int) -> Queries:
+    """The candidates that differ by at least ``least_difference``; if they are fewer than ``count``, the ``count`` that
+    differ most, with a warning.
+    """
+    least = run.config.least_difference
+    difference = queries.differences(candidates, observation_unit(run))
+    kept = (difference >= least).nonzero().flatten()
+    if len(kept) < count <= len(difference):
+        told = f"{len(kept)} of {len(difference)} candidates have least_difference={least:g}, and {count} are asked"
+        warnings.warn(f"step {run.step}: {told}: those that differ most", stacklevel=5)
+    if len(kept) < count:
+        kept = difference.argsort(descending=True, stable=True)[:count].sort().values
+    return queries.take(candidates, kept)
 
 
 def why_no_label(run: Run) -> str | None:

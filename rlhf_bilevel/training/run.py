@@ -41,6 +41,7 @@ class Run:
     step: int = 0  # environment steps that are stored, of all learners together
     episode: int = 0  # episodes begun, of all learners together
     info: dict[str, Any] = field(default_factory=dict)  # ``info`` of the newest environment step
+    labelling_seconds: float | None = 0.0  # of all answers so far; None: the teacher does not tell
     in_refresh: bool = False  # the reward was last moved in a refresh: learners had time to adapt to it before
     label_weights: Tensor | None = None  # (M, B) for the batch of this reward step; None if all labels weigh the same
 

@@ -25,6 +25,7 @@ def capture(run: Run) -> tuple[Tree, dict[str, Table]]:
     tree = {
         "step": run.step,
         "episode": run.episode,
+        "labelling_seconds": run.labelling_seconds,
         "in_refresh": run.in_refresh,
         "method": run.state.state_dict(),
         "generator": run.generator.get_state(),
@@ -52,6 +53,7 @@ def restore(run: Run, tree: Tree, tables: Mapping[str, Table], sessions: Sequenc
     ``sessions`` are the answers of each query session until then, None for a session without answers.
     """
     run.step, run.episode, run.in_refresh = tree["step"], tree["episode"], tree["in_refresh"]
+    run.labelling_seconds = tree.get("labelling_seconds", None if sessions else 0.0)  # older states lack it
     run.asked.load_state_dict(tree["asked"])
     for env, episode in zip(run.envs, tree["envs"], strict=True):
         env.episode = episode

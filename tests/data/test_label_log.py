@@ -3,13 +3,14 @@
 import sqlite3
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_bilevel.data.answers import ask_teacher, check_answers, select
-from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
+from rlhf_bilevel.data.answers import ask_teacher, check_answers, seconds_of, select
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, read_seconds
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -158,6 +159,61 @@ def test_a_damaged_log_is_an_error_or_gives_what_was_stored(tmp_path: Path) -> N
             assert isinstance(error, CorruptFileError) or "asked again" in str(error)
             refused += 1
     assert refused > 100  # the others hit bytes that hold nothing
+
+
+class Timed(Scripted):
+    """A teacher that tells how long each of its answers took."""
+
+    def __init__(self, *seconds: object) -> None:
+        super().__init__(*(answers(3) for _ in seconds))
+        self._all: list[Any] = [*seconds]
+
+    def __call__(self, queries: Queries) -> Preferences:
+        self.seconds = self._all.pop(0)
+        return super().__call__(queries)
+
+
+def test_labelling_time_is_logged_and_comes_back_with_the_answers(tmp_path: Path) -> None:
+    path, told = tmp_path / "labels.sqlite", (2, np.float32(0.5), None, 0)
+    first = RecordedTeacher(Timed(*told), LabelLog(path))
+    again = RecordedTeacher(Never(), LabelLog(path))
+    for teacher in (first, again):
+        seen = []
+        for _ in told:
+            teacher(queries())
+            seen.append(teacher.seconds)
+        assert seen == [2.0, 0.5, None, 0.0]
+    assert read_seconds(path) == [2.0, 0.5, None, 0.0] and read_seconds(tmp_path / "none.sqlite") == []
+    untimed = RecordedTeacher(Scripted(answers(3)), LabelLog(tmp_path / "other.sqlite"))
+    untimed(queries())
+    assert untimed.seconds is None
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), True, "3", [3.0]])
+def test_a_labelling_time_that_is_none_is_refused_and_nothing_is_logged(tmp_path: Path, seconds: object) -> None:
+    log = LabelLog(tmp_path / "labels.sqlite")
+    with pytest.raises(UserError, match="a teacher's seconds must be None or a number of seconds, not ") as caught:
+        RecordedTeacher(Timed(seconds), log)(queries())
+    assert "\n" not in str(caught.value) and not len(log)
+    assert seconds_of(Scripted()) is None
+
+
+def test_a_damaged_labelling_time_and_a_log_without_any(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    log = LabelLog(path)
+    log.append(3, answers(3), seconds=5.0)
+    log.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE sessions SET seconds = -5")
+    with pytest.raises(CorruptFileError, match="session 0 are not as they were written"):
+        LabelLog(path)[0]
+    with sqlite3.connect(path) as connection:  # what the second form knew
+        connection.execute("ALTER TABLE sessions DROP COLUMN seconds")
+        connection.execute("PRAGMA user_version = 2")
+    log = LabelLog(path)
+    assert log[0].seconds is None and len(log[0].answers) == 3
+    log.append(3, answers(3), seconds=5.0)
+    assert log.seconds() == [None, 5.0]
 
 
 def test_answers_that_cannot_be_learnt_from_are_left_out_and_named() -> None:

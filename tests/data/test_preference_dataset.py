@@ -243,6 +243,7 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
     log.close()
     with sqlite3.connect(path) as connection:  # what the first form knew
         connection.execute("DROP TABLE skipped")
+        connection.execute("ALTER TABLE sessions DROP COLUMN seconds")
         connection.execute("ALTER TABLE sessions DROP COLUMN asked_at")
         connection.execute("PRAGMA user_version = 0")
     data = read_run(tmp_path)
@@ -255,8 +256,8 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
     with pytest.raises(CorruptFileError, match="session 1 are not as they were written"):
         read_run(tmp_path)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
-    with pytest.raises(UserError, match="form 3"):
+        connection.execute("PRAGMA user_version = 4")
+    with pytest.raises(UserError, match="form 4"):
         LabelLog(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rlhf_bilevel.evaluation.compare import (
     budget_warnings,
     final_score,
     group_by_task,
+    minutes_warnings,
     rows_by_task,
     rows_over_all,
     scores,
@@ -198,6 +200,68 @@ def test_the_command_prints_the_table_warns_and_refuses(
             main(command.split())
         captured = capsys.readouterr()
         assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert not Path("x.svg").exists()
+
+
+def timed(method: str, rate: float, **more: Any) -> list[EvaluationRecord]:
+    """Runs that use ``rate`` labelling minutes in 100 steps; their number of labels grows as their steps."""
+    return [row._replace(minutes=rate * row.step / 100, labels=row.step // 10) for row in runs(method, **more)]
+
+
+def test_at_equal_minutes_each_run_ends_before_it_uses_more() -> None:
+    rows = timed("quick", 1) + timed("slow", 2)
+    (task,) = group_by_task(rows, together=True, minutes=4.5)
+    np.testing.assert_array_equal(task.ends()["quick"], [350, 351, 352])  # steps 300 and 400
+    np.testing.assert_array_equal(task.ends()["slow"], [150, 151, 152])
+    assert task.groups["quick"].labels == (40, 40) and task.groups["slow"].labels == (20, 20)
+    lines = rows_by_task([task], "slow", 4.5)
+    assert [(line.method, line.steps, line.labels, line.evaluations, line.minutes) for line in lines] == [
+        ("quick", 400, 40, 2, 4.5), ("slow", 400, 20, 2, 4.5)
+    ]  # fmt: skip
+    assert "mean of the last 2 evaluations, 10 episodes, of its agent, before it used more than 4.5 labelling" in table(
+        lines
+    )
+    assert not minutes_warnings([task], 4.1)
+    (told,) = minutes_warnings([task], 8.0)
+    assert told.endswith("fewer than 8 labelling minutes: quick 4 to 4, slow 4 to 4")
+    (most,) = group_by_task(rows, together=True, minutes=100)
+    np.testing.assert_array_equal(most.ends()["slow"], most.ends()["quick"])
+    (uneven,) = group_by_task(timed("quick", 1) + [row._replace(seed=5) for row in timed("quick", 4, seeds=1)], True, 4)
+    np.testing.assert_array_equal(uneven.ends()["quick"], [400, 401, 402, 100])  # one evaluation each, of any step
+    assert uneven.groups["quick"].labels == (10, 40)
+
+
+def test_compare_at_minutes_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_table(timed("quick", 1) + timed("slow", 2), Path("a.csv"))
+    write_table(runs("pebble"), Path("old.csv"))
+    text = Path("old.csv").read_text().splitlines()
+    Path("old.csv").write_text("\n".join(line.rpartition(",")[0] for line in text) + "\n")  # without minutes
+    assert "minutes" not in Path("old.csv").read_text()
+    out, err = said(capsys, "compare", "a.csv", "--at-minutes", "4")
+    assert [line.split()[:5] for line in out[1:3]] == [
+        ["quick", WALKER, "3", "40", "400"],
+        ["slow", WALKER, "3", "20", "400"],
+    ]
+    assert not err
+    main(["compare", "a.csv", "--at-minutes", "20", "--json"])
+    captured = capsys.readouterr()
+    assert {row["minutes"] for row in json.loads(captured.out)} == {20}
+    assert "fewer than 20 labelling minutes: quick 4 to 4, slow 8 to 8" in captured.err
+    assert said(capsys, "compare", "old.csv")[0][1].startswith("pebble")
+    for command, told in (
+        ("compare old.csv --at-minutes 4", "pebble with seed 0 on dm_control/walker-walk-v0: its labelling minutes"),
+        ("compare a.csv --at-minutes 0.5", "minutes=0.5 are too few: quick with seed 0 on .* has used 1 labelling"),
+        ("compare a.csv --at-minutes 0", "--at-minutes: '0' is not a positive number"),
+        ("compare a.csv --at-minutes nan", "--at-minutes: 'nan' is not a positive number"),
+        ("compare a.csv --at-minutes ten", "--at-minutes: 'ten' is not a positive number"),
+        ("plot old.csv --x minutes --out x.svg", "pebble: its labelling minutes are not known"),
+        ("plot a.csv --x minute --out x.svg", "unknown x 'minute'; did you mean 'minutes'"),
+        ("plot a.csv --x minutes --kind profile --out x.svg", "--x minutes: only --kind curves has it, not profile"),
+    ):
+        assert re.search(told, refused(capsys, *command.split()))
     assert not Path("x.svg").exists()
 
 

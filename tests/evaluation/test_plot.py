@@ -161,6 +161,28 @@ def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Pa
                 assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, name.get_text()
 
 
+def test_curves_against_minutes_show_the_newest_evaluation_as_far_as_all_runs_have_come() -> None:
+    rates = {0: 1.0, 1: 2.0}  # minutes in 100 steps, of each seed
+    rows = [
+        EvaluationRecord("pebble", ENVS[0], seed, step, 0, 0, True, step + seed, None, 5, "", rates[seed] * step / 100)
+        for seed in rates
+        for step in (0, *STEPS)
+    ]
+    figure = Figure()
+    plot.draw_curves(figure, group_by_task(rows, together=False), "minutes")
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "labelling minutes"
+    assert axis.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
+    seeds = np.array([[0, 1], [100, 1], [200, 101], [300, 101]])
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), interval(iqm, seeds[:, None], within=(0, 1000)).value)
+
+
+def test_a_table_with_minutes_comes_back(tmp_path: Path) -> None:
+    rows = [ROWS[0]._replace(minutes=1.25, true_return=2.0), ROWS[2]._replace(true_return=1.0)]
+    write_table(rows, tmp_path / "table.csv")
+    assert read_table(tmp_path / "table.csv") == rows
+
+
 def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
     figure = Figure()
     plot.draw_curves(figure, group_by_task([row for row in ROWS if row.step == 100], together=False))

@@ -96,6 +96,21 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_the_time_of_all_requests_about_the_asked_pairs_is_told_also_of_answers_that_were_there(
+    server: Server, tmp_path: Path
+) -> None:
+    server.does = lambda pair, number: (503, {}) if number == 2 else FIRST  # the second pair needs two requests
+    first = teacher(server, RequestLog(tmp_path / "teacher.jsonl"))
+    first(queries(3))
+    times = [line["seconds"] for line in lines(tmp_path / "teacher.jsonl")]
+    assert len(times) == 4 and first.seconds == pytest.approx(sum(times), abs=1e-3)
+    again = teacher(server, RequestLog(tmp_path / "teacher.jsonl"))
+    again(queries(3))
+    assert again.seconds == pytest.approx(first.seconds) and len(server.asked) == 4
+    again(queries(1, seed=5))
+    assert again.seconds == lines(tmp_path / "teacher.jsonl")[-1]["seconds"]
+
+
 def test_a_pair_is_sent_without_the_true_reward_and_answers_become_labels(server: Server) -> None:
     answers = [
         FIRST,

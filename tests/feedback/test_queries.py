@@ -1,7 +1,9 @@
 """Each rule of which pairs are asked, against its definition by enumeration."""
 
 import math
+import warnings
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +229,48 @@ def test_filtering_moves_no_draw_where_nothing_is_left_out() -> None:
     assert len(first.prefs) == len(second.asked) == 40  # no pair was drawn twice
     assert torch.equal(first.prefs[:].first.obs, second.prefs[:].first.obs)
     assert first.rng["query"].bit_generator.state == second.rng["query"].bit_generator.state
+
+
+def test_the_difference_of_a_pair_is_that_of_its_observations_step_by_step() -> None:
+    asked, unit = pairs(20), torch.tensor([0.5, 2.0])
+    expected = [
+        np.sqrt(np.mean([((one - other) / unit.numpy()) ** 2 for one, other in zip(a, b, strict=True)]))
+        for a, b in zip(asked.first.obs.numpy(), asked.second.obs.numpy(), strict=True)
+    ]
+    assert queries.differences(asked, unit).numpy() == pytest.approx(np.array(expected), rel=1e-5)
+    itself = Queries(asked.first, asked.first)
+    assert not queries.differences(itself, unit).any()
+    drawn = torch.randn(2, 500, 50, 3) * 7
+    random = Queries(*(Segments(side, side, side[..., 0]) for side in drawn))
+    assert queries.differences(random, torch.full((3,), 7.0)).mean().item() == pytest.approx(2**0.5, rel=0.01)
+
+
+def watched(**settings: Any) -> tuple[list[float], list[dict[str, float]]]:
+    """The differences of all asked pairs, in units of each session, and the sessions' metrics."""
+    own = {"query": "uniform", "policy_aligned": False, "anchor_share": 0.0} | settings
+    run, found = build("pebble", total_timesteps=400, labels=30, train_freq=100, **own), list[torch.Tensor]()
+    oracle = run.teacher
+
+    def spy(asked: Queries) -> Preferences:
+        found.append(queries.differences(asked, run.store.obs[: run.store.size].std(0)))
+        return oracle(asked)
+
+    run.teacher = spy
+    told = [row for row in train(run) if "query/difference" in row]
+    assert [row["query/difference"] for row in told] == pytest.approx([part.median().item() for part in found])
+    assert len(run.prefs) == 30 and len(told) == len(found) and "teacher/minutes" not in told[0]
+    return torch.cat(found).tolist(), told
+
+
+def test_pairs_that_look_alike_are_not_asked_unless_there_are_too_few_others() -> None:
+    least = 1.0
+    assert min(watched()[0]) < least
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert min(watched(least_difference=least)[0]) >= least
+    with pytest.warns(UserWarning, match=r"0 of \d+ candidates have least_difference=100, and 3 are asked"):
+        most = watched(least_difference=100)[0]
+    assert np.median(most) > 2  # those that differ most
 
 
 def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:

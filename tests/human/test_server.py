@@ -630,17 +630,19 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         ada, owner = site.joined("ada"), site.joined("olga", "owner")
         assert "Training has not begun yet" in owner.get("/overview").text
         assert ada.get("/overview").status_code == 403 and site.browser().get("/overview").status_code == 401
-        for number, seconds in enumerate((0, 30, 30, 4000)):
+        for number, seconds in enumerate((0, 18, 18, 4000)):
             now[0] += seconds
             (pair,) = ada.get("/api/next?count=1").json()["pairs"]
-            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0], "answered_at": now[0]}
+            now[0] += 12
+            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0] - 12, "answered_at": now[0]}
             ada.post("/api/answers", json=sent | {"note": "<b>falls</b>" if number == 1 else ""})
         told = Status(50, 100, 7, 20, False, 0, "it trains", next_session=300.0, fresh_accuracy=0.75, fresh_labels=20)
         store.set_status(told)
         text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
-        assert "ada 4 1 120" in text and "olga 0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
+        assert "ada 4 0.8 1 120" in text and "olga 0 0.0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
         assert "ordered 75 % of the last 20 decided labels" in text and "used 7 of 20 labels" in text
         assert "last 2 episodes of training: 8.25 by the learned reward, 2 by the reward" in text
+        assert "That is 2.5 for each of 0.8 labelling minutes" in text  # four looks of 12 s
         assert "In about 5 minutes" in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
         state[0] = "ended"
         assert "No more pairs come" in owner.get("/overview").text

@@ -14,17 +14,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.data.label_log import LabelLog, encode_pairs
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, encode_pairs
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human import dataset, teacher
+from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Pending, Question
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import (
@@ -37,6 +40,7 @@ from rlhf_bilevel.human.tables import (
     SLIGHTLY_LEFT,
     SLIGHTLY_RIGHT,
 )
+from rlhf_bilevel.human.teacher import HumanTeacher
 from rlhf_bilevel.runs import build, selection
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
@@ -89,6 +93,47 @@ def better(label_store: LabelStore, left: str, right: str) -> str:
         assert data is not None
         shown.append(torch.tensor(json.loads(gzip.decompress(data))["reward"]).sum().item())
     return EQUAL if shown[0] == shown[1] else LEFT if shown[0] > shown[1] else RIGHT
+
+
+def test_the_labelling_time_of_a_session_is_what_people_spent_since_the_one_before(tmp_path: Path) -> None:
+    """Also on pairs that they skipped; a look at a pair counts five minutes at most."""
+    store = ReplayBuffer(2, 1, 60)
+    store.begin(0)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        store.add(rng.normal(size=2), rng.normal(size=1), rng.normal(size=2), rng.normal(), False)
+    config = small_config(labels=4, segment_length=5, teacher_human=True, teacher_pending_share=1.0)
+    record: dict[str, Any] = {"method": "pebble", "env": "Steer-v0", "teacher": "settings", "algorithm": "SAC"}
+    record |= {"algorithm_settings": {}, "device": "cpu", "threads": 1, "settings": config.model_dump(mode="json")}
+    RunFolder(tmp_path).write_config(record)
+    asked, log = [], LabelLog(tmp_path / "labels.sqlite")
+    for _ in range(2):
+        first, second = (store.sample_segments([(0, 60)], 2, 5, rng) for _ in range(2))
+        asked.append(Queries(first, second))
+
+    now = [time.time()]
+
+    def look(label_store: LabelStore, choice: str, seconds: float) -> None:
+        me = label_store.labeller(label_store.invite("Ann"))
+        assert me is not None
+        (assignment,) = label_store.assign(me, 1, repeats=0, gold=0)
+        label_store.shown(me, assignment.query_id)
+        now[0] += seconds
+        label_store.choose(me, assignment.query_id, choice, f"{choice} after {seconds}")
+
+    with HumanTeacher(config, store, FakeRecorder(store), tmp_path) as human:
+        recorded = RecordedTeacher(human, log)
+        assert not len(recorded(asked[0]).label) and recorded.seconds == 0
+        with LabelStore.open(tmp_path / "book.sqlite", run_id(tmp_path), clock=lambda: now[0]) as label_store:
+            look(label_store, LEFT, 20.0)
+            look(label_store, SKIP, 7.0)
+            recorded(asked[1])
+            assert recorded.seconds == pytest.approx(27, abs=0.1)
+            look(label_store, RIGHT, 0.0)
+            look(label_store, EQUAL, 9999.0)
+        recorded(asked[1])
+        assert recorded.seconds == pytest.approx(300, abs=0.1)
+    assert sum(seconds or 0 for seconds in log.seconds()) == pytest.approx(327, abs=0.2)
 
 
 @contextmanager
