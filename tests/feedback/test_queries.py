@@ -247,7 +247,13 @@ def test_the_difference_of_a_pair_is_that_of_its_observations_step_by_step() -> 
 
 def watched(**settings: Any) -> tuple[list[float], list[dict[str, float]]]:
     """The differences of all asked pairs, in units of each session, and the sessions' metrics."""
-    own = {"query": "uniform", "policy_aligned": False, "anchor_share": 0.0} | settings
+    own = {
+        "query": "uniform",
+        "policy_aligned": False,
+        "anchor_share": 0.0,
+        "newest_share": 0.0,
+        "critic_layer_norm": False,
+    } | settings
     run, found = build("pebble", total_timesteps=400, labels=30, train_freq=100, **own), list[torch.Tensor]()
     oracle = run.teacher
 
