@@ -71,6 +71,7 @@ def test_an_exponent_is_the_slope_in_logarithms() -> None:
     assert exponent((10, 100, 1000), (2.0, 2.0, 2.0)) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_the_gpu_script_says_so_where_there_is_none() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: run benchmarks.performance.gpu itself")

@@ -261,6 +261,7 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
         LabelLog(path)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path) -> None:
     whole = started("pebble", tmp_path / "whole")
     read = Dataset.read(tmp_path / "whole" / "preferences.parquet")

@@ -224,6 +224,7 @@ gymnasium.register("Shaped-v0", Shaped)
 gymnasium.register("NeverFinite-v0", partial(Poisoned, "obs", 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True])
 def test_what_an_environment_says_is_the_same_from_another_process(apart: bool) -> None:
     """Its own word for a fault is none, its warnings are heard, and what cannot be sent is left out."""
@@ -267,6 +268,7 @@ def test_numbers_that_are_never_finite_are_refused_in_one_line_in_the_end() -> N
             env.step(np.zeros(1, np.float32))
 
 
+@pytest.mark.slow
 def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fault_tolerance, "LIMIT", 1)
     env = FaultTolerantEnv(lambda: isolated("Raising-v0"))

@@ -165,6 +165,7 @@ def test_a_function_that_makes_no_new_environment_is_refused() -> None:
         Agent("pebble", env, **FAST)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_function_runs_in_a_process_of_its_own() -> None:
     def slow() -> gymnasium.Env:
         return Aims(-1.5)

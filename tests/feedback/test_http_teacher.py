@@ -189,6 +189,7 @@ def test_a_server_says_how_long_to_wait_and_is_not_waited_for_longer_than_for_an
     assert [wait for wait in waits if wait > 1] == [7, 7, 20, 20]
 
 
+@pytest.mark.slow
 def test_waiting_is_bounded_also_where_a_byte_comes_now_and_then(server: Server) -> None:
     over = threading.Event()
 

@@ -132,6 +132,7 @@ def test_twenty_pairs_are_labelled_by_keys_as_they_were_seen(server: Served, vis
     assert all(0 < choice.answered_at - choice.shown_at < 60 for choice in stored.values() if choice.shown_at)
 
 
+@pytest.mark.slow
 def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     given = {}
@@ -172,6 +173,7 @@ def test_a_side_can_be_slightly_better_by_a_key_and_by_a_button(server: Served, 
     assert {query: choice.choice for query, choice in chosen(server.store).items()} == given
 
 
+@pytest.mark.slow
 def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
@@ -192,6 +194,7 @@ def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Serv
     expect(page.locator("#note")).to_have_value("It falls, <b>slowly</b>.")
 
 
+@pytest.mark.slow
 def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
@@ -276,6 +279,7 @@ def test_undo_works_before_the_server_has_told_its_status_and_with_one_of_before
     assert page.evaluate(SHOWN) == first and not server.store.all_chosen()
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_never_sent_is_undone_here(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.wait_for_selector(READY, state="attached")
@@ -354,6 +358,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 1) as server:
         server.store.set_status(Status(1200, 5000, 3, 10, True, 1, "it waits for answers", spare=0))
@@ -439,6 +444,7 @@ def fits_together(page: Page) -> None:
             assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
 
 
+@pytest.mark.slow
 def test_skipped_pairs_are_shown_again_when_they_are_asked_for(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 2) as server:
         page = visit.open(server.link())
@@ -487,6 +493,7 @@ def test_what_can_be_used_now_is_seen(tmp_path: Path, visit: Visit) -> None:
         expect(undo).to_have_attribute("aria-disabled", "true")
 
 
+@pytest.mark.slow
 def test_the_focus_comes_back_with_the_next_pair(tmp_path: Path, visit: Visit) -> None:
     with served(tmp_path, 1) as server:
         page = visit.open(server.link())
@@ -564,6 +571,7 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     assert list(chosen(server.store)) == [first]
 
 
+@pytest.mark.slow
 def test_another_program_at_the_address_takes_no_answer_away(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
@@ -653,6 +661,7 @@ def test_both_clips_keep_one_time(server: Served, visit: Visit) -> None:
     page.wait_for_function("before => document.getElementById('position').textContent !== before", arg=before)
 
 
+@pytest.mark.slow
 def test_single_keys_can_be_turned_off_for_good(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.keyboard.press("?")

@@ -429,6 +429,7 @@ def test_a_connection_that_sends_its_head_in_drops_is_closed(tmp_path: Path) -> 
     raise AssertionError("the connection stayed open")
 
 
+@pytest.mark.slow
 def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n"
     with served(tmp_path, 0) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as patient:

@@ -429,6 +429,7 @@ def test_response_times_are_those_of_the_screen(opened: Open) -> None:
     assert [(c.shown_at, c.answered_at) for c in store.all_chosen()] == [(1003.0, 1020.0), (1011.0, 1012.5)]
 
 
+@pytest.mark.slow
 def test_fifty_people_who_send_things_again_lose_nothing_and_double_nothing(opened: Open) -> None:
     store, people, each = opened(), 50, 4
     asked(store, 0, people * each)

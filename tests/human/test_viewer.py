@@ -181,6 +181,7 @@ def test_a_goal_is_seen_where_it_is(screen: Callable[[bool], Screen], clips: dic
     np.testing.assert_allclose(green.mean(0), [down, right], atol=2)
 
 
+@pytest.mark.slow
 def test_a_goal_is_seen_through_what_hides_it(screen: Callable[[bool], Screen], clips: dict[str, Any]) -> None:
     clip, scene = clips[DOOR]
     top, mark = 1, next(number for number, part in enumerate(scene["parts"]) if part.get("mark"))
@@ -195,6 +196,7 @@ def test_a_goal_is_seen_through_what_hides_it(screen: Callable[[bool], Screen], 
     assert green[0] > 4 and green[1] == 0
 
 
+@pytest.mark.slow
 def test_dragging_turns_the_view_the_wheel_zooms_and_a_double_click_goes_back(
     screen: Callable[[bool], Screen], clips: dict[str, Any]
 ) -> None:

@@ -278,6 +278,7 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_environment_that_repeats_actions_itself_is_not_repeated_again(tmp_path: Path) -> None:
     agent = trained(tmp_path / "run", "Steer-v0", action_repeat=2)
     lengths = []
@@ -293,6 +294,7 @@ def test_an_environment_that_repeats_actions_itself_is_not_repeated_again(tmp_pa
     assert LearnedRewardVecEnvWrapper(inside, tmp_path / "run").reset().shape == (1, 1)
 
 
+@pytest.mark.slow
 def test_of_a_run_with_absorbing_states_both_kinds_of_environment_are_paid(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", "Falls-v0", termination="absorb").run
     assert run is not None

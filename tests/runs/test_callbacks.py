@@ -127,6 +127,7 @@ def test_what_a_callback_logs_is_in_csv_and_tensorboard(tmp_path: Path) -> None:
     assert {"mine/steps", "mine/mean", "mine/hidden"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_a_figure_for_the_csv_is_sb3s_error_and_the_run_can_go_on(tmp_path: Path) -> None:
     def draw(self: Each) -> bool:
         self.logger.record("figure", Figure(None, close=False))

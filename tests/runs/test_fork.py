@@ -170,6 +170,7 @@ def test_a_run_without_a_checkpoint_cannot_be_forked(tmp_path: Path) -> None:
         Agent.fork(tmp_path / "run").learn(10)
 
 
+@pytest.mark.slow
 def test_the_settings_hash_is_the_forks_own(tmp_path: Path, whole: tuple[Path, str]) -> None:
     Agent.fork(whole[0], at=200, out=tmp_path / "fork", gamma=0.9).learn(50)
     told = sha256((tmp_path / "fork" / "config.yaml").read_bytes())

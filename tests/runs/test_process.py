@@ -202,6 +202,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_is_the_same_however_the_program_has_set_pytorch(tmp_path: Path, whole: Path, name: str) -> None:
     def learn() -> None:

@@ -39,6 +39,7 @@ def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
     assert not torch.allclose(runs[0].store.table, runs[1].store.table, atol=0.1)
 
 
+@pytest.mark.slow
 def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     """Then one is due more updates at a step than the others."""
     runs = [build("pebble", seed=seed, total_timesteps=120, pretrain_steps=20) for seed in (0, 1)]

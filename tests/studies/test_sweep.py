@@ -166,6 +166,7 @@ def test_the_locks_of_a_killed_process_are_free(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit(tmp_path: Path) -> None:
     """Another sweep's worker has a run, is halted, then killed: the run is taken over where its checkpoint is."""
     run, told = planned(tmp_path / "run"), []

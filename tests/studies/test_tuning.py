@@ -115,6 +115,7 @@ def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, prun
         assert trial.intermediate_values[step] < before[len(before) // 2] and step > 25
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_to_the_end_that_it_would_have_had(tmp_path: Path) -> None:
     """It is killed before a trial's run begins, and in the middle of another; the two are taken up again."""
     whole = open_study(tmp_path / "whole.db", "median", 100)
