@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 import rlhf_bilevel
 from rlhf_bilevel import Agent, LearnedReward, LearnedRewardVecEnvWrapper, LearnedRewardWrapper
+from rlhf_bilevel.config import BPREF
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.rewards import reward_file
@@ -76,7 +77,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
         return rlhf_bilevel.types.Preferences(*queries, label=(first > second).float())
 
     out = tmp_path_factory.mktemp("runs") / "right"
-    settings = QUICK | {"reward_epochs": 40, "labels": 60}
+    settings = QUICK | {"reward_epochs": 40, "labels": 60} | BPREF
     return Agent("pebble", "Steer-v0", teacher=right, out=out, **settings).learn(400)
 
 
