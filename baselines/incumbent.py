@@ -76,6 +76,5 @@ INCUMBENT = Method(
     learner_rewards=lambda run: [run.store.learned(run.reward)],
     reward_loss=reward_loss,
     diagnose=diagnose,
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5},
     options=IncumbentOptions,
 )

@@ -15,5 +15,5 @@ TWIN = Method(
     learner_rewards=lambda run: [run.store.learned(run.reward)] * 2,
     reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
     # The upper level's pairs are those that the policies visit, as in QPA
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},
+    settings={"other_every": 4},
 )

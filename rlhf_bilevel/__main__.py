@@ -44,6 +44,7 @@ with loading():
         label,
         plot,
         resume,
+        select,
         settings,
         sweep,
         train,
@@ -58,8 +59,8 @@ with loading():
 COMMANDS: dict[str, ModuleType] = {
     command.__name__.rpartition(".")[2].replace("_", "-"): command
     for command in (
-        train, resume, fork, label, watch, sweep, tune, evaluate, explain, export, fit_reward, import_minari, plot,
-        compare, settings, doctor, completion,
+        train, resume, fork, label, watch, sweep, tune, evaluate, select, explain, export, fit_reward, import_minari,
+        plot, compare, settings, doctor, completion,
     )
 }  # fmt: skip
 
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         going_on = "; the same command goes on" if args.command in ("sweep", "tune") else ""
+        if args.command == "select" and args.out and RunFolder(args.out).selecting.is_file():
+            going_on = "; the same command goes on"
         if args.command in ("train", "resume") and args.dir and RunFolder(args.dir).begun:
             going_on = f"; rlhf-bilevel resume {args.dir} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
@@ -106,7 +109,7 @@ def parser() -> Parser:
         does = command.HELP
         epilog = "\n  ".join(("examples:", *command.EXAMPLES))
         sub = commands.add_parser(name, help=does.replace("%", "%%"), description=does, epilog=epilog)
-        sub.set_defaults(command=name, options=sub._option_string_actions, dir=None)
+        sub.set_defaults(command=name, top=top, options=sub._option_string_actions, dir=None)
         command.add_arguments(sub)
     return top
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from rlhf_bilevel.config import Config, current_names, did_you_mean_setting, validate
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
+from rlhf_bilevel.evaluation.selection import ERROR, LABELS, MARGIN
 from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import fork, session
+from rlhf_bilevel.runs import fork, selection, session
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
-from rlhf_bilevel.runs.process import exclusive_training
+from rlhf_bilevel.runs.process import default_torch, exclusive_training
 from rlhf_bilevel.runs.session import NOBODY, Observers, Origin, Session
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.training.method import Method
@@ -307,6 +310,53 @@ class Agent:
         """
         self._trained_model()
         return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
+
+    def select(
+        self,
+        labels: int = LABELS,
+        *,
+        margin: float = MARGIN,
+        error: float = ERROR,
+        segment_length: int | None = None,
+        teacher: Teacher | str | None = None,
+        seed: int = 0,
+        out: Path | str | None = None,
+    ) -> selection.Selection:
+        """Asks the teacher which of the policies that the run kept is best; the agent acts by that one afterwards.
+
+        At most ``labels`` are used (see ``evaluation.selection``). ``teacher`` is as for the agent; None: the run's
+        own. ``segment_length`` is the run's if it is None. ``seed`` fixes episodes and segments. With ``out``, the
+        chosen policy is written into that folder, new or empty, as a run of its own, with all answers; the same call
+        goes on if it was stopped there. People need it: their page is that of ``rlhf-bilevel label OUT``.
+
+        Raises UserError if the run has no folder or kept only one policy, or if something cannot be used.
+        """
+        model, folder = self._trained_model(), self._origin.folder if self._origin else self.out
+        if folder is None or (self._session and self._session.going):
+            raise UserError("policies are chosen in the folder of a run that has ended: give out= to the agent")
+        assert self.config is not None and self.reward is not None
+        words, own = (teacher, None) if isinstance(teacher, str) else (None, teacher)
+        config = selection.selection_config(self.config, labels, segment_length, words, seed)
+        parts = self._parts if teacher is None else self._parts._replace(teacher=own)
+        selection.check_teacher(RunFolder(folder), parts, config, asked=teacher is not None, out=out is not None)
+        if teacher is None and parts.teacher is None:
+            session.check_contacts(folder, config, bool(self._origin and self._origin.trust))
+        spec = replace(self._spec, out=None if out is None else Path(out).absolute())
+        choose = partial(
+            selection.choose, spec, parts, config, model, RunFolder(folder), labels=config.labels, margin=margin,
+            error=error,
+        )  # fmt: skip
+        with default_torch():
+            if spec.out is None:
+                chosen = choose()
+            else:
+                teaching = {key: value for key, value in config.model_dump().items() if key.startswith("teacher_")}
+                new = self.config.model_copy(update=teaching | {"reward": "", "reward_sha256": "", "select_labels": 0})
+                asked = {"of": str(folder), "margin": margin, "error": error, "teacher": teaching}
+                asked |= {key: getattr(config, key) for key in ("labels", "segment_length", "seed")}
+                chosen = session.select(RunFolder(folder), spec, parts, new, model, self.reward, choose, asked)
+        model.num_timesteps = chosen.chosen
+        return chosen
 
     def make_env(self, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
         """The environment as this agent sees it. Each ``stream`` has episodes of its own. ``render_mode``: None or

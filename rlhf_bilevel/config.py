@@ -47,6 +47,9 @@ Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 
+POLICIES = 10  # that a run keeps of its own, see ``Config.policy_steps``
+
+
 def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
     """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
 
@@ -95,6 +98,9 @@ class Config(BaseModel):
     """Length of training in environment steps, those of all learners together."""
     labels: Count = 100
     """Number of answers that may be asked of the teacher in the whole run."""
+    select_labels: Count = 0
+    """Part of the labels that is held back until training has ended, to choose the policy that a user gets among those
+    that were kept (docs/reliable-learning.md)."""
     seed: Count = 0
     """Seed of all random numbers of the run."""
     action_repeat: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -156,9 +162,9 @@ class Config(BaseModel):
     """Whether the critics begin anew at the end of pre-training, as their values are those of state entropy."""
     reset_updates: Times = 100
     """Gradient steps directly after that reset."""
-    critic_layer_norm: bool = False
+    critic_layer_norm: bool = True
     """SAC only: a layer normalisation before each activation of the critics."""
-    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    newest_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of each batch that is drawn from the newest transitions only."""
     newest_rows: Size = 10_000
     """How many transitions count as the newest."""
@@ -211,10 +217,10 @@ class Config(BaseModel):
     # Queries
     segment_length: Size = 50
     """Steps in a segment."""
-    query: Annotated[str, one_of(QUERY_RULES)] = "disagreement"
+    query: Annotated[str, one_of(QUERY_RULES)] = "uniform"
     """Rule that chooses pairs among the candidates. policy_aligned is uniform with the setting policy_aligned (QPA). It
     may be module:NAME."""
-    policy_aligned: bool = False
+    policy_aligned: bool = True
     """Whether candidates are cut from the newest episodes only (aligned_episodes)."""
     query_source: Literal["all", "second", "cross"] = "all"
     """With two learners: whose episodes pairs are cut from. all: both learners'. second: the second learner's. cross:
@@ -225,7 +231,7 @@ class Config(BaseModel):
     """Newest episodes that segments are cut from."""
     aligned_episodes: Size = 10
     """The same when policy_aligned is on."""
-    anchor_share: Share = 0.0
+    anchor_share: Share = 0.5
     """Share of a session's pairs that compare a segment of the newest aligned_episodes with an anchor segment."""
     anchor: Literal["incumbent", "past"] = "incumbent"
     """incumbent: the anchor is one of the best labelled segments. past: any segment since the first label."""
@@ -302,6 +308,8 @@ class Config(BaseModel):
         if filled.get("reward"):
             filled.setdefault("labels", 0)
         steps, labels = filled["total_timesteps"], filled.get("labels", cls.model_fields["labels"].default)
+        held_back = filled.get("select_labels", 0)
+        labels = max(0, labels - held_back) if isinstance(labels, int) and isinstance(held_back, int) else labels
         filled.setdefault("learning_starts", min(1000, steps // 50))
         random_steps = filled["learning_starts"]
         if isinstance(random_steps, int):
@@ -349,6 +357,29 @@ class Config(BaseModel):
             raise ValueError(f"{' and '.join(given)} are {len(given)} teachers: choose one")
         return self
 
+    @property
+    def policy_steps(self) -> list[int]:
+        """Steps at which the policy is kept: ``POLICIES``, evenly spaced, without those of pre-training."""
+        steps = {math.ceil(self.total_timesteps * part / POLICIES) for part in range(1, POLICIES + 1)}
+        return sorted(step for step in steps if step > self.learning_starts + self.pretrain_steps)
+
+    @property
+    def training_labels(self) -> int:
+        """Number of answers that may be asked of the teacher during training."""
+        return self.labels - self.select_labels
+
+    @model_validator(mode="after")
+    def check_selection(self) -> Config:
+        """ValueError if labels are held back that are not there, or that nobody could give at the end of training."""
+        if self.select_labels and self.select_labels >= self.labels:
+            raise ValueError(f"select_labels={self.select_labels} is a part of labels={self.labels}: it must be less")
+        if self.select_labels and (self.teacher_human or self.teacher_replay):
+            reason = "recorded answers cannot tell of new pairs"
+            if self.teacher_human:
+                reason = "people are asked after training, by rlhf-bilevel select RUN --teacher human"
+            raise ValueError(f"select_labels={self.select_labels}: {reason}")
+        return self
+
     @model_validator(mode="after")
     def check_given_reward(self) -> Config:
         """ValueError if somebody would be asked although a reward is given."""
@@ -376,7 +407,7 @@ class ConfigRecord(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     method: str
     env: str
     teacher: str
@@ -387,6 +418,20 @@ class ConfigRecord(BaseModel):
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None
+
+
+BPREF: dict[str, Any] = {
+    "query": "disagreement", "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0,
+    "critic_layer_norm": False,
+}  # fmt: skip
+"""B-Pref's values of settings whose defaults are others here. Until version 2 of config.yaml they were the defaults."""
+
+
+def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a run's config.yaml, with the settings that a run of version 1 had and did not record."""
+    if "versions" not in record or record.get("version", 1) != 1 or not isinstance(record.get("settings"), Mapping):
+        return dict(record)
+    return {**record, "settings": {**BPREF, **record["settings"]}}
 
 
 def check_record(file: object, record: Mapping[str, Any], must_be_complete: bool = True) -> None:
@@ -405,7 +450,7 @@ def check_record(file: object, record: Mapping[str, Any], must_be_complete: bool
             if key == "version":
                 its_version = f"{record[key]!r:.60}"
                 raise UserError(
-                    f"{file} has version {its_version} of the format, and this reads version 1: update it"
+                    f"{file} has version {its_version} of the format, and this reads versions 1 and 2: update it"
                 ) from None
             if key not in missing:
                 raise UserError(f"{file}: {key}={record[key]!r:.60}: {problem['msg']}") from None
@@ -430,16 +475,23 @@ MOVED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Old settings of all runs, still read, and the methods whose options they are today."""
 
+FIGURE1: dict[str, Any] = {
+    "batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
               "reward_lr": 3e-3, "reward_batch": 32, "n_eval_episodes": 5, "action_repeat": 4,
               "segment_length": 25},
     "cpu": {},
-    "paper": {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
-    "paper/Meta-World": {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
-                         "reward_epochs": 10},
+    "paper": BPREF | {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
+    "paper/Meta-World": BPREF | {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
+                                 "reward_epochs": 10},
+    "figure1": FIGURE1 | {"total_timesteps": 125_000, "labels": 100},
+    "figure1/Meta-World": FIGURE1 | {"total_timesteps": 200_000, "labels": 1000, "reward_clip": True,
+                                     "num_interact": 7500, "queries_per_session": 50},
 }  # fmt: skip
-"""Differences from Config's defaults. ``paper`` has B-Pref's sizes, which differ between the two suites.
+"""Differences from Config's defaults. ``paper`` has B-Pref's protocol and sizes, which differ between the two suites.
+``figure1`` is what ``make figure1`` runs.
 
 B-Pref updates the target critics by .005 at every second update; SB3 does it at every update, hence half of that.
 """
@@ -459,14 +511,15 @@ def check_budget(config: Config) -> Config:
     This is not one of ``Config``'s own checks, so that runs made before this check existed can still be read.
     """
     c, most_labels = config, config.sessions * config.queries_per_session
-    if c.labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
+    labels = c.training_labels
+    if labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
         return c
-    problem = f"labels={c.labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
+    problem = f"labels={labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
     if not c.sessions:
         raise UserError(f"{problem}, as no session comes: num_interact={c.total_timesteps} or less")
-    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(c.labels / c.queries_per_session)
+    start, needed = c.learning_starts + c.pretrain_steps, math.ceil(labels / c.queries_per_session)
     every = (c.total_timesteps - start) // (needed - (start > 0))
-    suggestion = f"queries_per_session={math.ceil(c.labels / c.sessions)}" + (
+    suggestion = f"queries_per_session={math.ceil(labels / c.sessions)}" + (
         f" or num_interact={every}" if every else ""
     )
     raise UserError(

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.learning.evidence import HYBRID, SIZE
+from benchmarks.learning.evidence import HYBRID, SIZE, WITHOUT_REMEDIES
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.statistics import improvement, improvement_interval
@@ -38,7 +38,7 @@ from rlhf_bilevel.studies.search_space import as_options
 ENV, STEPS, LABELS, KEEP = "dm_control/walker-walk-v0", 125_000, 100, 12_500
 LAST = 3  # evaluations whose mean stands for a moment of a run
 RUNS, TABLE = Path("runs/collapse"), Path("benchmarks/results/collapse.csv")
-BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {as_options(SIZE | HYBRID)}"
+BASELINE = f"pebble --env {ENV} --steps {STEPS} --labels {LABELS} {as_options(SIZE | HYBRID | WITHOUT_REMEDIES)}"
 REMEDIES = {
     "anchored by the best labelled": "--set anchor_share=0.5",
     "anchored by the past": "--set anchor_share=0.5 --set anchor=past",

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlhf_bilevel.config import BPREF
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table, write_table
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
@@ -40,7 +41,20 @@ Settings = dict[str, Any]
 """Of a run, and its preset where that is another than ``cpu``."""
 
 
-def named(group: str, name: str, method: str, env: str, seed: int, steps: int, settings: Settings) -> Named:
+WITHOUT_REMEDIES: Settings = {"anchor_share": 0.0, "critic_layer_norm": False}
+ALIGNING = ("penalty", "twin", "qpa", "incumbent")  # methods that always had aligned queries and newest batches
+
+
+def former(method: str) -> Settings:
+    """The defaults of ``method`` when most of the groups were run."""
+    return WITHOUT_REMEDIES if method in ALIGNING else BPREF
+
+
+def named(
+    group: str, name: str, method: str, env: str, seed: int, steps: int, settings: Settings, today: bool = False
+) -> Named:
+    """A run with the defaults of ``former``, or ``today`` with those that are in force."""
+    settings = settings if today else former(method) | settings
     out = RUNS / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     own = {"total_timesteps": steps, "seed": seed} | {key: value for key, value in settings.items() if key != "preset"}
     return Named(name, RunSpec.of(method, env, own, preset=settings.get("preset", "cpu"), threads=1, out=out))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,6 +85,14 @@ def integer(value: str) -> int:
         return parse_int(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r:.60} is not a whole number") from None
+
+
+def number(value: str) -> float:
+    """A finite number."""
+    with suppress(ValueError):
+        if isfinite(found := float(value)):
+            return found
+    raise argparse.ArgumentTypeError(f"{value!r:.60} is not a number")
 
 
 def up_to(most: int, least: int = 1) -> Callable[[str], int]:

@@ -24,14 +24,11 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Work:
     def work() -> None:
-        from rlhf_bilevel.__main__ import parser
-
-        top = parser()
-        commands = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+        commands = next(action for action in args.top._actions if isinstance(action, argparse._SubParsersAction))
         for command in commands.choices.values():
             for action in command._actions:
                 if action.type is METHOD:
                     action.choices = tuple(METHODS)
-        print(shtab.complete(top, args.shell))
+        print(shtab.complete(args.top, args.shell))
 
     return work

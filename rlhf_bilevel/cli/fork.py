@@ -18,7 +18,7 @@ from rlhf_bilevel.runs.spec import check_owners
 HELP = "a new run that goes on from a checkpoint of another: more steps, more labels, other settings"
 EXAMPLES = (
     "rlhf-bilevel fork runs/walker --steps 150000 --labels 800 --out runs/longer",
-    "rlhf-bilevel fork runs/walker --at 60000 --set anchor_share=0.5 --out runs/anchored",
+    "rlhf-bilevel fork runs/walker --at 60000 --set anchor_share=0.8 --out runs/anchored",
 )
 
 

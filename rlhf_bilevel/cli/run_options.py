@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel.cli.arguments import THREADS, integer, one_of, positive, up_to
-from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options
+from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options, preset_settings, upgrade
+from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.registries import LEARNERS, METHODS
@@ -75,9 +76,11 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
         assigned(args.set), methods
     )
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
-    settings = {"seed": 0} | {key: value for key, value in filed.items() if value is not None} | given
+    preset = preset_settings(args.preset, registry.resolve(env))
+    budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}
+    settings = {"seed": 0} | budget | {key: value for key, value in filed.items() if value is not None} | given
     if "total_timesteps" not in settings:
-        raise UserError("--steps is missing, and no --config gives it")
+        raise UserError(f"--steps is missing, and neither --config nor --preset {args.preset} gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
     options |= {"algorithm": args.algorithm or ""}
     return RunSpec.of(method, env, settings, **options | others)
@@ -96,6 +99,7 @@ def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping
     if "settings" not in told:
         return current_names(told, methods)
     check_record(file, told, must_be_complete=False)
+    told = upgrade(told)
     if not taught and told.get("teacher", BY_SETTINGS) not in OURS:
         raise UserError(f"{file} had a teacher of its own, {told['teacher']}: choose another with --teacher")
     for key, value in told["settings"].items():

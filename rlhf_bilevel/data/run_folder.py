@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from rlhf_bilevel.config import (
     nest_options,
     network_sizes,
     num_weights,
+    upgrade,
     validate,
 )
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
@@ -54,7 +56,7 @@ from rlhf_bilevel.utils.versions import current_commit, installed_versions
 
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-    from torch import nn
+    from torch import Tensor, nn
 
 CONFIG, PROGRESS, EVALUATIONS = "config.yaml", "progress.csv", "evaluations.csv"
 STEP = "time/total_timesteps"  # column of PROGRESS
@@ -68,6 +70,7 @@ BEGINNING = re.compile(
     r"events\.out\.tfevents\..*|checkpoints"
 )
 """Names of the files that a fork begins with. ``FORKING`` exists from before the first of them until all exist."""
+POLICY = re.compile(r"step-(\d{9,})\.safetensors")
 TAIL = 2**16  # bytes at the end of PROGRESS that hold its last row
 
 
@@ -83,6 +86,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # a folder
         self.model = path / "model.zip"  # for other programs
         self.policy = path / "policy.safetensors"
+        self.policies = path / "policies"  # a folder: what the policy was at each tenth of the steps, and at the end
+        self.selection = path / "selection.json"  # which of them the teacher preferred
+        self.selecting = path / "selecting.json"  # what is asked for, while a folder of ``select`` is not complete
         self.reward = path / "reward.safetensors"
         self.preferences = path / "preferences.parquet"  # all queries, as a preference dataset
         self.learning_curve = path / "learning_curve.png"
@@ -149,6 +155,13 @@ class RunFolder:
         check_folder(self.path, writes)
         return self
 
+    def clear_selection(self) -> None:
+        """Removes what a selection that got no answer has written. The lock on the folder stays."""
+        for path in self.path.iterdir():
+            if path not in (self.lock_file, self.selecting):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.selecting.unlink(missing_ok=True)  # last: it says what the folder is
+
     def lock(self) -> FileLock:
         """The run's lock, taken: who trains the run holds it. LockedError if another process does."""
         run_lock = lock(self.lock_file)
@@ -174,7 +187,7 @@ class RunFolder:
         """
         record = read_yaml(self.config)
         check_record(self.config, record, must_be_complete)
-        return record
+        return upgrade(record)
 
     def trusted_config(self, trust: bool, custom: Collection[str] = ()) -> dict[str, Any]:
         """All of config.yaml, with its settings checked. UserError if it names a module to import, unless ``trust``.
@@ -246,15 +259,44 @@ class RunFolder:
         write(self.policy, to_bytes(model.policy.state_dict()))
         write(self.reward, reward)
         logs = [log for log in (self.progress, self.evaluations) if log.is_file()]
-        write_sums(self.path, [file.name for file in (self.config, self.model, self.policy, self.reward, *logs)])
+        logs += [self.selection] if self.selection.is_file() else []
+        files = [self.config, self.model, self.policy, self.reward, *logs, *self.kept_policies().values()]
+        write_sums(self.path, [str(file.relative_to(self.path)) for file in files])
+
+    def keep_policy(self, step: int, policy: nn.Module) -> None:
+        """Keeps what the policy is at this step: of an actor-critic the actor, of any other all weights."""
+        from safetensors.torch import save as to_bytes
+
+        with naming_write_errors(self.policies):
+            self.policies.mkdir(exist_ok=True)
+        weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
+        acting = {name: value for name, value in weights.items() if name.startswith("actor.")} or weights
+        write(self.policies / f"step-{step:09d}.safetensors", to_bytes(acting))
+
+    def kept_policies(self) -> dict[int, Path]:
+        """The files of the policies that were kept, by their step, in order."""
+        files = {path: POLICY.fullmatch(path.name) for path in self.policies.glob("step-*")}
+        return dict(sorted((int(match[1]), path) for path, match in files.items() if match))
+
+    def read_policy(self, step: int, policy: nn.Module) -> None:
+        """Makes ``policy`` act as ``keep_policy`` found it at this step. CorruptFileError if the file does not fit, or
+        if the run has ended and the file has changed since.
+        """
+        file, weights = self.policies / f"step-{step:09d}.safetensors", policy.state_dict()
+        name, limit = str(file.relative_to(self.path)), _num_bytes(weights) + HEADER
+        data = read_verified(self.path, name, limit) if self.ended else read(file, limit)
+        try:
+            policy.load_state_dict(weights | load_tensors(data, file))
+        except RuntimeError as error:
+            raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
     def read_models(self, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
         """Loads the weights into a model and a reward of the same settings. CorruptFileError if a file has changed."""
         read_verified(self.path, CONFIG, YAML_LIMIT)
         for module, file in ((model.policy, self.policy), (reward, self.reward)):
-            size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+            limit = _num_bytes(module.state_dict()) + HEADER
             try:
-                module.load_state_dict(load_tensors(read_verified(self.path, file.name, size + HEADER), file))
+                module.load_state_dict(load_tensors(read_verified(self.path, file.name, limit), file))
             except RuntimeError as error:
                 raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
 
@@ -280,6 +322,10 @@ class RunFolder:
                 raise CorruptFileError(
                     f"{file} does not fit {CONFIG}, which tells of at least {least_weights:,} weights"
                 )
+
+
+def _num_bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in weights.values())
 
 
 def runs_in(path: Path, depth: int = 1) -> list[RunFolder]:

@@ -59,11 +59,11 @@ class HumanTeacher:
     """A teacher that asks people through the label store of the run in ``folder``.
 
     Use it in a ``with`` statement: the label store is open inside. ``recorder`` makes the clips, from rows of
-    ``buffer``.
+    ``buffer``. ``resume`` is the command that goes on if this process is stopped.
     """
 
     def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipSource, folder: Path) -> None:
-        self.recorder = recorder
+        self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
         self._config, self._buffer, self._folder = config, buffer, folder
         self._stored_scenes, self._announced = set[str](), False
         self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
@@ -85,7 +85,7 @@ class HumanTeacher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        stopped = f"Training has stopped. rlhf-bilevel resume {self._folder} continues it."
+        stopped = f"Training has stopped. {self.resume} continues it."
         with suppress(*DATABASE_ERRORS):
             self._report(False, 0, None, stopped if kind else "Training has come to its end.")
         self._label_store.close()

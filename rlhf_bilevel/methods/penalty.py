@@ -74,7 +74,7 @@ def sides(run: Run) -> tuple[float, float]:
     With ``careful_from=last_label`` the forward side turns into the one-sided one when all labels have been given.
     """
     o, sigma = run.options, run.state.memory.get("sigma", run.options.sigma)
-    careful = o.careful_from == "last_label" and len(run.prefs) >= run.config.labels
+    careful = o.careful_from == "last_label" and len(run.prefs) >= run.config.training_labels
     return tilts(-sigma if o.sides == "forward" and not careful else sigma, o.sides == "two")
 
 
@@ -179,5 +179,5 @@ def agent(options: PenaltyOptions) -> int:
 PENALTY = Method(
     "penalty", 2, learner_rewards, reward_loss, agent, update_estimates, diagnose, state=CostState.of,
     options=PenaltyOptions,
-    settings={"query": "uniform", "policy_aligned": True, "newest_share": 0.5, "other_every": 4},  # twin's
+    settings={"other_every": 4},  # twin's
 )  # fmt: skip

@@ -43,7 +43,7 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Learner, Preferences, Teacher
 from rlhf_bilevel.utils.files import check_memory
 
-TRAINING, EVALUATION, TEST = range(3)  # streams of episodes; both learners meet the same training episodes
+TRAINING, EVALUATION, TEST, SELECTION = range(4)  # streams of episodes; both learners meet the same training episodes
 
 
 class Parts(NamedTuple):
@@ -148,7 +148,7 @@ def build(
             training, recorder = recorded_envs(spec, config, training, store)
         except UserError as error:
             warnings.warn(f"the teacher gets states and actions alone: {error}", stacklevel=3)
-    teacher = _make_teacher(spec, parts, config, store, prefs, recorder, used_sessions)
+    teacher = make_teacher(spec, parts, config, store, prefs, recorder, used_sessions)
     learners = [make_learner(parts, config, env, store, number, spec.device) for number, env in enumerate(training)]
     rng = torch.Generator().manual_seed(config.seed)
     reward = RewardEnsemble.of(config, *sizes, rng)
@@ -219,13 +219,15 @@ def load_learnt(folder: Path, spec: RunSpec, parts: Parts, config: Config) -> tu
     return model, reward
 
 
-def recorded_envs(spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer) -> tuple[list[Any], Any]:
+def recorded_envs(
+    spec: RunSpec, config: Config, training: list[Any], store: ReplayBuffer, stream: int = TRAINING
+) -> tuple[list[Any], Any]:
     """The same environments, recorded so that people can watch segments, and the ``ClipRecorder``."""
     from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 
     assert spec.out is not None
     recorder = ClipRecorder(spec.out)
-    recorded = [RecordedEnv(make_posed_env(spec.env, config, TRAINING), store, recorder) for _ in training]
+    recorded = [RecordedEnv(make_posed_env(spec.env, config, stream), store, recorder) for _ in training]
     for env in training:
         env.close()
     return recorded, recorder
@@ -250,7 +252,7 @@ def _with_settings(make: Callable[..., Any], env_id: str, config: Config, stream
     return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, **env_arguments(c))
 
 
-def _make_teacher(
+def make_teacher(
     spec: RunSpec,
     parts: Parts,
     config: Config,
@@ -259,6 +261,9 @@ def _make_teacher(
     recorder: Any,
     used_sessions: int,
 ) -> Teacher:
+    """The teacher of a run, or as its settings say. It is asked about segments of ``store``; ``prefs`` are the answers
+    so far.
+    """
     if parts.teacher is not None:
         return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
     if config.teacher_object:

@@ -20,6 +20,7 @@ from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import capture, restore
+from rlhf_bilevel.types import Teacher
 
 THRIFT = 100  # checkpoints by time take at most 1 / THRIFT of a run's time
 Marks = dict[str, Any]
@@ -123,6 +124,10 @@ class CheckpointManager:
         ):
             return
         self._save(run, marks, keep)
+
+    def recorded(self, teacher: Teacher) -> Teacher:
+        """A teacher that is asked after the run's own; its answers are on the disk before they are used, too."""
+        return RecordedTeacher(teacher, self._labels, self._teacher.session)
 
     def finish(self, run: Run, marks: Callable[[], Marks]) -> None:
         """To be called at the end of a run: its last state is kept, so that ``fork`` can continue from there."""

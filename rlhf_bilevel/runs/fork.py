@@ -77,8 +77,9 @@ def check(loaded: Checkpoint, old: Config, new: Config) -> None:
             f"steps={new.total_timesteps}: the checkpoint is at step {loaded.step}, and a fork must end after it"
         )
     used = sum(loaded.tree["sessions"])
-    if new.labels < used:
-        raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already")
+    if new.training_labels < used:
+        held_back = f" (select_labels={new.select_labels} are held back)" if new.select_labels else ""
+        raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already{held_back}")
 
 
 def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:

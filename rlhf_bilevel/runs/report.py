@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.utils.files import one_line
+from rlhf_bilevel.utils.files import one_line, read_json
 
 
 def prepare_streams() -> None:
@@ -44,6 +44,15 @@ def user_message(error: BaseException) -> str | None:
 def print_error(line: str) -> None:
     """Prints an error on standard error, in one line."""
     print(f"rlhf-bilevel: {' '.join(line.split())}", file=sys.stderr)
+
+
+def print_selection(out: Path) -> None:
+    """Prints which policy was chosen with labels that were held back, if any were."""
+    if RunFolder(out).selection.is_file():
+        told = read_json(RunFolder(out).selection)
+        last = told["steps"][-1]
+        which = "the last one" if told["chosen"] == last else f"that of step {told['chosen']:,}, not the last"
+        print(f"The policy that was chosen is {which}: {told['labels']} labels more ({RunFolder(out).selection}).")
 
 
 def print_result(out: Path, reference: Path | None) -> None:
@@ -82,4 +91,6 @@ def print_result(out: Path, reference: Path | None) -> None:
             text += f" (mean of {len(sac_returns)} seeds)" if len(sac_returns) > 1 else " (one seed)"
         else:
             text += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({step_list})"
-    print(f"{text}.\nLearning curve: {draw(records, RunFolder(out).learning_curve)}\nRun: {out}")
+    print(f"{text}.")
+    print_selection(out)
+    print(f"Learning curve: {draw(records, RunFolder(out).learning_curve)}\nRun: {out}")

@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config, parse_keep_every, validate
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
@@ -33,7 +34,7 @@ from rlhf_bilevel.learners.off_policy import on_its_own
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
-from rlhf_bilevel.runs import asked_queries, fork
+from rlhf_bilevel.runs import asked_queries, fork, selection
 from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_run, make_env, training_envs
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Learner, Metrics
-from rlhf_bilevel.utils.files import check_trust
+from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, to_json, write
 from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.versions import installed_versions
 
@@ -121,6 +122,27 @@ class Session:
         if fault := why_no_label(self.run):
             raise UserError(fault)
 
+    def _keep_policy(self) -> None:
+        """Keeps the agent's policy in the run's folder. If that fails, the run goes on without it."""
+        try:
+            self.spec.folder.keep_policy(self.run.step, self.model.policy)
+        except OSError as error:
+            warnings.warn(f"the policy of step {self.run.step} is not kept: {error}", stacklevel=2)
+
+    def _select(self, keeper: CheckpointManager) -> None:
+        """Spends the labels that were held back: the agent's model acts by the policy that is preferred."""
+        run, folder = self.run, self.spec.folder
+        try:
+            labels = run.config.select_labels
+            config = selection.selection_config(run.config, labels)
+            chosen = selection.choose(
+                self.spec, self.parts, config, self.model, folder, labels, recorded=keeper.recorded
+            )
+        except selection.NoChoiceError as problem:
+            warnings.warn(f"the last policy stays: {problem}", stacklevel=2)
+            return
+        write_selection(folder.path, chosen)
+
     @contextmanager
     def recording(self, observers: Observers) -> Iterator[Callable[[Metrics], bool]]:
         """Gives a function that takes the metrics of each step and returns whether to go on.
@@ -154,6 +176,7 @@ class Session:
                 stack.enter_context(people)
             log = stack.enter_context(closing(Log(spec.out, observers.screen, run.step, events, extra)))
             bar = stack.enter_context(closing(make_progress_bar(run, observers.progress_bar)))
+            policy_steps = frozenset(config.policy_steps)
             hooks = None if callback is None else Hooks(run, self.agent, callback, log.logger)
 
             def record(row: Metrics) -> bool:
@@ -169,6 +192,8 @@ class Session:
                 self.model.num_timesteps = run.step
                 go_on = hooks is None or hooks.step(row)
                 log.write(row)
+                if spec.out and run.step in policy_steps:
+                    self._keep_policy()
                 if go_on and keeper and "rollout/true_return" in row:  # between two episodes
                     with delayed_interrupts():
                         keeper.offer(run, marks)
@@ -186,9 +211,13 @@ class Session:
                 log.flush()
             if keeper and spec.out and not why_no_label(run):
                 with delayed_interrupts():
+                    self._keep_policy()
+                    keeper.finish(run, marks)
+                if config.select_labels:
+                    self._select(keeper)
+                with delayed_interrupts():
                     if questions := asked_queries.read_run(spec.out, trust=True):
                         questions.write(spec.folder.preferences)
-                    keeper.finish(run, marks)
                     write_learnt(spec.out, spec.env, config, self.model, run.reward)
 
 
@@ -211,6 +240,8 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     """A run at its first step, with its folder; no other process can take it until the run ends."""
     spec = replace(spec, out=spec.out and spec.out.absolute())  # also if the program changes its folder
     config = spec.resolve(parts.method)
+    if config.select_labels and not spec.out:
+        raise UserError(f"select_labels={config.select_labels}: policies are kept in the run's folder, give it as out=")
     if spec.out:
         check_vacant(spec.out)
         with preserved_generators(), Interrupts():
@@ -298,6 +329,8 @@ def resume(
     with exclusive_training():
         lock = spec.folder.lock()
         try:
+            if spec.folder.selecting.is_file():
+                raise UserError(f"{folder} is no run: the same rlhf-bilevel select command goes on with it")
             if spec.folder.ended:  # under the lock, as another process may just have ended it
                 raise UserError(f"{folder} has come to its end: there is nothing to resume")
             for name, version in installed_versions().items():
@@ -358,7 +391,12 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
 
 
 def save(
-    folder: Path, spec: RunSpec, parts: Parts, config: Config, model: BaseAlgorithm, reward: RewardEnsemble
+    folder: Path,
+    spec: RunSpec,
+    parts: Parts,
+    config: Config,
+    model: BaseAlgorithm,
+    reward: RewardEnsemble,
 ) -> None:
     """Writes what ``build.load_learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is a
     pickle.
@@ -375,6 +413,54 @@ def save(
         elif not (RunFolder(folder).ended and RunFolder(folder).has_config(record)):
             raise UserError(f"{folder} holds something else than this agent, and is not overwritten: choose another")
         write_learnt(folder, spec.env, config, model, reward)
+
+
+def select(
+    source: RunFolder,
+    spec: RunSpec,
+    parts: Parts,
+    config: Config,
+    model: BaseAlgorithm,
+    reward: RewardEnsemble,
+    choose: Callable[..., selection.Selection],
+    request: Mapping[str, Any],
+) -> selection.Selection:
+    """Chooses a policy of the run ``source``, and writes it as a run into the folder ``spec.out``, with all answers.
+
+    ``choose`` is ``selection.choose``, without its argument ``recorded``. A selection that was stopped after its first
+    answer goes on if ``request`` is the same; UserError if the folder holds anything else.
+    """
+    assert spec.out is not None
+    check_outside(spec.out, source.path)
+    folder, asked_for = spec.folder, to_json(request).encode()
+    with delayed_interrupts():
+        spec.out.mkdir(parents=True, exist_ok=True)
+        lock = folder.lock()
+    try:
+        if folder.ended or not folder.selecting.is_file() or read(folder.selecting, JSON_LIMIT) != asked_for:
+            check_vacant(spec.out)
+        write(folder.selecting, asked_for)
+        folder.write_config(config_record(spec, parts, config))
+        with closing(LabelLog(folder.labels)) as log:
+            try:
+                chosen = choose(recorded=lambda teacher: RecordedTeacher(teacher, log))
+            except BaseException:
+                if not len(log):
+                    folder.clear_selection()
+                raise
+        model.num_timesteps = chosen.chosen
+        with delayed_interrupts():
+            write_selection(spec.out, chosen)
+            write_learnt(spec.out, spec.env, config, model, reward)
+            folder.selecting.unlink()
+    finally:
+        lock.release()
+    return chosen
+
+
+def write_selection(folder: Path, chosen: selection.Selection) -> None:
+    """Writes which policy was chosen, and how, into a run's folder."""
+    write(RunFolder(folder).selection, to_json(chosen.record(), indent=1).encode())
 
 
 def write_learnt(folder: Path, env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> None:

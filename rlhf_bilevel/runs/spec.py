@@ -34,6 +34,7 @@ from rlhf_bilevel.config import (
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.evaluation.selection import ERROR, MARGIN, lead_of
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.utils.files import one_line
 from rlhf_bilevel.utils.suggest import did_you_mean
@@ -134,7 +135,8 @@ class RunSpec:
         for table, name in names:
             if name and name not in table.ours:
                 _ = table[name]  # what is not ours is checked before anything is written
-        return check_budget(config).model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
+        check_selection(check_budget(config))
+        return config.model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
         """``config`` with segments that fit into episodes of at most ``limit`` simulator steps, and a sentence if it
@@ -196,6 +198,15 @@ def _value_text(value: Any) -> str:
 def method_by_name(name: str) -> Method:
     """The method with that name. UserError, with the nearest name, if there is none."""
     return METHODS[name]  # imports torch
+
+
+def check_selection(config: Config) -> Config:
+    """Returns ``config``. UserError if no policy could be chosen at the end of such a run."""
+    if config.select_labels and config.select_labels < (least := lead_of(MARGIN, ERROR)):
+        raise UserError(f"select_labels={config.select_labels}: no test can be decided with fewer than {least}")
+    if config.select_labels and len(config.policy_steps) < 2:
+        raise UserError(f"select_labels={config.select_labels}: a run with these phases keeps only one policy")
+    return config
 
 
 def check_options(settings: Mapping[str, Any], method: Method) -> None:

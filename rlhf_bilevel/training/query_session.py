@@ -24,11 +24,11 @@ def labels_due(run: Run) -> int:
     Labels that earlier sessions did not get, because there was no new pair to ask about, are asked for in addition.
     """
     c = run.config
-    left = c.labels - len(run.prefs)
+    left = c.training_labels - len(run.prefs)
     # How many steps are left at this session and at each later one
     steps_left = [c.total_timesteps - step for step in range(run.step, c.total_timesteps + 1, c.num_interact)]
     if c.label_schedule == "constant":
-        return min(left, max(c.queries_per_session, math.ceil((c.labels - len(run.asked)) / len(steps_left))))
+        return min(left, max(c.queries_per_session, math.ceil((c.training_labels - len(run.asked)) / len(steps_left))))
     return round(left * steps_left[0] / sum(steps_left)) if len(steps_left) > 1 else left
 
 
@@ -40,7 +40,7 @@ def query_session(run: Run, count: int) -> int:
     with torch.no_grad():
         answers = ask_teacher(run.teacher, pairs)
         # A teacher may also answer older queries now, so that more answers come than were asked for
-        answers = select(answers, slice(run.config.labels - len(run.prefs)))
+        answers = select(answers, slice(run.config.training_labels - len(run.prefs)))
         # Before the first session the reward is untrained, and its loss means nothing
         output = logits(run.reward, answers) if run.learnt else torch.zeros_like(answers.label)
         run.prefs.add(answers, cross_entropy(output, answers.label))

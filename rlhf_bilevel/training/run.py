@@ -104,7 +104,7 @@ class Run:
 
 def set_learner_rewards(run: Run) -> None:
     """Gives each learner its reward as it is now: state entropy before the first fit, then what the method says."""
-    careful = run.config.pessimism_from == "start" or len(run.prefs) >= run.config.labels
+    careful = run.config.pessimism_from == "start" or len(run.prefs) >= run.config.training_labels
     run.reward.pessimism = run.config.pessimism if careful else 0.0
     pretraining = run.method.reward_loss is not None and not run.learnt
     exploring = state_entropy_reward(run.store, run.config, run.rng["entropy"])

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
-from rlhf_bilevel.cli.settings import settings
+from rlhf_bilevel.cli.settings import settings, written
 from rlhf_bilevel.config import PRESETS, Config, validate
 from rlhf_bilevel.registries import METHODS
 
@@ -34,7 +34,7 @@ def test_a_methods_own_settings_come_first_with_a_text(method: str) -> None:
         assert row.text[-1:] == "." and row.values, row.name
     defaults = {row.name: row.default for row in rows}
     for name, value in METHODS[method].settings.items():
-        assert defaults[name].lower() == str(value).lower()
+        assert defaults[name] == written(value)
 
 
 def test_a_default_that_is_listed_can_be_set(capsys: pytest.CaptureFixture) -> None:

@@ -162,7 +162,7 @@ def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
 
 def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
     settings = {"total_timesteps": 120, "pretrain_steps": 20, "labels": 20, "queries_per_session": 10}
-    run, calls = build("pebble", query="k_center+entropy", **settings), []
+    run, calls = build("pebble", query="k_center+entropy", anchor_share=0, **settings), []
 
     def spy(name: str, members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
         chosen = choose(name, members, candidates, asked, count)
@@ -236,7 +236,7 @@ def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule(
         for _ in range(20):
             run.store.add(*(np.full(1, episode, np.float32) for _ in range(3)), float(episode), False)
     for settings, expected in (
-        ({}, {2, 3, 4}),
+        ({"policy_aligned": False}, {2, 3, 4}),
         ({"policy_aligned": True}, {3, 4}),
         ({"policy_aligned": True, "query": "k_center+entropy"}, {3, 4}),
         ({"query": "policy_aligned"}, {3, 4}),

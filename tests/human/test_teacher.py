@@ -37,7 +37,7 @@ from rlhf_bilevel.human.tables import (
     SLIGHTLY_LEFT,
     SLIGHTLY_RIGHT,
 )
-from rlhf_bilevel.runs import build
+from rlhf_bilevel.runs import build, selection
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.types import Preferences, Queries
@@ -396,3 +396,62 @@ def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:
     with entered(begun, share=1.0) as people, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(people(queries(6)).label) == 0
+
+
+def choose(run: Path, new: Path | None, teacher: str) -> selection.Selection:
+    return Agent.load(run).select(12, teacher=teacher, out=new)
+
+
+def fake_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(spec: Any, config: Any, envs: list[Any], store: ReplayBuffer, stream: int) -> tuple[list[Any], Any]:
+        assert stream == build.SELECTION
+        return envs, FakeRecorder(store)
+
+    monkeypatch.setattr(selection, "recorded_envs", recorded)
+
+
+def test_people_choose_the_policy_that_the_oracle_chooses(
+    tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_clips(monkeypatch)
+    new = tmp_path / "new"
+    with person(new):
+        chosen = choose(oracle[0], new, "human")
+    assert chosen == choose(oracle[0], None, "oracle")
+    assert Agent.load(new).predict(torch.zeros(1).numpy())[0].shape == (1,)
+    assert len(load(new)) == chosen.labels and set(load(new).labeller) == {"Ann"}
+
+
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 3])
+def test_people_s_answers_are_not_lost_if_a_selection_is_killed(
+    tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    fake_clips(monkeypatch)
+    new = tmp_path / "new"
+
+    def stop() -> None:
+        ask, left = selection._Pairs.ask, iter(range(100))
+
+        def doomed(self: Any, *both: Any) -> Any:
+            if next(left) == asked:
+                kill()
+            return ask(self, *both)
+
+        selection._Pairs.ask = doomed  # type: ignore[method-assign]
+        choose(oracle[0], new, "human")
+
+    with person(new):
+        assert child(stop) == 9
+        with pytest.raises(UserError, match="the same rlhf-bilevel select command goes on"):
+            Agent.resume(new)
+        with pytest.raises(UserError, match="exists already"):
+            Agent.load(oracle[0]).select(13, teacher="human", out=new)
+        chosen = choose(oracle[0], new, "human")
+    assert chosen == choose(oracle[0], None, "oracle")
+    with LabelStore.of(new) as label_store:
+        assert len(label_store.all_chosen()) == chosen.labels
+
+
+def test_people_are_asked_through_a_folder(oracle: tuple[Path, str]) -> None:
+    with pytest.raises(UserError, match=r"give a new folder as out= .--out"):
+        choose(oracle[0], None, "human")

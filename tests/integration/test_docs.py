@@ -81,7 +81,7 @@ def test_the_python_for_a_reward_elsewhere_runs(
     (example,) = blocks("python", ELSEWHERE)
     names: dict = {}
     exec(
-        example.replace("10_000", "500")
+        example.replace("10_000", "300")
         .replace("labels=100", "labels=4, reward_net_arch=(8,), queries_per_session=4")
         .replace('PPO("MlpPolicy", venv)', 'PPO("MlpPolicy", venv, n_steps=64)'),
         names,

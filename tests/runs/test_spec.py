@@ -20,6 +20,7 @@ from rlhf_bilevel.runs import session
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.worker import all_settings, main, work
+from rlhf_bilevel.utils.files import write_sums
 from tests.conftest import SMALL
 
 ENV = "tests.conftest:Steer-v0"
@@ -117,7 +118,7 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     found += [all_settings(RunSpec.from_json(started[0].to_json()))]
     assert all(settings == found[0] for settings in found)
     assert (found[0]["reward_damping"], found[0]["net_arch"], found[0]["teacher_mistake"]) == (7.5, [16, 16], 0.2)
-    assert found[0]["newest_share"] == METHODS["penalty"].settings["newest_share"]
+    assert found[0]["other_every"] == METHODS["penalty"].settings["other_every"]
 
 
 class Ended:
@@ -190,3 +191,42 @@ def test_what_is_no_spec_is_called_so(text: str) -> None:
 def test_every_setting_says_what_it_is_at_run_time() -> None:
     assert [name for name, field in Config.model_fields.items() if not field.description] == []
     assert Config.model_fields["eval_freq"].description == "Steps between two evaluations."
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "steps", "labels"),
+    [
+        ("walker_walk", "", 125_000, 100),
+        ("metaworld_door-open-v2", "", 200_000, 1000),
+        ("walker_walk", "--steps 5000 --labels 7", 5000, 7),
+    ],
+)
+def test_the_preset_of_figure_1_has_its_steps_and_labels(env: str, options: str, steps: int, labels: int) -> None:
+    args = parser().parse_args(["train", "pebble", "--env", env, "--preset", "figure1", *options.split()])
+    spec = run_options.spec(args, "pebble", env)
+    config = spec.resolve()
+    assert (spec.steps, config.total_timesteps, config.labels, config.action_repeat) == (steps, steps, labels, 2)
+    assert (config.anchor_share, config.critic_layer_norm, config.policy_aligned) == (0.5, True, True)
+
+
+def test_the_preset_of_the_paper_has_what_b_pref_has() -> None:
+    config = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 9000}, preset="paper").resolve()
+    assert (config.query, config.policy_aligned, config.anchor_share) == ("disagreement", False, 0)
+    assert (config.newest_share, config.critic_layer_norm) == (0, False)
+
+
+def test_a_run_of_before_keeps_the_defaults_of_before(tmp_path: Path) -> None:
+    """Its config.yaml is of version 1, and has no setting that did not exist."""
+    out = tmp_path / "run"
+    settings = {key: value for key, value in FEW.items() if key != "total_timesteps"}
+    Agent("pebble", ENV, out=out, **settings | {"critic_layer_norm": False, "anchor_share": 0}).learn(90)
+    lines = [
+        line.replace("version: 2", "version: 1")
+        for line in (out / "config.yaml").read_text().splitlines(keepends=True)
+        if not line.startswith(("  critic_layer_norm:", "  anchor_share:"))
+    ]
+    (out / "config.yaml").write_text("".join(lines))
+    write_sums(out, [path.name for path in out.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
+    agent = Agent.load(out)
+    assert agent.config is not None and not agent.config.critic_layer_norm and agent.config.anchor_share == 0
+    agent.evaluate(1)

@@ -86,7 +86,7 @@ def test_a_setting_that_is_given_stays_and_unknown_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="sigmaa"):
         Config(total_timesteps=1000, sigmaa=3)
     for name in PRESETS:
-        Config(total_timesteps=1000, **PRESETS[name])
+        Config(**{"total_timesteps": 1000, **PRESETS[name]})
 
 
 def test_labels_are_asked_in_sessions_within_their_budget() -> None:
