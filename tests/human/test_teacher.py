@@ -496,7 +496,7 @@ def test_people_s_answers_are_not_lost_if_a_selection_is_killed(
         chosen = choose(oracle[0], new, "human")
     assert chosen == choose(oracle[0], None, "oracle")
     with LabelStore.of(new) as label_store:
-        assert len(label_store.all_chosen()) == chosen.labels
+        assert len({choice.query_id for choice in label_store.all_chosen()}) == chosen.labels  # some are shown twice
 
 
 def test_people_are_asked_through_a_folder(oracle: tuple[Path, str]) -> None:
