@@ -70,7 +70,7 @@ class ReplayBuffer:
 
         Episodes are cut to the rows from ``since`` on; those with fewer than ``least`` rows are left out.
         """
-        ends = [*self._starts[1:], self.size]
+        ends = [*self._starts, self.size][1:]
         return [
             (max(start, since), end)
             for start, end, who in zip(self._starts, ends, self._writers, strict=True)

@@ -79,7 +79,10 @@ def fails(capsys: pytest.CaptureFixture, *command: str) -> str:
             "unknown argument '--lables'; did you mean '--labels'?",
         ),
         ("compare runs --baselin pebble", "unknown argument '--baselin'; did you mean '--baseline'?"),
-        ("compare runs --reference twin", "unknown argument '--reference'; known are --baseline, --help, --json, -h"),
+        (
+            "compare runs --reference twin",
+            "unknown argument '--reference'; known are --at-minutes, --baseline, --help, --json, -h",
+        ),
         ("sweep pebble pebbel --env Pendulum-v1 --steps 9", "unknown method 'pebbel'; did you mean 'pebble'?"),
         ("sweep pebble --env Pendulm-v1 --steps 9", "Pendulum-v1"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --teacher human", "people label one run at a time"),
