@@ -119,7 +119,10 @@ def test_where_recent_segments_do_not_differ_any_difference_is_seen_at_once() ->
     teacher._store.env_reward[:] = 1.0
     assert teacher(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]
     assert teacher.seconds == pytest.approx(3 * 3 + 2.0**2)
-    alone = SimulatedPerson(Config(total_timesteps=1000, teacher_person=0.5), ReplayBuffer(1, 1, 9))
+    short = ReplayBuffer(1, 1, 9)
+    short.begin(0)
+    short.add(*(np.zeros(1, np.float32) for _ in range(3)), 1.0, False)
+    alone = SimulatedPerson(Config(total_timesteps=1000, teacher_person=0.5), short)
     assert alone(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]  # no episode is as long as a segment
 
 
