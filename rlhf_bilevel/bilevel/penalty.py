@@ -66,8 +66,8 @@ def bounded(
     """loss + s gap, with s <= 1 such that the gap's gradient is at most ``share`` times as long as the loss's.
 
     Both lengths are running means over calls: ``norms`` are those of the loss and of the gap until now, 0 if there are
-    none. With ``surgery`` the gap's gradient first loses its part against the loss's gradient, so that to first order
-    it does not raise the loss [Yu et al. 2020]. s gap is the gap of a larger sigma, sigma / s.
+    none. With ``surgery`` the gap's gradient is first projected so as not to oppose the loss's gradient, so that to
+    first order it does not raise the loss [Yu et al. 2020]. s gap is the gap of a larger sigma, sigma / s.
 
     Returns a scalar whose value has no meaning: only its gradient with respect to ``parameters`` is used; the new
     running means; and s.

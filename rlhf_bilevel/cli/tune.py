@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> Work:
         return kind.having(**assigned([f"{key}={value}" for key, value in chosen.items()]))
 
     def value_of(key: str, value: Any) -> Any:
-        """As the run would have it."""
+        """The value that a run would use."""
         found = all_settings(trial({key: value}), limit)
         return found["options"][key.partition(".")[2] or key] if "." in key or key in MOVED else found[key]
 

@@ -35,7 +35,7 @@ class Suite(ABC):
 
 
 def folders(package: str) -> list[Path]:
-    """Those of an installed package, which is not imported: names of tasks are read from its sources."""
+    """The folders of an installed package, found without importing it: names of tasks are read from its sources."""
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
 
@@ -50,5 +50,5 @@ class SuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @property
     def names(self) -> tuple[list[str], list[str]]:
-        """Of the observation's entries and of the action's; empty where they have none."""
+        """Names of the entries of observation and action; empty if they have none."""
         return [], []

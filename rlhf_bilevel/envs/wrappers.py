@@ -35,7 +35,7 @@ class EpisodeCounter(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.nd
 
     @property
     def simulator_steps(self) -> int:
-        """In a step of this environment."""
+        """Simulator steps in one step of this environment."""
         return self.env.simulator_steps
 
 

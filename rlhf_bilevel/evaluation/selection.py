@@ -1,10 +1,10 @@
 """Which of several policies a teacher prefers: sequential tests with a stated error, within a budget of labels.
 
 The newest policy is the first incumbent. Older ones challenge it, the newest of them first. A label prefers a segment
-of one of the two; ties count for neither. Whoever is ``lead`` labels ahead wins. This is Wald's sequential probability
-ratio test of p <= 1/2 - margin against p >= 1/2 + margin, where p is the probability that the challenger is preferred,
-as its statistic moves by the same amount with each label [Wald 1945]. By gambler's ruin the worse one wins with
-probability
+of one of the two; ties count for neither. Whoever is ``lead`` labels ahead wins. With p the probability that the
+challenger is preferred, this is Wald's sequential probability ratio test of p <= 1/2 - margin against p >= 1/2 +
+margin: each label moves its statistic by one fixed step [Wald 1945]. The worse policy wins with probability (gambler's
+ruin)
 
     1 / (1 + (p' / (1 - p'))^lead),    p' the probability that the better one is preferred,
 

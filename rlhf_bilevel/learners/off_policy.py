@@ -38,7 +38,7 @@ can reach."""
 
 
 def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = "cpu") -> dict[str, Any]:
-    """Keyword arguments of the SB3 ``algorithm`` for ``config``. With them plain SB3 does the same."""
+    """Keyword arguments of the SB3 ``algorithm`` for ``config``. Plain SB3 gives the same with them."""
     arguments: dict[str, Any] = {
         "policy": "MlpPolicy",
         "learning_rate": config.learning_rate,

@@ -235,14 +235,14 @@ def recorded_envs(
 
 
 def make_posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
-    """As ``make_env``, of ``recorder.make``: with poses in its info."""
+    """Like ``make_env``, but made by ``recorder.make``: its info has poses."""
     from rlhf_bilevel.human.clips import recorder
 
     return _fault_tolerant(_with_settings(recorder.make, env_id, config, stream), env_id, config.env_timeout)
 
 
 def make_drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
-    """As ``make_env``, of ``recorder.make_drawn``: it draws pictures."""
+    """Like ``make_env``, but made by ``recorder.make_drawn``: it draws pictures."""
     from rlhf_bilevel.human.clips import recorder
 
     return _fault_tolerant(_with_settings(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
@@ -262,8 +262,9 @@ def make_teacher(
     recorder: Any,
     used_sessions: int,
 ) -> Teacher:
-    """The teacher of a run, or as its settings say. It is asked about segments of ``store``; ``prefs`` are the answers
-    so far.
+    """The teacher object of ``parts``; if there is none, the teacher that the settings describe.
+
+    It is asked about segments of ``store``; ``prefs`` are the answers so far.
     """
     if parts.teacher is not None:
         return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
