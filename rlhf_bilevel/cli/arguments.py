@@ -149,3 +149,14 @@ def add_trust_option(sub: argparse.ArgumentParser) -> None:
     """Adds --trust, for commands that read a run's folder."""
     trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
     sub.add_argument("--trust", action="store_true", help=trusts)
+
+
+def add_set_option(sub: argparse.ArgumentParser) -> None:
+    """Adds --set."""
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting, as rlhf-bilevel settings lists them; repeatable",
+    )

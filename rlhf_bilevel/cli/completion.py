@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     shells = shtab.SUPPORTED_SHELLS
     sub.add_argument("shell", metavar="SHELL", type=one_of("shell", shells), help=", ".join(shells))
 

@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     sub.add_argument("--episodes", type=up_to(EPISODES), default=10, help="how many")
     sub.add_argument("--json", action="store_true", help="print JSON")

@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     sub.add_argument("--top", type=positive, default=20, help="features that are shown")
     sub.add_argument("--json", action="store_true", help="all of them, one JSON list on standard output")

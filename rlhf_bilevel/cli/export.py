@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     sub.add_argument("--sb3", type=Path, metavar="FILE.zip", help="the agent")
     sub.add_argument("--preferences", type=Path, metavar="FILE.parquet", help="the labels, also of an unfinished run")

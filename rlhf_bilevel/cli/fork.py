@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the other run's folder")
     sub.add_argument("--out", type=Path, required=True, help="the new run's folder, made anew")
     sub.add_argument("--at", type=positive, metavar="STEP", help="the newest checkpoint until there (default: newest)")

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
     sub.add_argument("--pairs", type=positive, required=True, help="how many queries")
     sub.add_argument("--segment-length", type=positive, default=50, help="steps")

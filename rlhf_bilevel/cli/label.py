@@ -42,7 +42,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
     sub.add_argument("--question", default="Which one is better?", help="what people are asked")
     sub.add_argument(

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
     sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=", ".join(KINDS))

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     add_trust_option(sub)
     add_training_options(sub)

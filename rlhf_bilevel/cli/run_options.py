@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.arguments import THREADS, integer, one_of, positive, up_to
+from rlhf_bilevel.cli.arguments import THREADS, add_set_option, integer, one_of, positive, up_to
 from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options, preset_settings, upgrade
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
@@ -54,13 +54,7 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="settings from a file, such as a run's config.yaml"
     )
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting, as rlhf-bilevel settings lists them; repeatable",
-    )
+    add_set_option(sub)
 
 
 def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any] = {}, **others: Any) -> RunSpec:

@@ -22,7 +22,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder, which stays as it is")
     sub.add_argument("--out", type=Path, metavar="NEW", help="a folder, made anew, for the chosen policy")
     sub.add_argument("--labels", type=positive, default=LABELS, help="answers that may be asked of the teacher")

@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument(
         "method", metavar="METHOD", nargs="?", type=METHOD, help="with its own settings, and with its own defaults"
     )

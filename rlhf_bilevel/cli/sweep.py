@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("method", nargs="+", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
     sub.add_argument("--seed", type=integer, help="the first one (default: 0)")

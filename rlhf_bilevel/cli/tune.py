@@ -37,7 +37,7 @@ EXAMPLES = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
     sub.add_argument("--env", required=True, help="as for train")
     sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")

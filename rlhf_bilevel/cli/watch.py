@@ -37,7 +37,7 @@ def moment(value: str) -> int | str:
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Adds the command\'s arguments to its parser."""
+    """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="RUN", help="the run's folder; it may still train")
     sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="another one beside it, on the same episodes")
     sub.add_argument(

@@ -125,7 +125,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
     assert agent.reward and agent.config
     clips, seed = unseen(agent), torch.Generator().manual_seed(agent.config.seed)
     before = RewardEnsemble(clips[0].shape[-1], clips[1].shape[-1], agent.config.ensemble_size, (64, 64), seed)
-    assert orders(before, clips) < 0.5 < 0.6 < orders(agent.reward, clips)
+    assert orders(before, clips) < 0.5 < 0.7 < orders(agent.reward, clips)
     assert taught(agent.reward, used) > 0.85
 
 
