@@ -128,6 +128,8 @@ class Config(BaseModel):
     """Steps between two query sessions. The first session is at the end of pre-training."""
     queries_per_session: Size
     """Labels that are asked in one query session; more only when earlier sessions found too few pairs."""
+    initial_comparison_frac: Share = 0.0
+    """Share of the labels that the first session asks for, about the episodes of pre-training. 0: as in any session."""
     label_schedule: Literal["constant", "decreasing"] = "constant"
     """constant: queries_per_session in each session until all labels are asked. decreasing: sessions go on until the
     end, and each asks in proportion to the steps that are left (B-Pref's reward_schedule=1); queries_per_session is
@@ -180,6 +182,8 @@ class Config(BaseModel):
     """Reward models in the ensemble."""
     reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"
     """Form of each reward model as a function of observation and action. It may be module:NAME."""
+    reward_use_action: bool = True
+    """Whether the reward depends on the action, and not on the observation alone."""
     reward_net_arch: Layers = (256, 256, 256)
     """Units of each hidden layer of a reward network."""
     reward_units: Literal["measured", "raw"] = "measured"
@@ -327,9 +331,13 @@ class Config(BaseModel):
         filled.setdefault("num_interact", max(1, steps // 20))
         phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         phase_steps = [number for number in phases if isinstance(number, int)]
-        if isinstance(labels, int) and len(phase_steps) == 3:  # else a field's own check refuses one of them
+        share = filled.get("initial_comparison_frac", 0.0)
+        if isinstance(labels, int) and len(phase_steps) == 3 and isinstance(share, (int, float)):
+            # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
-            filled.setdefault("queries_per_session", max(1, math.ceil(labels / sessions)))
+            first = round(share * labels)
+            later = labels - first, sessions - 1 if first else sessions
+            filled.setdefault("queries_per_session", max(1, math.ceil(later[0] / max(1, later[1]))))
         filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
         filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run should not spend its time on evaluations
@@ -384,6 +392,11 @@ class Config(BaseModel):
     def training_labels(self) -> int:
         """Number of answers that may be asked of the teacher during training."""
         return self.labels - self.select_labels
+
+    @property
+    def initial_labels(self) -> int:
+        """Number of labels that ``initial_comparison_frac`` gives to the first session."""
+        return round(self.initial_comparison_frac * self.training_labels)
 
     @model_validator(mode="after")
     def check_selection(self) -> Config:
@@ -527,8 +540,10 @@ def check_budget(config: Config) -> Config:
 
     This is not one of ``Config``'s own checks, so that runs made before this check existed can still be read.
     """
-    c, most_labels = config, config.sessions * config.queries_per_session
-    labels = c.training_labels
+    c, labels = config, config.training_labels
+    most_labels = c.sessions * c.queries_per_session
+    if c.sessions and c.initial_labels:
+        most_labels += c.initial_labels - c.queries_per_session
     if labels <= most_labels or (c.label_schedule == "decreasing" and c.sessions):
         return c
     problem = f"labels={labels}: only {most_labels} can be asked in {c.total_timesteps} steps"
@@ -805,7 +820,7 @@ def memory_needed(
     nets = learners * (4 * num_weights(inputs, *policy, 1) + 5 * critics * num_weights(inputs, *critic, 1))
     nets += 7 * c.ensemble_size * num_weights(inputs, *c.reward_net_arch, 1)
     labels = 2 * c.labels * 2 * c.segment_length * (inputs + 1)
-    candidates = min(c.queries_per_session, c.labels) * c.large_batch * pair_size(c, inputs)
+    candidates = min(max(c.queries_per_session, c.initial_labels), c.labels) * c.large_batch * pair_size(c, inputs)
     batch = learners * c.batch_size * (row + 2 * (sum(policy) + critics * sum(critic)))
     batch += c.entropy_states * (obs_size + 2 + c.batch_size)
     reward = min(c.reward_batch, c.labels) * 2 * c.segment_length * c.ensemble_size * 2 * sum(c.reward_net_arch)

@@ -123,7 +123,8 @@ class HumanTeacher:
         doing += f", {speed:.0f} steps a second."
         self._accuracy = fresh_accuracy(run.prefs)
         try:
-            needed = self._needed(min(c.queries_per_session, c.labels - self._labels_used))
+            session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
+            needed = self._needed(min(session, c.labels - self._labels_used))
             self._report(False, *needed, doing, self._seconds_to_session(run, speed))
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL

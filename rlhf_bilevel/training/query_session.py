@@ -32,6 +32,8 @@ def labels_due(run: Run) -> int:
     """
     c = run.config
     left = c.training_labels - len(run.prefs)
+    if c.initial_labels and not run.learnt:
+        return min(left, c.initial_labels)
     # How many steps are left at this session and at each later one
     steps_left = [c.total_timesteps - step for step in range(run.step, c.total_timesteps + 1, c.num_interact)]
     if c.label_schedule == "constant":

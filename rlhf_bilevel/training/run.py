@@ -72,7 +72,8 @@ class Run:
         episode at all is that long.
         """
         c, episodes = self.config, partial(self.store.episodes, least=self.config.segment_length)
-        recent = c.aligned_episodes if c.policy_aligned else c.recent_episodes
+        before = c.initial_labels and not self.learnt  # no policy has followed a learnt reward yet
+        recent = c.aligned_episodes if c.policy_aligned and not before else c.recent_episodes
         two = len(self.learners) == 2
         sources = {"all": (None, None), "second": (1, 1), "cross": (0, 1)}[c.query_source if two else "all"]
         pools = [episodes(writer)[-recent:] or episodes()[-recent:] for writer in sources]
