@@ -49,7 +49,6 @@ REWARD_FORMS: Registry[type[RewardEnsemble]] = Registry(
     "reward form",
     {
         "network": "rlhf_bilevel.rewards.ensemble:RewardEnsemble",
-        "tanh_network": "rlhf_bilevel.rewards.ensemble:TanhNetwork",
         "linear": "rlhf_bilevel.rewards.ensemble:LinearReward",
         "quadratic": "rlhf_bilevel.rewards.ensemble:QuadraticReward",
     },

@@ -3,9 +3,9 @@
     r_m(s, a) = level + bound tanh(f_m(x / unit)),    x = [s, a] clipped to [low, high],    m = 1 ... M
     r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
-f_m is a network with leaky ReLUs (``network``) or with tanh (``tanh_network``), linear in x (``linear``), or linear in
-x and in all products of two of its entries (``quadratic``), each in a class of its own. The last two can be read weight
-by weight (``explain``). Each weight tensor holds all members along its first axis.
+f_m is a network (``network``), linear in x (``linear``), or linear in x and in all products of two of its entries
+(``quadratic``), each in a class of its own. The last two can be read weight by weight (``explain``). Each weight tensor
+holds all members along its first axis.
 
 Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks generalise much
 worse to later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could make an
@@ -16,8 +16,7 @@ whose episodes may end early (docs/rewards.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -43,8 +42,7 @@ class RewardEnsemble(nn.Module):
     """
 
     linear: ClassVar[bool] = False  # whether f is linear in its features: no ``hidden`` layers, readable weights
-    activation: ClassVar[Callable[[Tensor], Tensor]] = partial(functional.leaky_relu, inplace=True)  # may work in place
-    use_action = True
+    use_action = True  # whether r depends on the action too
     unit: Tensor  # (features,)
     low: Tensor  # (o + a,)
     high: Tensor
@@ -114,18 +112,11 @@ class RewardEnsemble(nn.Module):
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
             for number, (weight, bias) in enumerate(layers):
-                y = torch.baddbmm(bias, self.activation(y) if number else y, weight)
+                y = torch.baddbmm(bias, functional.leaky_relu(y, inplace=True) if number else y, weight)
         else:  # a CPU is faster member by member, on no more rows than fit into its cache
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
-            parts = [torch.stack([self._through(part, member) for member in members]) for part in x.split(ROWS)]
-            y = torch.cat(parts, 1)
+            y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
         return y.reshape(len(y), *shape)
-
-    def _through(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """f of one member: x (N, features) to (N, 1)."""
-        for number, (weight, bias) in enumerate(layers):
-            x = torch.addmm(bias, self.activation(x) if number else x, weight)
-        return x
 
     def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
         """The inputs of f for clipped [s, a] (N, o + a): in a network, these themselves."""
@@ -185,12 +176,6 @@ class RewardEnsemble(nn.Module):
         return members.mean(0) - self.pessimism * spread
 
 
-class TanhNetwork(RewardEnsemble):
-    """f is a network whose hidden units are tanh: far from the data it levels off."""
-
-    activation = torch.tanh
-
-
 class LinearReward(RewardEnsemble):
     """f is linear in x."""
 
@@ -213,3 +198,10 @@ class QuadraticReward(LinearReward):
     def names(self, names: Sequence[str]) -> list[str]:
         """The names of x's entries and of their products."""
         return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
+
+
+def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """f of one member: x (N, features) to (N, 1)."""
+    for number, (weight, bias) in enumerate(layers):
+        x = torch.addmm(bias, functional.leaky_relu(x, inplace=True) if number else x, weight)
+    return x

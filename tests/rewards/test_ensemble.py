@@ -152,6 +152,22 @@ def test_a_reward_that_is_never_negative_differs_by_its_level_alone() -> None:
     assert torch.allclose(logits(lifted.members, pairs), lifted.compare(pairs)[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("form", REWARD_FORMS.ours)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_without_actions_a_reward_depends_on_the_observation_alone(form: str, clipped: bool) -> None:
+    config = Config(total_timesteps=100, reward_net_arch=(8,), reward_form=form, reward_use_action=False)
+    reward = RewardEnsemble.of(config, 3, 2, torch.Generator().manual_seed(0))
+    obs, act, other = torch.randn(20, 7, 3), torch.randn(20, 7, 2), torch.randn(20, 7, 2)
+    if clipped:
+        reward.clip(obs, act)
+    reward.measure(obs, act)
+    assert torch.equal(reward(obs, act), reward(obs, other))
+    assert not torch.allclose(reward(obs, act), reward(obs.roll(1, 0), act))
+    again = REWARD_FORMS[form](3, 2, 3, (8,), torch.Generator())
+    again.load_state_dict(reward.state_dict())  # a file of it needs no word more
+    assert torch.equal(again(obs, other), reward(obs, act))
+
+
 @pytest.mark.parametrize("name", REWARD_FORMS.ours)
 def test_each_form_of_our_own_says_how_many_features_it_has(name: str) -> None:
     form = REWARD_FORMS[name]

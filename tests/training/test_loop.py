@@ -303,6 +303,28 @@ def test_with_either_remedy_no_run_ends_what_is_worth_going_on_with() -> None:
     assert ended["as_is"] > 0 == ended["absorb"] == ended["nonnegative"]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "decreasing"])
+def test_the_first_session_may_get_a_share_of_the_labels(schedule: str) -> None:
+    settings = {"labels": 50, "num_interact": 40, "learning_starts": 50, "pretrain_steps": 100, "aligned_episodes": 1}
+    settings |= {"label_schedule": schedule, "policy_aligned": True, "initial_comparison_frac": 0.4}
+    run = build("pebble", total_timesteps=430, **settings)
+    counts = np.diff([0, *(len(run.prefs) for _ in train(run))])
+    first, *later = counts[counts > 0]
+    assert first == 20 and sum(later) == 30 and max(later) < 10
+    assert counts[run.config.first_session - 1] == first
+    # They are about all episodes of pre-training, and not about the newest one alone
+    rows = run.store.rows_of(run.prefs[:20].first)
+    assert len({int(row) // 50 for row in rows}) > 2
+
+
+def test_a_budget_counts_the_share_of_the_first_session() -> None:
+    settings = {"total_timesteps": 2000, "labels": 100, "num_interact": 1000, "initial_comparison_frac": 0.5}
+    assert Config(**settings).queries_per_session == 50
+    check_budget(Config(**settings))
+    with pytest.raises(ValueError, match=r"labels=100: only 60 can be asked"):
+        check_budget(Config(**settings, queries_per_session=10))
+
+
 def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and_for_all_labels() -> None:
     run = build(
         "pebble", total_timesteps=430, labels=60, num_interact=40, label_schedule="decreasing", learning_starts=10
