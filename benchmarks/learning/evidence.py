@@ -88,7 +88,7 @@ WILD = {"reward_damping": 0.01}  # the default until this search
 SEARCHED = VARIANTS | ONE_SIDED | {f"{name}, hardly damped": (way, own | WILD) for name, (way, own) in VARIANTS.items()}
 SHARED = HYBRID | {"other_every": 4}
 SIZE: Settings = {"batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5}
-"""Figure 1's at SCALE=cpu: half of the preset's batch, and steps of two simulator steps. Segments last as long as
+"""Those of the former Figure 1, and of ``--preset figure1``: half of the preset's batch, and steps of two simulator steps. Segments last as long as
 B-Pref's."""
 SIZED = ONE_LEARNER | {
     "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
@@ -100,7 +100,7 @@ GROUPS["walker-long"] = [
     for seed in range(3)
     for name, (method, own) in LONG.items()
 ]
-"""As many simulator steps as published figures have: Figure 1's at SCALE=cpu has 75,000 of these."""
+"""As many simulator steps as published figures have: the former Figure 1 has 75,000 of these."""
 CLIPPED = {"reward_clip": True}
 LATE = {"num_interact": 7500, "queries_per_session": 50}  # of 200,000 steps: 1000 labels until 152,500
 OPENED: dict[str, tuple[str, Settings]] = {

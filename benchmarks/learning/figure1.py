@@ -1,12 +1,13 @@
 """The paper's Figure 1 on true return and success: walker and door-open, the penalty method beside PEBBLE and controls.
 
-    python -m benchmarks.learning.figure1 --scale smoke|cpu|paper [--workers 2] [--cohort] [--draw]
+    python -m benchmarks.learning.figure1 --scale smoke|cpu|paper|former [--workers 2] [--cohort] [--draw]
 
 Runs what is missing, two side by side (on a GPU, the seeds of a variant at once); what was cut off goes on. Then draws.
-``smoke`` sees in some minutes that everything works, and its curves mean nothing: tables and figure go to
-``runs/figure1-smoke``. The other two write ``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed, and
-``docs/figures/figure1.svg`` and ``.png`` from them. ``--draw`` draws what is there. Environment steps of both learners
-count, and all have the same steps and labels.
+``cpu`` has the settings of ``--preset figure1``, ``paper`` those of ``--preset paper``. ``former`` has the ablations,
+with the defaults of their time. Tables are ``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed. Figures
+are ``docs/figures/figure1`` and, of ``former``, ``docs/figures/ablations``, each as SVG and PNG. ``smoke`` sees in some
+minutes that everything works. Its curves mean nothing, and go to ``runs/figure1-smoke``. ``--draw`` draws what is
+there. Environment steps of both learners count, and all variants of a panel have the same steps and labels.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from benchmarks.learning import evidence
 from benchmarks.learning.evidence import (
@@ -54,6 +53,8 @@ the side that the paper takes, its cost the preference loss of the labels. The d
 penalty between them, are from a search on other seeds (docs/search.md). PEBBLE with the penalty method's queries and
 batches shows what those are worth by themselves."""
 MAIN, ABLATIONS = tuple(VARIANTS)[:3], tuple(VARIANTS)[3:]
+ABLATED = *MAIN, "penalty, one-sided", "penalty, one-sided, without gap", "pebble, aligned, newest half"
+"""What the figure of the ablations shows."""
 FIGURES = Path("docs/figures")
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
 WINS = WIN_RATE | {"penalty.sigma": 100}
@@ -73,6 +74,7 @@ class Panel(NamedTuple):
     settings: Settings  # more of them, of all
     own: Mapping[str, Settings] = {}  # settings of a variant here, in place of its usual ones
     first: int = 0  # seed
+    today: bool = False  # whether the defaults are those in force, and not those of when ``former`` was run
 
 
 def seeds(main: int, ablations: int = 0) -> dict[str, int]:
@@ -85,13 +87,18 @@ THREE = seeds(3) | {ONE_LEARNER: 3}
 QUADRATIC_SEEDS = THREE | {"penalty without gap": 3}  # decided on after the three with it had fallen
 DOOR_SEEDS = THREE | {"pebble": 5, "penalty": 5}  # three against three cannot leave it out
 
+PRESET: Settings = {"preset": "figure1"}
 SMALL = {"preset": "quick", "net_arch": [32], "batch_size": 32, "n_eval_episodes": 1, "num_interact": 500}
 SCALES = {
     "smoke": {
         "walker-100": Panel("walker-walk, 20 labels", WALKER, 2000, 20, seeds(2, 1), SMALL),
-        "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL),
+        "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL, today=True),
     },
     "cpu": {
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=300, today=True),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=300, today=True),
+    },
+    "former": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, EIGHT, SIZE),
         "walker-500": Panel("walker-walk, 500 labels", WALKER, 75_000, 500, seeds(3), SIZE),
         "walker-linear": Panel(
@@ -116,15 +123,15 @@ def group(scale: str, name: str, panel: Panel) -> Group:
     """Seed by seed, so that what is cut off has compared what it has."""
     return [
         named(table(scale, name), variant, method, panel.env, panel.first + seed, panel.steps,
-              {**panel.settings, "labels": panel.labels, **panel.own.get(variant, own)})
+              {**panel.settings, "labels": panel.labels, **panel.own.get(variant, own)}, panel.today)
         for seed in range(max(panel.seeds.values()))
         for variant, (method, own) in VARIANTS.items()
         if seed < panel.seeds.get(variant, 0)
     ]  # fmt: skip
 
 
-def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[Path]) -> None:
-    """Above, true return or success against environment steps; below, against labels."""
+def draw(tables: Mapping[str, Path], titles: Mapping[str, str], variants: Sequence[str], outs: Sequence[Path]) -> None:
+    """A panel a table: true return or success of the variants against environment steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,38 +139,31 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], outs: Sequence[P
     from matplotlib.ticker import EngFormatter
 
     rows = {name: read_table(table) for name, table in tables.items() if table.is_file()}
-    figure, axes = pyplot.subplots(2, len(rows), figsize=(4 * len(rows), 7), layout="constrained", squeeze=False)
-    for column, (name, points) in zip(axes.T, rows.items(), strict=True):
-        for axis, by_labels in zip(column, (False, True), strict=True):
-            curves(axis, points, by_labels)
-            axis.set_title(titles[name])
-            axis.grid(alpha=0.3)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k
+    figure, axes = pyplot.subplots(1, len(rows), figsize=(5 * len(rows), 4), layout="constrained", squeeze=False)
+    for axis, (name, points) in zip(axes[0], rows.items(), strict=True):
+        curves(axis, points, variants)
+        axis.set_title(titles[name])
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k
     for out in outs:
-        save_figure(figure, out, dpi=80)  # a PNG below 300 kB
+        save_figure(figure, out, dpi=100)  # a PNG below 300 kB
     pyplot.close(figure)
 
 
-def curves(axis: Any, points: Sequence[EvaluationRecord], by_labels: bool) -> None:
-    """IQM over seeds, of the main methods with its 95 % interval."""
+def curves(axis: Any, points: Sequence[EvaluationRecord], variants: Sequence[str]) -> None:
+    """IQM over seeds; of the main methods with its 95 % interval."""
     (task,) = compare.group_by_task(points, together=False)
     within = compare.bounds(task.env, task.measure)
-    for variant, group in task.groups.items():
+    for variant in [name for name in variants if name in task.groups]:
+        group = task.groups[variant]
         found = compare.estimate(iqm, group.values.T[:, None], within)
-        steps = group.steps
-        if by_labels:  # until the last label is given: then, the last evaluation of all
-            at = {row.step: row.labels for row in points if row.method == variant and row.is_agent}
-            asked = np.array([at[step] for step in steps])
-            last = np.append(asked[1:] != asked[:-1], True)
-            steps, found = asked[last], type(found)(*(column[last] for column in found))
-        color = f"C{list(VARIANTS).index(variant)}"  # one in all panels
+        color = f"C{list(VARIANTS).index(variant)}"  # one in all figures
         if variant in MAIN:
-            draw_line(axis, steps, found, legend_label(variant, [task]), color)
+            draw_line(axis, group.steps, found, legend_label(variant, [task]), color)
         else:  # their intervals, which hide the others, are in docs/results.md
-            axis.plot(steps, found.value, "--", color=color, linewidth=1, label=legend_label(variant, [task]))
-    axis.set(xlabel="labels" if by_labels else STEPS, ylabel=task.measure.replace("_", " "))
-    if by_labels:  # one a column, below it
-        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
+            axis.plot(group.steps, found.value, "--", color=color, linewidth=1, label=legend_label(variant, [task]))
+    axis.set(xlabel=STEPS, ylabel=task.measure.replace("_", " "))
+    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # below the panel
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -188,12 +188,14 @@ def table(scale: str, panel: str) -> str:
 
 def draw_scale(scale: str, results: Path, figures: Path) -> list[Path]:
     """The files drawn: none where no run has ended yet."""
-    panels = SCALES[scale]
-    tables = {name: results / f"{table(scale, name)}.csv" for name in panels}
+    name, panels, variants = "figure1", SCALES[scale], list(MAIN)
+    if scale == "former":
+        name, panels, variants = "ablations", {"walker-100": panels["walker-100"]}, list(ABLATED)
+    tables = {panel: results / f"{table(scale, panel)}.csv" for panel in panels}
     if not any(file.is_file() for file in tables.values()):
         return []
-    outs = [figures / f"figure1.{kind}" for kind in ("svg", "png")]
-    draw(tables, {name: panel.title for name, panel in panels.items()}, outs)
+    outs = [figures / f"{name}.{kind}" for kind in ("svg", "png")]
+    draw(tables, {panel: told.title for panel, told in panels.items()}, variants, outs)
     return outs
 
 

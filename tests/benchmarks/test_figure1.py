@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from benchmarks.learning import evidence, figure1, overrated
+from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.agent import Agent
+from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.studies import batched_seeds
 from rlhf_bilevel.studies.batched_seeds import learn_together
@@ -42,6 +44,16 @@ def test_a_folder_with_a_run_of_other_settings_is_not_taken_for_the_one_asked(
     )
     with pytest.raises(SystemExit, match="batch_size=33, not 32"):
         evidence.gather({"some": [one]}, workers=0, results=tmp_path)
+
+
+@pytest.mark.parametrize(("panel", "env"), [("walker-100", "walker_walk"), ("door-1000", "metaworld_door-open-v2")])
+def test_the_preset_on_the_command_line_is_what_the_figure_has(panel: str, env: str) -> None:
+    members = figure1.group("cpu", panel, figure1.SCALES["cpu"][panel])
+    assert {run.settings["seed"] for _, run in members} == set(range(300, 300 + len(members) // 3))
+    for _, run in members:
+        words = f"train {run.method} --env {env} --preset figure1 --seed {run.settings['seed']}".split()
+        typed = run_options.spec(parser().parse_args(words), run.method, env)
+        assert (typed.env, typed.resolve()) == (run.env, run.resolve())
 
 
 @pytest.mark.slow
@@ -84,10 +96,10 @@ def test_what_has_ended_is_kept_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     evidence.collect(table, members)  # what the table had stays
     assert read_table(table) == rows
     outs = [tmp_path / "figure.svg", tmp_path / "figure.png"]
-    figure1.draw({"walker": table, "door": tmp_path / "none.csv"}, {"walker": "walker"}, outs)
+    figure1.draw({"walker": table, "door": tmp_path / "none.csv"}, {"walker": "walker"}, figure1.MAIN, outs)
     assert all(out.stat().st_size > 10_000 for out in outs)
     drawn = outs[0].read_bytes()
-    figure1.draw({"walker": table}, {"walker": "walker"}, outs[:1])
+    figure1.draw({"walker": table}, {"walker": "walker"}, figure1.MAIN, outs[:1])
     assert outs[0].read_bytes() == drawn
 
 
