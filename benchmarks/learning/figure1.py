@@ -139,7 +139,9 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], variants: Sequen
     from matplotlib.ticker import EngFormatter
 
     rows = {name: read_table(table) for name, table in tables.items() if table.is_file()}
-    figure, axes = pyplot.subplots(1, len(rows), figsize=(5 * len(rows), 4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(rows), figsize=(5 * len(rows), 4 + len(variants) / 4), layout="constrained", squeeze=False
+    )
     for axis, (name, points) in zip(axes[0], rows.items(), strict=True):
         curves(axis, points, variants)
         axis.set_title(titles[name])
@@ -163,7 +165,7 @@ def curves(axis: Any, points: Sequence[EvaluationRecord], variants: Sequence[str
         else:  # their intervals, which hide the others, are in docs/results.md
             axis.plot(group.steps, found.value, "--", color=color, linewidth=1, label=legend_label(variant, [task]))
     axis.set(xlabel=STEPS, ylabel=task.measure.replace("_", " "))
-    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # below the panel
+    axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18))  # below the panel
 
 
 def main(argv: Sequence[str] | None = None) -> None:
