@@ -30,7 +30,7 @@ from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
     "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
-    "ensemble_size", "reward_form", "reward_net_arch", "cost_hidden", "reward",
+    "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "cost_hidden", "reward",
 )  # fmt: skip
 """Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners

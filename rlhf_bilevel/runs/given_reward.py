@@ -42,6 +42,7 @@ def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
     shape: dict[str, Any] = {"ensemble_size": len(reward.weights[0]), "reward_form": info.form}
     if not reward.linear:
         shape["reward_net_arch"] = [bias.shape[-1] for bias in reward.biases[:-1]]
+    shape["reward_use_action"] = bool((reward.low < reward.high)[-info.act_size :].any())
     must = info.settings | shape
     for key, value in must.items():
         if key in own and validate({"total_timesteps": 1, key: own[key]}).model_dump(mode="json")[key] != value:

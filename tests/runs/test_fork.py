@@ -150,6 +150,7 @@ def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> 
         ("--set segment_length=5", "segment_length=5: a fork keeps the segment_length of its run, 10"),
         ("--set net_arch=8,8", "a fork keeps the net_arch of its run"),
         ("--set critic_layer_norm=false", "a fork keeps the critic_layer_norm of its run"),
+        ("--set reward_use_action=false", "a fork keeps the reward_use_action of its run"),
         ("--set sigm=3", "did you mean 'penalty.sigma'?"),
         ("--set surf.threshold=.9", "surf alone has it"),
         ("--teacher human", "a fork is not labelled by people"),

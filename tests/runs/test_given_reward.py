@@ -108,6 +108,18 @@ def test_a_runs_folder_is_given_by_its_file_and_a_changed_file_is_not_learnt_on(
         agent.learn(60)
 
 
+@pytest.mark.parametrize("use", [True, False])
+def test_whether_it_depends_on_actions_follows_from_the_file(file: Path, tmp_path: Path, use: bool) -> None:
+    learned = LearnedReward.load(file)
+    if not use:
+        learned.ensemble.ignore_actions(1)
+    learned.save(tmp_path / "one.safetensors")
+    agent = Agent("pebble", "Steer-v0", reward=tmp_path / "one.safetensors", total_timesteps=100)
+    assert agent.config.reward_use_action is use
+    with pytest.raises(UserError, match=f"reward_use_action={not use}: the reward in .* has reward_use_action={use}"):
+        Agent("pebble", "Steer-v0", reward=tmp_path / "one.safetensors", reward_use_action=not use, total_timesteps=100)
+
+
 def test_another_environment_of_the_same_spaces_is_named(file: Path) -> None:
     with pytest.warns(UserWarning, match="was learnt on Steer-v0, not on Twin-v0"):
         Agent("pebble", "Twin-v0", reward=file, **FAST).learn(60)
