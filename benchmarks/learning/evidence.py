@@ -88,8 +88,8 @@ WILD = {"reward_damping": 0.01}  # the default until this search
 SEARCHED = VARIANTS | ONE_SIDED | {f"{name}, hardly damped": (way, own | WILD) for name, (way, own) in VARIANTS.items()}
 SHARED = HYBRID | {"other_every": 4}
 SIZE: Settings = {"batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5}
-"""Those of the former Figure 1, and of ``--preset figure1``: half of the preset's batch, and steps of two simulator steps. Segments last as long as
-B-Pref's."""
+"""Those of the former Figure 1, and of ``--preset figure1``: half of the preset's batch, and steps of two simulator
+steps. Segments last as long as B-Pref's."""
 SIZED = ONE_LEARNER | {
     "twin, aligned, newest half, agent 3 of 4": ("twin", SHARED),
     "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", FORWARD | SHARED),

@@ -15,6 +15,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.rewards.ensemble import LinearReward
 from rlhf_bilevel.rewards.reward_file import BoxActions, RewardInfo
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
@@ -114,10 +115,10 @@ def test_whether_it_depends_on_actions_follows_from_the_file(file: Path, tmp_pat
     if not use:
         learned.ensemble.ignore_actions(1)
     learned.save(tmp_path / "one.safetensors")
-    agent = Agent("pebble", "Steer-v0", reward=tmp_path / "one.safetensors", total_timesteps=100)
-    assert agent.config.reward_use_action is use
+    own = {"reward": str(tmp_path / "one.safetensors"), "total_timesteps": 100}
+    assert RunSpec.of("pebble", "Steer-v0", own).resolve().reward_use_action is use
     with pytest.raises(UserError, match=f"reward_use_action={not use}: the reward in .* has reward_use_action={use}"):
-        Agent("pebble", "Steer-v0", reward=tmp_path / "one.safetensors", reward_use_action=not use, total_timesteps=100)
+        RunSpec.of("pebble", "Steer-v0", own | {"reward_use_action": not use}).resolve()
 
 
 def test_another_environment_of_the_same_spaces_is_named(file: Path) -> None:
