@@ -48,6 +48,7 @@ class Way(NamedTuple):
 
     settings: Mapping[str, Any] = {}
     pretraining: int = 0
+    wrong: float = 0.0  # so many of these labels are turned
     other_runs: int = 1  # so many runs give equal parts of the labels, this one among them
 
 
@@ -61,6 +62,7 @@ WAYS = {
     "observations alone": Way(STATES),
     "25 of pre-training": Way(pretraining=25),
     "50 of pre-training": Way(pretraining=50),
+    "50 of pre-training, one in five wrong": Way(pretraining=50, wrong=0.2),
     "observations alone, 25 of pre-training": Way(STATES, pretraining=25),
     "observations alone, 50 of pre-training": Way(STATES, pretraining=50),
     "labels of two runs": Way(other_runs=2),
@@ -120,6 +122,7 @@ def labels_for(way: Way, runs: Sequence[Behaviour], number: int) -> Preferences:
         drawn = runs[number].pretraining
         first, second = (Segments(*(column[half::2][: way.pretraining] for column in drawn)) for half in (0, 1))
         better = first.env_reward.sum(-1) > second.env_reward.sum(-1)
+        better ^= torch.from_numpy(np.random.default_rng(number).random(way.pretraining) < way.wrong)
         parts.append(Preferences(first, second, better.float()))
     first, second = (Segments(*map(torch.cat, zip(*(p[side] for p in parts), strict=True))) for side in (0, 1))
     return Preferences(first, second, torch.cat([p.label for p in parts]))
