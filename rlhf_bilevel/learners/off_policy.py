@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -308,11 +308,10 @@ class Together:
             return self._stack.improve(updates, step)
         return [learner.improve(updates, step) for learner in self._learners]
 
-    @contextmanager
-    def side_by_side(self, processes: int) -> Iterator[None]:
-        """As ``BatchedSAC.side_by_side``; learners that are not stacked stay in this process."""
-        with self._stack.side_by_side(processes) if self._stack else nullcontext():
-            yield
+    @property
+    def stack(self) -> BatchedSAC | None:
+        """What updates all of them; None if it is one after another."""
+        return self._stack
 
 
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:

@@ -38,7 +38,7 @@ from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_r
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
-from rlhf_bilevel.runs.evaluations import Evaluations, can_be_apart
+from rlhf_bilevel.runs.evaluations import Evaluations
 from rlhf_bilevel.runs.logger import Log, output_formats
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
@@ -112,7 +112,11 @@ class Session:
     def follow(self, observers: Observers) -> None:
         """Trains to the end, or until a callback stops it. UserError if a reward was to be learnt and no label came."""
         try:
-            with self._side_by_side(), self.recording(observers, apart=self._evaluates_apart) as record:
+            processes, improve = learner_processes(self.spec, self.parts), self.run.improve
+            stack = improve.stack if processes > 1 and isinstance(improve, Together) else None
+            apart = bool(stack) and not self.spec.env.startswith(registry.OWN)
+            beside = stack.side_by_side(processes) if stack else nullcontext()
+            with beside, self.recording(observers, apart) as record:
                 for row in loop.train(self.run):
                     if not record(row):
                         break
@@ -121,18 +125,6 @@ class Session:
                 self._lock.release()
         if fault := why_no_label(self.run):
             raise UserError(fault)
-
-    @contextmanager
-    def _side_by_side(self) -> Iterator[None]:
-        """Inside, learners are updated in processes side by side, if the run has several threads."""
-        processes, improve = learner_processes(self.spec, self.parts), self.run.improve
-        with improve.side_by_side(processes) if processes > 1 and isinstance(improve, Together) else nullcontext():
-            yield
-
-    @property
-    def _evaluates_apart(self) -> bool:
-        many, own = (self.spec.threads or 1) > 1, self.spec.env.startswith(registry.OWN)
-        return many and not own and all(map(can_be_apart, self.run.learners))
 
     def _keep_policy(self) -> None:
         """Keeps the agent's policy in the run's folder. If that fails, the run goes on without it."""
@@ -262,7 +254,7 @@ def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
     """
     parts = Parts.of(spec.method, spec.algorithm)
     if spec.threads:
-        torch.set_num_threads(spec.threads // learner_processes(spec, parts))
+        torch.set_num_threads(torch_threads(spec, parts))
     with exclusive_training():
         session = begin(spec, parts)
         session.follow(observers)
@@ -270,9 +262,20 @@ def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
 
 
 def learner_processes(spec: RunSpec, parts: Parts) -> int:
-    """In how many processes the learners of a run are updated; each has its part of the run's threads."""
+    """In how many processes the learners of a run are updated."""
     side_by_side = parts.algorithm is SAC and spec.device == "cpu"
     return min(spec.threads or 1, parts.method.learners) if side_by_side else 1
+
+
+def torch_threads(spec: RunSpec, parts: Parts) -> int:
+    """The threads that torch has in each process of a run which was given a number of threads.
+
+    With learners side by side, one is left to evaluations: threads of torch wait for each other, so that a process
+    that stops one of them stops all.
+    """
+    assert spec.threads
+    processes = learner_processes(spec, parts)
+    return spec.threads if processes == 1 else max(1, (spec.threads - 1) // processes)
 
 
 def begin(spec: RunSpec, parts: Parts) -> Session:

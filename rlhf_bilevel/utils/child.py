@@ -146,6 +146,8 @@ def _serve(pipe: Connection, make_bytes: bytes, arguments: tuple[Any, ...]) -> N
         _fail(pipe, error, warned)
     except Exception as error:
         _fail(pipe, RemoteError(error_line(error), error_traceback(error)), warned)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
 
 
 def _fail(pipe: Connection, failure: Exception, warned: list[str]) -> None:

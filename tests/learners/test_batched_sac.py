@@ -129,7 +129,7 @@ def test_only_what_is_sb3s_plain_sac_is_stacked() -> None:
     ]
     for own in plain:
         improve = Together(learners(1, **own))
-        assert improve._stack is None, own
+        assert improve.stack is None, own
         assert improve(1, 5)[0]["train/n_updates"] == 1
 
 
@@ -214,7 +214,7 @@ def test_learners_side_by_side_learn_what_they_learn_one_after_another() -> None
     def learnt(processes: int) -> list[dict[str, Tensor]]:
         several, rng, told = learners(3), np.random.default_rng(0), []
         improve = Together(several)
-        with improve.side_by_side(processes) if processes else nullcontext():
+        with improve.stack.side_by_side(processes) if processes and improve.stack else nullcontext():
             told += improve(3, 5)
             for learner in several:
                 learner.set_reward(lambda rows: torch.from_numpy(rng.normal(size=len(rows))).float(), cache=False)
@@ -242,6 +242,6 @@ def test_too_little_memory_for_processes_to_share_is_told_before_anything_is_mov
     improve = Together(several)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 10))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"need 0 MiB in /dev/shm, and 0 are free: .* --threads 1$"):
-        improve.side_by_side(2).__enter__()
+        improve.stack.side_by_side(2).__enter__()  # type: ignore[union-attr]
     assert not several[0].model.actor.mu.weight.is_shared()
     assert improve(1, 5)[1]["train/n_updates"] == 1

@@ -19,7 +19,9 @@ import torch
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs.build import Parts
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager
+from rlhf_bilevel.runs.evaluations import greedy
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training import loop
 from tests.conftest import SMALL, Steer, build
@@ -115,14 +117,31 @@ def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, 
     assert found(folder) == found(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["pebble", "prefppo", "random"])
-def test_every_kind_of_learner_finds_the_same_on_more_threads(tmp_path: Path, method: str) -> None:
-    """``random`` draws its actions from a generator of the run, and so stays in the run's process."""
-    small = {"options": {"n_steps": 64} if method == "prefppo" else {}}
-    for threads in (1, 2):  # torch uses the second thread only for more numbers than these
-        session.train(spec(tmp_path / str(threads), threads, method, **small))
-    assert found(tmp_path / "2") == found(tmp_path / "1")
+@pytest.mark.parametrize("own", [{}, {"policy_kwargs": {"net_arch": [8], "activation_fn": torch.nn.Tanh}}])
+def test_an_evaluation_acts_as_sb3_predicts_bit_for_bit(own: dict[str, Any]) -> None:
+    model = build("sac", own=own).learners[0].model
+    act = greedy(model)
+    for obs in np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32):
+        assert np.array_equal(act(obs), model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "algorithm", "threads", "expected"),
+    [
+        ("penalty", "", 1, (1, 1)),
+        ("penalty", "", 2, (2, 1)),
+        ("penalty", "", 3, (2, 1)),
+        ("penalty", "", 5, (2, 2)),
+        ("pebble", "", 4, (1, 4)),
+        ("penalty", "TD3", 4, (1, 4)),
+    ],
+)
+def test_threads_go_to_learners_and_what_is_left_to_torch(
+    method: str, algorithm: str, threads: int, expected: tuple[int, int]
+) -> None:
+    asked = RunSpec.of(method, "Steer-v0", {}, threads=threads, algorithm=algorithm)
+    parts = Parts.of(method, algorithm)
+    assert (session.learner_processes(asked, parts), session.torch_threads(asked, parts)) == expected
 
 
 @pytest.mark.slow
@@ -204,7 +223,7 @@ def test_callbacks_see_an_evaluation_at_its_step(tmp_path: Path) -> None:
         seen[given["self"].num_timesteps] = "eval/true_return" in given["self"].logger.name_to_value
         return True
 
-    session.train(spec(tmp_path / "run", 2, "pebble", total_timesteps=140, options={}), session.Observers(callback))
+    session.train(spec(tmp_path / "run", 2, total_timesteps=140), session.Observers(callback))
     assert seen[70] and seen[140] and not seen[71] and not multiprocessing.active_children()
 
 
