@@ -365,6 +365,8 @@ class Update:
 
     def share(self) -> None:
         """Moves all that changes into memory that other processes can have. UserError if there is too little."""
+        if self.drawn.is_shared():
+            return
         parts = self.actor, self.critic, self.target, self.alpha
         tensors = [matrix for rows in parts for matrix in (rows.flat, rows.steps)]
         tensors += [self.drawn, self.reward, self.noise, self.measured]

@@ -29,6 +29,7 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
 from rlhf_bilevel.learners import filed_settings
+from rlhf_bilevel.learners.batched_sac import BatchedSAC
 from rlhf_bilevel.learners.off_policy import Together, on_its_own
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -112,10 +113,9 @@ class Session:
     def follow(self, observers: Observers) -> None:
         """Trains to the end, or until a callback stops it. UserError if a reward was to be learnt and no label came."""
         try:
-            processes, improve = learner_processes(self.spec, self.parts), self.run.improve
-            stack = improve.stack if processes > 1 and isinstance(improve, Together) else None
+            stack = spread_stack(self.spec, self.parts, self.run)
             apart = bool(stack) and not self.spec.env.startswith(registry.OWN)
-            beside = stack.side_by_side(processes) if stack else nullcontext()
+            beside = stack.side_by_side(learner_processes(self.spec, self.parts)) if stack else nullcontext()
             with beside, self.recording(observers, apart) as record:
                 for row in loop.train(self.run):
                     if not record(row):
@@ -267,6 +267,12 @@ def learner_processes(spec: RunSpec, parts: Parts) -> int:
     return min(spec.threads or 1, parts.method.learners) if side_by_side else 1
 
 
+def spread_stack(spec: RunSpec, parts: Parts, run: Run) -> BatchedSAC | None:
+    """What updates the learners in several processes; None if it is this one alone."""
+    improve = run.improve
+    return improve.stack if learner_processes(spec, parts) > 1 and isinstance(improve, Together) else None
+
+
 def torch_threads(spec: RunSpec, parts: Parts) -> int:
     """The threads that torch has in each process of a run which was given a number of threads.
 
@@ -291,6 +297,8 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     environments = training_envs(spec, config, parts.method)
     config, notice = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
+    if stack := spread_stack(spec, parts, run):
+        stack.update.share()  # before the folder is created, as there may be too little memory for it
     if notice:
         warnings.warn(notice, stacklevel=3)
     if spec.out:

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ from pathlib import Path
 from rlhf_bilevel.runs import session
 from tests.runs.test_evaluations import spec
 if __name__ == "__main__":
-    session.train(spec(Path(sys.argv[1]), 2, total_timesteps=100_000, eval_freq=1000, n_eval_episodes=10_000))
+    session.train(spec(Path(sys.argv[1]), 2, total_timesteps=100_000, eval_freq=1000, n_eval_episodes=2000))
 """
 
 
@@ -214,6 +215,15 @@ def test_a_program_without_a_main_guard_is_told_in_one_line(tmp_path: Path) -> N
     said = subprocess.run(command, env=place, capture_output=True, text=True, timeout=200).stderr.splitlines()
     told = '--threads: a new process imports the program anew: train under if __name__ == "__main__":'
     assert said[-1] == f"rlhf_bilevel.errors.UserError: {told}"
+
+
+def test_too_little_shared_memory_is_told_before_the_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 10))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"/dev/shm, and 0 are free"):
+        session.train(spec(tmp_path / "run", 2))
+    assert not (tmp_path / "run").exists()
 
 
 def test_callbacks_see_an_evaluation_at_its_step(tmp_path: Path) -> None:
