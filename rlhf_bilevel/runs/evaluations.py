@@ -24,7 +24,7 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Learner, Metrics
 from rlhf_bilevel.utils.child import Child, ProcessEndedError
 
-NICE = 10  # how much the process of evaluations yields to the learners, which the run waits for
+NICE = 5  # how much the process of evaluations yields to the learners, which the run waits for
 
 
 class Moment(NamedTuple):
