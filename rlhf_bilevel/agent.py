@@ -266,6 +266,7 @@ class Agent:
             keep_every=keep_every,
             **old_settings | settings,
         )
+        agent._spec = replace(agent._spec, threads=spec.threads)
         if agent.asks_people:
             raise UserError("teacher human: a fork is not labelled by people; its labels go on with another teacher")
         if agent._parts.algorithm is not parts.algorithm:

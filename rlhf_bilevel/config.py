@@ -444,7 +444,8 @@ class ConfigRecord(BaseModel):
     algorithm: str
     algorithm_settings: dict[str, Any] | Literal["own"]
     device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
-    threads: Annotated[int, Field(ge=1, le=1024)]
+    threads: Annotated[int, Field(ge=1, le=1024)]  # of torch, in each process
+    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # what --threads gave to the run
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None

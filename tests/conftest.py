@@ -14,7 +14,7 @@ from rlhf_bilevel.config import Config, validate_as
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
-from rlhf_bilevel.learners.off_policy import SB3Learner, together
+from rlhf_bilevel.learners.off_policy import SB3Learner, Together
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -91,7 +91,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
         store,
         RewardEnsemble.of(config, *sizes, rng),
         rng,
-        together(learners),
+        Together(learners),
     )
 
 

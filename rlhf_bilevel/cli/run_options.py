@@ -47,7 +47,13 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument(
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
     )
-    sub.add_argument("--threads", type=up_to(THREADS), default=1, help="CPU threads that torch may use")
+    sub.add_argument(
+        "--threads",
+        type=up_to(THREADS),
+        default=1,
+        help="CPU threads of a run (default: 1); from 2 on, two learners are updated side by side, and evaluations go "
+        "on beside the training",
+    )
     sub.add_argument(
         "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
     )

@@ -172,6 +172,11 @@ class RelabelledView:
         self._row_reward, self._cache = reward, cache
         self._cached[:] = False
 
+    @property
+    def cached(self) -> bool:
+        """Whether rewards are kept: then they depend on their rows only."""
+        return self._cache
+
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` random rows (N,), with replacement, and their rewards (N,)."""
         size, (share, rows_there) = self.store.size, self._newest

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bilevel.envs.foreign import error_line, error_traceback
 from rlhf_bilevel.envs.interface import FAULT, InvalidEnvError, NotFiniteError
 from rlhf_bilevel.envs.wrappers import EpisodeCounter
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.utils.child import error_line, error_traceback
 
 LIMIT = 10  # failed episodes in a row
 

@@ -29,23 +29,3 @@ def faults_as_user_errors(what: str) -> Iterator[None]:
             frame = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]  # Gymnasium raises errors again
             message = f"{type(error).__name__}: {message} ({frame.filename}, line {frame.lineno})"
         raise UserError(f"{what}: {message}") from error
-
-
-UNGUARDED = 78  # exit code of a child process that tries to start processes while it starts (EX_CONFIG)
-
-
-class RemoteError(RuntimeError):
-    """A failure in another process: its message, and its traceback there."""
-
-    def __str__(self) -> str:
-        return self.args[0]
-
-
-def error_line(error: BaseException) -> str:
-    """An error's type and message."""
-    return str(error) if isinstance(error, RemoteError) else f"{type(error).__name__}: {error}"
-
-
-def error_traceback(error: BaseException) -> str:
-    """An error's traceback; of a ``RemoteError``, the one from the other process."""
-    return error.args[1] if isinstance(error, RemoteError) else "".join(traceback.format_exception(error))

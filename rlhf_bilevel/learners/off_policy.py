@@ -27,7 +27,7 @@ from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
 from rlhf_bilevel.learners.normed_policy import NormedPolicy
-from rlhf_bilevel.types import Improve, Metrics, RewardFn, RowReward, Steps
+from rlhf_bilevel.types import Metrics, RewardFn, RowReward, Steps
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
 BUFFER = 1_000_000  # transitions, SB3's default: the buffer size of a saved model, if SB3 trains it further
@@ -296,12 +296,22 @@ class SB3Learner:
         return model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
 
 
-def together(learners: Sequence[Any]) -> Improve:
-    """How to improve these learners: all in one update if ``BatchedSAC`` can do that, otherwise one after another."""
-    batched = stacked(learners)
-    if batched:
-        return batched.improve
-    return lambda updates, step: [learner.improve(updates, step) for learner in learners]
+class Together:
+    """``Improve`` of these learners: all in one update if ``BatchedSAC`` can do that, otherwise one after another."""
+
+    def __init__(self, learners: Sequence[Any]) -> None:
+        self._learners, self._stack = learners, stacked(learners)
+
+    def __call__(self, updates: int, step: int) -> Sequence[Metrics]:
+        """As ``types.Improve``."""
+        if self._stack:
+            return self._stack.improve(updates, step)
+        return [learner.improve(updates, step) for learner in self._learners]
+
+    @property
+    def stack(self) -> BatchedSAC | None:
+        """What updates all of them; None if it is one after another."""
+        return self._stack
 
 
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:

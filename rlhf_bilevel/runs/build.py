@@ -31,7 +31,7 @@ from rlhf_bilevel.feedback.http_teacher import HttpTeacher
 from rlhf_bilevel.feedback.person import SimulatedPerson
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
-from rlhf_bilevel.learners.off_policy import SB3Learner, together
+from rlhf_bilevel.learners.off_policy import SB3Learner, Together
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, TEACHERS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -155,7 +155,7 @@ def build(
     reward = RewardEnsemble.of(config, *sizes, rng)
     if config.reward:
         given_reward.fill(reward, config, spec.env, training[0].observation_space, training[0].action_space)
-    return Run(parts.method, config, training, learners, teacher, store, reward, rng, together(learners), prefs)
+    return Run(parts.method, config, training, learners, teacher, store, reward, rng, Together(learners), prefs)
 
 
 def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:

@@ -113,17 +113,21 @@ class CheckpointManager:
         self._last_save, self._last_kept = (run.step, time.monotonic()), run.step
         return saved.marks
 
-    def offer(self, run: Run, marks: Callable[[], Marks]) -> None:
-        """To be called after an episode: saves a checkpoint if it is time. If that fails, earlier ones stay."""
+    def due(self, run: Run, patient: bool = False) -> bool:
+        """Whether it is time for a checkpoint. To be asked after an episode.
+
+        If ``patient``, one that only time asks for may come as much later again.
+        """
         (steps, seconds), now = self._every, time.monotonic()
-        keep = bool(self._keep_every) and run.step // self._keep_every > self._last_kept // self._keep_every
-        if (
-            run.step - self._last_save[0] < steps
-            and now - self._last_save[1] < max(seconds, THRIFT * self._save_seconds)
-            and not keep
-        ):
-            return
-        self._save(run, marks, keep)
+        least = max(seconds, THRIFT * self._save_seconds) * (2 if patient else 1)
+        return run.step - self._last_save[0] >= steps or now - self._last_save[1] >= least or self._keeps(run)
+
+    def save(self, run: Run, marks: Callable[[], Marks]) -> None:
+        """Saves a checkpoint. If that fails, earlier ones stay."""
+        self._save(run, marks, self._keeps(run))
+
+    def _keeps(self, run: Run) -> bool:
+        return bool(self._keep_every) and run.step // self._keep_every > self._last_kept // self._keep_every
 
     def recorded(self, teacher: Teacher) -> Teacher:
         """A teacher that is asked after the run's own; its answers are on the disk before they are used, too."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from stable_baselines3.common.logger import (
     Figure,
@@ -94,15 +94,23 @@ class Log:
         self.logger.step = step
         for key, value in row.items():
             self.logger.record(key.replace("learner_0/", "").replace("learner_1/train", "train_1"), value)
-        if _is_shown(row):
+        if self._is_shown(row):
             self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
 
     def write(self, row: Mapping[str, float]) -> None:
         """Writes a row if the step ended an episode. To be called after ``record`` and after what callbacks record of
         that step.
         """
-        if _is_shown(row):
+        if self._is_shown(row):
             self.flush()
+
+    def hold(self) -> None:
+        """Begins to hold rows back, from that of this step on, until ``release`` gives this row's evaluation."""
+        self.logger.held = []
+
+    def release(self, metrics: Mapping[str, float]) -> None:
+        """Writes the rows that were held back, the first of them with these ``metrics`` too."""
+        self.logger.release(metrics)
 
     def evaluation(
         self,
@@ -137,9 +145,17 @@ class Log:
         with delayed_interrupts():
             self.logger.close()
 
+    def _is_shown(self, row: Mapping[str, float]) -> bool:
+        evaluated = "eval/true_return" in row or self.logger.held == []  # its metrics come later
+        return evaluated or "rollout/true_return" in row
 
-def _is_shown(row: Mapping[str, float]) -> bool:
-    return "rollout/true_return" in row or "eval/true_return" in row
+
+class HeldRow(NamedTuple):
+    """What SB3's ``KVWriter.write`` takes."""
+
+    values: dict[str, Any]
+    excluded: dict[str, tuple[str, ...]]
+    step: int
 
 
 class StepLogger(Logger):
@@ -148,16 +164,34 @@ class StepLogger(Logger):
     def __init__(self, writers: list[KVWriter], step: int, extra: Sequence[KVWriter] = ()) -> None:
         super().__init__(folder=None, output_formats=[*writers, *extra])
         self.step, self._own = step, writers
+        self.held: list[HeldRow] | None = None  # rows that wait for an evaluation, that of its step first; None: no row
 
     def dump(self, step: int = 0) -> None:
         """Writes a row; its step is ``self.step`` unless it is given."""
         step = step or self.step
         self.record(STEP, step, exclude="tensorboard")  # which has it as the step of each value
+        if self.held is not None:
+            self.held.append(HeldRow(dict(self.name_to_value), dict(self.name_to_excluded), step))
+            for collected in (self.name_to_value, self.name_to_count, self.name_to_excluded):
+                collected.clear()
+            return
         with delayed_interrupts():
             super().dump(step)
 
+    def release(self, metrics: Mapping[str, float]) -> None:
+        """As ``Log.release``."""
+        held, self.held = self.held or [], None
+        with delayed_interrupts():
+            for number, row in enumerate(held):
+                if not number:
+                    row.values.update(metrics)
+                    row.excluded.update(dict.fromkeys(metrics, ()))
+                for writer in self.output_formats:
+                    writer.write(row.values, row.excluded, row.step)
+
     def close(self) -> None:
-        """Closes all but the user's own output formats."""
+        """Closes all but the user's own output formats. Rows that still wait are written as they are."""
+        self.release({})
         for writer in self._own:
             writer.close()
 

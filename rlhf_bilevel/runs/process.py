@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.utils.child import check_guarded
 
 _trains = threading.Lock()
 
@@ -22,8 +23,10 @@ _trains = threading.Lock()
 def exclusive_training() -> Iterator[None]:
     """Only one run trains in this process at a time: UserError if one is training already.
 
-    Random numbers come from generators that a process has only once (Python's, NumPy's, PyTorch's).
+    Random numbers come from generators that a process has only once (Python's, NumPy's, PyTorch's). A child process of
+    a run that comes here because it imports the program anew is ended.
     """
+    check_guarded()
     if not _trains.acquire(blocking=False):
         raise UserError("this process trains already: train one run after another, or each in a process of its own")
     try:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock
+from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
@@ -27,10 +27,10 @@ from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
 from rlhf_bilevel.learners import filed_settings
-from rlhf_bilevel.learners.off_policy import on_its_own
+from rlhf_bilevel.learners.batched_sac import BatchedSAC
+from rlhf_bilevel.learners.off_policy import Together, on_its_own
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
@@ -39,14 +39,15 @@ from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_r
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
+from rlhf_bilevel.runs.evaluations import Evaluations
 from rlhf_bilevel.runs.logger import Log, output_formats
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.training import loop
-from rlhf_bilevel.training.query_session import labelling_minutes, why_no_label
+from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
-from rlhf_bilevel.types import Learner, Metrics
+from rlhf_bilevel.types import Metrics
 from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, to_json, write
 from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.versions import installed_versions
@@ -112,7 +113,10 @@ class Session:
     def follow(self, observers: Observers) -> None:
         """Trains to the end, or until a callback stops it. UserError if a reward was to be learnt and no label came."""
         try:
-            with self.recording(observers) as record:
+            stack = spread_stack(self.spec, self.parts, self.run)
+            apart = bool(stack) and not self.spec.env.startswith(registry.OWN)
+            beside = stack.side_by_side(learner_processes(self.spec, self.parts)) if stack else nullcontext()
+            with beside, self.recording(observers, apart) as record:
                 for row in loop.train(self.run):
                     if not record(row):
                         break
@@ -144,8 +148,10 @@ class Session:
         write_selection(folder.path, chosen)
 
     @contextmanager
-    def recording(self, observers: Observers) -> Iterator[Callable[[Metrics], bool]]:
+    def recording(self, observers: Observers, apart: bool = False) -> Iterator[Callable[[Metrics], bool]]:
         """Gives a function that takes the metrics of each step and returns whether to go on.
+
+        With ``apart``, evaluations are in a process of their own; not if there are callbacks, which are told at once.
 
         If there is a checkpoint, the run continues from it. What was learnt is written at the end, unless there was an
         error or no label (see ``query_session.why_no_label``).
@@ -153,7 +159,6 @@ class Session:
         callback = None if observers.callback is None else check_callback(observers.callback)
         extra = output_formats(observers.logger)
         spec, run, config, people = self.spec, self.run, self.run.config, self._people
-        test_env = make_env(spec.env, config, EVALUATION)
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
             keeper = None
@@ -176,16 +181,33 @@ class Session:
                 stack.enter_context(people)
             log = stack.enter_context(closing(Log(spec.out, observers.screen, run.step, events, extra)))
             bar = stack.enter_context(closing(make_progress_bar(run, observers.progress_bar)))
+            evaluated = partial(make_env, spec.env, config, EVALUATION), self.agent, log
+            there = spec.env if apart and callback is None else ""
+            evaluations = stack.enter_context(closing(Evaluations(run, *evaluated, there)))
             policy_steps = frozenset(config.policy_steps)
             hooks = None if callback is None else Hooks(run, self.agent, callback, log.logger)
+
+            def settle(wait: bool = True) -> None:
+                """Writes the evaluation that is going on elsewhere, and the rows that wait for it."""
+                if metrics := evaluations.end(wait):
+                    log.release(metrics)
+                    show(metrics)
+
+            def show(metrics: Metrics) -> None:
+                return_text = f"{metrics['eval/true_return']:.0f}"
+                bar.set_postfix(true_return=return_text, labels=len(run.prefs), refresh=False)
 
             def record(row: Metrics) -> bool:
                 interrupts.check()
                 bar.update()
-                if run.step % config.eval_freq == 0 or run.step == config.total_timesteps:
-                    row |= evaluate_learners(run, test_env, self.agent, log)
-                    return_text = f"{row['eval/true_return']:.0f}"
-                    bar.set_postfix(true_return=return_text, labels=len(run.prefs), refresh=False)
+                due = run.step % config.eval_freq == 0 or run.step == config.total_timesteps
+                settle(wait=due)
+                if due:
+                    if metrics := evaluations.begin():
+                        row |= metrics
+                        show(metrics)
+                    else:
+                        log.hold()
                 log.record(row, run.step)
                 if people:
                     people.beat(run)
@@ -194,9 +216,10 @@ class Session:
                 log.write(row)
                 if spec.out and run.step in policy_steps:
                     self._keep_policy()
-                if go_on and keeper and "rollout/true_return" in row:  # between two episodes
+                if go_on and keeper and "rollout/true_return" in row and keeper.due(run, patient=evaluations.pending):
+                    settle()
                     with delayed_interrupts():
-                        keeper.offer(run, marks)
+                        keeper.save(run, marks)  # between two episodes
                 return go_on
 
             def marks() -> dict[str, Any]:
@@ -205,6 +228,7 @@ class Session:
                 return log.marks()
 
             yield record
+            settle()
             interrupts.check()
             if hooks:
                 hooks.end()
@@ -228,12 +252,36 @@ def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
     there, too. UserError if this process is training already, and if a reward was to be learnt and no label came: the
     folder then has the evaluations and no model.
     """
+    parts = Parts.of(spec.method, spec.algorithm)
     if spec.threads:
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(torch_threads(spec, parts))
     with exclusive_training():
-        session = begin(spec, Parts.of(spec.method, spec.algorithm))
+        session = begin(spec, parts)
         session.follow(observers)
     return session
+
+
+def learner_processes(spec: RunSpec, parts: Parts) -> int:
+    """In how many processes the learners of a run are updated."""
+    side_by_side = parts.algorithm is SAC and spec.device == "cpu"
+    return min(spec.threads or 1, parts.method.learners) if side_by_side else 1
+
+
+def spread_stack(spec: RunSpec, parts: Parts, run: Run) -> BatchedSAC | None:
+    """What updates the learners in several processes; None if it is this one alone."""
+    improve = run.improve
+    return improve.stack if learner_processes(spec, parts) > 1 and isinstance(improve, Together) else None
+
+
+def torch_threads(spec: RunSpec, parts: Parts) -> int:
+    """The threads that torch has in each process of a run which was given a number of threads.
+
+    With learners side by side, one is left to evaluations: threads of torch wait for each other, so that a process
+    that stops one of them stops all.
+    """
+    assert spec.threads
+    processes = learner_processes(spec, parts)
+    return spec.threads if processes == 1 else max(1, (spec.threads - 1) // processes)
 
 
 def begin(spec: RunSpec, parts: Parts) -> Session:
@@ -249,6 +297,8 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
     environments = training_envs(spec, config, parts.method)
     config, notice = spec.fit(config, environments[0].limit, parts.method)
     run, lock = build(spec, parts, config, environments), None
+    if stack := spread_stack(spec, parts, run):
+        stack.update.share()  # before the folder is created, as there may be too little memory for it
     if notice:
         warnings.warn(notice, stacklevel=3)
     if spec.out:
@@ -387,7 +437,7 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     method = parts.method.name if "method" in custom else record["method"]
     spec = RunSpec(method, env_id, settings, out=folder.absolute())
     algorithm = "" if "algorithm" in custom else record["algorithm"]
-    return replace(spec, device=record["device"], threads=record["threads"], algorithm=algorithm), parts, record
+    return replace(spec, device=record["device"], threads=record.get("cores", 1), algorithm=algorithm), parts, record
 
 
 def save(
@@ -480,33 +530,9 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
         "algorithm_settings": parts.algorithm_settings,
         "device": spec.device,
         "threads": torch.get_num_threads(),
+        **({"cores": spec.threads} if (spec.threads or 1) > 1 else {}),
         "settings": config.model_dump(mode="json"),
     }
-
-
-def evaluate_learners(run: Run, env: Any, agent: int, log: Log) -> Metrics:
-    """Evaluates all learners on whole episodes of ``env`` and logs each episode. Returns their mean metrics.
-
-    ``eval/return_per_minute`` is the agent's return divided by the labelling minutes so far.
-    """
-    minutes = labelling_minutes(run)
-    row = dict(minutes)
-    for number, learner in enumerate(run.learners):
-        env.episode = 0  # the same episodes each time, so that only the policy makes a difference
-        result = evaluate(partial(act_greedily, learner), env, run.config.n_eval_episodes)
-        log.evaluation(result, run.step, len(run.prefs), number, number == agent, minutes.get("teacher/minutes"))
-        prefix = "eval" if number == agent else "eval_other"
-        row[f"{prefix}/true_return"] = float(result.returns.mean())
-        if result.successes is not None:
-            row[f"{prefix}/success"] = float(result.successes.mean())
-    if minutes.get("teacher/minutes"):
-        row["eval/return_per_minute"] = row["eval/true_return"] / minutes["teacher/minutes"]
-    return row
-
-
-def act_greedily(learner: Learner, obs: np.ndarray) -> np.ndarray:
-    """The learner's action (a,) at observation ``obs`` (o,), without exploration."""
-    return learner.model.predict(obs, deterministic=True)[0]
 
 
 def make_progress_bar(run: Run, shown: bool) -> Any:

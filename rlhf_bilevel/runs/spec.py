@@ -58,7 +58,7 @@ class RunSpec:
     settings: Mapping[str, Any]
     preset: str = "cpu"
     device: str = "cpu"
-    threads: int | None = None  # CPU threads of torch; None: as many as the process has
+    threads: int | None = None  # CPU threads of the run; None: one process, with as many threads as torch has there
     out: Path | None = None  # the run's folder; None: nothing is written
     checkpoint_every: str = "1m"  # see ``config.parse_checkpoint_every``
     keep_every: int = 0  # environment steps between two checkpoints that are kept; 0: none

@@ -25,7 +25,8 @@ from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import evaluations
+from rlhf_bilevel.training.query_session import labelling_minutes
 from rlhf_bilevel.types import Preferences, Segments
 from rlhf_bilevel.utils.files import one_line, read_yaml, to_json, write
 from tests.support.faults import child, kill
@@ -676,10 +677,9 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
         def stop(run: Any, *rest: Any) -> Any:
             if run.step > 450:
                 kill()
-            return evaluated(run, *rest)
+            return labelling_minutes(run, *rest)
 
-        evaluated = session.evaluate_learners
-        session.evaluate_learners = stop
+        evaluations.labelling_minutes = stop  # at every evaluation
         main([*arguments, "--out", str(tmp_path / "run")])
 
     assert child(interrupted) == 9
@@ -695,7 +695,7 @@ def test_the_keyboard_ends_a_run_with_the_command_that_goes_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "evaluate_learners", interrupt)
+    monkeypatch.setattr(evaluations, "labelling_minutes", interrupt)
     with pytest.raises(SystemExit) as stop:
         main(["train", "pebble", "--env", "Pendulum-v1", "--steps", "250", "--out", str(tmp_path / "run"), *QUICK])
     assert stop.value.code == 130

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.envs import fault_tolerance, foreign, registry
+from rlhf_bilevel.envs import fault_tolerance, registry
 from rlhf_bilevel.envs.fault_tolerance import LIMIT, FaultTolerantEnv
 from rlhf_bilevel.envs.interface import FAULT
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import evaluate
 from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.utils import child
 from tests.conftest import SMALL, Steer, build
 
 
@@ -190,7 +191,7 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
             info = info if FAULT in info else {}
             if truncated and not info:
                 env.reset()
-    first = env.env._process  # type: ignore[attr-defined]
+    first = env.env._child._process  # type: ignore[attr-defined]
     assert first.is_alive() and env.reset()[0].shape == (1,)
     env.close()
     assert not first.is_alive()
@@ -275,7 +276,7 @@ def test_a_failure_in_another_process_has_one_line_and_its_traceback_there(monke
     env.reset()
     with pytest.raises(RuntimeError, match=r"(?s)1 episodes in a row.*in step.*ZeroDivisionError: a bug") as told:
         env.step(np.zeros(1, np.float32))
-    assert foreign.error_line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
+    assert child.error_line(told.value.__cause__) == "ZeroDivisionError: a bug in the simulator"  # type: ignore[arg-type]
     env.close()
 
 

@@ -1,7 +1,9 @@
 """Learners that are improved together are, each, what SB3's own update makes of them."""
 
 import io
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from torch import Tensor
 
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registry
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
 from rlhf_bilevel.learners.normed_policy import NormedPolicy
-from rlhf_bilevel.learners.off_policy import SB3Learner, on_its_own, together
+from rlhf_bilevel.learners.off_policy import SB3Learner, Together, on_its_own
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
 
@@ -82,7 +85,7 @@ def test_an_update_is_sb3s_own(own: dict[str, Any], updates: int, batched: bool)
     ours, theirs = learners(3, **own), learners(3, Plain, **own)
     before = everything(ours[2])
     told = stack(ours, batched).improve(updates, 5)
-    expected = together(theirs)(updates, 5)
+    expected = Together(theirs)(updates, 5)
     for left, right, metrics, reference in zip(ours, theirs, told, expected, strict=True):
         assert_alike(left, right, 1e-5)
         for key, value in reference.items():
@@ -93,9 +96,9 @@ def test_an_update_is_sb3s_own(own: dict[str, Any], updates: int, batched: bool)
 
 def test_a_stack_updates_each_learner_as_alone() -> None:
     several, alone = learners(3), [learners(1, numbers=[number])[0] for number in range(3)]
-    together(several)(5, 5)
+    Together(several)(5, 5)
     for learner, single in zip(several, alone, strict=True):
-        together([single])(5, 5)
+        Together([single])(5, 5)
         assert_alike(learner, single, 1e-6)
 
 
@@ -105,7 +108,7 @@ def test_some_may_be_updated_and_the_others_stay_to_the_bit(batched: bool) -> No
     improve = stack(several, batched).improve
     before = [everything(learner) for learner in several]
     assert len(improve(2, 5, slice(1, 2))) == 1
-    together(whole)(2, 5)
+    Together(whole)(2, 5)
     for number in (0, 2):
         after = everything(several[number])
         assert all(torch.equal(after[key], value) for key, value in before[number].items())
@@ -125,14 +128,14 @@ def test_only_what_is_sb3s_plain_sac_is_stacked() -> None:
         {"policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"weight_decay": 0.1}}},
     ]
     for own in plain:
-        improve = together(learners(1, **own))
-        assert not hasattr(improve, "__self__"), own
+        improve = Together(learners(1, **own))
+        assert improve.stack is None, own
         assert improve(1, 5)[0]["train/n_updates"] == 1
 
 
 def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
     ours, theirs = learners(2), learners(2, Plain)
-    together(ours)(3, 5), together(theirs)(3, 5)
+    Together(ours)(3, 5), Together(theirs)(3, 5)
     files = []
     for learner in (ours[1], theirs[1]):
         file = io.BytesIO()
@@ -140,9 +143,9 @@ def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
             learner.model.save(file, exclude=["replay_buffer", "_last_obs"])
         files.append(file)
     assert len(files[0].getvalue()) == pytest.approx(len(files[1].getvalue()), rel=0.02)
-    together(ours)(1, 5)  # the learner still learns
+    Together(ours)(1, 5)  # the learner still learns
     before = everything(ours[1])
-    together(ours)(1, 5)
+    Together(ours)(1, 5)
     assert any(not torch.equal(value, before[key]) for key, value in everything(ours[1]).items())
     files[0].seek(0)
     loaded = SAC.load(files[0])
@@ -169,10 +172,10 @@ def test_a_run_is_plain_sb3s_but_for_rounding() -> None:
 def test_a_learner_draws_alike_alone_and_beside_others() -> None:
     """Nothing that another learner or torch's global generator does moves its draws."""
     alone, beside = learners(1)[0], learners(2)
-    together([alone])(3, 5)
+    Together([alone])(3, 5)
     torch.rand(17)
     beside[1].act(np.zeros(3), 500)
-    together(beside)(3, 5)
+    Together(beside)(3, 5)
     obs = np.ones(3, dtype=np.float32)
     torch.manual_seed(123)
     first = alone.act(obs, 500)[1]
@@ -188,7 +191,7 @@ def test_clamped_deviations_and_actions_at_the_border_have_sb3s_derivatives() ->
             learner.model.actor.log_std.bias.fill_(2.0)
             learner.model.actor.log_std.weight.normal_(std=1.0, generator=torch.Generator().manual_seed(0))
             learner.model.actor.mu.bias.fill_(3.0)
-    together(ours)(3, 5), together(theirs)(3, 5)
+    Together(ours)(3, 5), Together(theirs)(3, 5)
     assert_alike(ours[0], theirs[0], 1e-5)
 
 
@@ -203,3 +206,42 @@ def test_a_mirror_has_every_row_as_it_comes() -> None:
         mirror.take(rows, out)
         assert torch.equal(out, store.table[rows])
     assert not torch.equal(store.table[0], store.table[1])
+
+
+def test_learners_side_by_side_learn_what_they_learn_one_after_another() -> None:
+    """Also where a reward draws random numbers, where Adam's rate is changed, and after a reset and a loaded state."""
+
+    def learnt(processes: int) -> list[dict[str, Tensor]]:
+        several, rng, told = learners(3), np.random.default_rng(0), []
+        improve = Together(several)
+        with improve.stack.side_by_side(processes) if processes and improve.stack else nullcontext():
+            told += improve(3, 5)
+            for learner in several:
+                learner.set_reward(lambda rows: torch.from_numpy(rng.normal(size=len(rows))).float(), cache=False)
+            told += improve(2, 5)
+            for learner in several:
+                learner.set_reward(lambda rows: (rows % 7).float())
+                learner.reset_critic()
+            several[2].model.critic.optimizer.param_groups[0]["lr"] = 0.02
+            several[0].model.critic.optimizer.param_groups[0]["lr"] = 0.02
+            several[2].follow(several[1])
+            told += improve(2, 5)
+        told += improve(1, 5)  # in this process again
+        return [*map(everything, several), *({k: torch.tensor(v) for k, v in metrics.items()} for metrics in told)]
+
+    alone, beside = learnt(0), learnt(2)
+    assert len(alone) == len(beside) == 3 + 4 * 3
+    for left, right in zip(alone, beside, strict=True):
+        assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_too_little_memory_for_processes_to_share_is_told_before_anything_is_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    several = learners(2)
+    improve = Together(several)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 10))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"need 0 MiB in /dev/shm, and 0 are free: .* --threads 1$"):
+        improve.stack.side_by_side(2).__enter__()  # type: ignore[union-attr]
+    assert not several[0].model.actor.mu.weight.is_shared()
+    assert improve(1, 5)[1]["train/n_updates"] == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlhf_bilevel.data.run_folder import STEP
 from rlhf_bilevel.evaluation.rollout import Evaluation
 from rlhf_bilevel.runs.logger import Log
 
@@ -57,3 +58,28 @@ def test_files_of_a_run_that_begins_anew_are_removed(tmp_path: Path) -> None:
     Log(tmp_path, False, 0, {}).close()
     assert not (tmp_path / "progress.csv").exists() and not (tmp_path / "evaluations.csv").exists()
     assert len(list(tmp_path.glob("events.*"))) <= 1
+
+
+def test_rows_that_wait_for_an_evaluation_are_written_in_order_and_the_first_has_it(tmp_path: Path) -> None:
+    def rows(late: bool, told: bool = True) -> list[dict[str, str]]:
+        folder = tmp_path / f"{late}-{told}"
+        folder.mkdir()
+        log, found = Log(folder, False, 0, {}), {"eval/true_return": 7.0, "eval/success": 1.0}
+        for step in (100, 150, 200, 250):
+            row = {"train/loss": float(step)} | ({"rollout/true_return": 1.0} if step != 150 else {})
+            if step == 150 and late:
+                log.hold()
+            elif step == 150:
+                row |= found
+            log.record(row, step)
+            log.write(row)
+            if step == 200 and late and told:
+                log.release(found)
+        log.record({"train/loss": 0.5}, 260)  # of a row that comes later
+        log.close()
+        with (folder / "progress.csv").open() as file:
+            return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
+
+    whole = rows(late=False)
+    assert rows(late=True) == whole and [row[STEP] for row in whole] == ["100", "150", "200", "250"]
+    assert [row.get("eval/true_return") for row in rows(late=True, told=False)] == [None] * 4  # the run has failed

@@ -1,0 +1,96 @@
+"""Wall time of whole runs on one thread and on several, in turns; alone on the machine.
+
+    python -m benchmarks.performance.cores --rounds 2 --threads 1 2
+
+Runs have the preset cpu on walker-walk, with evaluations, logs and checkpoints as ``train`` makes them. What is timed
+is steps MEASURED[0] to MEASURED[1], when processes have started. Evaluations are about as dense as in a run of 100,000
+steps; a run whose name ends in "alone" has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.training import loop
+from rlhf_bilevel.training.run import Run
+
+MEASURED = 1400, 3000
+SETTINGS: dict[str, Any] = {
+    "total_timesteps": 100_000, "learning_starts": 1000, "pretrain_steps": 200, "num_interact": 2000,
+    "queries_per_session": 20, "refresh_every": 1000, "n_eval_episodes": 3,
+}  # fmt: skip
+
+
+class OverError(Exception):
+    """The measured steps are over."""
+
+
+def measure(name: str, threads: int, env: str) -> float:
+    """Milliseconds a step of the run called ``name``."""
+    method, _, alone = name.partition(" ")
+    settings, train, times = SETTINGS | {"eval_freq": 100_000 if alone else 2000}, loop.train, []
+
+    def timed(run: Run) -> Iterator[Any]:
+        for row in train(run):
+            if run.step in MEASURED:
+                times.append(time.perf_counter())
+            if run.step == MEASURED[1]:
+                raise OverError
+            yield row
+
+    loop.train = timed
+    with tempfile.TemporaryDirectory() as folder, suppress(OverError):
+        session.train(RunSpec.of(method, env, settings, threads=threads, out=Path(folder) / "run"))
+    return 1e3 * (times[1] - times[0]) / (MEASURED[1] - MEASURED[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["pebble", "penalty", "pebble alone", "penalty alone"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--env", default="dm_control/walker-walk-v0")
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "THREADS"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(args.one[0], int(args.one[1]), args.env)))
+        return
+    subjects = [(method, threads) for method in args.methods for threads in args.threads]
+    found: dict[tuple[str, int], list[float]] = {subject: [] for subject in subjects}
+    for _ in range(args.rounds):
+        for method, threads in subjects:
+            command = [sys.executable, "-m", "benchmarks.performance.cores", "--env", args.env]
+            told = subprocess.run(
+                [*command, "--one", method, str(threads)],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            found[method, threads].append(float(told.stdout))
+            print(f"{method}, {threads} threads: {found[method, threads][-1]:.2f} ms a step", flush=True)
+    first = subjects[0]
+    for subject, times in found.items():
+        ratios = [mine / reference for mine, reference in zip(times, found[first], strict=True)]
+        print(
+            f"{subject[0]:14} {subject[1]} threads  {median(times):6.2f} ms a step, {median(ratios):.2f} of {first[0]}"
+        )
+
+
+if __name__ == "__main__":
+    main()
