@@ -100,7 +100,7 @@ class Row(NamedTuple):
     least: float | None  # least possible value; None: not known, so low may be too low
     most: float | None  # greatest possible value
     rule: str  # how a score was computed; empty in the environment's own measure
-    minutes: float | None = None  # most labelling minutes of a run, if runs are compared at equal minutes
+    minutes: float | None  # most labelling minutes of a run, if runs are compared at equal minutes
 
 
 def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -400,19 +400,9 @@ def make_rows(
         )
         labels, steps = max(task.groups[method].labels[1] for task in tasks), max(task.steps[-1] for task in tasks)
         counted = (evaluations, min(task.groups[method].episodes[0] for task in tasks), *within, all_scores.rule)
+        budget = runs.shape[-1], labels, int(steps)
         rows.append(
-            Row(
-                method,
-                env,
-                measure,
-                runs.shape[-1],
-                labels,
-                int(steps),
-                *iqm_bounds,
-                compared_with,
-                *improvement_bounds,
-                *counted,
-            )._replace(minutes=minutes)
+            Row(method, env, measure, *budget, *iqm_bounds, compared_with, *improvement_bounds, *counted, minutes)
         )
     return rows
 

@@ -117,9 +117,8 @@ def test_the_labelling_time_of_a_session_is_what_people_spent_since_the_one_befo
         me = label_store.labeller(label_store.invite("Ann"))
         assert me is not None
         (assignment,) = label_store.assign(me, 1, repeats=0, gold=0)
-        label_store.shown(me, assignment.query_id)
-        now[0] += seconds
-        label_store.choose(me, assignment.query_id, choice, f"{choice} after {seconds}")
+        shown_at, now[0] = now[0], now[0] + seconds
+        label_store.choose(me, assignment.query_id, choice, f"{choice} after {seconds}", shown_at)
 
     with HumanTeacher(config, store, FakeRecorder(store), tmp_path) as human:
         recorded = RecordedTeacher(human, log)
