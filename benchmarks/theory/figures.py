@@ -20,8 +20,9 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
+from benchmarks.rows import read
 from benchmarks.theory import coupling
-from benchmarks.theory.laboratory import PROBLEMS, Result, read
+from benchmarks.theory.laboratory import PROBLEMS, Result
 from benchmarks.theory.methods import METHODS
 from rlhf_bilevel.evaluation.plot import save_figure
 
@@ -149,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw: dict[str, Callable[[], Any]] = {
         "bias": lambda: bias(errors),
         "estimator": lambda: estimator(errors),
-        "samples": lambda: samples([*read(files["1"]), *read(files["2"])]),
-        "coupling": lambda: coupled(coupling.read_rows(files["coupling"])),
+        "samples": lambda: samples([*read(files["1"], Result), *read(files["2"], Result)]),
+        "coupling": lambda: coupled(read(files["coupling"], coupling.Row)),
     }
     for name, make in draw.items():
         figure = make()
