@@ -23,4 +23,4 @@ def write(results: Iterable[NamedTuple], file: Path, number_format: str = ".6g")
 def read(file: Path, kind: type[Row]) -> list[Row]:
     kinds = get_type_hints(kind)
     with file.open(newline="") as stream:
-        return [kind(**{name: kinds[name](row[name]) for name in kinds}) for row in csv.DictReader(stream)]
+        return [kind._make(kinds[name](row[name]) for name in kinds) for row in csv.DictReader(stream)]

@@ -399,11 +399,10 @@ def make_rows(
             (baseline, to_floats(against[method])) if method in against else (None, (None, None, None))
         )
         labels, steps = max(task.groups[method].labels[1] for task in tasks), max(task.steps[-1] for task in tasks)
-        counted = (evaluations, min(task.groups[method].episodes[0] for task in tasks), *within, all_scores.rule)
+        episodes = min(task.groups[method].episodes[0] for task in tasks)
+        counted = evaluations, episodes, *within, all_scores.rule, minutes
         budget = runs.shape[-1], labels, int(steps)
-        rows.append(
-            Row(method, env, measure, *budget, *iqm_bounds, compared_with, *improvement_bounds, *counted, minutes)
-        )
+        rows.append(Row(method, env, measure, *budget, *iqm_bounds, compared_with, *improvement_bounds, *counted))
     return rows
 
 

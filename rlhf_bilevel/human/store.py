@@ -132,11 +132,6 @@ class LabelStore:
 
     # The run
 
-    def runs(self) -> list[str]:
-        """The names of all runs in this database, the newest last."""
-        with self._read() as c:
-            return list(c.scalars(select(runs.c.id).order_by(runs.c.begun_at)))
-
     def set_run_info(self, info: Mapping[str, Any]) -> None:
         """Stores what people may want to know about the run, as content for JSON."""
         with self._write() as c:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,7 +215,7 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
     out = tmp_path / "run"
     with person(out, seconds=0.05):
         run = state(agent(out, share=1.0).learn(STEPS))
-    with LabelLogOf(out) as log:
+    with closing(LabelLog(out / "labels.sqlite")) as log:
         taken = [len(log[number].answers) for number in range(len(log))]
         every = Counter((first, second) for number in range(len(log)) for _, first, second in log[number].answers)
     assert 0 < sum(taken) <= 40 and every <= Counter(encode_pairs(load(out).preferences()))  # a pair may be drawn twice
@@ -223,17 +223,6 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
         again = tmp_path / "again"
         assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
         assert tables(again / "labels.sqlite")[1] == tables(out / "labels.sqlite")[1]
-
-
-class LabelLogOf(LabelLog):
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "labels.sqlite")
-
-    def __enter__(self) -> LabelLog:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
 
 
 @pytest.fixture
