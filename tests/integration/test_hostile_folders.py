@@ -44,7 +44,7 @@ from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
 from tests.human.test_store import somebody
 from tests.runs.test_checkpoint import forge, saved
-from tests.support.faults import at_call, child, full_disk, kill
+from tests.support.faults import at_call, child, full_disk, kill, same_run
 
 FEW: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 10, "reward_form": "linear", "labels": 20}
 HOLES = 2**40  # bytes
@@ -767,8 +767,7 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_line_and_resume_goes_on(
         assert ask(["resume", str(run)]) == "exit 2"
     assert f"{run}/reward.safetensors cannot be written: No space left on device" in capsys.readouterr().err
     main(["resume", str(run)])
-    for name in ("policy.safetensors", "evaluations.csv"):
-        assert (run / name).read_bytes() == (made["ended"] / name).read_bytes()
+    same_run(run, made["ended"])
 
 
 # Logs
@@ -830,8 +829,7 @@ def test_one_damaged_old_piece_is_told_with_the_way_back_bit_for_bit(made: dict[
         Agent.resume(run)
     shutil.rmtree(run / "checkpoints")
     Agent.resume(run)
-    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-        assert (run / name).read_bytes() == (made["ended"] / name).read_bytes()
+    same_run(run, made["ended"])
 
 
 def test_a_checkpoint_of_another_kind_of_run_is_told_in_one_line(made: dict[str, Path], tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], gymnasium.Env], str]] = {
     "PointAct": (partial(Line, act=box([0.5, 2], [0.5, 2])), "actions are one point"),
     "Choices": (partial(Line, act=Discrete(2)), r"Discrete\(2\)"),
     "MoreChoices": (partial(Line, act=MultiDiscrete([2, 3])), "MultiDiscrete"),
+    "DiscreteObs": (partial(Line, Discrete(3)), r"Discrete\(3\)"),
     "DictObs": (partial(Line, Dict(x=VECTOR)), "FlattenObservation"),
     "NoObs": (partial(Line, box(-1, 1, (0,))), "at least one number"),
     "Picture": (partial(Line, box(0, 255, (24, 24, 3), np.uint8)), "are pictures, .*TransformObservation"),
