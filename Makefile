@@ -83,7 +83,7 @@ figure-theory: install
 	$(BIN)/python -m benchmarks.theory.estimator --out benchmarks/results/theory-estimator.csv
 	$(BIN)/python -m benchmarks.theory.coupling --out benchmarks/results/theory-coupling.csv
 	$(BIN)/python -m benchmarks.theory.exploring --out benchmarks/results/theory-exploring.csv
-	$(BIN)/python -m benchmarks.theory.careful --workers 2 --out benchmarks/results/theory-careful.csv
+	$(BIN)/python -m benchmarks.theory.careful --out benchmarks/results/theory-careful.csv
 	$(BIN)/python -m benchmarks.theory.figures
 
 figures: install

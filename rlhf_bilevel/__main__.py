@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 
 
@@ -31,38 +32,18 @@ def loading() -> Iterator[None]:
 
 
 with loading():
-    from rlhf_bilevel.cli import (
-        compare,
-        completion,
-        doctor,
-        evaluate,
-        explain,
-        export,
-        fit_reward,
-        fork,
-        import_minari,
-        label,
-        plot,
-        resume,
-        select,
-        settings,
-        sweep,
-        train,
-        tune,
-        watch,
-    )
     from rlhf_bilevel.cli.arguments import Parser, fail
     from rlhf_bilevel.data.run_folder import RunFolder
     from rlhf_bilevel.runs.report import prepare_streams, user_message
     from rlhf_bilevel.utils.versions import installed_versions
 
-COMMANDS: dict[str, ModuleType] = {
-    command.__name__.rpartition(".")[2].replace("_", "-"): command
-    for command in (
-        train, resume, fork, label, watch, sweep, tune, evaluate, select, explain, export, fit_reward, import_minari,
-        plot, compare, settings, doctor, completion,
-    )
-}  # fmt: skip
+    COMMANDS: dict[str, ModuleType] = {
+        name: import_module(f"rlhf_bilevel.cli.{name.replace('-', '_')}")
+        for name in (
+            "train", "resume", "fork", "label", "watch", "sweep", "tune", "evaluate", "select", "explain", "export",
+            "fit-reward", "import-minari", "plot", "compare", "settings", "doctor", "completion",
+        )
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:

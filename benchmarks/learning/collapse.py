@@ -17,7 +17,6 @@ many steps from there is the pair. ``benchmarks/results/collapse.csv`` has a row
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.learning.evidence import HYBRID, SIZE, WITHOUT_REMEDIES
+from benchmarks.rows import read, write
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.statistics import improvement, improvement_interval
@@ -125,7 +125,8 @@ def forked(run: Origin, remedy: str, steps: int) -> Fork:
     theirs = origin(out)
     shared = np.isin(run.steps, theirs.steps[theirs.steps > at])
     mean = float(run.returns[shared][-LAST:].mean())
-    return Fork(run.seed, run.outcome, remedy, at, until, mean, float(theirs.returns[theirs.steps > at][-LAST:].mean()))
+    fork = float(theirs.returns[theirs.steps > at][-LAST:].mean())
+    return Fork(run.seed, run.outcome, remedy, at, until, round(mean, 1), round(fork, 1))
 
 
 def command(words: Sequence[str], out: Path) -> None:
@@ -165,26 +166,6 @@ def table(forks: Iterable[Fork]) -> str:
     return "\n".join(lines)
 
 
-def read(file: Path) -> list[Fork]:
-    if not file.is_file():
-        return []
-    with file.open(newline="") as stream:
-        return [
-            Fork(
-                int(row["seed"]), row["outcome"], row["remedy"], int(row["at"]), int(row["steps"]),
-                float(row["origin"]), float(row["fork"]),
-            )
-            for row in csv.DictReader(stream)
-        ]  # fmt: skip
-
-
-def write(forks: Sequence[Fork], file: Path) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(Fork._fields)
-        writer.writerows([fork._replace(origin=round(fork.origin, 1), fork=round(fork.fork, 1)) for fork in forks])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs=2, default=(200, 230), metavar=("FIRST", "END"))
@@ -193,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, a thread each (2)")
     parser.add_argument("--draw", action="store_true", help="run nothing, print what is there")
     args = parser.parse_args(argv)
-    known = read(TABLE)
+    known = read(TABLE, Fork) if TABLE.is_file() else []
     if not args.draw:
         with ThreadPoolExecutor(args.workers) as pool:
             runs = [origin(folder) for folder in pool.map(baseline, range(*args.seeds))]

@@ -10,7 +10,7 @@ was cut off goes on. ``--collect`` gathers what has ended.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -39,6 +39,8 @@ Group = Sequence[Named]
 
 Settings = dict[str, Any]
 """Of a run, and its preset where that is another than ``cpu``."""
+Variants = Mapping[str, tuple[str, Settings]]
+"""Method and settings by the variant's name."""
 
 
 WITHOUT_REMEDIES: Settings = {"anchor_share": 0.0, "critic_layer_norm": False}
@@ -58,6 +60,15 @@ def named(
     out = RUNS / group / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     own = {"total_timesteps": steps, "seed": seed} | {key: value for key, value in settings.items() if key != "preset"}
     return Named(name, RunSpec.of(method, env, own, preset=settings.get("preset", "cpu"), threads=1, out=out))
+
+
+def on_walker(group: str, variants: Variants, seeds: Iterable[int], steps: int, settings: Settings) -> Group:
+    """The variants on walker-walk, seed by seed; ``settings`` are those of all."""
+    return [
+        named(group, name, method, "dm_control/walker-walk-v0", seed, steps, settings | own)
+        for seed in seeds
+        for name, (method, own) in variants.items()
+    ]
 
 
 QUICK: Settings = {"preset": "quick", "labels": 200, "num_interact": 1000, "eval_freq": 1000}
@@ -95,11 +106,8 @@ SIZED = ONE_LEARNER | {
     "penalty, forward, aligned, newest half, agent 3 of 4": ("penalty", FORWARD | SHARED),
 }
 LONG = ONE_LEARNER | {"penalty": ("penalty", {})}
-GROUPS["walker-long"] = [
-    named("walker-long", name, method, "dm_control/walker-walk-v0", seed, 250_000, SIZE | {"labels": 100} | own)
-    for seed in range(3)
-    for name, (method, own) in LONG.items()
-]
+WALKER = SIZE | {"labels": 100}
+GROUPS["walker-long"] = on_walker("walker-long", LONG, range(3), 250_000, WALKER)
 """As many simulator steps as published figures have: the former Figure 1 has 75,000 of these."""
 CLIPPED = {"reward_clip": True}
 LATE = {"num_interact": 7500, "queries_per_session": 50}  # of 200,000 steps: 1000 labels until 152,500
@@ -165,6 +173,7 @@ TO_THE_END = {
     f"{name}, labels to the end": (method, own | {"num_interact": 7000})  # of 75,000: until 70,500
     for name, (method, own) in LABELLED.items()
 }
+UNTIL_226_000 = {"pebble, aligned, newest half, labels to the end": ("pebble", HYBRID | {"num_interact": 24_000})}
 ANCHORS = HYBRID | {"anchor_share": 0.5}
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
@@ -183,61 +192,26 @@ OTHER_TASKS: dict[str, tuple[int, Settings]] = {
 DEFAULTS = ONE_LEARNER | {"twin": ("twin", {}), "penalty": ("penalty", {})}
 
 
-def at_size(group: str, variants: Mapping[str, tuple[str, Settings]]) -> Group:
-    """Figure 1's walker-walk, on other seeds."""
-    return [
-        named(group, name, method, "dm_control/walker-walk-v0", seed, 75_000, SIZE | {"labels": 100} | own)
-        for seed in range(100, 103)
-        for name, (method, own) in variants.items()
-    ]
-
-
 SEARCH: dict[str, Group] = {
-    "search-walk": [
-        named("search-walk", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
-        for seed in range(100, 104)
-        for name, (method, own) in SEARCHED.items()
-    ],
-    "search-size": at_size("search-size", SIZED),
+    "search-walk": on_walker("search-walk", SEARCHED, range(100, 104), 30_000, WALK),
+    "search-size": on_walker("search-size", SIZED, range(100, 103), 75_000, WALKER),
     "search-tasks": [
         named(f"search-tasks/{env.split('/')[-1]}", name, method, env, seed, steps, SIZE | of_task | own)
         for seed in range(100, 102)
         for env, (steps, of_task) in OTHER_TASKS.items()
         for name, (method, own) in DEFAULTS.items()
     ],
-    "search-late": at_size("search-late", TO_THE_END),
-    "search-late-long": [
-        named(
-            "search-late-long",
-            "pebble, aligned, newest half, labels to the end",
-            "pebble",
-            "dm_control/walker-walk-v0",
-            1,
-            250_000,
-            SIZE | {"labels": 100} | HYBRID | {"num_interact": 24_000},
-        )
-    ],  # the seed that fell in walker-long; until 226,000
-    "search-anchors": [
-        named("search-anchors", name, method, "dm_control/walker-walk-v0", seed, 125_000, SIZE | {"labels": 100} | own)
-        for seed in range(200, 208)
-        for name, (method, own) in ANCHORED.items()
-    ],
+    "search-late": on_walker("search-late", TO_THE_END, range(100, 103), 75_000, WALKER),
+    "search-late-long": on_walker("search-late-long", UNTIL_226_000, [1], 250_000, WALKER),  # it fell in walker-long
+    "search-anchors": on_walker("search-anchors", ANCHORED, range(200, 208), 125_000, WALKER),
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 106)
         for name, (method, own) in (STRONG | LINEARLY).items()
         if seed < 104 or name in ("twin", "penalty, spread .3")
     ],
-    "search-often": [
-        named("search-often", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
-        for seed in range(100, 103)
-        for name, (method, own) in OFTEN.items()
-    ],
-    "search-source": [
-        named("search-source", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
-        for seed in range(100, 104)
-        for name, (method, own) in SOURCES.items()
-    ],
+    "search-often": on_walker("search-often", OFTEN, range(100, 103), 30_000, WALK),
+    "search-source": on_walker("search-source", SOURCES, range(100, 104), 30_000, WALK),
     "search-door": [
         named("search-door", name, method, "Meta-World/door-open-v3", seed, steps, SIZE | {"labels": 1000} | own)
         for name, seed, steps in TRIED

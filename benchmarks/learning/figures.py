@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.learning import figure1
 from benchmarks.learning.evidence import GROUPS
 from benchmarks.performance import growth
+from benchmarks.rows import read
 from benchmarks.theory import figures as theory
 from rlhf_bilevel.evaluation.compare import LAST, bounds, estimate, final_score, to_floats
 from rlhf_bilevel.evaluation.plot import draw
@@ -62,7 +63,7 @@ def main() -> None:
         figure1.draw_scale(scale, RESULTS, FIGURES)
     for file in sorted(RESULTS.glob("figure1-*.csv")):
         told(file.stem, read_table(file))
-    growth.draw(growth.read(RESULTS / "growth.csv"), FIGURES / "growth.svg")
+    growth.draw(read(RESULTS / "growth.csv", growth.Point), FIGURES / "growth.svg")
     theory.main([])
 
 

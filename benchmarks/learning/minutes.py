@@ -12,7 +12,6 @@ PEBBLE on cartpole-balance, labels until the end. A run that has ended is not ru
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.rows import write
 from rlhf_bilevel import Agent
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -98,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(told[-1], flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
     write_table(evaluations, args.results / "minutes.csv")
-    with (args.results / "minutes-answers.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([Answers._fields, *told])
+    write(told, args.results / "minutes-answers.csv")
     least = np.floor(10 * min(run.minutes for run in told)) / 10  # all runs have used so many
     print(table(rows_by_task(group_by_task(evaluations, True, least), "disagreement", least)))
 

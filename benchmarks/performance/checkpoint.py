@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.theory.laboratory import write
+from benchmarks.rows import write
 from rlhf_bilevel.config import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.runs.build import Parts, build

@@ -11,7 +11,6 @@ environments of their own under ``.venv-peers``, which ``make bench`` fills from
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -24,6 +23,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+
+from benchmarks.rows import write
 
 HERE = Path(__file__).parent
 PEERS = Path(".venv-peers")
@@ -216,11 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f" first / this {row.ratio:6.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]{limit}",
                 flush=True,
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows([f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    write(rows, args.out, ".5g")
 
 
 if __name__ == "__main__":

@@ -18,15 +18,11 @@ from collections.abc import Sequence
 import torch
 from stable_baselines3 import SAC
 
-from benchmarks.performance.ours import run_of
+from benchmarks.performance.ours import Plain, run_of
 from rlhf_bilevel.learners.off_policy import stacked
 from rlhf_bilevel.training.run import Run
 
 TOLERANCE = 1e-3  # relative, after 20 updates in float32 whose sums go in other orders
-
-
-class Plain(SAC):
-    """SB3's own update."""
 
 
 def runs(count: int, device: str, algorithm: type[SAC] = SAC) -> list[Run]:

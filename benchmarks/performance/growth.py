@@ -9,12 +9,11 @@ against log size, fitted by least squares over all sizes: 0 is constant, 1 linea
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ import torch
 from benchmarks.performance import ours
 from benchmarks.performance.sized import ACT, OBS
 from benchmarks.performance.worker import Work
+from benchmarks.rows import read, write
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.evaluation.plot import save_figure
@@ -94,6 +94,14 @@ def queries(rows: int) -> Work:
     return work
 
 
+class Point(NamedTuple):
+    what: str
+    of: str
+    size: int
+    seconds: float
+    exponent: float  # of all sizes
+
+
 class Law(NamedTuple):
     what: str
     of: str
@@ -148,18 +156,18 @@ def store_mib(obs: int, act: int, rows: int, learners: int) -> float:
     return resident() - before
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Sequence[Point], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    groups = list(dict.fromkeys(row["of"] for row in rows))
+    groups = list(dict.fromkeys(row.of for row in rows))
     figure, axes = plt.subplots(1, len(groups), figsize=(3.2 * len(groups), 3.2), layout="constrained")
     for axis, of in zip(axes, groups, strict=True):
-        for what in dict.fromkeys(row["what"] for row in rows if row["of"] == of):
-            points = [(row["size"], 1e3 * row["seconds"]) for row in rows if row["what"] == what]
-            slope = next(row["exponent"] for row in rows if row["what"] == what)
+        for what in dict.fromkeys(row.what for row in rows if row.of == of):
+            points = [(row.size, 1e3 * row.seconds) for row in rows if row.what == what]
+            slope = next(row.exponent for row in rows if row.what == what)
             axis.loglog(*zip(*points, strict=True), "o-", label=f"{what} ({slope:.2f})")
         axis.set(xlabel=of, ylabel="ms" if axis is axes[0] else "")
         axis.grid(alpha=0.3)
@@ -169,12 +177,6 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    with file.open(newline="") as stream:
-        numbers = {"size": int, "seconds": float, "exponent": float}
-        return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in csv.DictReader(stream)]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
@@ -182,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/growth.svg"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows: list[Point] = []
     for obs, act, name in ((OBS, ACT, "walker's sizes"), (39, 4, "Meta-World's sizes")):
         mib = store_mib(obs, act, 1_000_000, 2)
         print(f"a store of 1,000,000 rows of {name}, seen by two learners: {mib:.0f} MiB", flush=True)
@@ -192,13 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         told = ", ".join(f"{size:,}: {1e3 * value:.3g} ms" for size, value in zip(law.sizes, seconds, strict=True))
         print(f"{law.what} by {law.of}: exponent {slope:.2f} ({told})", flush=True)
         for size, value in zip(law.sizes, seconds, strict=True):
-            rows.append({"what": law.what, "of": law.of, "size": size, "seconds": value, "exponent": slope})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw(read(args.out), args.figure)
+            rows.append(Point(law.what, law.of, size, value, slope))
+    write(rows, args.out, ".4g")
+    draw(read(args.out, Point), args.figure)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,6 @@ if __name__ == "__main__":
     serve(
         {
             "update": update,
-            "update_sb3": partial(update, Plain),
             "update_two": partial(update, SAC, "twin"),
             "loop": partial(loop, "pebble", 0, query="uniform"),  # as imitation, which draws pairs at random
             "loop_pebble": partial(loop, "pebble", 50),

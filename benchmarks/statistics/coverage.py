@@ -11,7 +11,6 @@ docs/statistics.md. A share of .95 has a standard error of .007 with 1000 repeat
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.rows import write
 from rlhf_bilevel.evaluation.statistics import improvement_interval, interval, iqm, mean
 
 RUNS, TASKS = (3, 5, 10, 20, 50), (1, 3)
@@ -125,8 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for settings in product(KINDS, TASKS, RUNS, STATISTICS):
         cells.append(measured(*settings, options.repeats))
         print(*cells[-1], flush=True)
-    with options.out.open("w", newline="") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([Cell._fields, *cells])
+    write(cells, options.out)
     for tasks in TASKS:
         print(f"\n{tasks} task{'s' * (tasks > 1)}, percentile → corrected\n\n{table(cells, tasks)}")
 

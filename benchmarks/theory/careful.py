@@ -1,6 +1,6 @@
 """Is a reward that distrusts its own best response better, where labels are few? Exact random MDPs, float64.
 
-    python -m benchmarks.theory.careful [--mdps 128] [--seed 0] [--width 1] [--out FILE.csv] [--workers 1]
+    python -m benchmarks.theory.careful [--mdps 128] [--seed 0] [--width 1] [--out FILE.csv] [--workers 2]
 
 Worlds, teacher, table reward, its prior and the labels are those of ``exploring`` with ``own`` pairs, drawn as they
 come. What is told is the true return share of the best response after the last label. With m the visits of the best
@@ -22,11 +22,8 @@ With ref fixed the whole is convex in r, and averaging the best responses over r
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,20 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.theory.coupling import (
-    CHUNK,
-    GAMMA,
-    PAIRS,
-    SESSIONS,
-    Pairs,
-    Worlds,
-    answers,
-    bradley_terry,
-    draw,
-    generator,
-)
-from benchmarks.theory.exploring import LABELS, PRECISION, ask, posterior
-from benchmarks.theory.laboratory import write
+from benchmarks.rows import write
+from benchmarks.theory import coupling
+from benchmarks.theory.coupling import GAMMA, SESSIONS, Pairs, Worlds, sample
+from benchmarks.theory.exploring import LABELS, PRECISION, fit, posterior
 
 ROUNDS = 10  # of best responses and reward
 
@@ -96,11 +83,6 @@ def labelled(labels: Pairs, reward: Tensor | None = None) -> Tensor:
     return torch.zeros_like(share).scatter(-1, order, kept) / 0.1
 
 
-def fit(labels: Pairs, precision: float = PRECISION, pull: Tensor | None = None) -> Tensor:
-    table = torch.eye(PAIRS, dtype=torch.float64).expand(len(labels.asked), -1, -1)
-    return bradley_terry(table, labels, precision, pull)
-
-
 def careful(worlds: Worlds, method: Method, labels: Pairs, precision: float = PRECISION) -> Tensor:
     """The reward (B, N) that fits ``labels`` and descends the gap."""
     reward = fit(labels, precision)
@@ -126,12 +108,12 @@ def learn(
     precision: float = PRECISION,
 ) -> list[Tensor]:
     """The last policies (B, S, A) of methods that ask for the same ``number`` labels."""
-    teacher, reference = answers(worlds, 0.0), worlds.visits(worlds.uniform())
-    labels = ask(teacher, reference, reference, None, number // SESSIONS, rngs)
+    teacher, reference = coupling.answers(worlds, 0.0), worlds.visits(worlds.uniform())
+    labels = sample(teacher, reference, number // SESSIONS, rngs)
     for _ in range(1, SESSIONS):
         asking = careful(worlds, methods[0], labels, precision) if methods[0].always else fit(labels, precision)
         own = worlds.visits(worlds.best(asking))
-        new = ask(teacher, own, own, None, number // SESSIONS, rngs)
+        new = sample(teacher, own, number // SESSIONS, rngs)
         labels = Pairs(labels.asked + new.asked, labels.won + new.won)
     rewards = [careful(worlds, method, labels, precision) for method in methods]
     return [
@@ -150,12 +132,12 @@ class Task(NamedTuple):
 
 
 def solve(task: Task) -> list[Row]:
-    worlds = draw(task.seed, task.mdps, 0.7)
+    worlds = coupling.draw(task.seed, task.mdps, 0.7)
     groups = [[name for name, method in METHODS.items() if not method.always]]
     groups += [[name] for name, method in METHODS.items() if method.always]
     rows = []
     for group in groups:
-        rngs = [generator(task.seed, number, 2) for number in task.mdps]  # every method meets the same luck
+        rngs = [coupling.generator(task.seed, number, 2) for number in task.mdps]  # every method meets the same luck
         policies = learn(worlds, [METHODS[name] for name in group], task.labels, rngs, PRECISION / task.width**2)
         for name, policy in zip(group, policies, strict=True):
             shares = worlds.return_share(policy).tolist()
@@ -164,15 +146,8 @@ def solve(task: Task) -> list[Row]:
 
 
 def experiment(mdps: int, seed: int, width: float, workers: int) -> list[Row]:
-    chunks = [range(mdps)[start : start + CHUNK] for start in range(0, mdps, CHUNK)]
-    tasks = [Task(seed, chunk, labels, width) for labels, chunk in product(LABELS, chunks)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return [row for rows in pool.map(solve, tasks) for row in rows]
-
-
-def read_rows(file: Path) -> list[Row]:
-    with file.open(newline="") as stream:
-        return [Row(int(n), method, int(mdp), float(x)) for n, method, mdp, x in list(csv.reader(stream))[1:]]
+    tasks = [Task(seed, chunk, labels, width) for labels, chunk in product(LABELS, coupling.chunks(mdps))]
+    return [row for rows in coupling.side_by_side(solve, tasks, workers) for row in rows]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -198,15 +173,9 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="careful", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mdps", type=int, default=128, help="random MDPs, the same for every method")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=float, default=1.0, help="of the prior, in standard deviations of the truth")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/theory-careful.csv"))
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    options = parser.parse_args(arguments)
-    for name, least in ("mdps", 2), ("seed", 0), ("workers", 1):
-        if getattr(options, name) < least:
-            parser.exit(2, f"careful: --{name} must be at least {least}, not {getattr(options, name)}\n")
+    options = coupling.parsed(parser, arguments, mdps=128)
     if not 0.01 <= options.width <= 100:
         parser.exit(2, f"careful: --width must lie between 0.01 and 100, not {options.width:g}\n")
     rows = experiment(options.mdps, options.seed, options.width, options.workers)

@@ -41,7 +41,6 @@ order, F reward parameters.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -57,7 +56,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from benchmarks.theory.laboratory import write
+from benchmarks.rows import write
 from rlhf_bilevel.bilevel.penalty import proxy, tilts
 from rlhf_bilevel.bilevel.problems import differentiate
 from rlhf_bilevel.bilevel.tabular import random_mdp
@@ -71,6 +70,7 @@ SIGMA = BETA / (1 - GAMMA) / 16
 SESSIONS = 10
 STEPS = 100  # of Adam; with labels, half as many in each of the sessions
 CHUNK = 32  # worlds solved at once
+CANDIDATES = 10  # pairs for each that is asked, where they are picked
 
 
 class Method(NamedTuple):
@@ -232,16 +232,28 @@ def asked_of(teacher: Tensor, share: Tensor) -> Pairs:
     return Pairs(asked, asked * teacher)
 
 
-def sample(teacher: Tensor, share: Tensor, number: int, rngs: Sequence[torch.Generator]) -> Pairs:
-    """Counts of ``number`` answers a world, its pairs drawn from shares (B, N) and its labels from T."""
-    noise = torch.stack([torch.rand(3, number, generator=rng, dtype=torch.float64) for rng in rngs], 1)
-    edges = (share / share.sum(-1, keepdim=True)).cumsum(-1)[:, :-1].contiguous()
-    first, second = (torch.searchsorted(edges, draws.contiguous()) for draws in noise[:2])
-    index = first * PAIRS + second
-    label = (noise[2] < teacher.flatten(1).gather(1, index)).double()
+def sample(
+    teacher: Tensor,
+    first: Tensor,
+    number: int,
+    rngs: Sequence[torch.Generator],
+    second: Tensor | None = None,
+    score: Tensor | None = None,
+) -> Pairs:
+    """Counts of ``number`` answers a world: pairs of a step drawn from shares ``first`` (B, N) and one from ``second``,
+    or both from ``first``, labelled by T. With ``score`` (B, N, N), those of CANDIDATES times as many that have most.
+    """
+    count = number * (CANDIDATES if score is not None else 1)
+    noise = torch.stack([torch.rand(3, count, generator=rng, dtype=torch.float64) for rng in rngs], 1)
+    shares = first, first if second is None else second
+    edges = ((share / share.sum(-1, keepdim=True)).cumsum(-1)[:, :-1].contiguous() for share in shares)
+    rows = [torch.searchsorted(edge, draws.contiguous()) for edge, draws in zip(edges, noise, strict=False)]
+    index = rows[0] * PAIRS + rows[1]
+    if score is not None:
+        index = index.gather(1, score.flatten(1).gather(1, index).argsort(-1, descending=True)[:, :number])
+    label = (noise[2][:, :number] < teacher.flatten(1).gather(1, index)).double()
     zero = torch.zeros_like(teacher).flatten(1)
-    asked, won = (zero.scatter_add(1, index, x).reshape(teacher.shape) for x in (torch.ones_like(label), label))
-    return Pairs(asked, won)
+    return Pairs(*(zero.scatter_add(1, index, x).reshape(teacher.shape) for x in (torch.ones_like(label), label)))
 
 
 def cross_entropy(rewards: Tensor, pairs: Pairs) -> Tensor:
@@ -425,16 +437,25 @@ def solve(task: Task) -> list[tuple[float, float, float]]:
     return list(zip(share.tolist(), before.tolist(), after.tolist(), strict=True))
 
 
+def chunks(mdps: int) -> list[range]:
+    """Numbers of worlds that are solved at once."""
+    return [range(mdps)[start : start + CHUNK] for start in range(0, mdps, CHUNK)]
+
+
+def side_by_side(solve: Callable[[Any], list[Any]], tasks: Sequence[Any], workers: int) -> list[list[Any]]:
+    """What ``solve`` gives for each task, by so many processes of one thread each."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(solve, tasks))
+
+
 def experiment(mdps: int, seed: int, workers: int) -> list[Row]:
     """All sweeps; the default setting, which they share, is solved once."""
     points = [(sweep, level, Setting()._replace(**{sweep: level})) for sweep in SWEEPS for level in SWEEPS[sweep]]
-    chunks = [range(mdps)[start : start + CHUNK] for start in range(0, mdps, CHUNK)]
     settings = sorted({setting for _, _, setting in points}, key=lambda setting: setting.labels)  # the slow ones first
-    tasks = [Task(seed, chunk, setting, method) for setting, method, chunk in product(settings, METHODS, chunks)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        solved: dict[tuple[Setting, str], list[tuple[float, float, float]]] = {}
-        for task, found in zip(tasks, pool.map(solve, tasks), strict=True):
-            solved.setdefault((task.setting, task.method), []).extend(found)
+    tasks = [Task(seed, chunk, setting, method) for setting, method, chunk in product(settings, METHODS, chunks(mdps))]
+    solved: dict[tuple[Setting, str], list[tuple[float, float, float]]] = {}
+    for task, found in zip(tasks, side_by_side(solve, tasks, workers), strict=True):
+        solved.setdefault((task.setting, task.method), []).extend(found)
     rows = [
         Row(sweep, level, method, number, *found)
         for sweep, level, setting in points
@@ -446,14 +467,6 @@ def experiment(mdps: int, seed: int, workers: int) -> list[Row]:
         for name, method in METHODS.items()
         for number, found in enumerate(solved[Setting(), name])
     ]
-
-
-def read_rows(file: Path) -> list[Row]:
-    with file.open(newline="") as stream:
-        return [
-            Row(sweep, float(level), method, int(mdp), float(share), float(before), float(after))
-            for sweep, level, method, mdp, share, before, after in list(csv.reader(stream))[1:]
-        ]
 
 
 def summary(rows: Sequence[Row]) -> list[Outcome]:
@@ -492,16 +505,22 @@ def panel(axes: Sequence[Any], rows: Sequence[Row]) -> None:
     axes[0].legend(fontsize="small")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="coupling", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mdps", type=int, default=48, help="random MDPs, the same for every method and level")
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, mdps: int) -> argparse.Namespace:
+    """The options of ``parser``, and those of every experiment on these worlds."""
+    parser.add_argument("--mdps", type=int, default=mdps, help="random MDPs, the same for every method and level")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     options = parser.parse_args(arguments)
     for name, least in ("mdps", 2), ("seed", 0), ("workers", 1):
         if getattr(options, name) < least:
-            parser.exit(2, f"coupling: --{name} must be at least {least}, not {getattr(options, name)}\n")
+            parser.exit(2, f"{parser.prog}: --{name} must be at least {least}, not {getattr(options, name)}\n")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="coupling", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
+    options = parsed(parser, arguments, mdps=48)
     if not options.out.parent.is_dir() or options.out.is_dir():
         parser.exit(2, f"coupling: --out must be a file in a folder that exists, not {options.out}\n")
     rows = experiment(options.mdps, options.seed, options.workers)

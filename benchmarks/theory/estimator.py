@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import write
 from benchmarks.theory.algorithm import penalty_gradient
-from benchmarks.theory.laboratory import write
 from benchmarks.theory.mdp import RewardLearning
 from benchmarks.theory.problem import slope
 from rlhf_bilevel.bilevel.penalty import tilts

@@ -24,13 +24,9 @@ Pairs are asked as they are drawn (``uniform``), or the tenth of the candidates 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import product
 from math import pi
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,26 +34,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.theory.coupling import (
-    CHUNK,
-    GAMMA,
-    PAIRS,
-    REWARD_STD,
-    SESSIONS,
-    Pairs,
-    Worlds,
-    answers,
-    bradley_terry,
-    differences,
-    draw,
-    generator,
-)
-from benchmarks.theory.laboratory import write
+from benchmarks.rows import write
+from benchmarks.theory import coupling
+from benchmarks.theory.coupling import GAMMA, PAIRS, REWARD_STD, SESSIONS, Pairs, Worlds, differences, sample
 from rlhf_bilevel.bilevel.penalty import tilts
 from rlhf_bilevel.evaluation.statistics import interval, mean
 
 PRECISION = 1 / REWARD_STD**2
-LABELS, CANDIDATES = (50, 100, 200), 10
+LABELS = (50, 100, 200)
 QUERIES = ("uniform", "information_gain")
 ROUNDS = 5  # of best responses and reward, with the gap
 
@@ -121,27 +105,16 @@ def respond(worlds: Worlds, reward: Tensor, gained: Tensor, tilt: float) -> Tens
     return policy
 
 
-def ask(
-    teacher: Tensor, first: Tensor, second: Tensor, score: Tensor | None, number: int, rngs: Sequence[torch.Generator]
-) -> Pairs:
-    """Counts of ``number`` answers a world, steps drawn from shares (B, N) each; ``score`` (B, N, N) picks pairs."""
-    count = number * (CANDIDATES if score is not None else 1)
-    noise = torch.stack([torch.rand(3, count, generator=rng, dtype=torch.float64) for rng in rngs], 1)
-    edges = ((share / share.sum(-1, keepdim=True)).cumsum(-1)[:, :-1].contiguous() for share in (first, second))
-    rows = [torch.searchsorted(edge, draws.contiguous()) for edge, draws in zip(edges, noise, strict=False)]
-    index = rows[0] * PAIRS + rows[1]
-    if score is not None:
-        index = index.gather(1, score.flatten(1).gather(1, index).argsort(-1, descending=True)[:, :number])
-    label = (noise[2][:, :number] < teacher.flatten(1).gather(1, index)).double()
-    zero = torch.zeros_like(teacher).flatten(1)
-    return Pairs(*(zero.scatter_add(1, index, x).reshape(teacher.shape) for x in (torch.ones_like(label), label)))
+def fit(labels: Pairs, precision: float = PRECISION, pull: Tensor | None = None) -> Tensor:
+    """The most likely table (B, N), as ``coupling.bradley_terry``."""
+    table = torch.eye(PAIRS, dtype=torch.float64).expand(len(labels.asked), -1, -1)
+    return coupling.bradley_terry(table, labels, precision, pull)
 
 
 def learn(worlds: Worlds, method: Method, queries: str, number: int, rngs: Sequence[torch.Generator]) -> Tensor:
     """The last policy (B, S, A) after ``number`` labels."""
-    teacher, reference = answers(worlds, 0.0), worlds.visits(worlds.uniform())
-    fit = partial(bradley_terry, torch.eye(PAIRS, dtype=torch.float64).expand(len(rngs), -1, -1), ridge=PRECISION)
-    labels = ask(teacher, reference, reference, None, number // SESSIONS, rngs)
+    teacher, reference = coupling.answers(worlds, 0.0), worlds.visits(worlds.uniform())
+    labels = sample(teacher, reference, number // SESSIONS, rngs)
     for session in range(1, SESSIONS + 1):
         reward = fit(labels)
         gained = information(reward, posterior(reward, labels))
@@ -156,7 +129,7 @@ def learn(worlds: Worlds, method: Method, queries: str, number: int, rngs: Seque
                 reward = fit(labels, pull=pull)
         if session < SESSIONS:
             score = gained if queries == "information_gain" else None
-            new = ask(teacher, worlds.visits(own), worlds.visits(other), score, number // SESSIONS, rngs)
+            new = sample(teacher, worlds.visits(own), number // SESSIONS, rngs, worlds.visits(other), score)
             labels = Pairs(labels.asked + new.asked, labels.won + new.won)
     return worlds.best(reward)
 
@@ -172,8 +145,8 @@ class Task(NamedTuple):
 
 
 def solve(task: Task) -> list[Row]:
-    worlds = draw(task.seed, task.mdps, 0.7)
-    rngs = [generator(task.seed, number, 2) for number in task.mdps]  # every method meets the same luck
+    worlds = coupling.draw(task.seed, task.mdps, 0.7)
+    rngs = [coupling.generator(task.seed, number, 2) for number in task.mdps]  # every method meets the same luck
     policy = learn(worlds, METHODS[task.method], task.queries, task.labels, rngs)
     shares = worlds.return_share(policy).tolist()
     return [
@@ -183,16 +156,9 @@ def solve(task: Task) -> list[Row]:
 
 
 def experiment(mdps: int, seed: int, workers: int) -> list[Row]:
-    chunks = [range(mdps)[start : start + CHUNK] for start in range(0, mdps, CHUNK)]
-    tasks = [Task(seed, chunk, queries, labels, method)
-             for queries, labels, method, chunk in product(QUERIES, LABELS, METHODS, chunks)]  # fmt: skip
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return [row for rows in pool.map(solve, tasks) for row in rows]
-
-
-def read_rows(file: Path) -> list[Row]:
-    with file.open(newline="") as stream:
-        return [Row(q, int(n), method, int(mdp), float(x)) for q, n, method, mdp, x in list(csv.reader(stream))[1:]]
+    settings = product(QUERIES, LABELS, METHODS, coupling.chunks(mdps))
+    tasks = [Task(seed, chunk, queries, labels, method) for queries, labels, method, chunk in settings]
+    return [row for rows in coupling.side_by_side(solve, tasks, workers) for row in rows]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -216,14 +182,8 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="exploring", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mdps", type=int, default=128, help="random MDPs, the same for every method")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/theory-exploring.csv"))
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    options = parser.parse_args(arguments)
-    for name, least in ("mdps", 2), ("seed", 0), ("workers", 1):
-        if getattr(options, name) < least:
-            parser.exit(2, f"exploring: --{name} must be at least {least}, not {getattr(options, name)}\n")
+    options = coupling.parsed(parser, arguments, mdps=128)
     rows = experiment(options.mdps, options.seed, options.workers)
     write(rows, options.out)
     print("\n".join(table(rows)))

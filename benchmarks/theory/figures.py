@@ -11,7 +11,6 @@ theory-coupling     return when the coupling is there and when not     theory-co
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
+from benchmarks.rows import read
 from benchmarks.theory import coupling
-from benchmarks.theory.laboratory import PROBLEMS, Result, read
+from benchmarks.theory.estimator import Error
+from benchmarks.theory.laboratory import PROBLEMS, Result
 from benchmarks.theory.methods import METHODS
 from rlhf_bilevel.evaluation.plot import save_figure
 
@@ -49,10 +50,9 @@ class Errors:
 
     def __init__(self, file: Path) -> None:
         self.table: dict[tuple[str, int, float, int], list[float]] = {}
-        with file.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                key = row["quantity"], int(row["sides"]), float(row["sigma"]), int(row["samples"])
-                self.table.setdefault(key, []).append(float(row["squared_error"]))
+        for row in read(file, Error):
+            key = row.quantity, row.sides, row.sigma, row.samples
+            self.table.setdefault(key, []).append(row.squared_error)
         self.sigmas = sorted({key[2] for key in self.table if key[0] == "bias"})
         self.counts = sorted({key[3] for key in self.table if key[0] == "noise"})
 
@@ -149,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw: dict[str, Callable[[], Any]] = {
         "bias": lambda: bias(errors),
         "estimator": lambda: estimator(errors),
-        "samples": lambda: samples([*read(files["1"]), *read(files["2"])]),
-        "coupling": lambda: coupled(coupling.read_rows(files["coupling"])),
+        "samples": lambda: samples([*read(files["1"], Result), *read(files["2"], Result)]),
+        "coupling": lambda: coupled(read(files["coupling"], coupling.Row)),
     }
     for name, make in draw.items():
         figure = make()

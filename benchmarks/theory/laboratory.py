@@ -12,7 +12,6 @@ so that it is 1 at the start. The schedules' constants were set on seeds from 10
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import read, write
 from benchmarks.theory.algorithm import Schedule
 from benchmarks.theory.general import logistic, quadratic, ridge, sine
 from benchmarks.theory.lqr import Regulator
@@ -163,26 +163,6 @@ def jobs(
     return sorted((job for job in wanted if size[job] <= limit), key=lambda job: (job.problem != "LQR", -size[job]))
 
 
-def write(results: Iterable[NamedTuple], file: Path) -> None:
-    rows = list(results)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(rows[0]._fields)
-        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-
-
-def read(file: Path) -> list[Result]:
-    with file.open(newline="") as stream:
-        return [
-            Result(
-                row["problem"], row["method"], float(row["eps"]), int(row["seed"]), int(row["samples"]),
-                float(row["reached"]), float(row["last"]), int(row["products"]), float(row["seconds"]),
-            )
-            for row in csv.DictReader(stream)
-        ]  # fmt: skip
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="laboratory", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS), metavar="NAME")
@@ -198,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = jobs(options.problems, options.finest, options.seed, options.limit, options.methods or METHODS)
     renewed = {(job.problem, job.method) for job in work}
     kept = (
-        [row for row in read(options.out) if row[:2] not in renewed] if options.methods and options.out.exists() else []
+        [row for row in read(options.out, Result) if row[:2] not in renewed]
+        if options.methods and options.out.exists()
+        else []
     )
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for done, rows in enumerate(pool.map(run, work), 1):

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.theory.laboratory import LIMIT, PROBLEMS, Result, read, write
+from benchmarks.rows import read, write
+from benchmarks.theory.laboratory import LIMIT, PROBLEMS, Result
 from benchmarks.theory.methods import METHODS
 
 TABLES = {1: ("MDP", "LQR"), 2: ("quadratic", "nonconcave sine", "ridge", "logistic")}
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = options.results or Path(f"benchmarks/results/theory-{options.table}.csv")
     if not results.exists():
         parser.exit(2, f"tables: there is no {results}; make table{options.table} measures and writes it\n")
-    measured = [line for line in lines(read(results)) if line.problem in TABLES[options.table]]
+    measured = [line for line in lines(read(results, Result)) if line.problem in TABLES[options.table]]
     with Path(__file__).with_name("published.csv").open(newline="") as stream:
         published = [row for row in csv.DictReader(stream) if row["table"] == str(options.table)]
     options.out.mkdir(parents=True, exist_ok=True)

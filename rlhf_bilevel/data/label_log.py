@@ -57,9 +57,8 @@ Answer = tuple[float, bytes, bytes]
 
 
 class Session(NamedTuple):
-    """One query session: ``num_queries`` were asked at ``asked_at`` (seconds since 1970, None if not known)."""
+    """One query session; ``asked_at`` is None if it is not known."""
 
-    num_queries: int
     asked_at: float | None
     answered_at: float
     answers: list[Answer]
@@ -152,9 +151,9 @@ class LabelLog:
         """Session ``number``, its answers in order. CorruptFileError if they are not as they were written."""
         execute = self._connection.execute
         with naming_errors(self.path):
-            num_queries, asked_at, answered_at, expected, seconds = execute(
-                "SELECT asked, asked_at, answered_at, sha256, seconds FROM sessions WHERE number = ?", (number,)
-            ).fetchone() or (0, None, 0.0, b"", None)
+            asked_at, answered_at, expected, seconds = execute(
+                "SELECT asked_at, answered_at, sha256, seconds FROM sessions WHERE number = ?", (number,)
+            ).fetchone() or (None, 0.0, b"", None)
             answers, skipped = (
                 execute(f"SELECT {columns} WHERE session = ? ORDER BY number", (number,)).fetchall()
                 for columns in ("label, first, second FROM answers", "first, second FROM skipped")
@@ -163,7 +162,7 @@ class LabelLog:
             raise CorruptFileError(
                 f"{self.path} is damaged: the answers of session {number} are not as they were written"
             )
-        return Session(num_queries, asked_at, answered_at, answers, skipped, seconds)
+        return Session(asked_at, answered_at, answers, skipped, seconds)
 
     def seconds(self) -> list[float | None]:
         """The labelling time of each session, None where it is not known."""

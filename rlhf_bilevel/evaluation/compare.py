@@ -100,7 +100,7 @@ class Row(NamedTuple):
     least: float | None  # least possible value; None: not known, so low may be too low
     most: float | None  # greatest possible value
     rule: str  # how a score was computed; empty in the environment's own measure
-    minutes: float | None = None  # most labelling minutes of a run, if runs are compared at equal minutes
+    minutes: float | None  # most labelling minutes of a run, if runs are compared at equal minutes
 
 
 def final_score(values: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -399,21 +399,10 @@ def make_rows(
             (baseline, to_floats(against[method])) if method in against else (None, (None, None, None))
         )
         labels, steps = max(task.groups[method].labels[1] for task in tasks), max(task.steps[-1] for task in tasks)
-        counted = (evaluations, min(task.groups[method].episodes[0] for task in tasks), *within, all_scores.rule)
-        rows.append(
-            Row(
-                method,
-                env,
-                measure,
-                runs.shape[-1],
-                labels,
-                int(steps),
-                *iqm_bounds,
-                compared_with,
-                *improvement_bounds,
-                *counted,
-            )._replace(minutes=minutes)
-        )
+        episodes = min(task.groups[method].episodes[0] for task in tasks)
+        counted = evaluations, episodes, *within, all_scores.rule, minutes
+        budget = runs.shape[-1], labels, int(steps)
+        rows.append(Row(method, env, measure, *budget, *iqm_bounds, compared_with, *improvement_bounds, *counted))
     return rows
 
 

@@ -63,9 +63,9 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     return np.partition(pooled, [cut, end - 1], axis=-1)[..., cut:end].mean(-1)
 
 
-def optimality_gap(scores: np.ndarray, target: float = 1.0) -> np.ndarray:
-    """Mean shortfall from ``target``, where a score above it counts as the target: (..., tasks, runs) to (...)."""
-    return target - np.minimum(scores, target).mean((-2, -1))
+def optimality_gap(scores: np.ndarray) -> np.ndarray:
+    """Mean shortfall from 1, where a score above it counts as 1: (..., tasks, runs) to (...)."""
+    return 1 - np.minimum(scores, 1).mean((-2, -1))
 
 
 def improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -60,8 +60,3 @@ def mean_decision_time(drifts: Tensor, bound: float) -> Tensor:
     """Mean seconds until evidence with these drifts a second reaches ``bound`` or -``bound``."""
     still = drifts.abs() < 1e-6
     return torch.where(still, bound**2, bound / drifts.where(~still, 1.0) * (bound * drifts).tanh())
-
-
-def error_probability(drifts: Tensor, bound: float) -> Tensor:
-    """Probability that evidence reaches the bound on the other side of its drift."""
-    return torch.sigmoid(-2 * bound * drifts.abs())

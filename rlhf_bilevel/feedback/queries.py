@@ -7,8 +7,7 @@ With p_m = P(first better) by member m of the ensemble, and H(p) = -p log p - (1
     information_gain    H(mean_m p_m) - mean_m H(p_m)         [Biyik et al. 2019, APReL]
 
 The last is the mutual information of the label and the reward, if members are samples of the posterior: it is high
-where each member is sure and they do not agree. ``Run.sample_pairs`` decides which episodes candidates come from; see
-``Run.sample_pairs``.
+where each member is sure and they do not agree. ``Run.sample_pairs`` decides which episodes candidates come from.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ CHANCE (exact binomial test). So one bad answer is never flagged.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -42,7 +41,6 @@ from rlhf_bilevel.human.tables import (
 
 LABELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RESAMPLES = 500  # of the bootstrap
-NORMAL = 1.96  # standard deviations to either side of the mean that hold 95 %
 MIN_COUNT = 10  # answers before their speed is judged, and shared pairs before agreement is judged
 CHANCE = 0.00135  # three standard deviations: one labeller in 700 is flagged without a reason
 MIN_SECONDS = 1.0  # nobody sees two clips in less
@@ -128,9 +126,8 @@ def share(count: int, of: int) -> Share | None:
     """The share ``count / of`` with Wilson's interval; None if ``of`` is 0."""
     if not of:
         return None
-    p, z = count / of, NORMAL**2 / of
-    middle, half = (p + z / 2) / (1 + z), NORMAL * math.sqrt(p * (1 - p) / of + z / of / 4) / (1 + z)
-    return Share(value=p, low=max(0.0, middle - half), high=min(1.0, middle + half), count=of)
+    interval = binomtest(count, of).proportion_ci(method="wilson")
+    return Share(value=count / of, low=interval.low, high=interval.high, count=of)
 
 
 def agreed(everything: Sequence[Chosen]) -> Agreement | None:

@@ -65,7 +65,7 @@ def store(
         raise ConflictError("this pair has all the answers that it needs")
     c.execute(delete(assignments).where(*of_pair))
     shown_at, answered_at = corrected_times(
-        assignment.shown_at if shown_at is None else shown_at,
+        shown_at,
         now if answered_at is None else answered_at,
         earliest=min(assignment.offered_at, now),
         latest=now,
@@ -91,25 +91,15 @@ def store(
     return Outcome.ACCEPTED
 
 
-def last_undoable(c: Connection, labeller: int, lock: bool) -> Any:
-    """The labeller's last choice, as a row; None if there is none, or if training has used it.
+def undoable(c: Connection, labeller: int, key: str | None = None, lock: bool = True) -> Any:
+    """The labeller's choice with this key, or else their last one, as a row; None if there is none, or if training has
+    used it.
 
     With ``lock``, training cannot use it until the transaction ends.
     """
-    mine = choices.c.labeller == labeller, LIVE
-    return _if_unused(c, c.execute(select(choices).where(*mine).order_by(choices.c.id.desc()).limit(1)).first(), lock)
-
-
-def undoable(c: Connection, labeller: int, key: str) -> Any:
-    """The labeller's choice with this key, as a row, which training cannot use until the transaction ends.
-
-    None if there is none, or if training has used it.
-    """
-    mine = choices.c.labeller == labeller, choices.c.key == key, LIVE
-    return _if_unused(c, c.execute(select(choices).where(*mine)).first(), lock=True)
-
-
-def _if_unused(c: Connection, choice: Any, lock: bool) -> Any:
+    mine = select(choices).where(choices.c.labeller == labeller, LIVE)
+    mine = mine if key is None else mine.where(choices.c.key == key)
+    choice = c.execute(mine.order_by(choices.c.id.desc()).limit(1)).first()
     if choice is None or choice.purpose != LABEL:
         return choice
     query = select(queries.c.consumed_session).where(queries.c.id == choice.query)

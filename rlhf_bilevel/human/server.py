@@ -164,6 +164,16 @@ def create_app(
             raise HTTPException(401, "this browser is signed in as somebody else now: reload the page")
         return me
 
+    def agreement_seen_by(me: Labeller) -> dict[str, Any]:
+        """The report on all people, or on ``me`` alone; its flags have names."""
+        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
+
+        content = report(store).model_dump()
+        if me.role not in SEE_ALL:
+            content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
+        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
+        return content | {"flags": flags + content["flags"]}
+
     def training_state() -> str:
         """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
         if ended():
@@ -208,13 +218,7 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
-
-        content = report(store).model_dump()
-        if me.role not in SEE_ALL:
-            content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
-        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
-        return page("quality.html", me=me, **content | {"flags": flags + content["flags"]})
+        return page("quality.html", me=me, **agreement_seen_by(me))
 
     @app.get("/overview")
     def overview(request: Request) -> HTMLResponse:
@@ -223,11 +227,8 @@ def create_app(
             return page("stranger.html", 401)
         if me.role not in SEE_ALL:
             raise HTTPException(403, "only the owner of the run and experts see this page")
-        from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
-
         choices, status, state = store.all_chosen(), store.status(), training_state()
-        content = report(store).model_dump()
-        flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
+        seen = agreement_seen_by(me)
         return page(
             "overview.html",
             me=me,
@@ -237,8 +238,8 @@ def create_app(
             speeds=speeds(store.labellers(), choices, clock()),
             minutes=labelling_seconds(choices) / 60,
             returns=returns(),
-            agreement=content["agreement"],
-            flags=flags + content["flags"],
+            agreement=seen["agreement"],
+            flags=seen["flags"],
             notes=[chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1],
         )
 

@@ -53,7 +53,6 @@ from rlhf_bilevel.human.tables import (
     MAX_NOTE,
     ROLES,
     SKIP,
-    assignments,
     choices,
     clips,
     labellers,
@@ -132,11 +131,6 @@ class LabelStore:
         self.close()
 
     # The run
-
-    def runs(self) -> list[str]:
-        """The names of all runs in this database, the newest last."""
-        with self._read() as c:
-            return list(c.scalars(select(runs.c.id).order_by(runs.c.begun_at)))
 
     def set_run_info(self, info: Mapping[str, Any]) -> None:
         """Stores what people may want to know about the run, as content for JSON."""
@@ -272,13 +266,6 @@ class LabelStore:
                 rng=self._rng,
             )
 
-    def shown(self, labeller: Labeller, query_id: str, at: float | None = None) -> None:
-        """Stores when the pair first appeared on the labeller's screen; ignored if it is not assigned to them."""
-        mine = assignments.c.query == query_id, assignments.c.labeller == labeller.id
-        with self._write() as c:
-            shown_at = self._clock() if at is None else at
-            c.execute(update(assignments).where(*mine, assignments.c.shown_at.is_(None)).values(shown_at=shown_at))
-
     def choose(
         self,
         labeller: Labeller,
@@ -318,10 +305,7 @@ class LabelStore:
         """
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
-            if key is None:
-                choice = answers.last_undoable(c, labeller.id, lock=True)
-            else:
-                choice = answers.undoable(c, labeller.id, key)
+            choice = answers.undoable(c, labeller.id, key)
             if choice is None:
                 return None
             answers.withdraw(c, choice, self._clock())
@@ -356,7 +340,7 @@ class LabelStore:
             mine = c.scalar(answer_count.where(choices.c.labeller == labeller.id)) or 0
             total = c.scalar(answer_count.where(of_run)) or 0
             open_counts = assignment.open_counts(c, self.run, labeller.id, self._clock())
-            can_undo = answers.last_undoable(c, labeller.id, lock=False) is not None
+            can_undo = answers.undoable(c, labeller.id, lock=False) is not None
         status = self.status()
         needed = status.needed if status else 0
         if status and status.spare is not None:  # training counts once a second: answers have come since

@@ -130,7 +130,7 @@ assignments = Table(
     Column("left_is_first", Boolean, nullable=False),
     Column("offered_at", Double, nullable=False),
     Column("leased_until", Double, nullable=False),
-    Column("shown_at", Double),
+    Column("shown_at", Double),  # always null; kept so that stores of every version have the same tables
     Column("undone_at", Double),  # when undo brought the pair back; null otherwise
     PrimaryKeyConstraint("query", "labeller"),
     Index("offers_labeller", "labeller"),

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from sqlalchemy.exc import InterfaceError, OperationalError
-from torch import Tensor
 from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
@@ -32,6 +31,7 @@ from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_p
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.human.clips.recorder import ClipRecorder
 from rlhf_bilevel.human.overview import labelling_seconds
 from rlhf_bilevel.human.records import Question, Status
 from rlhf_bilevel.human.store import LabelStore
@@ -46,16 +46,6 @@ RETRY_INTERVAL = 30.0  # seconds until the next report, after the label store di
 T = TypeVar("T")
 
 
-class ClipSource(Protocol):
-    """Turns rows of the replay buffer into what people see; ``clips.recorder.ClipRecorder`` is one."""
-
-    def clip(self, rows: Tensor, /) -> dict[str, Any]:
-        """The clip of ``rows`` (T,), as content for JSON. If it needs a scene, ``scene`` in it is the scene's name."""
-
-    def scene(self, name: str, /) -> dict[str, Any]:
-        """The scene that a clip named, as content for JSON."""
-
-
 class HumanTeacher:
     """A teacher that asks people through the label store of the run in ``folder``.
 
@@ -63,7 +53,7 @@ class HumanTeacher:
     ``buffer``. ``resume`` is the command that goes on if this process is stopped.
     """
 
-    def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipSource, folder: Path) -> None:
+    def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipRecorder, folder: Path) -> None:
         self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
         self._config, self._buffer, self._folder = config, buffer, folder
         self._stored_scenes, self._announced = set[str](), False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pyarrow
@@ -22,20 +24,11 @@ from rlhf_bilevel.evaluation.statistics import iqm
 from rlhf_bilevel.utils.files import lock, write
 
 CSV, PARQUET = "results.csv", "results.parquet"
+ARROW = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_(), float: pyarrow.float64()}
 SCHEMA = pyarrow.schema(
     [
-        pyarrow.field("method", pyarrow.string(), nullable=False),
-        pyarrow.field("env", pyarrow.string(), nullable=False),
-        pyarrow.field("seed", pyarrow.int64(), nullable=False),
-        pyarrow.field("step", pyarrow.int64(), nullable=False),
-        pyarrow.field("labels", pyarrow.int64(), nullable=False),
-        pyarrow.field("learner", pyarrow.int64(), nullable=False),
-        pyarrow.field("is_agent", pyarrow.bool_(), nullable=False),
-        pyarrow.field("true_return", pyarrow.float64(), nullable=False),
-        pyarrow.field("success", pyarrow.float64()),  # null if the environment does not know success
-        pyarrow.field("episodes", pyarrow.int64(), nullable=False),
-        pyarrow.field("commit", pyarrow.string(), nullable=False),
-        pyarrow.field("minutes", pyarrow.float64()),  # null if the teacher did not tell
+        pyarrow.field(name, ARROW[(get_args(kind) or (kind,))[0]], nullable=NoneType in get_args(kind))
+        for name, kind in get_type_hints(EvaluationRecord).items()
     ]
 )
 

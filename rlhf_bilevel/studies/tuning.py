@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
@@ -35,22 +35,6 @@ from rlhf_bilevel.studies.worker import ELSEWHERE
 from rlhf_bilevel.utils.files import one_line
 
 TRUE_RETURN = "eval/true_return"  # column of progress.csv
-
-
-class Candidate(Protocol):
-    """Settings that are being tried."""
-
-    def poll(self) -> int | None:
-        """0 when it has ended, another number if it failed; None before."""
-
-    def reports(self) -> Mapping[int, float]:
-        """All values known now, by environment steps of all seeds, in order; the last is the trial's value."""
-
-    def stop(self) -> None:
-        """Stops it before its end."""
-
-    def why(self) -> str:
-        """The reason of a failure."""
 
 
 class TrialRuns:
@@ -83,7 +67,7 @@ class TrialRuns:
         return 0
 
     def reports(self) -> dict[int, float]:
-        """All values known now, see ``Candidate.reports``."""
+        """All values known now, by environment steps of all seeds, in order; the last is the trial's value."""
         values_by_step, seed_values = {}, []
         for number, run in enumerate(self._runs):
             seed_values.append(true_returns(run.folder))
@@ -142,7 +126,7 @@ def search(
     study: optuna.Study,
     space: Space,
     trials: int,
-    begin: Callable[[int, dict[str, Any]], Candidate],
+    begin: Callable[[int, dict[str, Any]], TrialRuns],
     jobs: int = 1,
     seed: int = 0,
     report: Callable[[str], None] = print,
@@ -153,7 +137,7 @@ def search(
     process left unfinished come first. A failed trial is not repeated until the next call.
     """
     unfinished = [Trial(study, trial._trial_id) for trial in study.get_trials(states=(TrialState.RUNNING,))]
-    running: dict[int, tuple[Trial, Candidate]] = {}
+    running: dict[int, tuple[Trial, TrialRuns]] = {}
     failed = 0
 
     def fail(trial: Trial, why: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rows import read
 from benchmarks.theory import figures, laboratory, tables
 from benchmarks.theory.algorithm import Schedule, penalty, penalty_gradient
 from benchmarks.theory.estimator import kl_errors, settle
@@ -424,14 +425,14 @@ def test_committed_tables_and_figures_are_those_of_the_committed_results(
 def test_laboratory_writes_what_tables_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.csv"
     laboratory.main(["--problems", "nonconcave sine", "--finest", "0.3", "--out", str(out)])
-    rows = laboratory.read(out)
+    rows = read(out, Result)
     offered = set(METHODS) - set(laboratory.PROBLEMS["nonconcave sine"].without)
     assert {(row.method, row.eps) for row in rows} == {(method, 0.3) for method in offered}
     assert len(rows) == 8 * len(offered)
     assert f"{len(offered)} of {len(offered)}" in capsys.readouterr().out
     again = ["--problems", "nonconcave sine", "--methods", "naive alternation", "--finest", "0.3", "--seed", "1"]
     laboratory.main([*again, "--out", str(out)])
-    renewed = laboratory.read(out)
+    renewed = read(out, Result)
     assert "1 of 1" in capsys.readouterr().out and len(renewed) == len(rows)
     other = [[row for row in found if row.method != "naive alternation"] for found in (rows, renewed)]
     assert other[0] == other[1] and rows != renewed

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.rows import read, write
 from benchmarks.theory import coupling
 from benchmarks.theory.coupling import METHODS, Pairs, Row, Setting, Task, Worlds
-from benchmarks.theory.laboratory import write
 from rlhf_bilevel.bilevel import objectives
 from rlhf_bilevel.bilevel.tabular import RewardLearning, random_mdp, table_reward, visits
 
@@ -155,7 +155,7 @@ def rows(mdps: int = 5) -> list[Row]:
 
 def test_summary_pairs_worlds_and_survives_the_file(tmp_path: Path) -> None:
     write(rows(), tmp_path / "rows.csv")
-    assert coupling.read_rows(tmp_path / "rows.csv") == [Row(*row[:4], round(row[4], 6), *row[5:]) for row in rows()]
+    assert read(tmp_path / "rows.csv", Row) == [Row(*row[:4], round(row[4], 6), *row[5:]) for row in rows()]
     for outcome in coupling.summary(rows()):
         gain = 0.1 * list(METHODS).index(outcome.method) - 0.1
         assert outcome.gain == pytest.approx((gain, gain, gain))  # the worlds' spread cancels in pairs

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.rows import read
 from benchmarks.theory import careful, coupling, exploring
-from benchmarks.theory.coupling import GAMMA, PAIRS, Pairs, Worlds, bradley_terry, cross_entropy, differences
-from benchmarks.theory.exploring import PRECISION, ask, entropy, information, posterior, respond
+from benchmarks.theory.coupling import GAMMA, PAIRS, Pairs, Worlds, cross_entropy, differences, sample
+from benchmarks.theory.exploring import PRECISION, entropy, fit, information, posterior, respond
 
 NUMBER = 40
 
@@ -22,12 +23,12 @@ def worlds() -> Worlds:
 @pytest.fixture(scope="module")
 def labels(worlds: Worlds) -> Pairs:
     share, teacher = worlds.visits(worlds.uniform()), coupling.answers(worlds, 0.0)
-    return ask(teacher, share, share, None, NUMBER, [coupling.generator(1, n, 2) for n in range(2)])
+    return sample(teacher, share, NUMBER, [coupling.generator(1, n, 2) for n in range(2)])
 
 
 @pytest.fixture(scope="module")
 def reward(labels: Pairs) -> torch.Tensor:
-    return bradley_terry(torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, PRECISION)
+    return fit(labels)
 
 
 def test_posterior_is_the_inverse_curvature_of_the_log_posterior(labels: Pairs, reward: torch.Tensor) -> None:
@@ -74,16 +75,14 @@ def test_labels_are_counted_and_the_most_telling_are_picked(worlds: Worlds, labe
     share, teacher = worlds.visits(worlds.uniform()), coupling.answers(worlds, 0.0)
     score = torch.rand(teacher.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rngs = [coupling.generator(1, n, 2) for n in range(2)]
-    picked = ask(teacher, share, share, score, NUMBER, rngs)
+    picked = sample(teacher, share, NUMBER, rngs, score=score)
     drawn, chosen = ((part.asked * score).sum() / (2 * NUMBER) for part in (labels, picked))
     assert drawn < 0.65 and chosen > 0.9  # the tenth of uniform scores that is highest has a mean of .95
 
 
 def test_the_gap_is_descended(labels: Pairs, reward: torch.Tensor) -> None:
     pull = torch.linspace(-1, 1, PAIRS, dtype=torch.float64).expand(2, -1)
-    pulled = bradley_terry(
-        torch.eye(PAIRS, dtype=torch.float64).expand(2, -1, -1), labels, PRECISION, pull
-    ).requires_grad_()
+    pulled = fit(labels, pull=pull).requires_grad_()
     whole = (cross_entropy(pulled, labels) + PRECISION * pulled.square().sum(-1) / 2 + (pull * pulled).sum(-1)).sum()
     (slope,) = torch.autograd.grad(whole, pulled)
     assert slope.abs().max() < 1e-8
@@ -102,7 +101,7 @@ def test_an_experiment_has_every_method_in_every_world_and_the_same_luck() -> No
 
 def test_the_docs_table_is_that_of_the_committed_results() -> None:
     root = Path(__file__).parents[2]
-    rows = exploring.read_rows(root / "benchmarks/results/theory-exploring.csv")
+    rows = read(root / "benchmarks/results/theory-exploring.csv", exploring.Row)
     assert "\n".join(exploring.table(rows)) in (root / "docs/theory.md").read_text()
 
 
@@ -162,5 +161,5 @@ def test_without_gap_and_caution_every_careful_method_is_own(worlds: Worlds) -> 
 
 def test_the_docs_table_of_careful_rewards_is_that_of_the_committed_results() -> None:
     root = Path(__file__).parents[2]
-    rows = careful.read_rows(root / "benchmarks/results/theory-careful.csv")
+    rows = read(root / "benchmarks/results/theory-careful.csv", careful.Row)
     assert "\n".join(careful.table(rows)) in (root / "docs/theory.md").read_text()

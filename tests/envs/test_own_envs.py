@@ -17,6 +17,7 @@ from rlhf_bilevel.evaluation.sources import gather_records
 from rlhf_bilevel.utils.files import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
+from tests.support.faults import same_run
 
 
 class Aims(Steer):
@@ -148,8 +149,7 @@ def test_a_run_on_a_function_resumes_when_it_is_given_again(tmp_path: Path) -> N
         with pytest.raises(UserError, match="give it as env="):
             Agent.resume(out)
         Agent.resume(out, env=Aims)
-    for name in ("policy.safetensors", "reward.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_function_that_makes_no_new_environment_is_refused() -> None:

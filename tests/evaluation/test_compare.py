@@ -30,6 +30,7 @@ from rlhf_bilevel.evaluation.records import EvaluationRecord, write_table
 from rlhf_bilevel.evaluation.statistics import improvement, iqm
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.studies import results
+from tests.cli.test_cli import fails
 
 WALKER, DOOR = "dm_control/walker-walk-v0", "Meta-World/door-open-v3"
 
@@ -196,10 +197,7 @@ def test_the_command_prints_the_table_warns_and_refuses(
         ("plot a.csv --kind profil --out x.svg", "unknown kind 'profil'; did you mean 'profile'?"),
         ("plot a.csv --baseline surf --out x.svg", "only --kind improvement"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(command.split())
-        captured = capsys.readouterr()
-        assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
+        assert told in fails(capsys, *command.split())
     assert not Path("x.svg").exists()
 
 
@@ -261,7 +259,7 @@ def test_compare_at_minutes_on_the_command_line(
         ("plot a.csv --x minute --out x.svg", "unknown x 'minute'; did you mean 'minutes'"),
         ("plot a.csv --x minutes --kind profile --out x.svg", "--x minutes: only --kind curves has it, not profile"),
     ):
-        assert re.search(told, refused(capsys, *command.split()))
+        assert re.search(told, fails(capsys, *command.split()))
     assert not Path("x.svg").exists()
 
 
@@ -290,14 +288,6 @@ def said(capsys: pytest.CaptureFixture, *command: object) -> tuple[list[str], li
     main([str(word) for word in command])
     captured = capsys.readouterr()
     return captured.out.splitlines(), captured.err.splitlines()
-
-
-def refused(capsys: pytest.CaptureFixture, *command: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in command])
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and captured.err.count("\n") == 1 and not captured.out
-    return str(captured.err)
 
 
 def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -435,10 +425,10 @@ def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsy
     assert said(capsys, "compare", tmp_path / "kept")[0][1].split()[:3] == ["pebble", WALKER, "2"]
 
     written(tmp_path / "going/pebble", one("pebble"), ended=False)
-    assert "holds no run that has ended and was evaluated (of 1)" in refused(capsys, "compare", tmp_path / "going")
+    assert "holds no run that has ended and was evaluated (of 1)" in fails(capsys, "compare", tmp_path / "going")
     (tmp_path / "empty").mkdir()
-    assert "neither a run's folder nor one that holds runs" in refused(capsys, "compare", tmp_path / "empty")
-    assert "neither a run's folder nor one that holds runs" in refused(capsys, "plot", "nowhere", "--out", "x.svg")
+    assert "neither a run's folder nor one that holds runs" in fails(capsys, "compare", tmp_path / "empty")
+    assert "neither a run's folder nor one that holds runs" in fails(capsys, "plot", "nowhere", "--out", "x.svg")
 
 
 def test_runs_of_one_method_with_other_settings_are_not_pooled_without_a_word(
@@ -452,9 +442,9 @@ def test_runs_of_one_method_with_other_settings_are_not_pooled_without_a_word(
     how = "batch_size (64, 128), pebble.x (1, 2)"
     assert err == [f"warning: pebble on {WALKER}: runs count as seeds of one method, but differ in {how}"]
     d = written(tmp_path / "d", one("pebble"), batch_size=128, total_timesteps=400, options={"x": 1})
-    twice = refused(capsys, "compare", a, d)
+    twice = fails(capsys, "compare", a, d)
     assert f"pebble with seed 0 on {WALKER} was given twice: {a} and {d}, which differ in batch_size (64, 128)" in twice
-    assert f"was given twice: {a} and {a}\n" in refused(capsys, "compare", a, a)
+    assert f"was given twice: {a} and {a}\n" in fails(capsys, "compare", a, a)
 
 
 def test_a_name_tells_runs_of_one_method_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -467,8 +457,8 @@ def test_a_name_tells_runs_of_one_method_apart(tmp_path: Path, capsys: pytest.Ca
     )  # fmt: skip
     assert [line.split()[0] for line in out[1:3]] == ["64", "256"] and "1.00 [" in out[2] and not err
     written(tmp_path / "small/surf", one("surf"))
-    assert "these are of pebble, surf" in refused(capsys, "compare", f"64={tmp_path}/small")
-    assert "neither a run's folder" in refused(capsys, "compare", f"64={tmp_path}/none")
+    assert "these are of pebble, surf" in fails(capsys, "compare", f"64={tmp_path}/small")
+    assert "neither a run's folder" in fails(capsys, "compare", f"64={tmp_path}/none")
 
 
 def test_runs_on_another_environment_than_its_name_says_or_with_another_teacher_are_told(

@@ -11,17 +11,17 @@ import torch
 from scipy.stats import binom
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.label_log import read_seconds
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.evaluation.records import read_records
-from rlhf_bilevel.feedback.person import SimulatedPerson, error_probability, mean_decision_time
+from rlhf_bilevel.feedback.person import SimulatedPerson, mean_decision_time
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.snapshot import capture, restore
 from rlhf_bilevel.types import Preferences, Queries
+from tests.cli.test_cli import fails
 from tests.conftest import build
 from tests.feedback.test_teachers import pairs_of
 from tests.runs.test_resume import EVERY, equal, killed, started, state
@@ -52,7 +52,7 @@ def test_time_and_errors_are_those_of_a_simulated_diffusion(
     count = 4000
     seconds, wrong = simulated_decisions(drift, bound, count, rng)
     drifts = torch.tensor([drift, -drift]).double()
-    expected, chance = mean_decision_time(drifts, bound), error_probability(drifts, bound)
+    expected, chance = mean_decision_time(drifts, bound), torch.sigmoid(-2 * bound * drifts.abs())
     assert expected[0] == expected[1] and chance[0] == chance[1]
     assert abs(seconds.mean() - expected[0].item()) < 4 * seconds.std() / math.sqrt(count)
     assert abs(wrong - chance[0].item()) < 4 * math.sqrt(0.25 / count)
@@ -135,7 +135,6 @@ def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_mi
     resumed = Agent.resume(tmp_path / "run", checkpoint_every=EVERY)
     assert state(resumed) == state(whole)
     equal(tmp_path / "run", tmp_path / "whole")
-    assert (tmp_path / "run/evaluations.csv").read_bytes() == (tmp_path / "whole/evaluations.csv").read_bytes()
     seconds = read_seconds(tmp_path / "run/labels.sqlite")
     assert seconds == read_seconds(tmp_path / "whole/labels.sqlite") and len(seconds) > 3
     minutes = sum(second for second in seconds if second) / 60
@@ -218,8 +217,6 @@ def test_words_of_a_person() -> None:
 def test_a_wrong_word_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture, words: str, fault: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(f"train pebble --env Pendulum-v1 --steps 500 --labels 10 --out {tmp_path}/run {words}".split())
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and fault in captured.err and captured.err.count("\n") == 1
+    command = f"train pebble --env Pendulum-v1 --steps 500 --labels 10 --out {tmp_path}/run {words}"
+    assert fault in fails(capsys, *command.split())
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from rlhf_bilevel.human.tables import EQUAL, LEFT, RIGHT
 from rlhf_bilevel.rewards.bradley_terry import accuracy, logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from tests.human.test_page import CHROMIUM, KEYS, SHOWN, Visit, start
+from tests.human.test_viewer import SOFTWARE
 
 LABELLED, KILLED_AT = 20, 7
 TRAIN = (
@@ -29,8 +30,6 @@ TRAIN = (
     "--set queries_per_session=4 --set num_interact=20 "
     "--set eval_freq=2000 --set n_eval_episodes=1 --set reset_updates=20"
 )
-DRAWS = ["--no-sandbox", "--disable-background-networking", "--disable-dev-shm-usage", "--use-gl=angle",
-         "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
         server, link = start(folder, port)
         try:
             with (
-                playwright.chromium.launch(executable_path=CHROMIUM, args=DRAWS) as browser,
+                playwright.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE) as browser,
                 LabelStore.of(folder) as store,
             ):
                 visit = Visit(browser, viewport={"width": 800, "height": 640})

@@ -19,7 +19,6 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.cli.label import returns_of, wait
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.addresses import exposure_warning, listen, names
@@ -29,6 +28,7 @@ from rlhf_bilevel.human.records import Pending, Status
 from rlhf_bilevel.human.security import BODY_LIMIT, LimitedHTTP, SecurityMiddleware
 from rlhf_bilevel.human.server import Invitations, create_app
 from rlhf_bilevel.human.store import LabelStore
+from tests.cli.test_cli import fails
 from tests.support.label_page import application, ask, served
 
 PORT = 8007
@@ -509,10 +509,7 @@ def test_a_mistake_costs_one_line(
     (tmp_path / "other").mkdir()
     for name in ("other/notes.txt", "answers.parquet"):
         (tmp_path / name).touch()
-    with pytest.raises(SystemExit) as stop:
-        main(["label", *command.split(" ")])
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and told in captured.err and captured.err.count("\n") == 1 and not captured.out
+    assert told in fails(capsys, "label", *command.split(" "))
     assert not list(tmp_path.glob("*/book.sqlite"))
 
 

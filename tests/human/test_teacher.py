@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +47,7 @@ from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import small_config
 from tests.data.test_label_log import queries
+from tests.human.test_store import somebody
 from tests.runs.test_resume import EVERY, QUICK, state
 from tests.support.faults import child, kill, tables
 
@@ -114,12 +115,10 @@ def test_the_labelling_time_of_a_session_is_what_people_spent_since_the_one_befo
     now = [time.time()]
 
     def look(label_store: LabelStore, choice: str, seconds: float) -> None:
-        me = label_store.labeller(label_store.invite("Ann"))
-        assert me is not None
+        me = somebody(label_store)
         (assignment,) = label_store.assign(me, 1, repeats=0, gold=0)
-        label_store.shown(me, assignment.query_id)
-        now[0] += seconds
-        label_store.choose(me, assignment.query_id, choice, f"{choice} after {seconds}")
+        shown_at, now[0] = now[0], now[0] + seconds
+        label_store.choose(me, assignment.query_id, choice, f"{choice} after {seconds}", shown_at)
 
     with HumanTeacher(config, store, FakeRecorder(store), tmp_path) as human:
         recorded = RecordedTeacher(human, log)
@@ -144,8 +143,7 @@ def person(folder: Path, seconds: float = 0.0) -> Iterator[None]:
         while not (folder / "config.yaml").exists():
             time.sleep(0.01)
         with LabelStore.of(folder) as label_store:
-            me = label_store.labeller(label_store.invite("Ann"))
-            assert me is not None
+            me = somebody(label_store)
             while True:
                 time.sleep(seconds or 0.002)
                 for assignment in label_store.assign(me, 2):
@@ -217,7 +215,7 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
     out = tmp_path / "run"
     with person(out, seconds=0.05):
         run = state(agent(out, share=1.0).learn(STEPS))
-    with LabelLogOf(out) as log:
+    with closing(LabelLog(out / "labels.sqlite")) as log:
         taken = [len(log[number].answers) for number in range(len(log))]
         every = Counter((first, second) for number in range(len(log)) for _, first, second in log[number].answers)
     assert 0 < sum(taken) <= 40 and every <= Counter(encode_pairs(load(out).preferences()))  # a pair may be drawn twice
@@ -225,17 +223,6 @@ def test_training_goes_on_while_people_label_and_can_be_run_once_more(tmp_path: 
         again = tmp_path / "again"
         assert state(agent(again, f"rerun={out / 'labels.sqlite'}").learn(STEPS)) == run
         assert tables(again / "labels.sqlite")[1] == tables(out / "labels.sqlite")[1]
-
-
-class LabelLogOf(LabelLog):
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "labels.sqlite")
-
-    def __enter__(self) -> LabelLog:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
 
 
 @pytest.fixture
@@ -287,8 +274,7 @@ def test_training_waits_for_a_database_that_is_away(begun: Path, monkeypatch: py
 def test_what_everybody_skips_is_not_waited_for(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with entered(begun) as people:
         with LabelStore.of(begun) as label_store:
-            ann = label_store.labeller(label_store.invite("Ann"))
-            assert ann is not None
+            ann = somebody(label_store)
             people._ask(0, queries(6), 40)
             for number, choice in enumerate((SKIP, CANT_TELL, LEFT, SKIP, RIGHT, EQUAL)):
                 (assignment,) = label_store.assign(ann, 1, repeats=0)
@@ -309,8 +295,7 @@ def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytes
         label_store.ask(0, questions(asked), wanted=2)
         clock = [0.0]
         monkeypatch.setattr(label_store, "_clock", lambda: clock[0])
-        ann, bob = (label_store.labeller(label_store.invite(name)) for name in ("Ann", "Bob"))
-        assert ann and bob
+        ann, bob = somebody(label_store), somebody(label_store, "Bob")
         both = [label_store.assign(who, 4, repeats=0) for who in (ann, bob)]
         clock[0] = 100.0
         for number, choice in enumerate((LEFT, EQUAL, SKIP, CANT_TELL)):
@@ -333,8 +318,7 @@ def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun:
     asked, words = queries(4), (SLIGHTLY_LEFT, SLIGHTLY_RIGHT, BOTH_BAD, LEFT)
     with LabelStore.of(begun) as label_store:
         label_store.ask(0, questions(asked))
-        ann = label_store.labeller(label_store.invite("Ann"))
-        assert ann
+        ann = somebody(label_store)
         for number, word in enumerate(words):
             (assignment,) = label_store.assign(ann, 1, repeats=0)
             label_store.choose(ann, assignment.query_id, word, str(number))
@@ -360,8 +344,7 @@ def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_pat
     Dataset.of(both, torch.tensor([1.0, 0.5, 0.0, torch.nan, 1.0]), **made).write(data)  # type: ignore[arg-type]
     with LabelStore.of(begun) as label_store:
         label_store.ask(0, questions(asked))
-        ann = label_store.labeller(label_store.invite("Ann"))
-        assert ann
+        ann = somebody(label_store)
         label_store.assign(ann, 1)  # what is in front of somebody may be answered elsewhere
         assert dataset.import_choices(label_store, Dataset.read(data)) == (3, 0, 2)
         assert dataset.import_choices(label_store, Dataset.read(data)) == (0, 3, 2)
@@ -395,8 +378,7 @@ def test_people_are_asked_by_one_run_with_a_folder(tmp_path: Path, monkeypatch: 
 def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = entered(begun)
     with LabelStore.of(begun) as label_store:
-        ann = label_store.labeller(label_store.invite("Ann"))
-        assert ann
+        ann = somebody(label_store)
 
         def interrupted(_: float) -> None:
             waiting = label_store.status()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,12 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.clips import assets
 from rlhf_bilevel.human.clips.assets import static_files
 from tests.human.test_clips import DOOR, WALKER, play, recorded, unrolled
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if not CHROMIUM:
-    pytest.skip("these tests need Chromium: apt-get install -y chromium", allow_module_level=True)
+from tests.human.test_page import CHROMIUM
+from tests.human.test_server import POLICY
+from tests.support.label_page import data_url
 
 SOFTWARE = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
             "--disable-background-networking", "--disable-dev-shm-usage"]  # fmt: skip
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
 SIZE = 160
 WATCH = """
 window.faults = [];
@@ -236,11 +230,8 @@ def test_the_later_of_two_clips_is_shown_and_a_new_size_is_taken(
 
 
 def test_pictures_are_shown_in_their_order(screen: Callable[[bool], Screen]) -> None:
-    def source(red: int) -> str:
-        Image.new("RGB", (20, 10), (red, 0, 0)).save(file := io.BytesIO(), "PNG")
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-    shot = screen(True).load({"kind": "frames", "fps": 10, "frames": [source(red) for red in (50, 120, 250)]})
+    frames = [data_url(Image.new("RGB", (20, 10), (red, 0, 0))) for red in (50, 120, 250)]
+    shot = screen(True).load({"kind": "frames", "fps": 10, "frames": frames})
     assert [shot(share)[SIZE // 2, SIZE // 2, 0] for share in (0, 0.5, 1)] == [50, 120, 250]
     assert not shot(0)[0].any()  # the picture keeps its shape: above it there is nothing
 

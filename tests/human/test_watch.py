@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page
 
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.human.clips import recorder
 from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
 from rlhf_bilevel.human.clips.page import Show, page
 from tests.human.test_clips import WALKER
-from tests.human.test_page import AXE, audit
+from tests.human.test_page import AXE, Visit, audit
 from tests.human.test_viewer import NO_WEBGL, browser  # noqa: F401  (a fixture)
 
 LENGTHS = 100, 60  # steps of the first and of the second run's first episode
@@ -58,17 +57,12 @@ def cut(episode: Episode, steps: int) -> Episode:
     )
 
 
-class Opened:
+class Opened(Visit):
     def __init__(self, chromium: Any, path: Path, script: str = "", **options: Any) -> None:
-        self.context = chromium.new_context(offline=True, **{"viewport": {"width": 1280, "height": 800}} | options)
-        self.context.set_default_timeout(90_000)
+        super().__init__(chromium, offline=True, **options)
         self.context.add_init_script("addEventListener('securitypolicyviolation', (e) => console.error(e.blockedURI));")
         self.context.add_init_script(script)
-        self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
         self.asked: list[str] = []
-        self.page.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url[:5]))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("body[data-state=ready]")

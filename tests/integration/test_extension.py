@@ -16,7 +16,7 @@ import torch
 from stable_baselines3 import TD3
 
 from rlhf_bilevel import Agent, registries
-from rlhf_bilevel.__main__ import main, parser
+from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
@@ -27,6 +27,7 @@ from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS
 from rlhf_bilevel.runs.spec import check_owners
 from rlhf_bilevel.utils.files import read_yaml
 from rlhf_bilevel.utils.registry import Registry, _entry_points
+from tests.cli.test_cli import fails
 from tests.integration.test_docs import blocks
 
 ROOT = Path(__file__).parents[2]
@@ -258,11 +259,8 @@ def test_what_is_wrong_with_a_module_or_its_object_is_told_in_one_line(
         ("a b:c", "module:NAME says where it is"),
     ):
         line = f"train {option.replace(' ', chr(0))} --env Pendulum-v1 --steps 60 --labels 4 --out out"
-        with pytest.raises(SystemExit) as caught:
-            main([part.format(place) for word in line.split() for part in word.split(chr(0))])
-        error = capsys.readouterr().err
-        assert caught.value.code == 2 and error.count("\n") == 1 and told in error, error
-        assert kind.kind in error and place in error
+        error = fails(capsys, *(part.format(place) for word in line.split() for part in word.split(chr(0))))
+        assert told in error and kind.kind in error and place in error, error
     assert [path.name for path in broken.iterdir()] == ["broken"]
 
 
@@ -283,10 +281,8 @@ def test_what_is_wrong_with_a_module_or_its_object_is_told_in_one_line(
 def test_a_wrong_name_or_object_is_told_in_one_line(
     broken: Path, capsys: pytest.CaptureFixture, words: str, told: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(f"train pebble --env Pendulum-v1 --steps 60 --labels 4 --out out {words}".split())
-    error = capsys.readouterr().err
-    assert caught.value.code == 2 and error.count("\n") == 1 and told in error, error
+    command = f"train pebble --env Pendulum-v1 --steps 60 --labels 4 --out out {words}"
+    assert told in fails(capsys, *command.split())
     assert not (broken / "out").exists()
 
 
@@ -335,16 +331,12 @@ def test_a_strangers_folder_imports_no_module_without_trust(
             assert text != config
             (out / "config.yaml").write_text(text)
             for words in ("evaluate run", "resume run", "fork run --out other", "export run --sb3 x.zip"):
-                with pytest.raises(SystemExit) as caught:
-                    main(words.split())
-                error = capsys.readouterr().err
-                assert caught.value.code == 2 and error.count("\n") == 1
+                error = fails(capsys, *words.split())
                 assert "--trust" in error or "has come to its end" in error, error
             train = f"train sac --env Pendulum-v1 --steps 40 --config {out / 'config.yaml'} --out other".split()
             if key in ("query", "reward_form", "teacher_object"):
-                with pytest.raises(SystemExit):
-                    main(train)
-                assert f"names a module: if you trust it, say so with --set {key}={place}" in capsys.readouterr().err
+                told = fails(capsys, *train)
+                assert f"names a module: if you trust it, say so with --set {key}={place}" in told
     assert not (tmp_path / "it-ran").exists() and not (tmp_path / "other").exists()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -39,12 +38,13 @@ from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils import files
-from rlhf_bilevel.utils.files import check_folder, reserve_new_file, write, write_sums
+from rlhf_bilevel.utils.files import check_folder, reserve_new_file, sha256, write, write_sums
 from rlhf_bilevel.utils.sqlite import NAMES_ANOTHER
 from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
-from tests.runs.test_checkpoint import saved
-from tests.support.faults import at_call, child, full_disk, kill
+from tests.human.test_store import somebody
+from tests.runs.test_checkpoint import forge, saved
+from tests.support.faults import at_call, child, full_disk, kill, same_run
 
 FEW: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 10, "reward_form": "linear", "labels": 20}
 HOLES = 2**40  # bytes
@@ -88,7 +88,7 @@ def seen(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         told = path.lstat()
         plain = stat.S_ISREG(told.st_mode) and told.st_size < 2**28
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if plain else told.st_size
+        content = sha256(path.read_bytes()) if plain else told.st_size
         found[str(path.relative_to(folder))] = stat.S_IFMT(told.st_mode), told.st_mtime_ns, content
     return found
 
@@ -496,8 +496,7 @@ def refused(work: Callable[[], Any]) -> bool:
 def test_what_is_acknowledged_is_in_the_file_that_is_there(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["people"], tmp_path / "run")
     with LabelStore.of(run) as label_store:
-        me = label_store.labeller(label_store.invite("ann"))
-        assert me is not None
+        me = somebody(label_store)
         (assignment,) = label_store.assign(me, 1)
         (run / "book.sqlite").rename(tmp_path / "away")
         with pytest.raises(OperationalError, match="removed or replaced"):
@@ -677,35 +676,29 @@ def test_what_a_config_tells_is_checked(made: dict[str, Path], tmp_path: Path, k
             work(run)
 
 
-def test_a_manifest_names_each_piece_once(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
+def repeat_pieces(folder: Path) -> None:
     file = folder / "step-000000001/manifest.json"
     manifest = Manifest.unseal(file)
     manifest.tables["rows"] *= 4000
     file.write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="in a place that is not its own"), pytest.raises(CorruptFileError):
-        Checkpoints(folder, "same").load()
 
 
-def test_a_checkpoint_is_of_the_step_that_its_folder_says(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
-    (folder / "step-000000001").rename(folder / "step-000000900")
-    with pytest.warns(UserWarning, match="it holds step 1"), pytest.raises(CorruptFileError):
-        Checkpoints(folder, "same").load()
-
-
-def test_a_piece_is_no_larger_than_its_manifest_says(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
-    with (folder / "rows-0-4.safetensors").open("ab") as file:
-        file.write(b"more")
-    with pytest.warns(UserWarning, match="bytes, and at most"), pytest.raises(CorruptFileError):
-        Checkpoints(folder, "same").load()
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (repeat_pieces, "in a place that is not its own"),
+        (lambda folder: (folder / "step-000000001").rename(folder / "step-000000900"), "it holds step 1"),
+        (lambda folder: files.append(folder / "rows-0-4.safetensors", b"more"), "bytes, and at most"),
+        (lambda folder: forge(folder / "step-000000001", '{"tensor": "/none"}'), "passed over"),
+    ],
+)
+def test_a_checkpoint_that_is_not_as_its_manifest_says_is_passed_over(
+    tmp_path: Path, attack: Callable[[Path], object], told: str
+) -> None:
+    saved(tmp_path, 1)
+    attack(tmp_path)
+    with pytest.warns(UserWarning, match=told), pytest.raises(CorruptFileError, match="none of the 1"):
+        Checkpoints(tmp_path, "same").load()
 
 
 def test_a_dataset_that_claims_long_segments_is_refused_before_they_are_made(
@@ -774,8 +767,7 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_line_and_resume_goes_on(
         assert ask(["resume", str(run)]) == "exit 2"
     assert f"{run}/reward.safetensors cannot be written: No space left on device" in capsys.readouterr().err
     main(["resume", str(run)])
-    for name in ("policy.safetensors", "evaluations.csv"):
-        assert (run / name).read_bytes() == (made["ended"] / name).read_bytes()
+    same_run(run, made["ended"])
 
 
 # Logs
@@ -837,19 +829,13 @@ def test_one_damaged_old_piece_is_told_with_the_way_back_bit_for_bit(made: dict[
         Agent.resume(run)
     shutil.rmtree(run / "checkpoints")
     Agent.resume(run)
-    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-        assert (run / name).read_bytes() == (made["ended"] / name).read_bytes()
+    same_run(run, made["ended"])
 
 
 def test_a_checkpoint_of_another_kind_of_run_is_told_in_one_line(made: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
     (step,) = (run / "checkpoints").glob("step-*")
-    manifest = Manifest.unseal(step / "manifest.json")
-    (step / "state.json").write_text('{"run": {}, "sessions": "many", "marks": 3}')
-    data = (step / "state.json").read_bytes()
-    manifest.files["state.json"].size = len(data)
-    manifest.files["state.json"].sha256 = hashlib.sha256(data).hexdigest()
-    (step / "manifest.json").write_bytes(manifest.seal())
+    forge(step, '{"run": {}, "sessions": "many", "marks": 3}')
     with pytest.raises(CorruptFileError, match=r"does not fit config\.yaml"):
         Agent.resume(run)
 
@@ -860,22 +846,6 @@ def test_the_runs_name_is_one_of_ours(made: dict[str, Path], tmp_path: Path) -> 
     (run / "run_id").write_text("x' OR 1")
     with pytest.raises(CorruptFileError, match="holds no run's name"):
         LabelStore.of(run)
-
-
-def test_a_checkpoint_whose_tensors_are_missing_is_passed_over(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
-    step = folder / "step-000000001"
-    manifest = Manifest.unseal(step / "manifest.json")
-    (step / "state.json").write_text('{"tensor": "/none"}')
-    data = (step / "state.json").read_bytes()
-    manifest.files["state.json"] = manifest.files["state.json"].model_copy(
-        update={"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    )
-    (step / "manifest.json").write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptFileError, match="none of the 1"):
-        Checkpoints(folder, "same").load()
 
 
 def test_answers_to_other_queries_are_told(tmp_path: Path) -> None:

@@ -118,13 +118,11 @@ def test_a_module_is_imported_only_with_explicit_trust(
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "manifest.json", "rows-0-4.safetensors"])
 def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, canary: Canary, name: str) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
-    path = folder / name if name.startswith("rows") else folder / "step-000000001" / name
+    saved(tmp_path, 1)
+    path = tmp_path / name if name.startswith("rows") else tmp_path / "step-000000001" / name
     path.write_bytes(pickle.dumps(canary))
     with pytest.warns(UserWarning), pytest.raises(CorruptFileError):
-        Checkpoints(folder, "same").load()
+        Checkpoints(tmp_path, "same").load()
     assert not canary.nest.exists()
 
 

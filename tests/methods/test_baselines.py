@@ -35,16 +35,14 @@ OFF: dict[str, dict[str, Any]] = {
     "detached": {"weight": 0},
 }
 
+SHORT: dict[str, Any] = {
+    "total_timesteps": 80, "train_freq": 4, "refresh_every": 20, "labels": 16, "reward_epochs": 2
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", OFF)
 def test_what_sets_it_apart_switched_off_leaves_pebble_bit_for_bit(name: str) -> None:
-    settings: dict[str, Any] = {
-        "total_timesteps": 80,
-        "train_freq": 4,
-        "refresh_every": 20,
-        "labels": 16,
-        "reward_epochs": 2,
-    }
+    settings = dict(SHORT)
     if name == "surf":  # whose crops have a graph of their own: gradients would be added in another order
         settings["reward_damping"] = 0
     plain = trained("pebble", **settings, **METHODS[name].settings)
@@ -355,14 +353,7 @@ def test_the_answers_gradient_is_the_formula_and_no_longer_than_its_share(
 
 
 def test_without_cost_the_hypergradient_is_pebble_bit_for_bit() -> None:
-    settings: dict[str, Any] = {
-        "total_timesteps": 80,
-        "train_freq": 4,
-        "refresh_every": 20,
-        "labels": 16,
-        "reward_epochs": 2,
-    }
-    assert same_weights(trained("pebble", **settings), fresh("hypergradient", use_cost=False, **settings))
+    assert same_weights(trained("pebble", **SHORT), fresh("hypergradient", use_cost=False, **SHORT))
 
 
 def test_a_cost_that_is_the_same_everywhere_leaves_pebbles_gradient(

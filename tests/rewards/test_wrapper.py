@@ -25,6 +25,7 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.rewards import reward_file
 from tests.conftest import SMALL, Steer
+from tests.integration.test_strangers import Canary
 
 
 class Wide(Steer):
@@ -333,16 +334,6 @@ def test_a_file_of_an_older_version_says_how_to_write_it_anew(folder: Path, tmp_
             LearnedReward.load(path)
 
 
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
 def test_a_file_that_another_has_changed_is_refused_and_makes_nothing_large(folder: Path, tmp_path: Path) -> None:
     data = (folder / "reward.safetensors").read_bytes()
     found, info = load(data), reward_file.read_info(data, "")
@@ -378,7 +369,7 @@ def test_a_file_that_another_has_changed_is_refused_and_makes_nothing_large(fold
     path.write_bytes(data[:-1])
     with pytest.raises(CorruptFileError, match="damaged"):
         LearnedReward.load(path)
-    path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    path.write_bytes(pickle.dumps(Canary(tmp_path / "sprung")))
     with pytest.raises(CorruptFileError, match="no safetensors file"):
         LearnedReward.load(path)
     assert not (tmp_path / "sprung").exists()

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rlhf_bilevel.errors import CorruptFileError
-from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.runs.checkpoint import Checkpoints, FileEntry, Manifest
+from rlhf_bilevel.utils.files import sha256
 from rlhf_bilevel.utils.serialization import Table, Tree, digest, pack, unpack
 from tests.support.faults import at_call, child, corrupted, full_disk, kill
 
@@ -43,6 +44,14 @@ def saved(folder: Path, *steps: int) -> Checkpoints:
     for step in steps:
         checkpoints.save(step, *state(step))
     return checkpoints
+
+
+def forge(step: Path, state: str) -> None:
+    """Puts another state into a checkpoint and seals it again, as a stranger can."""
+    manifest, data = Manifest.unseal(step / "manifest.json"), state.encode()
+    (step / "state.json").write_bytes(data)
+    manifest.files["state.json"] = FileEntry(size=len(data), sha256=sha256(data))
+    (step / "manifest.json").write_bytes(manifest.seal())
 
 
 def test_a_tree_comes_back_from_json_and_tensors() -> None:

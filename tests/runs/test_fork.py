@@ -14,10 +14,11 @@ import torch
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.runs.checkpoint import Checkpoints, FileEntry, Manifest
+from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
 from tests.conftest import FEW, SMALL
+from tests.runs.test_checkpoint import forge
 from tests.runs.test_resume import QUICK, equal, state
 from tests.support.faults import at_call, child, full_disk, kill
 
@@ -179,14 +180,11 @@ def test_the_settings_hash_is_the_forks_own(tmp_path: Path, whole: tuple[Path, s
 
 
 def retold(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Every checkpoint's state.json, changed and sealed again, as a stranger can."""
+    """Every checkpoint's state.json, changed."""
     for path in (run / "checkpoints").glob("step-*"):
-        manifest, told = Manifest.unseal(path / "manifest.json"), json.loads((path / "state.json").read_bytes())
+        told = json.loads((path / "state.json").read_bytes())
         change(told)
-        data = json.dumps(told).encode()
-        (path / "state.json").write_bytes(data)
-        manifest.files["state.json"] = FileEntry(size=len(data), sha256=sha256(data))
-        (path / "manifest.json").write_bytes(manifest.seal())
+        forge(path, json.dumps(told))
 
 
 FORK = ("--trust", "--steps", "310")

@@ -28,13 +28,8 @@ OLD: dict[str, Any] = {
 }  # fmt: skip
 """As config.yaml had them, of a method that has them all."""
 FEW = SMALL | {
-    "eval_freq": 160,
-    "train_freq": 10,
-    "labels": 20,
-    "reset_updates": 0,
-    "refresh_every": 80,
-    "n_eval_episodes": 1,
-}
+    "eval_freq": 160, "train_freq": 10, "labels": 20, "reset_updates": 0, "refresh_every": 80, "n_eval_episodes": 1
+}  # fmt: skip
 TRAIN = "--env Pendulum-v1 --steps 300"
 
 
@@ -93,7 +88,7 @@ def test_the_command_line_refuses_it_where_it_would_change_nothing(
 @pytest.mark.parametrize("method", ["penalty", "pebble"])
 def test_a_folder_of_before_is_evaluated_and_begins_another_run(tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"
-    own = {"options": {key: OLD[key] for key in OLD}} if method == "penalty" else {}
+    own = {"options": OLD} if method == "penalty" else {}
     agent = Agent(method, "Pendulum-v1", out=run, **FEW | own).learn(160)
     told = yaml.safe_load((run / CONFIG).read_text())
     told["settings"] |= OLD | {"options": {}}

@@ -27,7 +27,7 @@ from rlhf_bilevel.runs.logger import CSVWriter, Log
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from tests.conftest import SMALL, Steer
-from tests.support.faults import child, tables
+from tests.support.faults import child, same_run
 
 STEPS = 120
 FEW: dict[str, Any] = SMALL | {"eval_freq": 60, "n_eval_episodes": 1, "reset_updates": 1, "labels": 10}
@@ -46,12 +46,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     agent(out).learn(STEPS)
     return out
-
-
-def same(out: Path, whole: Path) -> None:
-    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    assert tables(out / "labels.sqlite") == tables(whole / "labels.sqlite")
 
 
 def before(owner: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -117,7 +111,7 @@ def test_one_ctrl_c_stops_a_run_wherever_it_strikes_and_it_goes_on_bit_for_bit(
             agent(tmp_path / "run").learn(STEPS)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     Agent.resume(tmp_path / "run")
-    same(tmp_path / "run", whole)
+    same_run(tmp_path / "run", whole)
 
 
 def test_a_ctrl_c_that_is_dropped_while_an_environment_is_looked_at_stops_the_run(
@@ -186,7 +180,7 @@ def test_a_programs_own_handler_of_ctrl_c_is_called_and_kept(tmp_path: Path, who
         assert len(came) == 3
     finally:
         signal.signal(signal.SIGINT, previous)
-    same(tmp_path / "run", whole)
+    same_run(tmp_path / "run", whole)
 
 
 def test_ctrl_c_that_was_swallowed_last_of_all_is_raised_at_the_end() -> None:
@@ -209,7 +203,7 @@ def test_a_run_is_the_same_however_the_program_has_set_pytorch(tmp_path: Path, w
         SETTINGS[name]()
         told = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
         agent(tmp_path / "run").learn(STEPS)
-        same(tmp_path / "run", whole)
+        same_run(tmp_path / "run", whole)
         loaded = Agent.load(tmp_path / "run")
         assert loaded.predict(np.zeros(1, np.float32))[0].shape == (1,) and loaded.evaluate(1)
         if name == "float64":
@@ -245,7 +239,7 @@ def test_a_second_run_in_this_process_is_refused_and_the_first_is_as_alone(tmp_p
     agent(tmp_path / "begun", seed=5).start(STEPS)
     agent(tmp_path / "run").learn(STEPS, callback=Meddles())
     assert len(refused) == 6 and not (tmp_path / "other").exists()
-    same(tmp_path / "run", whole)
+    same_run(tmp_path / "run", whole)
     agent().learn(STEPS)  # one after another
 
 
@@ -261,7 +255,7 @@ def test_a_run_in_a_thread_is_the_same(tmp_path: Path, whole: Path) -> None:
     thread = threading.Thread(target=lambda: agent(tmp_path / "run").learn(STEPS, progress_bar=True))
     thread.start()
     thread.join()
-    same(tmp_path / "run", whole)
+    same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from rlhf_bilevel.studies.results import collect, table
 from rlhf_bilevel.studies.scheduler import Process, run_all
 from rlhf_bilevel.studies.worker import ELSEWHERE, check_same_run, work
 from tests.conftest import SMALL
-from tests.support.faults import child, kill
+from tests.support.faults import child, kill, same_run
 
 ENV = "tests.conftest:Steer-v0"
 SETTINGS: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4, "labels": 20}
@@ -44,11 +44,6 @@ def planned(out: Path, steps: int = 300) -> RunSpec:
 def uninterrupted(out: Path, steps: int = 300) -> Path:
     Agent("pebble", ENV, out=out, checkpoint_every="50", **SETTINGS).learn(steps)
     return out
-
-
-def assert_equal(one: Path, other: Path) -> None:
-    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 class Scripted:
@@ -188,7 +183,7 @@ def test_a_run_waits_for_its_process_and_goes_on_when_that_is_killed_bit_for_bit
         "run is being trained by another process, and is looked at again later",
         "run ended",
     ]
-    assert_equal(run.out, uninterrupted(tmp_path / "whole"))
+    same_run(run.out, uninterrupted(tmp_path / "whole"))
 
 
 def test_a_sweep_takes_no_other_run_for_its_own(tmp_path: Path) -> None:
@@ -365,5 +360,5 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     # The steps that its bars begin with
     begins = re.findall(r"(\d+)/1500 \[00:00<\?", run.folder.output.read_text())
     assert begins[0] == "0" and int(begins[-1]) > 0
-    assert_equal(run.out, uninterrupted(tmp_path / "apart/whole", steps))
+    same_run(run.out, uninterrupted(tmp_path / "apart/whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))

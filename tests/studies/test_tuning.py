@@ -67,17 +67,13 @@ def test_a_search_that_another_process_begins_meanwhile_is_left_alone(
 ) -> None:
     from filelock import FileLock
 
-    from rlhf_bilevel.__main__ import main
-
     def late(folder: RunFolder) -> FileLock:
         (folder.path / "tune.yaml").write_text("method: sac\n")
         return FileLock(tmp_path / "lock")
 
     monkeypatch.setattr(RunFolder, "claim", late)
-    with pytest.raises(SystemExit):
-        main(["tune", "pebble", "--env", "Pendulum-v1", "--steps", "400", "--tune", "gamma=0.9..0.99",
-              "--out", str(tmp_path / "out")])  # fmt: skip
-    assert "holds a search with method sac, not pebble" in capsys.readouterr().err
+    command = f"tune pebble --env Pendulum-v1 --steps 400 --tune gamma=0.9..0.99 --out {tmp_path / 'out'}"
+    assert "holds a search with method sac, not pebble" in fails(capsys, *command.split())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tune.yaml"]
 
 

@@ -101,3 +101,10 @@ def tables(path: Path) -> list[list[tuple]]:
             connection.execute("SELECT number, asked, sha256 FROM sessions ORDER BY number").fetchall(),
             connection.execute("SELECT * FROM answers ORDER BY number").fetchall(),
         ]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Two finished runs have left the same networks, evaluations and labels."""
+    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert tables(one / "labels.sqlite") == tables(other / "labels.sqlite")

@@ -1,13 +1,14 @@
 """A label server in a thread of the test, over a real store; the better clip of a pair is the brighter one."""
 
 import base64
-import struct
+import io
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from rlhf_bilevel.cli.label import server
 from rlhf_bilevel.human.addresses import listen, names
@@ -20,14 +21,16 @@ from rlhf_bilevel.human.store import LabelStore
 FRAMES, FPS = 10, 20
 
 
-def picture(grey: int, mark: int, width: int = 60, height: int = 40) -> str:
-    """A grey PNG with a white column at ``mark``, as a data URL."""
-    row = bytes([0, *(255 if x == mark else grey for x in range(width))])
-    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(row * height)))
-    png = b"\x89PNG\r\n\x1a\n"
-    for kind, data in (*parts, (b"IEND", b"")):
-        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_url(image: Image.Image) -> str:
+    image.save(file := io.BytesIO(), "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def picture(grey: int, mark: int) -> str:
+    """A grey picture with a white column at ``mark``."""
+    image = Image.new("L", (60, 40), grey)
+    image.paste(255, (mark, 0, mark + 1, 40))
+    return data_url(image)
 
 
 def clip(grey: int) -> dict[str, Any]:
