@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config import Config, validate
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -74,7 +75,7 @@ class Behaviour(NamedTuple):
     """What a run leaves behind: its labels, and segments of three times."""
 
     name: str
-    agent: Agent
+    config: Config
     labels: Preferences
     pretraining: Segments
     after: Segments  # of the tenth of the run that follows the last label
@@ -100,17 +101,16 @@ def cut(table: Mapping[str, torch.Tensor], start: int, end: int, count: int, len
 
 
 def behaviour(folder: Path) -> Behaviour:
-    agent, table = Agent.load(folder), rows(folder)
-    c = agent.config
-    assert len(table["obs"]) == c.total_timesteps, f"{folder} has not all of its rows"
-    last_label = c.first_session + (c.sessions - 1) * c.num_interact
-    last_label = min(last_label, c.first_session + (c.training_labels // c.queries_per_session - 1) * c.num_interact)
+    c, table = Agent.load(folder).config, rows(folder)
+    assert c and len(table["obs"]) == c.total_timesteps, f"{folder} has not all of its rows"
+    later_labels = c.training_labels - (c.initial_labels or c.queries_per_session)
+    last_label = c.first_session + math.ceil(later_labels / c.queries_per_session) * c.num_interact
     tenth, pretraining = c.total_timesteps // 10, c.learning_starts + c.pretrain_steps
     spans = (0, pretraining), (last_label, last_label + tenth), (c.total_timesteps - tenth, c.total_timesteps)
     counts = 2 * LABELS, SEGMENTS, SEGMENTS
     wanted = enumerate(zip(spans, counts, strict=True))
     parts = [cut(table, *span, count, c.segment_length, seed) for seed, (span, count) in wanted]
-    return Behaviour(folder.name, agent, Dataset.read(RunFolder(folder).preferences).preferences(), *parts)
+    return Behaviour(folder.name, c, Dataset.read(RunFolder(folder).preferences).preferences(), *parts)
 
 
 def labels_for(way: Way, runs: Sequence[Behaviour], number: int) -> Preferences:
@@ -133,9 +133,9 @@ def part(pairs: Preferences, which: slice) -> Preferences:
     return Preferences(first, second, pairs.label[which])
 
 
-def fitted(way: Way, agent: Agent, pairs: Preferences) -> RewardEnsemble:
+def fitted(way: Way, config: Config, pairs: Preferences) -> RewardEnsemble:
     """A new reward, fitted to the pairs by the loss of PEBBLE and a run's damping."""
-    c = validate(agent.config.model_dump() | SMALL | dict(way.settings))
+    c = validate(config.model_dump() | SMALL | dict(way.settings))
     sizes = pairs.first.obs.shape[-1], pairs.first.act.shape[-1]
     reward = RewardEnsemble.of(c, *sizes, torch.Generator().manual_seed(c.seed))
     store, rng = PreferenceBuffer(), np.random.default_rng(c.seed)
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in args.ways:
             results = []
             for number, run in enumerate(runs):
-                reward = fitted(WAYS[name], run.agent, labels_for(WAYS[name], runs, number))
+                reward = fitted(WAYS[name], run.config, labels_for(WAYS[name], runs, number))
                 given = {runs[(number + shift) % len(runs)].name for shift in range(WAYS[name].other_runs)} | {run.name}
                 others = [part for other in runs if other.name not in given for part in (other.after, other.end)]
                 results.append(judged(reward, run.after, others))
