@@ -41,7 +41,9 @@ Settings = dict[str, Any]
 """Of a run, and its preset where that is another than ``cpu``."""
 
 
-WITHOUT_REMEDIES: Settings = {"anchor_share": 0.0, "critic_layer_norm": False}
+WITHOUT_REMEDIES: Settings = {
+    name: BPREF[name] for name in ("anchor_share", "critic_layer_norm", "reward_use_action", "initial_comparison_frac")
+}
 ALIGNING = ("penalty", "twin", "qpa", "incumbent")  # methods that always had aligned queries and newest batches
 
 
@@ -166,11 +168,15 @@ TO_THE_END = {
     for name, (method, own) in LABELLED.items()
 }
 ANCHORS = HYBRID | {"anchor_share": 0.5}
+NORMALISED = ANCHORS | {"critic_layer_norm": True}
+STATES = {"reward_use_action": False}
+FIRST = {"initial_comparison_frac": 0.5}
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
     "pebble, aligned, newest half, anchored by the best labelled": ("pebble", ANCHORS),
     "pebble, aligned, newest half, anchored, labels to the end": ("pebble", ANCHORS | {"label_schedule": "decreasing"}),
-    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", ANCHORS | {"critic_layer_norm": True}),
+    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", NORMALISED),
+    "pebble, all that, rewards of observations, half of the labels first": ("pebble", NORMALISED | STATES | FIRST),
 }
 DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"num_interact": 3750}
 OTHER_TASKS: dict[str, tuple[int, Settings]] = {
