@@ -331,7 +331,7 @@ class Config(BaseModel):
         filled.setdefault("num_interact", max(1, steps // 20))
         phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         phase_steps = [number for number in phases if isinstance(number, int)]
-        share = filled.get("initial_comparison_frac", 0.0)
+        share = filled.get("initial_comparison_frac", cls.model_fields["initial_comparison_frac"].default)
         if isinstance(labels, int) and len(phase_steps) == 3 and isinstance(share, (int, float)):
             # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
