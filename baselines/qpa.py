@@ -41,6 +41,6 @@ QPA = Method(
     learners=1,
     learner_rewards=lambda run: [run.store.learned(run.reward)],
     reward_loss=reward_loss,
-    settings={"anchor_share": 0.0, "ensemble_size": 1},
+    settings={"anchor_share": 0.0, "initial_comparison_frac": 0.0, "ensemble_size": 1},
     options=QpaOptions,
 )

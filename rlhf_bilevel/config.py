@@ -128,7 +128,7 @@ class Config(BaseModel):
     """Steps between two query sessions. The first session is at the end of pre-training."""
     queries_per_session: Size
     """Labels that are asked in one query session; more only when earlier sessions found too few pairs."""
-    initial_comparison_frac: Share = 0.0
+    initial_comparison_frac: Share = 0.5
     """Share of the labels that the first session asks for, about the episodes of pre-training. 0: as in any session."""
     label_schedule: Literal["constant", "decreasing"] = "constant"
     """constant: queries_per_session in each session until all labels are asked. decreasing: sessions go on until the
@@ -182,7 +182,7 @@ class Config(BaseModel):
     """Reward models in the ensemble."""
     reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"
     """Form of each reward model as a function of observation and action. It may be module:NAME."""
-    reward_use_action: bool = True
+    reward_use_action: bool = False
     """Whether the reward depends on the action, and not on the observation alone."""
     reward_net_arch: Layers = (256, 256, 256)
     """Units of each hidden layer of a reward network."""
@@ -331,7 +331,7 @@ class Config(BaseModel):
         filled.setdefault("num_interact", max(1, steps // 20))
         phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         phase_steps = [number for number in phases if isinstance(number, int)]
-        share = filled.get("initial_comparison_frac", 0.0)
+        share = filled.get("initial_comparison_frac", cls.model_fields["initial_comparison_frac"].default)
         if isinstance(labels, int) and len(phase_steps) == 3 and isinstance(share, (int, float)):
             # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
@@ -453,14 +453,17 @@ class ConfigRecord(BaseModel):
 
 BPREF: dict[str, Any] = {
     "query": "disagreement", "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0,
-    "critic_layer_norm": False,
+    "critic_layer_norm": False, "reward_use_action": True, "initial_comparison_frac": 0.0,
 }  # fmt: skip
-"""B-Pref's values of settings whose defaults are others here. Until version 2 of config.yaml they were the defaults."""
+"""B-Pref's values of settings whose defaults are others here. They were the defaults before."""
 
 
 def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of a run's config.yaml, with the settings that a run of version 1 had and did not record."""
-    if "versions" not in record or record.get("version", 1) != 1 or not isinstance(record.get("settings"), Mapping):
+    """The contents of a run's config.yaml, with the settings that did not exist yet as the run was made.
+
+    A run records all settings that there are. What it lacks was as in B-Pref.
+    """
+    if "versions" not in record or not isinstance(record.get("settings"), Mapping):
         return dict(record)
     return {**record, "settings": {**BPREF, **record["settings"]}}
 

@@ -43,7 +43,9 @@ Variants = Mapping[str, tuple[str, Settings]]
 """Method and settings by the variant's name."""
 
 
-WITHOUT_REMEDIES: Settings = {"anchor_share": 0.0, "critic_layer_norm": False}
+WITHOUT_REMEDIES: Settings = {
+    name: BPREF[name] for name in ("anchor_share", "critic_layer_norm", "reward_use_action", "initial_comparison_frac")
+}
 ALIGNING = ("penalty", "twin", "qpa", "incumbent")  # methods that always had aligned queries and newest batches
 
 
@@ -175,11 +177,15 @@ TO_THE_END = {
 }
 UNTIL_226_000 = {"pebble, aligned, newest half, labels to the end": ("pebble", HYBRID | {"num_interact": 24_000})}
 ANCHORS = HYBRID | {"anchor_share": 0.5}
+NORMALISED = ANCHORS | {"critic_layer_norm": True}
+STATES = {"reward_use_action": False}
+FIRST = {"initial_comparison_frac": 0.5}
 ANCHORED = {
     "pebble, aligned, newest half": ("pebble", HYBRID),
     "pebble, aligned, newest half, anchored by the best labelled": ("pebble", ANCHORS),
     "pebble, aligned, newest half, anchored, labels to the end": ("pebble", ANCHORS | {"label_schedule": "decreasing"}),
-    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", ANCHORS | {"critic_layer_norm": True}),
+    "pebble, aligned, newest half, anchored, normalised critics": ("pebble", NORMALISED),
+    "pebble, all that, rewards of observations, half of the labels first": ("pebble", NORMALISED | STATES | FIRST),
 }
 DOOR_LIKE: Settings = {"labels": 500} | CLIPPED | {"num_interact": 3750}
 OTHER_TASKS: dict[str, tuple[int, Settings]] = {

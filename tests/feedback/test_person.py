@@ -130,6 +130,7 @@ def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_mi
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     own: dict[str, Any] = {"teacher": "person,skip=0.5", "seed": 2, "least_difference": 0.2}
+    own["initial_comparison_frac"] = 0  # several sessions
     whole = started("pebble", tmp_path / "whole", **own)
     killed(130, lambda: started("pebble", tmp_path / "run", **own))
     resumed = Agent.resume(tmp_path / "run", checkpoint_every=EVERY)

@@ -280,7 +280,7 @@ def test_pairs_that_look_alike_are_not_asked_unless_there_are_too_few_others() -
 
 
 def test_policy_aligned_candidates_are_of_the_newest_episodes_whatever_the_rule() -> None:
-    run = build("pebble", total_timesteps=1000, aligned_episodes=2, recent_episodes=3)
+    run = build("pebble", total_timesteps=1000, aligned_episodes=2, recent_episodes=3, initial_comparison_frac=0)
     for episode in range(5):
         run.store.begin(0)
         for _ in range(20):
