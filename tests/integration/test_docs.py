@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.learning.one_leg import one_leg
+from benchmarks.learning.behaviours import one_leg
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config import current_names, validate, validate_as
