@@ -2,9 +2,9 @@
 
     python -m benchmarks.learning.behaviours --behaviour cartpole_spin --seeds 5 --out runs/behaviours
 
-The script looks at the states of each pair, takes its time, and answers through the label store, as the page does, while
-``rlhf-bilevel train --teacher human`` runs. Afterwards the policy is watched for ten episodes that it has not met, and a
-random one beside it. A policy meets the criterion of its behaviour if at least eight of the ten do.
+The script looks at the states of each pair and answers through the label store, as the page does, while
+``rlhf-bilevel train --teacher human`` runs. Afterwards the policy is watched for ten episodes that it has not met, and
+a random one beside it. A policy meets the criterion of its behaviour if at least eight of the ten do.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ UNSURE = 0.02  # difference of two clips that the script cannot tell
 class Behaviour(NamedTuple):
     """What is taught, and when it counts as learnt.
 
-    ``likes`` maps observations (..., n) to how close they come (...), at most 1; of two clips the script prefers the one
-    with the larger mean. ``meets`` maps the observations (T, n) of an episode to whether it meets ``criterion``.
+    ``likes`` maps observations (..., n) to how close they come (...), at most 1; of two clips the script prefers the
+    one with the larger mean. ``meets`` maps the observations (T, n) of an episode to whether it meets ``criterion``.
     """
 
     env: str
@@ -130,7 +130,8 @@ BEHAVIOURS = {
         "the pole makes at least 5 full turns clockwise in an episode of 10 s",
         spins,
         lambda obs: turns(torch.atan2(obs[:, 2], obs[:, 1])) >= 5,
-        12_000,
+        8_000,
+        150,
     ),
     "cheetah_somersault": Behaviour(
         "dm_control/cheetah-run-v0",
@@ -277,9 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="of each run (those of the behaviour)")
     parser.add_argument("--labels", type=int, default=0, help="of each run (those of the behaviour)")
     parser.add_argument("--seconds", type=float, default=0.0, help="that the script takes for an answer (0)")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the runs; one that has ended is not repeated"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is there is not repeated")
     parser.add_argument("--results", type=Path, help="a CSV to write the rows to")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

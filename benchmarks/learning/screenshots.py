@@ -58,8 +58,9 @@ def main() -> None:
     try:
         while not RunFolder(args.run).begun and programs[0].poll() is None:
             time.sleep(0.2)
-        serving = [*rlhf, "label", str(args.run), "--question", BEHAVIOUR.question, "--labeller", "ada", "--labeller", "grace"]
-        server = subprocess.Popen([*serving, "--repeats", "0.2"], stdout=subprocess.PIPE, text=True)
+        serving = [*rlhf, "label", str(args.run), "--question", BEHAVIOUR.question]
+        serving += ["--labeller", "ada", "--labeller", "grace", "--repeats", "0.2"]
+        server = subprocess.Popen(serving, stdout=subprocess.PIPE, text=True)
         programs.append(server)
         assert server.stdout
         ada, grace = (server.stdout.readline().split()[1] for _ in range(2))
