@@ -42,17 +42,22 @@ class Behaviour(NamedTuple):
     """What is taught, and when it counts as learnt.
 
     ``likes`` maps observations (..., n) to how close they come (...), at most 1; of two clips the script prefers the
-    one with the larger mean. ``meets`` maps the observations (T, n) of an episode to whether it meets ``criterion``.
+    one with the larger mean. ``measure`` maps the observations (T, n) of an episode to a number; the episode meets
+    ``criterion`` if that is at least ``least``.
     """
 
     env: str
     question: str
     criterion: str
     likes: Callable[[Tensor], Tensor]
-    meets: Callable[[Tensor], bool]
+    measure: Callable[[Tensor], float]
+    least: float
     steps: int
     labels: int = 200
-    settings: Sequence[str] = ()
+
+    def meets(self, obs: Tensor) -> bool:
+        """Whether an episode (T, n) meets the criterion."""
+        return self.measure(obs) >= self.least
 
 
 def turns(angle: Tensor) -> float:
@@ -119,8 +124,9 @@ def joints(obs: Tensor) -> Joints:
     return Joints(hip, knees, knees - 0.5 * torch.stack([obs[..., leg] for leg in (4, 10)]))
 
 
-def half_of_the_time(shown: Tensor) -> bool:
-    return bool(shown.float().mean() >= 0.5)
+def share(shown: Tensor) -> float:
+    """Of the steps (T,) in which something is shown."""
+    return shown.float().mean().item()
 
 
 BEHAVIOURS = {
@@ -129,7 +135,8 @@ BEHAVIOURS = {
         "Which pole turns clockwise faster?",
         "the pole makes at least 5 full turns clockwise in an episode of 10 s",
         spins,
-        lambda obs: turns(torch.atan2(obs[:, 2], obs[:, 1])) >= 5,
+        lambda obs: turns(torch.atan2(obs[:, 2], obs[:, 1])),
+        5,
         8_000,
         150,
     ),
@@ -138,7 +145,8 @@ BEHAVIOURS = {
         "Which cheetah comes closer to turning head over heels?",
         "the cheetah turns at least 5 somersaults forwards in an episode of 10 s",
         tumbles,
-        lambda obs: turns(obs[:, 1]) >= 5,
+        lambda obs: turns(obs[:, 1]),
+        5,
         25_000,
     ),
     "reacher_circle": Behaviour(
@@ -147,7 +155,8 @@ BEHAVIOURS = {
         "the arm makes at least 5 full turns anticlockwise in an episode of 20 s, and is stretched to within 60 degrees"
         " for at least half of it",
         circles,
-        lambda obs: turns(obs[:, 0]) >= 5 and half_of_the_time(obs[:, 1].cos() > 0.5),
+        lambda obs: turns(obs[:, 0]) if share(obs[:, 1].cos() > 0.5) >= 0.5 else 0.0,
+        5,
         12_000,
     ),
     "walker_kneel": Behaviour(
@@ -156,7 +165,8 @@ BEHAVIOURS = {
         "for at least half of an episode of 25 s the torso is within 37 degrees of the vertical, the hip above 0.35 m,"
         " and both knees below 0.2 m",
         kneels,
-        lambda obs: half_of_the_time(on_its_knees(obs)),
+        lambda obs: share(on_its_knees(obs)),
+        0.5,
         25_000,
     ),
     "walker_one_leg": Behaviour(
@@ -165,14 +175,15 @@ BEHAVIOURS = {
         "for at least half of an episode of 25 s the torso is above 1 m and within 37 degrees of the vertical, and one"
         " foot 0.3 m above the other, which is on the floor",
         one_leg,
-        lambda obs: half_of_the_time(on_one_leg(obs)),
+        lambda obs: share(on_one_leg(obs)),
+        0.5,
         30_000,
     ),
 }
 
 
 class Result(NamedTuple):
-    """One policy, watched for ``EPISODES`` episodes."""
+    """One policy, watched for ``EPISODES`` episodes: how many ``meet`` the criterion, and means over all of them."""
 
     behaviour: str
     policy: str
@@ -180,8 +191,8 @@ class Result(NamedTuple):
     steps: int
     labels: int
     cant_tell: int
-    episodes_that_meet: int
-    meets: int
+    meet: int
+    measure: float
     likes: float
     commit: str
 
@@ -222,7 +233,6 @@ def train(out: Path, name: str, seed: int, seconds: float = 0.0, steps: int = 0,
     steps = steps or behaviour.steps
     told = ["--steps", str(steps), "--labels", str(labels or behaviour.labels), "--seed", str(seed), "--out", str(out)]
     told += ["--preset", "quick", "--teacher", "human", "--max-pending-share", "0", "--set", f"eval_freq={steps}"]
-    told += [word for setting in behaviour.settings for word in ("--set", setting)]
     words = [sys.executable, "-m", "rlhf_bilevel", "train", "pebble", "--env", behaviour.env, *told]
     training = subprocess.Popen(words)
     try:
@@ -253,6 +263,8 @@ def results(folder: Path, name: str) -> list[Result]:
     assert agent.config is not None
     with closing(sqlite3.connect(RunFolder(folder).book)) as book:
         choices = [choice for (choice,) in book.execute("SELECT choice FROM choices")]
+    asked = len(choices) - choices.count(CANT_TELL), choices.count(CANT_TELL)
+    commit = read_yaml(folder / "config.yaml")["commit"] or ""
     env, found = agent.make_env(), []
     env.action_space.seed(agent.config.seed)
     for policy, act in (
@@ -260,13 +272,11 @@ def results(folder: Path, name: str) -> list[Result]:
         ("random", lambda _: env.action_space.sample()),
     ):
         episodes = watched(env, act)
-        meeting = sum(behaviour.meets(obs) for obs in episodes)
-        likes = float(torch.cat([behaviour.likes(obs) for obs in episodes]).mean())
-        counts = len(choices) - choices.count(CANT_TELL), choices.count(CANT_TELL)
-        budget = (agent.config.total_timesteps, *counts) if policy == "learnt" else (0, 0, 0)
-        commit = read_yaml(folder / "config.yaml")["commit"] or ""
-        found.append(Result(name, policy, agent.config.seed, *budget, meeting, int(meeting >= ENOUGH),
-                            round(likes, 3), commit))  # fmt: skip
+        meet = sum(behaviour.meets(obs) for obs in episodes)
+        measure = float(np.mean([behaviour.measure(obs) for obs in episodes]))
+        likes = float(np.mean([behaviour.likes(obs).mean() for obs in episodes]))
+        budget = (agent.config.total_timesteps, *asked) if policy == "learnt" else (0, 0, 0)
+        found.append(Result(name, policy, agent.config.seed, *budget, meet, round(measure, 2), round(likes, 3), commit))
     return found
 
 
@@ -278,7 +288,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="of each run (those of the behaviour)")
     parser.add_argument("--labels", type=int, default=0, help="of each run (those of the behaviour)")
     parser.add_argument("--seconds", type=float, default=0.0, help="that the script takes for an answer (0)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is there is not repeated")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the runs; one that has ended is not repeated"
+    )
     parser.add_argument("--results", type=Path, help="a CSV to write the rows to")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -286,12 +298,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for seed in range(args.first, args.first + args.seeds):
         folder = args.out / f"{args.behaviour}-{seed}"
-        if not folder.exists():
+        if not RunFolder(folder).ended:
             began = time.time()
             train(folder, args.behaviour, seed, args.seconds, args.steps, args.labels)
             print(f"{folder}: {time.time() - began:.0f} s", flush=True)
         rows += results(folder, args.behaviour)
         print(*rows[-2:], sep="\n", flush=True)
+    learnt = sum(row.meet >= ENOUGH for row in rows if row.policy == "learnt")
+    print(f"{learnt} of {args.seeds} runs meet the criterion in {ENOUGH} of {EPISODES} episodes or more")
     if args.results:
         with args.results.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([Result._fields, *rows])
