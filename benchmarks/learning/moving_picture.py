@@ -1,6 +1,8 @@
-"""A moving picture (APNG) of what a run's agent does, for the documents. It needs OpenGL.
+"""A moving picture (APNG) of what a run's agent does, for the documents.
 
-python -m benchmarks.learning.moving_picture runs/behaviours/cartpole_spin-100 --out docs/figures/spin.png
+    python -m benchmarks.learning.moving_picture RUN --follow cart --skip 50 --out docs/figures/spin.png
+
+It needs OpenGL.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from PIL import Image
 
 from rlhf_bilevel import Agent
 
-SIZE, COLOURS = (200, 200), 32
+SIZE, COLOURS = (200, 200), 64
 
 
 def frames(folder: Path, skip: int, count: int, follow: str = "") -> tuple[list[Image.Image], float]:
@@ -30,12 +32,12 @@ def frames(folder: Path, skip: int, count: int, follow: str = "") -> tuple[list[
         if over:
             break
         if follow:
-            physics = env.unwrapped.physics
+            physics = env.get_wrapper_attr("physics")
             physics.model.cam_pos[0, 0] = physics.named.data.xpos[follow, "x"]
         obs, _, terminated, truncated, _ = env.step(agent.predict(obs)[0])
         over = terminated or truncated
         if step >= skip:
-            drawn.append(Image.fromarray(env.render()).resize(SIZE, Image.Resampling.LANCZOS))
+            drawn.append(Image.fromarray(np.asarray(env.render())).resize(SIZE, Image.Resampling.LANCZOS))
     return drawn, 1000 * agent.config.action_repeat / env.metadata["render_fps"]
 
 

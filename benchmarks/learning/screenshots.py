@@ -1,4 +1,4 @@
-"""Pictures of the label page for the documents: a walker run that is being taught, in Debian's Chromium.
+"""Pictures of the label page for the documents: a run that is being taught, in Debian's Chromium.
 
 Answers are those of ``behaviours``' script, by keys, as many as ``--labels`` says.
 
@@ -25,7 +25,7 @@ from rlhf_bilevel.human.tables import CANT_TELL, LABEL, LEFT, RIGHT
 
 FIGURES = Path(__file__).parents[2] / "docs/figures"
 KEYS = {LEFT: "ArrowLeft", RIGHT: "ArrowRight", CANT_TELL: "ArrowDown"}
-BEHAVIOUR = BEHAVIOURS["walker_one_leg"]
+BEHAVIOUR = BEHAVIOURS["cartpole_spin"]
 
 
 def answer(page: Page, folder: Path) -> None:
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=30)
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
-    told = ["--env", BEHAVIOUR.env, "--preset", "quick", "--steps", "30000", "--labels", "200"]
-    told += ["--teacher", "human", "--max-pending-share", "0.2"]
+    told = ["--env", BEHAVIOUR.env, "--preset", "quick", "--steps", str(BEHAVIOUR.steps)]
+    told += ["--labels", str(BEHAVIOUR.labels), "--teacher", "human", "--max-pending-share", "0"]
     programs: list[subprocess.Popen[Any]] = [
         subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])
     ]
