@@ -71,16 +71,6 @@ def spins(obs: Tensor) -> Tensor:
     return (obs[..., 4] / 10).clamp(-1, 1)
 
 
-def tumbles(obs: Tensor) -> Tensor:
-    """How fast the torso of a cheetah turns head over heels, up to 6 rad/s; backwards is negative."""
-    return (obs[..., 10] / 6).clamp(-1, 1)
-
-
-def circles(obs: Tensor) -> Tensor:
-    """How fast a reacher's arm turns anticlockwise, up to 6 rad/s, and how stretched it is; backwards is negative."""
-    return (obs[..., 4] / 6).clamp(-1, 1) * (1 + obs[..., 1].cos()) / 2
-
-
 def one_leg(obs: Tensor) -> Tensor:
     """How much a walker (..., 24) stands on one leg (...), from 0 to 1: its torso high and upright, one foot lifted."""
     height, upright = obs[..., 14], obs[..., 0]  # metres; cosine to the vertical
@@ -139,25 +129,6 @@ BEHAVIOURS = {
         5,
         8_000,
         150,
-    ),
-    "cheetah_somersault": Behaviour(
-        "dm_control/cheetah-run-v0",
-        "Which cheetah comes closer to turning head over heels?",
-        "the cheetah turns at least 5 somersaults forwards in an episode of 10 s",
-        tumbles,
-        lambda obs: turns(obs[:, 1]),
-        5,
-        25_000,
-    ),
-    "reacher_circle": Behaviour(
-        "dm_control/reacher-easy-v0",
-        "Which hand comes closer to drawing large circles anticlockwise?",
-        "the arm makes at least 5 full turns anticlockwise in an episode of 20 s, and is stretched to within 60 degrees"
-        " for at least half of it",
-        circles,
-        lambda obs: turns(obs[:, 0]) if share(obs[:, 1].cos() > 0.5) >= 0.5 else 0.0,
-        5,
-        12_000,
     ),
     "walker_kneel": Behaviour(
         "dm_control/walker-walk-v0",
