@@ -47,7 +47,7 @@ def picture(page: Page, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True, help="the folder of a run that it makes")
-    parser.add_argument("--labels", type=int, default=30)
+    parser.add_argument("--labels", type=int, default=20, help="answered before; less than all that is asked by then")
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
     told = ["--env", BEHAVIOUR.env, "--preset", "quick", "--steps", str(BEHAVIOUR.steps)]
