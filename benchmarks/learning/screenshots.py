@@ -1,6 +1,6 @@
-"""Pictures of the label page for the documents: a walker run that is being taught, in Debian's Chromium.
+"""Pictures of the label page for the documents: a run that is being taught, in Debian's Chromium.
 
-Answers are those of ``one_leg``'s script, by keys, as many as ``--labels`` says.
+Answers are those of ``behaviours``' script, by keys, as many as ``--labels`` says.
 
     python -m benchmarks.learning.screenshots --run runs/pictures
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.learning.one_leg import ENV, judged
+from benchmarks.learning.behaviours import BEHAVIOURS, judged
 from benchmarks.performance.labelling import FLAGS
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.human.records import Assignment
@@ -25,13 +25,13 @@ from rlhf_bilevel.human.tables import CANT_TELL, LABEL, LEFT, RIGHT
 
 FIGURES = Path(__file__).parents[2] / "docs/figures"
 KEYS = {LEFT: "ArrowLeft", RIGHT: "ArrowRight", CANT_TELL: "ArrowDown"}
-QUESTION = "Which one is closer to standing on one leg?"
+BEHAVIOUR = BEHAVIOURS["cartpole_spin"]
 
 
 def answer(page: Page, folder: Path) -> None:
     page.wait_for_selector("body[data-state=pair]", timeout=300_000)
     query, left, right = (page.evaluate(f"document.body.dataset.{name}") for name in ("query", "left", "right"))
-    page.keyboard.press(KEYS[judged(folder, Assignment(query, left, right, LABEL))])
+    page.keyboard.press(KEYS[judged(folder, BEHAVIOUR, Assignment(query, left, right, LABEL))])
     page.wait_for_function("before => document.body.dataset.query !== before", arg=query)
 
 
@@ -47,19 +47,20 @@ def picture(page: Page, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True, help="the folder of a run that it makes")
-    parser.add_argument("--labels", type=int, default=30)
+    parser.add_argument("--labels", type=int, default=20, help="answered before; less than all that is asked by then")
     args = parser.parse_args()
     rlhf = [sys.executable, "-m", "rlhf_bilevel"]
-    told = ["--env", ENV, "--preset", "quick", "--steps", "30000", "--labels", "200"]
-    told += ["--teacher", "human", "--max-pending-share", "0.2"]
+    told = ["--env", BEHAVIOUR.env, "--preset", "quick", "--steps", str(BEHAVIOUR.steps)]
+    told += ["--labels", str(BEHAVIOUR.labels), "--teacher", "human", "--max-pending-share", "0"]
     programs: list[subprocess.Popen[Any]] = [
         subprocess.Popen([*rlhf, "train", "pebble", *told, "--out", str(args.run)])
     ]
     try:
         while not RunFolder(args.run).begun and programs[0].poll() is None:
             time.sleep(0.2)
-        serving = [*rlhf, "label", str(args.run), "--question", QUESTION, "--labeller", "ada", "--labeller", "grace"]
-        server = subprocess.Popen([*serving, "--repeats", "0.2"], stdout=subprocess.PIPE, text=True)
+        serving = [*rlhf, "label", str(args.run), "--question", BEHAVIOUR.question]
+        serving += ["--labeller", "ada", "--labeller", "grace", "--repeats", "0.2"]
+        server = subprocess.Popen(serving, stdout=subprocess.PIPE, text=True)
         programs.append(server)
         assert server.stdout
         ada, grace = (server.stdout.readline().split()[1] for _ in range(2))

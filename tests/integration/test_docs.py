@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.learning.one_leg import one_leg
+from benchmarks.learning.behaviours import spins
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config import current_names, validate, validate_as
@@ -95,10 +95,10 @@ def test_the_python_for_a_reward_elsewhere_runs(
 def test_the_tutorials_python_runs_and_judges_as_what_was_measured_did() -> None:
     (example,) = blocks("python", TUTORIAL)
     names: dict = {}
-    exec(example.replace("progress_bar=True", "").replace("30_000", "300").replace("labels=200", "labels=20"), names)
+    exec(example.replace("progress_bar=True", "").replace("8_000", "300").replace("labels=150", "labels=20"), names)
     assert 0 < len(names["agent"].run.prefs) <= 20
-    obs = torch.rand(50, 24) * 2 - 1
-    assert torch.equal(names["one_leg"](obs), one_leg(obs))
+    obs = torch.randn(50, 5) * 10
+    assert torch.equal(names["spins"](obs), spins(obs))
 
 
 @pytest.fixture(scope="module")
