@@ -335,9 +335,8 @@ class Config(BaseModel):
         if isinstance(labels, int) and len(phase_steps) == 3 and isinstance(share, (int, float)):
             # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
-            first = round(share * labels)
-            later = labels - first, sessions - 1 if first else sessions
-            filled.setdefault("queries_per_session", max(1, math.ceil(later[0] / max(1, later[1]))))
+            first = round(share * labels) if sessions > 1 else 0
+            filled.setdefault("queries_per_session", max(1, math.ceil((labels - first) / (sessions - bool(first)))))
         filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
         filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run should not spend its time on evaluations
@@ -395,8 +394,8 @@ class Config(BaseModel):
 
     @property
     def initial_labels(self) -> int:
-        """Number of labels that ``initial_comparison_frac`` gives to the first session."""
-        return round(self.initial_comparison_frac * self.training_labels)
+        """Number of labels that ``initial_comparison_frac`` gives to the first session; 0 if that is the only one."""
+        return round(self.initial_comparison_frac * self.training_labels) if self.sessions > 1 else 0
 
     @model_validator(mode="after")
     def check_selection(self) -> Config:

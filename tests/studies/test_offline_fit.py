@@ -77,7 +77,8 @@ def boltzmann(count: int, steps: int = 8, seed: int = 0) -> Dataset:
 
 
 def test_a_linear_reward_is_found_from_boltzmann_labels() -> None:
-    found = offline_fit.fit_reward(boltzmann(1500), "Linear-v0", **SETTINGS, reward_epochs=30).report
+    settings = SETTINGS | {"reward_use_action": True, "reward_epochs": 30}
+    found = offline_fit.fit_reward(boltzmann(1500), "Linear-v0", **settings).report
     agreement = found["correlation"]["random"]
     assert agreement["step"]["pearson"] > 0.9 and agreement["step"]["spearman"] > 0.9
     assert agreement["return"]["pearson"] > 0.9 and agreement["steps"] == 200

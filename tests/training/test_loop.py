@@ -77,7 +77,7 @@ def test_phases_scale_with_the_number_of_steps() -> None:
         last_session = config.learning_starts + config.pretrain_steps + 9 * config.num_interact
         assert 0 < config.learning_starts < config.pretrain_steps + config.learning_starts < config.total_timesteps / 5
         assert 0.3 * config.total_timesteps < last_session < 0.8 * config.total_timesteps
-        assert 10 * config.queries_per_session >= config.labels
+        assert config.initial_labels == config.labels // 2 and 9 * config.queries_per_session >= config.labels // 2
         assert config.refresh_every < config.total_timesteps / 10
 
 
@@ -154,7 +154,7 @@ def test_answers_that_come_a_session_late_are_used_within_the_budget() -> None:
 
 
 def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do() -> None:
-    ones = {"labels": 500, "queries_per_session": 1}
+    ones = {"labels": 500, "queries_per_session": 1, "initial_comparison_frac": 0}
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 or num_interact=3 would do"):
         check_budget(Config(total_timesteps=2000, **ones))
     assert Config(total_timesteps=2000, labels=500, queries_per_session=27).sessions == 19
