@@ -84,7 +84,8 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
 
 def parser() -> Parser:
     """The parser of all ``COMMANDS``. What it parses has ``command``, the command's name, beside its arguments."""
-    top = Parser(prog="rlhf-bilevel", description="Preference-based RL with a proven bilevel penalty.")
+    about = "Agents from preferences: a reward model learns which clip is better, Stable-Baselines3 learns the policy."
+    top = Parser(prog="rlhf-bilevel", description=about)
     top.commands = tuple(COMMANDS)
     top.add_argument("--version", action="version", version=f"rlhf-bilevel {installed_versions()['rlhf-bilevel']}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
