@@ -131,7 +131,17 @@ def _without_interrupts() -> Iterator[None]:
 def _serve(pipe: Connection, make_bytes: bytes, arguments: tuple[Any, ...]) -> None:
     """What the process does. It ends when the pipe closes, on SIGTERM, and after the first failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run's process
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no environment takes a KeyboardInterrupt for its own
+    with contextlib.suppress(KeyboardInterrupt):
+        # No environment takes a KeyboardInterrupt for its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _answer(pipe, make_bytes, arguments)
+        finally:  # it ends already: a SIGTERM that comes before this line is suppressed above
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _answer(pipe: Connection, make_bytes: bytes, arguments: tuple[Any, ...]) -> None:
+    """Makes what is served, and answers until the pipe closes or something fails."""
     warned: list[str] = []
     warnings.showwarning = lambda message, *_: warned.append(str(message))
     try:
@@ -140,14 +150,12 @@ def _serve(pipe: Connection, make_bytes: bytes, arguments: tuple[Any, ...]) -> N
             function, *given = pipe.recv()
             _send(pipe, function(served, *given), warned)
             warned.clear()
-    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except UserError as error:
         _fail(pipe, error, warned)
     except Exception as error:
         _fail(pipe, RemoteError(error_line(error), error_traceback(error)), warned)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
 
 
 def _fail(pipe: Connection, failure: Exception, warned: list[str]) -> None:
