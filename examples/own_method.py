@@ -1,7 +1,7 @@
 """A method of your own: PEBBLE with a temperature in its loss (15 seconds).
 
-python examples/own_method.py
-cd examples; rlhf-bilevel train own_method:METHOD --env Pendulum-v1 --preset quick --steps 1000 --set tempered.temperature=4
+cd examples; python own_method.py
+rlhf-bilevel train own_method:METHOD --env Pendulum-v1 --preset quick --steps 1000 --set tempered.temperature=4
 """
 
 from typing import Annotated
