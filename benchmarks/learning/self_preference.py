@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.config import Config, validate
+from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -117,7 +118,7 @@ def labels_for(way: Way, runs: Sequence[Behaviour], number: int) -> Preferences:
     """``LABELS`` labelled pairs, the run's newest ones among them."""
     sources = [runs[(number + shift) % len(runs)] for shift in range(way.other_runs)]
     own = (LABELS - way.pretraining) // way.other_runs
-    parts = [part(source.labels, slice(-own, None)) for source in sources if own]
+    parts = [select(source.labels, slice(-own, None)) for source in sources if own]
     if way.pretraining:
         drawn = runs[number].pretraining
         first, second = (Segments(*(column[half::2][: way.pretraining] for column in drawn)) for half in (0, 1))
@@ -126,11 +127,6 @@ def labels_for(way: Way, runs: Sequence[Behaviour], number: int) -> Preferences:
         parts.append(Preferences(first, second, better.float()))
     first, second = (Segments(*map(torch.cat, zip(*(p[side] for p in parts), strict=True))) for side in (0, 1))
     return Preferences(first, second, torch.cat([p.label for p in parts]))
-
-
-def part(pairs: Preferences, which: slice) -> Preferences:
-    first, second = (Segments(*(column[which] for column in side)) for side in pairs[:2])
-    return Preferences(first, second, pairs.label[which])
 
 
 def fitted(way: Way, config: Config, pairs: Preferences) -> RewardEnsemble:
