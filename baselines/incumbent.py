@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.bilevel.penalty import bounded, value
-from rlhf_bilevel.config import Config, Fraction, Options, Positive, Size
+from rlhf_bilevel.config import Config, Options
+from rlhf_bilevel.config.fields import Fraction, Positive, Size
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

@@ -13,7 +13,8 @@ theta' depends on phi, so that the gradient goes through the step of the critics
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.config import Options, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

@@ -18,7 +18,8 @@ reward. The learner gets mean_m r_m.
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.config import Options, Size, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Size, Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

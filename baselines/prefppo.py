@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf_bilevel.config import Fraction, Often, Options, Positive, Rate, Size, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Fraction, Often, Positive, Rate, Size, Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 

@@ -9,7 +9,8 @@ learner is drawn from the ``newest_rows`` newest rows (hybrid replay).
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Few, Fraction, Options
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Few, Fraction
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

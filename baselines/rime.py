@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from rlhf_bilevel.config import Few, Fraction, Options, Size, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Few, Fraction, Size, Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.rewards.state_entropy import fit_entropy
 from rlhf_bilevel.training.method import Method

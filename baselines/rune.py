@@ -8,7 +8,8 @@ The reward of a row is cached until the reward model moves. So beta_t may be tha
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Fraction, Options, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Fraction, Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

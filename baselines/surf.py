@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_bilevel.config import Few, Fraction, Options, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Few, Fraction, Weight
 from rlhf_bilevel.rewards import bradley_terry
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
 from rlhf_bilevel.training.method import Method

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from rlhf_bilevel.config import Config, current_names, did_you_mean_setting, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.names import current_names
+from rlhf_bilevel.config.reading import did_you_mean_setting, validate
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
@@ -55,8 +57,8 @@ class Agent:
     - ``algorithm``: an off-policy algorithm of SB3, a class of ``types.Learner``, or the name of one (in ``LEARNERS``,
       or ``module:NAME``). Default: the method's. ``algorithm_settings`` are its arguments.
     - ``out``: the run's folder, new or empty. A run with a folder can go on after a fault (``resume``).
-    - ``checkpoint_every``: see ``config.parse_checkpoint_every``. The last checkpoint is kept. ``keep_every`` keeps one
-      about every so many steps, for ``fork``.
+    - ``checkpoint_every``: see ``config.reading.parse_checkpoint_every``. The last checkpoint is kept. ``keep_every``
+      keeps one about every so many steps, for ``fork``.
     - ``settings``: fields of ``Config``. They take precedence over the method's own settings, and these over the
       preset's. ``options={...}`` are settings that only the method has. With ``reward=PATH`` the learner
       sees the reward in this file, or in this run's folder, and nobody is asked.

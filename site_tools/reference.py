@@ -30,7 +30,7 @@ def row_of(setting: Setting) -> list[str]:
 
 
 def settings() -> str:
-    """All settings, in a table for each heading that config.py has."""
+    """All settings, in a table for each heading that Config has."""
     groups: dict[str, list[list[str]]] = {}
     rows = {setting.name: row_of(setting) for setting in rows_of(Config)}
     heading = ""

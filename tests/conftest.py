@@ -10,7 +10,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.config import Config, validate_as
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate_as
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher

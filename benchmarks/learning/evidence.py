@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rlhf_bilevel.config import BPREF
+from rlhf_bilevel.config.presets import BPREF
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table, write_table
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device

@@ -30,7 +30,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.config import Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset

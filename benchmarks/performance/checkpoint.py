@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.rows import write
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.runs.build import Parts, build
 from rlhf_bilevel.runs.checkpoint import Checkpoints

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv

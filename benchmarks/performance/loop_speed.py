@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs.build import Parts, build

@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 
 from benchmarks.performance.sized import ACT, OBS
 from benchmarks.performance.worker import Work, serve
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.feedback import queries
 from rlhf_bilevel.runs.build import Parts, build

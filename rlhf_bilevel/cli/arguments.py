@@ -10,8 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf_bilevel.config import MOVED, RENAMED, Config, parse_int, parse_number
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.names import MOVED, RENAMED
 from rlhf_bilevel.runs.report import print_error
+from rlhf_bilevel.utils.numbers import parse_int, parse_number
 from rlhf_bilevel.utils.suggest import did_you_mean
 
 Work = Callable[[], None]  # what a command does once its options are checked
@@ -83,7 +85,7 @@ def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callabl
 
 
 def integer(value: str) -> int:
-    """A whole number as ``config.parse_int`` reads it."""
+    """A whole number as ``numbers.parse_int`` reads it."""
     try:
         return parse_int(value)
     except ValueError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf_bilevel.cli.arguments import THREADS, Work, add_set_option, add_trust_option, integer, up_to
 from rlhf_bilevel.cli.checks import new_folder, run_folder
 from rlhf_bilevel.cli.run_options import assigned
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import to_json

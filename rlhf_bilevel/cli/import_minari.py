@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_bilevel.cli.arguments import Work, integer, one_of, positive
 from rlhf_bilevel.cli.checks import new_file
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.files import reserve_new_file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_bilevel.cli.arguments import Work, add_training_options, add_trust_option
 from rlhf_bilevel.cli.checks import run_folder, table_of
-from rlhf_bilevel.config import parse_checkpoint_every
+from rlhf_bilevel.config.reading import parse_checkpoint_every
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs.report import print_result

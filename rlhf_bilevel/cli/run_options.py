@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel.cli.arguments import THREADS, add_set_option, integer, one_of, positive, up_to
-from rlhf_bilevel.config import NAMED, PRESETS, check_record, current_names, flatten_options, preset_settings, upgrade
+from rlhf_bilevel.config.names import current_names, flatten_options
+from rlhf_bilevel.config.presets import PRESETS, preset_settings
+from rlhf_bilevel.config.record import check_record, upgrade
+from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
@@ -139,7 +142,7 @@ def yaml_value(name: str, text: str) -> Any:
 def assigned(pairs: Sequence[str], unused: Sequence[str] = ()) -> dict[str, Any]:
     """What --set gives; ``unused`` are settings that mean nothing to the command.
 
-    ``config.validate_as`` knows what a setting takes: only a method's own are read here.
+    ``config.reading.validate_as`` knows what a setting takes: only a method's own are read here.
     """
     given: dict[str, Any] = {}
     for pair in pairs:

@@ -12,7 +12,9 @@ from pydantic.fields import FieldInfo
 
 from rlhf_bilevel.cli.arguments import Work
 from rlhf_bilevel.cli.run_options import METHOD
-from rlhf_bilevel.config import NAMED, PRESETS, Config
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.presets import PRESETS
+from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.utils.files import to_json
 

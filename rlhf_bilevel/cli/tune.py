@@ -17,7 +17,7 @@ from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, add_checkpoint_option, integer, one_of, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
 from rlhf_bilevel.cli.run_options import METHOD, add_run_options, assigned
-from rlhf_bilevel.config import MOVED, current_names
+from rlhf_bilevel.config.names import MOVED, current_names
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import METHODS

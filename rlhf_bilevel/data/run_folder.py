@@ -20,18 +20,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf_bilevel.config import (
-    NAMED,
-    Config,
-    ConfigRecord,
-    check_record,
-    flatten_options,
-    nest_options,
-    network_sizes,
-    num_weights,
-    upgrade,
-    validate,
-)
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.memory import network_sizes, num_weights
+from rlhf_bilevel.config.names import flatten_options, nest_options
+from rlhf_bilevel.config.reading import validate
+from rlhf_bilevel.config.record import ConfigRecord, check_record, upgrade
+from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError
 from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.utils.files import (

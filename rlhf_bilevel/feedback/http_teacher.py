@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from rlhf_bilevel.config import TOKEN, VLM, Config
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import Answer, RequestLog, check_answer, names
@@ -39,6 +39,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import vision_language
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from rlhf_bilevel.utils.files import one_line
+from rlhf_bilevel.utils.urls import TOKEN, VLM
 
 VERSION = 1  # of what is sent
 TRIES = 3  # requests for a pair

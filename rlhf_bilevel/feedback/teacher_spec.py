@@ -1,4 +1,4 @@
-"""A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``config.Config``.
+"""A teacher as text: ``mistake=0.1,skip`` sets ``teacher_mistake`` and ``teacher_skip`` of ``Config``.
 
 All other ``teacher_*`` settings keep their defaults. A word without a value takes that of B-Pref's published scripts
 [Lee et al. 2021]; ``person``, ``bound`` and ``watch`` are ours (feedback/person.py). A URL is a teacher that is asked
@@ -12,10 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.config import Config, check_teacher_url
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import TEACHERS
 from rlhf_bilevel.utils.suggest import did_you_mean
+from rlhf_bilevel.utils.urls import check_teacher_url
 
 ORACLE, COMPAT, REPLAY, RERUN, HUMAN = "oracle", "bpref_compat", "replay", "rerun", "human"
 NAMES: dict[str, tuple[str, Any]] = {  # word to setting and B-Pref's value
@@ -46,7 +47,7 @@ OURS = (BY_SETTINGS, "OracleTeacher")
 def teacher_settings(spec: str) -> dict[str, Any]:
     """All settings ``teacher_*`` of the teacher that ``spec`` describes; without ``ASKING`` if it is a URL.
 
-    UserError, in one line, for a wrong word or URL. Whether values are in range, ``config.validate`` checks.
+    UserError, in one line, for a wrong word or URL. Whether values are in range, ``config.reading.validate`` checks.
     """
     chosen: dict[str, Any] = {}
     defaults = {key: field.default for key, field in Config.model_fields.items() if key.startswith("teacher_")}

@@ -11,8 +11,8 @@ import re
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from rlhf_bilevel.config import VLM
 from rlhf_bilevel.data.request_log import WORDS
+from rlhf_bilevel.utils.urls import VLM
 
 TASK = """You compare two short recordings of an agent in the environment {env}.
 Question: {question}

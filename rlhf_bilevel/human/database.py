@@ -19,10 +19,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from rlhf_bilevel.config import check_database
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.utils.files import lock as lock_on
 from rlhf_bilevel.utils.sqlite import check_files, check_schema, naming_errors, table_definitions
+from rlhf_bilevel.utils.urls import check_database
 
 VERSION_TABLE = "alembic_version"  # holds the revision of the other tables
 LOCK_NUMBER = 0x726C6866  # of the PostgreSQL advisory lock that is held while tables are updated

@@ -8,10 +8,10 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from rlhf_bilevel.config import check_database
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.utils.files import check_trust, read
+from rlhf_bilevel.utils.urls import check_database
 
 
 def run_id(folder: Path) -> str:

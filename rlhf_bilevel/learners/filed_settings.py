@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlhf_bilevel.config import (
+from rlhf_bilevel.config.fields import (
     Count,
     Fraction,
     Often,
@@ -24,10 +24,10 @@ from rlhf_bilevel.config import (
     Times,
     Weight,
     check_ent_coef,
-    did_you_mean,
-    parse_number,
 )
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.utils.numbers import parse_number
+from rlhf_bilevel.utils.suggest import did_you_mean
 
 Units = Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=16)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -22,7 +22,9 @@ from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from rlhf_bilevel.config import Config, Layers, Often, Options, Positive, Rate, Size, num_weights, pair_size
+from rlhf_bilevel.config import Config, Options
+from rlhf_bilevel.config.fields import Layers, Often, Positive, Rate, Size
+from rlhf_bilevel.config.memory import num_weights, pair_size
 from rlhf_bilevel.feedback.queries import entropy_of_mean, information_gain
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble

@@ -8,7 +8,8 @@ each pair, so that r is fitted to what the labels say beyond Q.
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Options, Weight
+from rlhf_bilevel.config import Options
+from rlhf_bilevel.config.fields import Weight
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.bilevel.penalty import bounded, proxy, tilted, tilts, value
-from rlhf_bilevel.config import Config, Fraction, Positive, Size, Weight
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.fields import Fraction, Positive, Size, Weight
 from rlhf_bilevel.methods.cost import CostOptions, CostState
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.training.method import Method

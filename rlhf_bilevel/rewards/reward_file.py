@@ -18,7 +18,8 @@ from gymnasium.spaces import Box, Discrete, Space
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from torch import Tensor
 
-from rlhf_bilevel.config import Config, Size, Weight
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.fields import Size, Weight
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_bilevel.config import validate
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.label_log import LabelLog, Pair, decode_segments
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder

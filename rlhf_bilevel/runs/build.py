@@ -15,7 +15,8 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rlhf_bilevel.config import Config, memory_needed
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.memory import memory_needed
 from rlhf_bilevel.data.label_log import LabelLog, count_sessions, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rlhf_bilevel.config import parse_checkpoint_every
+from rlhf_bilevel.config.reading import parse_checkpoint_every
 from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import CONFIG, EVALUATIONS, PROGRESS, RunFolder
 from rlhf_bilevel.errors import CorruptFileError

@@ -9,7 +9,8 @@ from typing import Any
 
 from gymnasium.spaces import Space
 
-from rlhf_bilevel.config import Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.run_folder import REWARD_LIMIT, RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble

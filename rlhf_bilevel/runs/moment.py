@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from rlhf_bilevel.config import Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.actions import scaled

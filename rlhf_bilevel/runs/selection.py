@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from gymnasium.spaces import flatdim
 
-from rlhf_bilevel.config import POLICIES, Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate
+from rlhf_bilevel.config.schema import POLICIES
 from rlhf_bilevel.data.answers import ask_teacher
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer

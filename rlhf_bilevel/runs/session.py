@@ -22,7 +22,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from rlhf_bilevel.config import Config, parse_keep_every, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import parse_keep_every, validate
 from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.envs import registry

@@ -17,20 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bilevel.config import (
-    MOVED,
-    NAMED,
-    Config,
-    check_budget,
-    current_names,
-    fit_segment_length,
-    nest_options,
-    parse_checkpoint_every,
-    parse_keep_every,
-    preset_settings,
-    validate,
-    validate_as,
-)
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.budget import check_budget, fit_segment_length
+from rlhf_bilevel.config.names import MOVED, current_names, nest_options
+from rlhf_bilevel.config.presets import preset_settings
+from rlhf_bilevel.config.reading import parse_checkpoint_every, parse_keep_every, validate, validate_as
+from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
@@ -60,7 +52,7 @@ class RunSpec:
     device: str = "cpu"
     threads: int | None = None  # CPU threads of the run; None: one process, with as many threads as torch has there
     out: Path | None = None  # the run's folder; None: nothing is written
-    checkpoint_every: str = "1m"  # see ``config.parse_checkpoint_every``
+    checkpoint_every: str = "1m"  # see ``config.reading.parse_checkpoint_every``
     keep_every: int = 0  # environment steps between two checkpoints that are kept; 0: none
     algorithm: str = ""  # of the learners, a name in LEARNERS; empty: the method's
 

@@ -26,7 +26,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from rlhf_bilevel.agent import Agent
-from rlhf_bilevel.config import Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder

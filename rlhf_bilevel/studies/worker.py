@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from rlhf_bilevel.config import flatten_options
+from rlhf_bilevel.config.names import flatten_options
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import LockedError, UserError
 from rlhf_bilevel.registries import METHODS

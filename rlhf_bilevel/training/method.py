@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from rlhf_bilevel.config import Config, Options, validate_as
+from rlhf_bilevel.config import Config, Options
+from rlhf_bilevel.config.reading import validate_as
 from rlhf_bilevel.types import Metrics, Preferences, RowReward
 from rlhf_bilevel.utils.serialization import Tree
 

@@ -19,7 +19,7 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.cli.run_options import assigned, spec
-from rlhf_bilevel.config import parse_checkpoint_every, validate
+from rlhf_bilevel.config.reading import parse_checkpoint_every, validate
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registry

@@ -8,7 +8,9 @@ import pytest
 
 from rlhf_bilevel.__main__ import COMMANDS, main, parser
 from rlhf_bilevel.cli.settings import settings, written
-from rlhf_bilevel.config import PRESETS, Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.presets import PRESETS
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.registries import METHODS
 
 

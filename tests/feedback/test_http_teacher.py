@@ -19,7 +19,7 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main, parser
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.config import TOKEN, Config
+from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.label_log import read_sessions
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
@@ -29,6 +29,7 @@ from rlhf_bilevel.feedback import http_teacher
 from rlhf_bilevel.feedback.http_teacher import FAILURES, TRIES, HttpTeacher
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.types import Queries, Segments
+from rlhf_bilevel.utils.urls import TOKEN
 from tests.data.test_label_log import queries
 from tests.runs.test_resume import EVERY, equal, killed, started
 

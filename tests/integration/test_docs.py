@@ -14,7 +14,8 @@ import yaml
 from benchmarks.learning.behaviours import spins
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
-from rlhf_bilevel.config import current_names, validate, validate_as
+from rlhf_bilevel.config.names import current_names
+from rlhf_bilevel.config.reading import validate, validate_as
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings

@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.config import BPREF
+from rlhf_bilevel.config.presets import BPREF
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL

@@ -10,7 +10,9 @@ import yaml
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.cli.run_options import spec
-from rlhf_bilevel.config import MOVED, Config, validate
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.names import MOVED
+from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS

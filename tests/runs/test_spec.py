@@ -13,7 +13,8 @@ import yaml
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.cli import run_options, sweep
-from rlhf_bilevel.config import PRESETS, Config
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.presets import PRESETS
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.runs import session

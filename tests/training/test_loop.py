@@ -14,7 +14,9 @@ import torch
 from benchmarks.learning import ending, evidence, figure1
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.config import PRESETS, Config, check_budget, fit_segment_length
+from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.budget import check_budget, fit_segment_length
+from rlhf_bilevel.config.presets import PRESETS
 from rlhf_bilevel.data.answers import select
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
