@@ -32,7 +32,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.records import Assignment
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import CANT_TELL, LEFT, RIGHT
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 
 EPISODES, ENOUGH = 10, 8  # that a policy is watched for; of these, those that must meet the criterion
 UNSURE = 0.02  # difference of two clips that the script cannot tell

@@ -25,7 +25,7 @@ from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy, logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.types import Preferences
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 
 
 def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlhf_bilevel.cli.arguments import Work, positive_number
 from rlhf_bilevel.cli.checks import PATHS, gathered
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "a table of runs: IQM a method and environment, and probability of improvement"
 EXAMPLES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_bilevel.cli.arguments import EPISODES, Work, add_trust_option, up_to
 from rlhf_bilevel.cli.checks import finished
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "true return and success of a run's agent on fresh episodes"
 EXAMPLES = (

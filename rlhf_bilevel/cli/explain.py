@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.cli.checks import finished
 from rlhf_bilevel.envs import registry
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "the weights of a run's linear or quadratic reward, those that matter most first"
 EXAMPLES = (

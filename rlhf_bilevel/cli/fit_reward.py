@@ -11,7 +11,7 @@ from rlhf_bilevel.cli.run_options import assigned
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "fit a reward to a preference dataset alone, and say how good it is"
 EXAMPLES = (

@@ -17,7 +17,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.utils.files import from_yaml, read_yaml
+from rlhf_bilevel.utils.json_yaml import from_yaml, read_yaml
 
 METHOD = one_of("method", METHODS, or_place=True)
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)

@@ -11,7 +11,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.selection import ERROR, LABELS, MARGIN, lead_of
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "ask the teacher which of a run's policies is best, and write that one as a run of its own"
 

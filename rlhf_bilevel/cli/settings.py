@@ -16,7 +16,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.presets import PRESETS
 from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.registries import METHODS
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "every setting: its default, the values that it takes, and what it means"
 EXAMPLES = (

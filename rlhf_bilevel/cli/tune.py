@@ -25,7 +25,8 @@ from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.search_space import as_options, parse, read_space
 from rlhf_bilevel.studies.worker import all_settings, check_same_run
-from rlhf_bilevel.utils.files import check_plain_file, check_writable, read_yaml, write
+from rlhf_bilevel.utils.files import check_plain_file, check_writable, write
+from rlhf_bilevel.utils.json_yaml import read_yaml
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 PRUNERS = ("median", "hyperband", "none")

@@ -31,7 +31,6 @@ from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.utils.files import (
     CSV_LIMIT,
     SUMS,
-    YAML_LIMIT,
     check_folder,
     check_trust,
     load_tensors,
@@ -40,11 +39,11 @@ from rlhf_bilevel.utils.files import (
     open_to_read,
     read,
     read_verified,
-    read_yaml,
     sha256,
     write,
     write_sums,
 )
+from rlhf_bilevel.utils.json_yaml import YAML_LIMIT, from_yaml, read_yaml, to_yaml
 from rlhf_bilevel.utils.suggest import did_you_mean
 from rlhf_bilevel.utils.versions import current_commit, installed_versions
 
@@ -210,7 +209,7 @@ class RunFolder:
     def has_config(self, record: Mapping[str, Any]) -> bool:
         """Whether config.yaml equals ``record``, except for versions. Settings that no file can hold never are."""
         on_disk = read_yaml(self.config) if self.begun else {}
-        expected = yaml.safe_load(yaml.dump(_storable(record), Dumper=_WithoutAliases))
+        expected = from_yaml(to_yaml(_storable(record)))
         return expected["algorithm_settings"] != OWN and all(
             key in on_disk and on_disk[key] == expected[key] for key in expected
         )
@@ -347,15 +346,7 @@ def config_bytes(record: Mapping[str, Any]) -> bytes:
     """The content of config.yaml for ``record``."""
     record = {"version": ConfigRecord.model_fields["version"].default, **_storable(record)}
     record |= {"versions": installed_versions(), "commit": current_commit()}
-    return yaml.dump(record, Dumper=_WithoutAliases, sort_keys=False).encode()
-
-
-class _WithoutAliases(yaml.SafeDumper):
-    """Writes YAML that ``files.read_yaml`` can read."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """True: repeated values are written out."""
-        return True
+    return to_yaml(record).encode()
 
 
 def _storable(record: Mapping[str, Any]) -> dict[str, Any]:

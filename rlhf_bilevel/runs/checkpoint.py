@@ -28,7 +28,8 @@ from pydantic import BaseModel, Field
 from safetensors.torch import save as to_bytes
 
 from rlhf_bilevel.errors import CorruptFileError
-from rlhf_bilevel.utils.files import JSON_LIMIT, load_tensors, open_to_read, read, read_json, sha256, sync, write
+from rlhf_bilevel.utils.files import JSON_LIMIT, load_tensors, open_to_read, read, sha256, sync, write
+from rlhf_bilevel.utils.json_yaml import read_json
 from rlhf_bilevel.utils.serialization import Table, Tree, pack, unpack
 
 KEPT = 2

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.utils.files import one_line, read_json
+from rlhf_bilevel.utils.files import one_line
+from rlhf_bilevel.utils.json_yaml import read_json
 
 
 def prepare_streams() -> None:

@@ -49,7 +49,8 @@ from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Metrics
-from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, to_json, write
+from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, write
+from rlhf_bilevel.utils.json_yaml import to_json
 from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.versions import installed_versions
 

@@ -42,7 +42,8 @@ from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.runs.build import TEST
 from rlhf_bilevel.types import Preferences
-from rlhf_bilevel.utils.files import reserve_new_file, to_json, write
+from rlhf_bilevel.utils.files import reserve_new_file, write
+from rlhf_bilevel.utils.json_yaml import to_json
 
 REPORT = "report.json"
 BINS = 10

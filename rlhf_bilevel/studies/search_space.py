@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 
 
 class Range(NamedTuple):

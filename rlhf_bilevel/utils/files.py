@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import stat
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from filelock import FileLock
 
 from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, UserError, WriteError
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 SUMS = "SHA256SUMS"
 ROOM = 16  # letters that a file's name leaves for names such as NAME.lock
 # Most bytes of a file that is read whole; our own files are much smaller
-YAML_LIMIT, JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**17, 2**24, 2**25, 2**12
+JSON_LIMIT, CSV_LIMIT, SUMS_LIMIT = 2**24, 2**25, 2**12
 ENTRIES, DEPTH = 100_000, 8  # most files in a run's folder, and most levels of folders
 OURS = re.compile(
     r"\.(csv|jsonl?|lock|parquet|png|safetensors|sqlite.*|tmp|yaml|zip)$|^events\.out\.|^(SHA256SUMS|\.lock|run_id)$"
@@ -235,19 +232,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON. JSON has no NaN and no infinity: they become null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
-
-
 def read(path: Path, limit: float) -> bytes:
     """A plain file's content. CorruptFileError if it has more than ``limit`` bytes, UserError if it cannot be read."""
     with open_to_read(path, limit) as file:
@@ -255,6 +239,15 @@ def read(path: Path, limit: float) -> bytes:
             return file.read()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a file of at most ``limit`` bytes. UserError as in ``read``; CorruptFileError if it is no text."""
+    data = read(path, limit)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 @contextmanager
@@ -302,7 +295,7 @@ def read_verified(folder: Path, name: str, limit: float, needed: bool = True) ->
 
     ``needed``: also if there is no sum for it.
     """
-    sums = dict(line.partition("  ")[::-2] for line in _read_text(folder / SUMS, SUMS_LIMIT).splitlines())
+    sums = dict(line.partition("  ")[::-2] for line in read_text(folder / SUMS, SUMS_LIMIT).splitlines())
     if needed and name not in sums:
         raise CorruptFileError(f"{folder / SUMS} is damaged: it does not name {name}")
     if not (folder / name).is_file():
@@ -311,65 +304,3 @@ def read_verified(folder: Path, name: str, limit: float, needed: bool = True) ->
     if name in sums and sha256(data) != sums[name]:
         raise CorruptFileError(f"{folder / name} is damaged: its SHA-256 is not the one in {SUMS}")
     return data
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. CorruptFileError if it is not JSON, UserError if it cannot be read."""
-    try:
-        return json.loads(_read_text(path, JSON_LIMIT))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is damaged or no JSON: {error}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from names to plain values. CorruptFileError if it is not one, UserError if it cannot be read.
-
-    Aliases are refused: a few lines with them can grow beyond any memory. A name that occurs twice is refused, too.
-    """
-    try:
-        content = from_yaml(_read_text(path, YAML_LIMIT))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CorruptFileError(f"{path} holds no mapping of settings")
-    for key in content:
-        if not isinstance(key, str):
-            raise CorruptFileError(f"{path}: {key!r} is no name of a setting; names are text")
-    return content
-
-
-def from_yaml(text: str) -> Any:
-    """Plain values from YAML. ValueError in one line."""
-    try:
-        return yaml.load(text, _PlainLoader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(one_line(error)) from None
-
-
-def _read_text(path: Path, limit: int) -> str:
-    data = read(path, limit)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases and without repeated names."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuses aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("aliases (*name) are not read")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuses a name that occurs twice."""
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if names and max(names.values()) > 1:
-            raise ValueError(f"{names.most_common(1)[0][0]!r} is given twice")
-        return super().construct_mapping(node, deep)

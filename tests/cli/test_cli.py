@@ -28,7 +28,8 @@ from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_
 from rlhf_bilevel.runs import evaluations
 from rlhf_bilevel.training.query_session import labelling_minutes
 from rlhf_bilevel.types import Preferences, Segments
-from rlhf_bilevel.utils.files import one_line, read_yaml, to_json, write
+from rlhf_bilevel.utils.files import one_line, write
+from rlhf_bilevel.utils.json_yaml import read_yaml, to_json
 from tests.support.faults import child, kill
 
 QUICK = ["--preset", "quick", "--set", "n_eval_episodes=1", "--set", "segment_length=20", "--set", "reward_epochs=5"]

@@ -14,7 +14,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.sources import gather_records
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
 from tests.support.faults import same_run

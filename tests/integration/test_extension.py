@@ -25,7 +25,7 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS, SUITES, TEACHERS
 from rlhf_bilevel.runs.spec import check_owners
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 from rlhf_bilevel.utils.registry import Registry, _entry_points
 from tests.cli.test_cli import fails
 from tests.integration.test_docs import blocks

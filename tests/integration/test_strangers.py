@@ -20,7 +20,8 @@ from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
-from rlhf_bilevel.utils.files import load_tensors, read_json, read_verified, read_yaml, write_sums
+from rlhf_bilevel.utils.files import load_tensors, read_verified, write_sums
+from rlhf_bilevel.utils.json_yaml import read_json, read_yaml
 from tests.conftest import SMALL
 from tests.data.test_label_log import Never, answers, queries
 from tests.runs.test_checkpoint import saved

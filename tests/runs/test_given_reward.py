@@ -16,7 +16,7 @@ from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.rewards.ensemble import LinearReward
 from rlhf_bilevel.rewards.reward_file import BoxActions, RewardInfo
 from rlhf_bilevel.runs.spec import RunSpec
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
 

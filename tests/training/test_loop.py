@@ -28,7 +28,7 @@ from rlhf_bilevel.studies.worker import all_settings
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
-from rlhf_bilevel.utils.files import read_yaml
+from rlhf_bilevel.utils.json_yaml import read_yaml
 from tests.conftest import SMALL, Steer, build
 
 

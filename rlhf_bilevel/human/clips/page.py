@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from rlhf_bilevel.human.clips.assets import static_files
 from rlhf_bilevel.human.clips.episodes import Episode, Episodes
-from rlhf_bilevel.utils.files import to_json
+from rlhf_bilevel.utils.json_yaml import to_json
 
 ENTRY, STYLES = "watch.js", ("page.css", "watch.css")
 IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*)(["'])\./([\w.]+\.js)\2""")
