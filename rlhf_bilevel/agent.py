@@ -27,12 +27,13 @@ from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import fork, selection, session
+from rlhf_bilevel.runs import claim, fork, learnt, selection, start
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
 from rlhf_bilevel.runs.process import default_torch, exclusive_training
-from rlhf_bilevel.runs.session import NOBODY, Observers, Origin, Session
+from rlhf_bilevel.runs.session import NOBODY, Observers, Session
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
+from rlhf_bilevel.runs.start import Origin
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Metrics, Teacher
@@ -169,10 +170,10 @@ class Agent:
             raise RuntimeError("this agent has learnt already: make a new one, or fork its folder")
         steps = validate({"total_timesteps": total_timesteps}).total_timesteps
         if self._origin:
-            return self._attach(session.begin_fork(self._spec, self._parts, self._origin, steps))
+            return self._attach(start.begin_fork(self._spec, self._parts, self._origin, steps))
         if steps != (settings_steps := self._spec.settings.get("total_timesteps", steps)):
             raise UserError(f"total_timesteps={settings_steps} was given to the agent, and learn({steps}) now")
-        return self._attach(session.begin(self._spec.having(total_timesteps=steps), self._parts))
+        return self._attach(start.begin(self._spec.having(total_timesteps=steps), self._parts))
 
     def _attach(self, started: Session) -> Run:
         self._session, self.run, self.config = started, started.run, started.run.config
@@ -209,7 +210,7 @@ class Agent:
         if no checkpoint can be used.
         """
         observers = Observers(callback, progress_bar, screen, logger)
-        resumed = session.resume(
+        resumed = start.resume(
             Path(folder),
             observers,
             trust=trust,
@@ -246,7 +247,7 @@ class Agent:
         learnt.
         """
         source = Path(folder).absolute()
-        spec, parts, _ = session.read_folder(Path(folder), trust, custom)
+        spec, parts, _ = start.read_folder(Path(folder), trust, custom)
         old_settings = dict(spec.settings)
         if parts.teacher is not None:
             old_settings = {key: value for key, value in old_settings.items() if not key.startswith("teacher_")}
@@ -277,7 +278,7 @@ class Agent:
                 f"{parts.algorithm.__name__}: a fork keeps the algorithm"
             )
         loaded = fork.load_checkpoint(Path(folder), at)
-        session.check_outside(agent.out, source)
+        claim.check_outside(agent.out, source)
         least_steps = 0 if "total_timesteps" in settings else loaded.step + 1
         agent._origin = Origin(source, loaded, trust or "teacher_url" in settings)
         agent._spec = agent._spec.having(total_timesteps=max(agent._spec.steps, least_steps))
@@ -343,7 +344,7 @@ class Agent:
         parts = self._parts if teacher is None else self._parts._replace(teacher=own)
         selection.check_teacher(RunFolder(folder), parts, config, asked=teacher is not None, out=out is not None)
         if teacher is None and parts.teacher is None:
-            session.check_contacts(folder, config, bool(self._origin and self._origin.trust))
+            start.check_contacts(folder, config, bool(self._origin and self._origin.trust))
         spec = replace(self._spec, out=None if out is None else Path(out).absolute())
         choose = partial(
             selection.choose, spec, parts, config, model, RunFolder(folder), labels=config.labels, margin=margin,
@@ -357,7 +358,7 @@ class Agent:
                 new = self.config.model_copy(update=teaching | {"reward": "", "reward_sha256": "", "select_labels": 0})
                 asked = {"of": str(folder), "margin": margin, "error": error, "teacher": teaching}
                 asked |= {key: getattr(config, key) for key in ("labels", "segment_length", "seed")}
-                chosen = session.select(RunFolder(folder), spec, parts, new, model, self.reward, choose, asked)
+                chosen = start.select(RunFolder(folder), spec, parts, new, model, self.reward, choose, asked)
         model.num_timesteps = chosen.chosen
         return chosen
 
@@ -377,7 +378,7 @@ class Agent:
         if self._session and self._session.going and self.out and folder.resolve() == self.out.resolve():
             raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
         assert self.config is not None and self.reward is not None
-        session.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
+        learnt.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **custom: Any) -> Agent:
@@ -390,13 +391,11 @@ class Agent:
         Raises CorruptFileError if a file does not hold what was written.
         """
         folder = Path(folder)
-        spec, parts, _ = session.read_folder(
-            folder, trust, {"teacher": None} | custom
-        )  # no teacher is needed to predict
+        spec, parts, _ = start.read_folder(folder, trust, {"teacher": None} | custom)  # no teacher is needed to predict
         spec = replace(spec, device="cpu", out=None if out is None else Path(out))
         agent = cls.of(spec, parts)
         agent.config = validate(spec.settings)
         agent.model, agent.reward = load_learnt(folder, spec, parts, agent.config)
         agent._origin = Origin(folder.absolute(), trust=trust)
-        session.check_outside(agent.out, agent._origin.folder)
+        claim.check_outside(agent.out, agent._origin.folder)
         return agent

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import start
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training import loop
 from rlhf_bilevel.training.run import Run
@@ -54,7 +54,7 @@ def measure(name: str, threads: int, env: str) -> float:
 
     loop.train = timed
     with tempfile.TemporaryDirectory() as folder, suppress(OverError):
-        session.train(RunSpec.of(method, env, settings, threads=threads, out=Path(folder) / "run"))
+        start.train(RunSpec.of(method, env, settings, threads=threads, out=Path(folder) / "run"))
     return 1e3 * (times[1] - times[0]) / (MEASURED[1] - MEASURED[0])
 
 

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> Work:
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")
 
     def work() -> None:
-        from rlhf_bilevel.runs.session import Observers, resume
+        from rlhf_bilevel.runs.session import Observers
+        from rlhf_bilevel.runs.start import resume
 
         resume(
             args.dir,

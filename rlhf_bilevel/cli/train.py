@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> Work:
     spec.check_env()
 
     def work() -> None:
-        from rlhf_bilevel.runs.session import Observers, train
+        from rlhf_bilevel.runs.session import Observers
+        from rlhf_bilevel.runs.start import train
 
         for out in [args.out] if args.out else numbered(default):
             args.dir = out  # told where training is interrupted

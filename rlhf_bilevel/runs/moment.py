@@ -16,7 +16,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.actions import scaled
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import fork, session
+from rlhf_bilevel.runs import fork, start
 from rlhf_bilevel.runs.build import Parts, check_memory_for_run, load_learnt, make_env, make_learner
 from rlhf_bilevel.runs.checkpoint import Checkpoint, Checkpoints
 from rlhf_bilevel.runs.checkpoint_manager import restoring
@@ -39,10 +39,10 @@ class Moment(NamedTuple):
     def of(cls, folder: Path, at: int | None = None, trust: bool = False, custom: Mapping[str, Any] = {}) -> Moment:
         """The newest checkpoint at step ``at`` or before. Default: the end of a run that has ended, or else the newest.
 
-        ``trust`` and ``custom`` are as in ``session.read_folder``. UserError if there is no such checkpoint,
+        ``trust`` and ``custom`` are as in ``start.read_folder``. UserError if there is no such checkpoint,
         CorruptFileError if a file is not as it was written.
         """
-        spec, parts, _ = session.read_folder(folder, trust, {"teacher": None, **custom})  # no teacher is asked
+        spec, parts, _ = start.read_folder(folder, trust, {"teacher": None, **custom})  # no teacher is asked
         config, run = validate(spec.settings), RunFolder(folder)
         env = make_env(spec.env, config)
         if at is None and run.ended:

@@ -1,68 +1,41 @@
-"""Everything around a run: folder and lock, checkpoints, evaluations, log, callbacks, and its end.
-
-``train`` begins a run and trains it to its end; ``resume`` continues one that was interrupted; ``begin_fork`` begins a
-fork.
-"""
+"""Everything around a run: its lock, checkpoints, evaluations, log, callbacks, and its end."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from filelock import FileLock
-from stable_baselines3 import SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from rlhf_bilevel.config import Config
-from rlhf_bilevel.config.reading import parse_keep_every, validate
-from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
-from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
-from rlhf_bilevel.errors import AlreadyExistsError, UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS
-from rlhf_bilevel.learners import filed_settings
-from rlhf_bilevel.learners.batched_sac import BatchedSAC
-from rlhf_bilevel.learners.off_policy import Together, on_its_own
-from rlhf_bilevel.registries import LEARNERS, METHODS
-from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs import asked_queries, fork, selection
-from rlhf_bilevel.runs.build import EVALUATION, Parts, build, check_memory_for_run, make_env, training_envs
+from rlhf_bilevel.runs.build import EVALUATION, Parts, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
 from rlhf_bilevel.runs.evaluations import Evaluations
+from rlhf_bilevel.runs.learnt import write_learnt, write_selection
 from rlhf_bilevel.runs.logger import Log, output_formats
-from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
-from rlhf_bilevel.runs.spec import RunSpec, resolve_device
+from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
+from rlhf_bilevel.runs.side_by_side import learner_processes, spread_stack
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training import loop
 from rlhf_bilevel.training.query_session import why_no_label
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import restore
 from rlhf_bilevel.types import Metrics
-from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, write
-from rlhf_bilevel.utils.json_yaml import to_json
-from rlhf_bilevel.utils.registry import Registry
-from rlhf_bilevel.utils.versions import installed_versions
 
 LINE_EVERY = 60  # seconds between two lines of a progress bar in a file
-
-
-class Origin(NamedTuple):
-    """What a fork continues from."""
-
-    folder: Path
-    loaded: Checkpoint | None = None  # the checkpoint; None: the newest, when it begins
-    trust: bool = False  # whether the teacher that the folder names may be asked
 
 
 @dataclass(frozen=True)
@@ -247,296 +220,6 @@ class Session:
                     write_learnt(spec.out, spec.env, config, self.model, run.reward)
 
 
-def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
-    """Begins a run and trains it to its end.
-
-    AlreadyExistsError, and nothing is written, if its folder holds something; LockedError if another process begins
-    there, too. UserError if this process is training already, and if a reward was to be learnt and no label came: the
-    folder then has the evaluations and no model.
-    """
-    parts = Parts.of(spec.method, spec.algorithm)
-    if spec.threads:
-        torch.set_num_threads(torch_threads(spec, parts))
-    with exclusive_training():
-        session = begin(spec, parts)
-        session.follow(observers)
-    return session
-
-
-def learner_processes(spec: RunSpec, parts: Parts) -> int:
-    """In how many processes the learners of a run are updated."""
-    side_by_side = parts.algorithm is SAC and spec.device == "cpu"
-    return min(spec.threads or 1, parts.method.learners) if side_by_side else 1
-
-
-def spread_stack(spec: RunSpec, parts: Parts, run: Run) -> BatchedSAC | None:
-    """What updates the learners in several processes; None if it is this one alone."""
-    improve = run.improve
-    return improve.stack if learner_processes(spec, parts) > 1 and isinstance(improve, Together) else None
-
-
-def torch_threads(spec: RunSpec, parts: Parts) -> int:
-    """The threads that torch has in each process of a run which was given a number of threads.
-
-    With learners side by side, one is left to evaluations: threads of torch wait for each other, so that a process
-    that stops one of them stops all.
-    """
-    assert spec.threads
-    processes = learner_processes(spec, parts)
-    return spec.threads if processes == 1 else max(1, (spec.threads - 1) // processes)
-
-
-def begin(spec: RunSpec, parts: Parts) -> Session:
-    """A run at its first step, with its folder; no other process can take it until the run ends."""
-    spec = replace(spec, out=spec.out and spec.out.absolute())  # also if the program changes its folder
-    config = spec.resolve(parts.method)
-    if config.select_labels and not spec.out:
-        raise UserError(f"select_labels={config.select_labels}: policies are kept in the run's folder, give it as out=")
-    if spec.out:
-        check_vacant(spec.out)
-        with preserved_generators(), Interrupts():
-            spec.check_env(parts.method)  # before the folder is created
-    environments = training_envs(spec, config, parts.method)
-    config, notice = spec.fit(config, environments[0].limit, parts.method)
-    run, lock = build(spec, parts, config, environments), None
-    if stack := spread_stack(spec, parts, run):
-        stack.update.share()  # before the folder is created, as there may be too little memory for it
-    if notice:
-        warnings.warn(notice, stacklevel=3)
-    if spec.out:
-        with delayed_interrupts(), claim_folder(spec.out) as lock:
-            spec.folder.write_config(config_record(spec, parts, config))
-    return Session(spec, parts, run, lock)
-
-
-def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: int) -> Session:
-    """A fork with these settings, at the checkpoint of its ``origin``, for ``additional_steps`` more; its folder is
-    created.
-
-    UserError if it cannot continue from there (see ``fork.check``); then nothing is left in its folder.
-    """
-    source = RunFolder(origin.folder)
-    record = source.trusted_config(trust=True)  # its modules were imported before
-    old = validate(record["settings"])
-    if record["teacher"] not in OURS and parts.teacher is None:
-        raise UserError(
-            f"{origin.folder} was taught by a teacher of your own, {record['teacher']}: give it as teacher="
-        )
-    loaded = origin.loaded or fork.load_checkpoint(origin.folder, None)
-    config = spec.having(total_timesteps=loaded.step + additional_steps).resolve(parts.method)
-    if parts.teacher is None and config.teacher_url:
-        if config.teacher_url == old.teacher_url:
-            check_contacts(origin.folder, config, origin.trust)
-        if config.teacher_frames:
-            raise UserError("a fork has no pictures of what came before it: teacher_frames=0 sends states and actions")
-    fork.check(loaded, old, config)
-    old_method = METHODS.get(record["method"], parts.method)
-    before, after = (
-        (m.learners, int(m.agent(m.options_of(c)))) for m, c in ((old_method, old), (parts.method, config))
-    )
-    with restoring(source.checkpoints, loaded.step):
-        state = fork.adapt_learners(loaded.tree["run"], before, after)
-        if record["method"] != spec.method:
-            state = state | {"method": None}
-        state = fork.reseed(state, config.seed, everything=config.seed != old.seed)
-    if spec.out is None:
-        begins = loaded._replace(tree=loaded.tree | {"run": state})
-        run = build(spec, parts, config, used_sessions=len(begins.tree["sessions"]))
-        return Session(spec, parts, run, begins=begins, origin=origin.folder)
-    check_vacant(spec.out)
-    environments = training_envs(spec, config, parts.method)
-    check_memory_for_run(parts, config, environments)
-    with claim_folder(spec.out) as lock:
-        try:
-            with delayed_interrupts():
-                fork.begin(origin.folder, spec.out, loaded, state, config_bytes(config_record(spec, parts, config)))
-            return Session(spec, parts, build(spec, parts, config, environments), lock)
-        except BaseException:
-            fork.undo(spec.out)
-            raise
-
-
-def resume(
-    folder: Path,
-    observers: Observers = NOBODY,
-    *,
-    trust: bool = False,
-    checkpoint_every: str = "1m",
-    keep_every: int = 0,
-    custom: Mapping[str, Any] = {},
-) -> Session:
-    """Continues a run that was cut off, to its end; on one CPU, bit for bit as if it had not been.
-
-    ``trust`` and ``custom`` are as in ``read_folder``. Sets torch's number of threads to what it was. UserError, and
-    nothing changes, if there is nothing to resume, if another process trains the run, and if no checkpoint can be used.
-    """
-    spec, parts, record = read_folder(folder, trust, custom)
-    spec = replace(spec, device=resolve_device(spec.device), checkpoint_every=checkpoint_every)
-    spec = replace(spec, keep_every=parse_keep_every(keep_every))
-    config = validate(spec.settings)
-    assert spec.out is not None
-    if parts.teacher is None:
-        check_contacts(folder, config, trust)
-    spec.folder.examine(writes=True)
-    with exclusive_training():
-        lock = spec.folder.lock()
-        try:
-            if spec.folder.selecting.is_file():
-                raise UserError(f"{folder} is no run: the same rlhf-bilevel select command goes on with it")
-            if spec.folder.ended:  # under the lock, as another process may just have ended it
-                raise UserError(f"{folder} has come to its end: there is nothing to resume")
-            for name, version in installed_versions().items():
-                if (version_then := record["versions"].get(name)) != version:
-                    warnings.warn(
-                        f"{name} was {version_then} and is {version}: the run may go on differently", stacklevel=2
-                    )
-            torch.set_num_threads(record["threads"])
-            session = Session(spec, parts, build(spec, parts, config), lock)
-            session.follow(observers)
-        finally:
-            lock.release()
-    return session
-
-
-def check_contacts(folder: Path, config: Config, trust: bool) -> None:
-    """UserError, without ``trust``, if a run with the settings in ``folder`` would contact another machine."""
-    if config.teacher_human and config.teacher_labels_db:
-        check_trust(trust, f"{folder} would go to the database {config.teacher_labels_db}")
-    if config.teacher_url:
-        check_trust(trust, f"{folder} would send its pairs to {config.teacher_url}")
-
-
-def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[RunSpec, Parts, dict[str, Any]]:
-    """The run in a folder: a spec with all of its settings, its parts, and the contents of config.yaml.
-
-    ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the
-    user's own objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for
-    its environment.
-    """
-    record = RunFolder(folder).trusted_config(trust, custom)
-
-    def part(name: str, available: Mapping[str, Any]) -> Any:
-        if name in custom:
-            return custom[name]
-        if not (available.knows(record[name]) if isinstance(available, Registry) else record[name] in available):
-            raise UserError(f"{folder} was trained with a {name} of your own, {record[name]}: give it as {name}=")
-        return available[record[name]]
-
-    if record["algorithm_settings"] == OWN and "algorithm_settings" not in custom:
-        raise UserError(f"{folder} was trained with settings that no file holds: give them as algorithm_settings=")
-    parts = Parts.of(
-        part("method", METHODS),
-        part("algorithm", LEARNERS),
-        custom.get("algorithm_settings", record["algorithm_settings"]),
-        part("teacher", dict.fromkeys(OURS)),
-    )
-    if "algorithm_settings" not in custom:
-        filed_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
-    settings = validate(record["settings"]).model_dump(mode="json")
-    if record["env"].startswith(registry.OWN) and "env" not in custom:
-        raise UserError(f"{folder} was trained on an environment of your own, {record['env']}: give it as env=")
-    env_id = registry.own(custom["env"]) if "env" in custom else registry.resolve(record["env"])
-    method = parts.method.name if "method" in custom else record["method"]
-    spec = RunSpec(method, env_id, settings, out=folder.absolute())
-    algorithm = "" if "algorithm" in custom else record["algorithm"]
-    return replace(spec, device=record["device"], threads=record.get("cores", 1), algorithm=algorithm), parts, record
-
-
-def save(
-    folder: Path,
-    spec: RunSpec,
-    parts: Parts,
-    config: Config,
-    model: BaseAlgorithm,
-    reward: RewardEnsemble,
-) -> None:
-    """Writes what ``build.load_learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is a
-    pickle.
-
-    UserError if ``folder`` holds anything but this agent, or an equal one.
-    """
-    record = config_record(spec, parts, config)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and no folder for a run")
-    with delayed_interrupts():
-        if not folder.exists() or not any(folder.iterdir()):
-            folder.mkdir(parents=True, exist_ok=True)
-            RunFolder(folder).write_config(record)
-        elif not (RunFolder(folder).ended and RunFolder(folder).has_config(record)):
-            raise UserError(f"{folder} holds something else than this agent, and is not overwritten: choose another")
-        write_learnt(folder, spec.env, config, model, reward)
-
-
-def select(
-    source: RunFolder,
-    spec: RunSpec,
-    parts: Parts,
-    config: Config,
-    model: BaseAlgorithm,
-    reward: RewardEnsemble,
-    choose: Callable[..., selection.Selection],
-    request: Mapping[str, Any],
-) -> selection.Selection:
-    """Chooses a policy of the run ``source``, and writes it as a run into the folder ``spec.out``, with all answers.
-
-    ``choose`` is ``selection.choose``, without its argument ``recorded``. A selection that was stopped after its first
-    answer goes on if ``request`` is the same; UserError if the folder holds anything else.
-    """
-    assert spec.out is not None
-    check_outside(spec.out, source.path)
-    folder, asked_for = spec.folder, to_json(request).encode()
-    with delayed_interrupts():
-        spec.out.mkdir(parents=True, exist_ok=True)
-        lock = folder.lock()
-    try:
-        if folder.ended or not folder.selecting.is_file() or read(folder.selecting, JSON_LIMIT) != asked_for:
-            check_vacant(spec.out)
-        write(folder.selecting, asked_for)
-        folder.write_config(config_record(spec, parts, config))
-        with closing(LabelLog(folder.labels)) as log:
-            try:
-                chosen = choose(recorded=lambda teacher: RecordedTeacher(teacher, log))
-            except BaseException:
-                if not len(log):
-                    folder.clear_selection()
-                raise
-        model.num_timesteps = chosen.chosen
-        with delayed_interrupts():
-            write_selection(spec.out, chosen)
-            write_learnt(spec.out, spec.env, config, model, reward)
-            folder.selecting.unlink()
-    finally:
-        lock.release()
-    return chosen
-
-
-def write_selection(folder: Path, chosen: selection.Selection) -> None:
-    """Writes which policy was chosen, and how, into a run's folder."""
-    write(RunFolder(folder).selection, to_json(chosen.record(), indent=1).encode())
-
-
-def write_learnt(folder: Path, env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
-    """Writes the agent's model and the reward model into a run's folder."""
-    info = RewardInfo.of(reward, env_id, config, model.observation_space, model.action_space)
-    with on_its_own(model):
-        RunFolder(folder).write_models(model, to_bytes(reward, info))  # type: ignore[arg-type]
-
-
-def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:
-    """The contents of a run's config.yaml, except for versions."""
-    return {
-        "method": spec.method,
-        "env": spec.env,
-        "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
-        "algorithm": spec.algorithm or parts.algorithm_name,
-        "algorithm_settings": parts.algorithm_settings,
-        "device": spec.device,
-        "threads": torch.get_num_threads(),
-        **({"cores": spec.threads} if (spec.threads or 1) > 1 else {}),
-        "settings": config.model_dump(mode="json"),
-    }
-
-
 def make_progress_bar(run: Run, shown: bool) -> Any:
     """A bar on standard error: on a terminal it changes each second, in a log file each minute."""
     stream = sys.stderr  # None if it was closed
@@ -551,33 +234,3 @@ def make_progress_bar(run: Run, shown: bool) -> Any:
         file=stream,
         disable=not shown or stream is None,
     )
-
-
-def check_vacant(out: Path) -> None:
-    """AlreadyExistsError if the folder of a new run holds something."""
-    if not RunFolder(out).vacant:
-        raise AlreadyExistsError(f"{out} exists already and is not overwritten")
-
-
-@contextmanager
-def claim_folder(out: Path) -> Iterator[FileLock]:
-    """Creates the folder of a new run and locks it. The lock is released if the code inside fails.
-
-    LockedError if another process has it; AlreadyExistsError if another process has begun and ended a run there.
-    """
-    with delayed_interrupts():
-        out.mkdir(parents=True, exist_ok=True)
-        lock = RunFolder(out).lock()
-    try:
-        check_vacant(out)
-        fork.clear_unfinished(out)
-        yield lock
-    except BaseException:
-        lock.release()
-        raise
-
-
-def check_outside(out: Path | None, source: Path) -> None:
-    """UserError if ``out`` lies inside ``source``, the folder of a run that may remove it with its checkpoints."""
-    if out and source.resolve() in out.resolve().parents:
-        raise UserError(f"{out} is inside {source}, which stays as it is: choose a folder outside")

@@ -48,7 +48,8 @@ def check_same_run(spec: RunSpec, settings: Mapping[str, Any]) -> None:
 
 def work(spec: RunSpec) -> int:
     """Trains the run. Exit code: 0 if it has ended, ELSEWHERE, 2 for a one-line error, 1 for our own fault."""
-    from rlhf_bilevel.runs.session import Observers, resume, train
+    from rlhf_bilevel.runs.session import Observers
+    from rlhf_bilevel.runs.start import resume, train
 
     out, observers = spec.folder, Observers(progress_bar=True)
     try:

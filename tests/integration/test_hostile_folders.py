@@ -33,7 +33,7 @@ from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Outcome, Question
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.registries import LEARNERS
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import start
 from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
 from rlhf_bilevel.types import Queries, Segments
@@ -321,16 +321,16 @@ def test_of_two_that_begin_in_one_folder_the_second_changes_nothing(
     """The first begins while the second is at work on its networks, which takes longest."""
     out = tmp_path / "run"
     first, second = (Agent(method, "Steer-v0", out=out, **FEW) for method in ("pebble", "sac"))
-    build, left = session.build, list[dict]()
+    build, left = start.build, list[dict]()
 
     def slowly(*parts: Any) -> Any:
         built = build(*parts)
-        monkeypatch.setattr(session, "build", build)
+        monkeypatch.setattr(start, "build", build)
         first.start(160)
         left.append(seen(out))
         return built
 
-    monkeypatch.setattr(session, "build", slowly)
+    monkeypatch.setattr(start, "build", slowly)
     with pytest.raises(LockedError, match="trained by another process"):
         second.learn(160)
     assert [seen(out)] == left and yaml.safe_load((out / "config.yaml").read_text())["method"] == "pebble"

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import session, side_by_side, start
 from rlhf_bilevel.runs.build import Parts
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager
 from rlhf_bilevel.runs.evaluations import greedy
@@ -86,8 +86,8 @@ def waits(for_this: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def test_two_cores_find_what_one_finds_bit_for_bit(tmp_path: Path) -> None:
-    session.train(spec(tmp_path / "one", 1))
-    two = session.train(spec(tmp_path / "two", 2))
+    start.train(spec(tmp_path / "one", 1))
+    two = start.train(spec(tmp_path / "two", 2))
     assert found(tmp_path / "two") == found(tmp_path / "one")
     assert not multiprocessing.active_children() and torch.get_num_threads() == 1
     record = RunFolder(tmp_path / "two").read_config()
@@ -100,7 +100,7 @@ def test_two_cores_find_what_one_finds_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [120, 213])
 def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, step: int) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    session.train(spec(whole, 1))
+    start.train(spec(whole, 1))
     begun = loop.train
 
     def killed() -> None:
@@ -111,10 +111,10 @@ def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, 
                     kill()
 
         loop.train = doomed
-        session.train(spec(folder, 2))
+        start.train(spec(folder, 2))
 
     assert child(killed) == signal.SIGKILL
-    session.resume(folder)
+    start.resume(folder)
     assert found(folder) == found(whole)
 
 
@@ -142,7 +142,7 @@ def test_threads_go_to_learners_and_what_is_left_to_torch(
 ) -> None:
     asked = RunSpec.of(method, "Steer-v0", {}, threads=threads, algorithm=algorithm)
     parts = Parts.of(method, algorithm)
-    assert (session.learner_processes(asked, parts), session.torch_threads(asked, parts)) == expected
+    assert (side_by_side.learner_processes(asked, parts), side_by_side.torch_threads(asked, parts)) == expected
 
 
 @pytest.mark.slow
@@ -157,17 +157,17 @@ def test_an_environment_that_fails_in_the_process_of_evaluations_is_told_in_one_
     tmp_path: Path, fault: str, told: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{told}$"):
-        session.train(spec(tmp_path / "run", 2, env=f"tests.runs.test_evaluations:Apart-{fault}-v0"))
+        start.train(spec(tmp_path / "run", 2, env=f"tests.runs.test_evaluations:Apart-{fault}-v0"))
     assert not multiprocessing.active_children()
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import start
 from tests.runs.test_evaluations import spec
 if __name__ == "__main__":
-    session.train(spec(Path(sys.argv[1]), 2, total_timesteps=100_000, eval_freq=1000, n_eval_episodes=2000))
+    start.train(spec(Path(sys.argv[1]), 2, total_timesteps=100_000, eval_freq=1000, n_eval_episodes=2000))
 """
 
 
@@ -222,7 +222,7 @@ def test_too_little_shared_memory_is_told_before_the_folder_is_made(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20, 10))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"/dev/shm, and 0 are free"):
-        session.train(spec(tmp_path / "run", 2))
+        start.train(spec(tmp_path / "run", 2))
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +233,7 @@ def test_callbacks_see_an_evaluation_at_its_step(tmp_path: Path) -> None:
         seen[given["self"].num_timesteps] = "eval/true_return" in given["self"].logger.name_to_value
         return True
 
-    session.train(spec(tmp_path / "run", 2, total_timesteps=140), session.Observers(callback))
+    start.train(spec(tmp_path / "run", 2, total_timesteps=140), session.Observers(callback))
     assert seen[70] and seen[140] and not seen[71] and not multiprocessing.active_children()
 
 

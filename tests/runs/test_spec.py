@@ -17,7 +17,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.presets import PRESETS
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
-from rlhf_bilevel.runs import session
+from rlhf_bilevel.runs import start
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.worker import all_settings, main, work
@@ -139,7 +139,7 @@ def test_a_setting_that_python_is_given_goes_before_the_teachers_words_as_on_the
 
 def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: Path) -> None:
     spec = RunSpec.of("pebble", ENV, FEW, threads=1)
-    session.train(replace(spec, out=tmp_path / "spec"))
+    start.train(replace(spec, out=tmp_path / "spec"))
     Agent("pebble", ENV, out=tmp_path / "agent", **FEW).learn(90)
     assert work(replace(spec, out=tmp_path / "worker")) == 0
     for other in ("agent", "worker"):

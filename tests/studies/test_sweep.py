@@ -223,7 +223,7 @@ def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
         other.acquire()
         raise UserError("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.runs.session.train", late)
+    monkeypatch.setattr("rlhf_bilevel.runs.start.train", late)
     assert work(run) == ELSEWHERE
     (run.out / "config.yaml").unlink()
 
@@ -232,7 +232,7 @@ def test_a_run_that_another_process_takes_or_ends_meanwhile_has_not_failed(
         (run.out / "SHA256SUMS").touch()
         raise UserError("it is not to be")
 
-    monkeypatch.setattr("rlhf_bilevel.runs.session.train", ends)
+    monkeypatch.setattr("rlhf_bilevel.runs.start.train", ends)
     assert work(run) == 0
 
 
