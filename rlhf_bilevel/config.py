@@ -431,6 +431,9 @@ NAMED: Mapping[str, Registry[Any]] = {"query": QUERY_RULES, "reward_form": REWAR
 """Settings that are names in a registry, or ``module:NAME``."""
 
 
+MOST_THREADS = 1024  # of a run: more than any machine has use for
+
+
 class ConfigRecord(BaseModel):
     """The contents of a run's config.yaml. ``version`` counts changes of these names and their meaning."""
 
@@ -438,13 +441,14 @@ class ConfigRecord(BaseModel):
 
     version: Literal[1, 2] = 2
     method: str
+    method_name: str | None = None  # the own name of a method that is called module:NAME
     env: str
     teacher: str
     algorithm: str
     algorithm_settings: dict[str, Any] | Literal["own"]
     device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
-    threads: Annotated[int, Field(ge=1, le=1024)]  # of torch, in each process
-    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # what --threads gave to the run
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]  # of torch, in each process
+    cores: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1  # what --threads gave to the run
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from rlhf_bilevel.config import Config, parse_keep_every, validate
+from rlhf_bilevel.config import MOST_THREADS, Config, parse_keep_every, validate
 from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.envs import registry
@@ -261,6 +262,13 @@ def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
     return session
 
 
+def with_threads(spec: RunSpec, threads: object) -> RunSpec:
+    """The spec with another number of CPU threads. UserError if it is none."""
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads={threads!r:.60}: must be a whole number from 1 to {MOST_THREADS}")
+    return replace(spec, threads=threads)
+
+
 def learner_processes(spec: RunSpec, parts: Parts) -> int:
     """In how many processes the learners of a run are updated."""
     side_by_side = parts.algorithm is SAC and spec.device == "cpu"
@@ -361,16 +369,20 @@ def resume(
     trust: bool = False,
     checkpoint_every: str = "1m",
     keep_every: int = 0,
+    threads: int | None = None,
     custom: Mapping[str, Any] = {},
 ) -> Session:
     """Continues a run that was cut off, to its end; on one CPU, bit for bit as if it had not been.
 
-    ``trust`` and ``custom`` are as in ``read_folder``. Sets torch's number of threads to what it was. UserError, and
-    nothing changes, if there is nothing to resume, if another process trains the run, and if no checkpoint can be used.
+    ``trust`` and ``custom`` are as in ``read_folder``. ``threads`` are the run's CPU threads from here on; None: as
+    before. Sets torch's number of threads. UserError, and nothing changes, if there is nothing to resume, if another
+    process trains the run, and if no checkpoint can be used.
     """
     spec, parts, record = read_folder(folder, trust, custom)
     spec = replace(spec, device=resolve_device(spec.device), checkpoint_every=checkpoint_every)
     spec = replace(spec, keep_every=parse_keep_every(keep_every))
+    if threads is not None:
+        spec = with_threads(spec, threads)
     config = validate(spec.settings)
     assert spec.out is not None
     if parts.teacher is None:
@@ -388,7 +400,7 @@ def resume(
                     warnings.warn(
                         f"{name} was {version_then} and is {version}: the run may go on differently", stacklevel=2
                     )
-            torch.set_num_threads(record["threads"])
+            torch.set_num_threads(record["threads"] if threads is None else torch_threads(spec, parts))
             session = Session(spec, parts, build(spec, parts, config), lock)
             session.follow(observers)
         finally:
@@ -524,6 +536,7 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
     """The contents of a run's config.yaml, except for versions."""
     return {
         "method": spec.method,
+        **({"method_name": parts.method.name} if ":" in spec.method else {}),
         "env": spec.env,
         "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
         "algorithm": spec.algorithm or parts.algorithm_name,
@@ -540,6 +553,8 @@ def make_progress_bar(run: Run, shown: bool) -> Any:
     stream = sys.stderr  # None if it was closed
     on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
     every = 1 if on_screen else LINE_EVERY
+    # Some terminals say that they have no columns and no lines, and tqdm would show nothing there
+    columns, lines = get_terminal_size() if on_screen else (None, None)
     return tqdm(
         total=run.config.total_timesteps,
         initial=run.step,
@@ -547,6 +562,8 @@ def make_progress_bar(run: Run, shown: bool) -> Any:
         mininterval=every,
         maxinterval=10 * every,
         file=stream,
+        ncols=columns,
+        nrows=lines,
         disable=not shown or stream is None,
     )
 
