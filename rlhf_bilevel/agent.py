@@ -32,6 +32,7 @@ from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
 from rlhf_bilevel.runs.process import default_torch, exclusive_training
 from rlhf_bilevel.runs.session import NOBODY, Observers, Session
+from rlhf_bilevel.runs.side_by_side import torch_threads, with_threads
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.runs.start import Origin
 from rlhf_bilevel.training.method import Method
@@ -199,12 +200,14 @@ class Agent:
         trust: bool = False,
         checkpoint_every: str = "1m",
         keep_every: int = 0,
+        threads: int | None = None,
         **custom: Any,
     ) -> Agent:
         """Continues a run that was cut off, as if it had not been: on one CPU, bit for bit.
 
         ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were
-        your own objects. Callbacks start from the beginning. Sets torch's number of threads to what it was.
+        your own objects. ``threads`` is as ``--threads``; None: as before. Callbacks start from the beginning. Sets
+        torch's number of threads.
 
         Raises UserError, and changes nothing, if there is nothing to resume, if another process is training the run, or
         if no checkpoint can be used.
@@ -216,6 +219,7 @@ class Agent:
             trust=trust,
             checkpoint_every=checkpoint_every,
             keep_every=keep_every,
+            threads=threads,
             custom=custom,
         )
         agent = cls.of(resumed.spec, resumed.parts)
@@ -233,6 +237,7 @@ class Agent:
         trust: bool = False,
         checkpoint_every: str = "1m",
         keep_every: int = 0,
+        threads: int | None = None,
         custom: Mapping[str, Any] = {},
         **settings: Any,
     ) -> Agent:
@@ -241,7 +246,8 @@ class Agent:
         The checkpoint is the newest, or the newest at step ``at`` or before. ``settings`` are those that differ:
         ``labels=200`` is the new budget, including the labels that were used. Another ``seed`` draws all random numbers
         anew. Another ``method`` starts from the policy that a user would get. ``custom`` holds your own objects by
-        name, see ``resume``. If nothing differs, it continues as the run did, bit for bit.
+        name, see ``resume``. ``threads`` is as ``--threads``, and sets torch's number of threads; None: as before. If
+        nothing differs, it continues as the run did, bit for bit.
 
         Raises UserError if there is no checkpoint, or if a changed setting has an effect on the shapes of what was
         learnt.
@@ -270,6 +276,9 @@ class Agent:
             **old_settings | settings,
         )
         agent._spec = replace(agent._spec, threads=spec.threads)
+        if threads is not None:
+            agent._spec = with_threads(agent._spec, threads)
+            torch.set_num_threads(torch_threads(agent._spec, agent._parts))
         if agent.asks_people:
             raise UserError("teacher human: a fork is not labelled by people; its labels go on with another teacher")
         if agent._parts.algorithm is not parts.algorithm:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_bilevel.config import Config
+from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.config.names import MOVED, RENAMED
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.numbers import parse_int, parse_number
@@ -18,7 +19,7 @@ from rlhf_bilevel.utils.suggest import did_you_mean
 
 Work = Callable[[], None]  # what a command does once its options are checked
 
-THREADS, JOBS = 1024, 1024  # more than any machine has use for; each is a thread or a process
+JOBS = 1024  # more than any machine has use for; each is a process
 SEEDS, TRIALS, EPISODES = 10_000, 100_000, 100_000  # more than anyone waits for
 WATCHED = 100  # episodes in one page
 
@@ -131,6 +132,19 @@ def positive_number(value: str) -> float:
 def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
     """Adds --checkpoint-every."""
     sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
+
+
+def add_threads_option(sub: argparse.ArgumentParser, default: int | None) -> None:
+    """Adds --threads. Without a ``default``, a run goes on with as many as it had."""
+    had = "" if default else " (default: as before)"
+    sub.add_argument(
+        "--threads",
+        type=up_to(MOST_THREADS),
+        default=default,
+        metavar="N",
+        help="CPU threads of a run; from 2 on, two learners are updated side by side, and evaluations go on beside "
+        f"the training{had}",
+    )
 
 
 def add_training_options(sub: argparse.ArgumentParser) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlhf_bilevel.data.run_folder import RunFolder, outside_runs
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import check_writable
+
+if TYPE_CHECKING:
+    from rlhf_bilevel.evaluation.sources import Gathered
 
 PATHS = "runs' folders, folders of runs, tables (.csv); NAME=PATH has NAME in place of the method's"
 
@@ -53,14 +56,14 @@ def table_of(reference: Path | None) -> None:
             raise UserError(f"--reference {error}") from None
 
 
-def gathered(paths: Sequence[Path]) -> list[Any]:
-    """Evaluations (``EvaluationRecord``) of the runs that the paths stand for; warns about what is odd."""
+def gathered(paths: Sequence[Path]) -> Gathered:
+    """Evaluations of the runs that the paths stand for; warns about what is odd."""
     from rlhf_bilevel.evaluation.sources import gather_records
 
-    rows, told = gather_records(paths)
-    for line in told:
+    found = gather_records(paths)
+    for line in found.warnings:
         warnings.warn(line, stacklevel=1)
-    return rows
+    return found
 
 
 def writable_folder(option: str, path: Path) -> None:

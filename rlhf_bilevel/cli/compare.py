@@ -33,7 +33,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
-    rows = gathered(args.paths)
+    found = gathered(args.paths)
 
     def work() -> None:
         from rlhf_bilevel.evaluation.compare import (
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> Work:
         )
 
         minutes = args.at_minutes
-        tasks = group_by_task(rows, together=True, minutes=minutes)
-        baseline = choose_baseline(args.baseline, tasks)
+        tasks = group_by_task(found.rows, together=True, minutes=minutes)
+        baseline = choose_baseline(found.method(args.baseline), tasks)
         for line in budget_warnings(tasks) if minutes is None else minutes_warnings(tasks, minutes):
             warnings.warn(line, stacklevel=1)
         lines = rows_by_task(tasks, baseline, minutes)

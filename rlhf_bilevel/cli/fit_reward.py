@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import THREADS, Work, add_set_option, add_trust_option, integer, up_to
+from rlhf_bilevel.cli.arguments import Work, add_set_option, add_trust_option, integer, up_to
 from rlhf_bilevel.cli.checks import new_folder, run_folder
 from rlhf_bilevel.cli.run_options import assigned
+from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
@@ -26,7 +27,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--env", required=True, help="whose true reward it is compared with")
     sub.add_argument("--out", type=Path, help="a folder, made anew, for reward.safetensors and report.json")
     sub.add_argument("--seed", type=integer, default=0, help="of all random numbers")
-    sub.add_argument("--threads", type=up_to(THREADS), default=1, help="CPU threads that torch may use")
+    sub.add_argument("--threads", type=up_to(MOST_THREADS), default=1, help="CPU threads that torch may use")
     add_set_option(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
     add_trust_option(sub)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work, add_training_options, add_trust_option, integer, positive
+from rlhf_bilevel.cli.arguments import (
+    Work,
+    add_threads_option,
+    add_training_options,
+    add_trust_option,
+    integer,
+    positive,
+)
 from rlhf_bilevel.cli.checks import new_folder, run_folder, table_of
 from rlhf_bilevel.cli.run_options import METHOD, assigned
 from rlhf_bilevel.config.reading import parse_checkpoint_every
@@ -36,6 +43,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that differs; repeatable"
     )
     add_trust_option(sub)
+    add_threads_option(sub, default=None)
     add_training_options(sub)
 
 
@@ -58,6 +66,7 @@ def run(args: argparse.Namespace) -> Work:
         trust=args.trust,
         checkpoint_every=args.checkpoint_every,
         keep_every=args.keep_every,
+        threads=args.threads,
         **changes,
     )
     check_owners(agent.method.name, assigned(args.set))
@@ -68,7 +77,8 @@ def run(args: argparse.Namespace) -> Work:
     def work() -> None:
         import torch
 
-        torch.set_num_threads(RunFolder(args.dir).read_config()["threads"])
+        if args.threads is None:
+            torch.set_num_threads(RunFolder(args.dir).read_config()["threads"])
         print(f"{out} goes on from step {agent.forked_at:,} of {args.dir}", flush=True)
         agent.learn(steps - agent.forked_at, progress_bar=not args.verbose, screen=args.verbose)
         print_result(out, args.reference)

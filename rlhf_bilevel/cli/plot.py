@@ -36,15 +36,17 @@ def run(args: argparse.Namespace) -> Work:
         raise UserError(f"--baseline {args.baseline}: only --kind improvement has one, not {args.kind}")
     if args.x != "steps" and args.kind != "curves":
         raise UserError(f"--x {args.x}: only --kind curves has it, not {args.kind}")
-    out, rows = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
+    out, found = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
         from rlhf_bilevel.evaluation.compare import budget_warnings, group_by_task
-        from rlhf_bilevel.evaluation.plot import draw
+        from rlhf_bilevel.evaluation.plot import caption, draw
 
         with reserve_new_file(out):
-            print(draw(rows, out, args.kind, args.baseline, args.x))
-        for line in budget_warnings(group_by_task(rows, together=True)) if args.kind != "curves" else ():
+            print(draw(found.rows, out, args.kind, found.method(args.baseline), args.x))
+        tasks = group_by_task(found.rows, together=args.kind != "curves")
+        print(*caption(tasks, args.kind), sep="\n")
+        for line in budget_warnings(tasks) if args.kind != "curves" else ():
             warnings.warn(line, stacklevel=1)
 
     return work

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work, add_training_options, add_trust_option
+from rlhf_bilevel.cli.arguments import Work, add_threads_option, add_training_options, add_trust_option
 from rlhf_bilevel.cli.checks import run_folder, table_of
 from rlhf_bilevel.config.reading import parse_checkpoint_every
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -23,6 +23,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     add_trust_option(sub)
+    add_threads_option(sub, default=None)
     add_training_options(sub)
 
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> Work:
             trust=args.trust,
             checkpoint_every=args.checkpoint_every,
             keep_every=args.keep_every,
+            threads=args.threads,
         )
         print_result(args.dir, args.reference)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.arguments import THREADS, add_set_option, integer, one_of, positive, up_to
+from rlhf_bilevel.cli.arguments import add_set_option, add_threads_option, integer, one_of, positive
 from rlhf_bilevel.config.names import current_names, flatten_options
 from rlhf_bilevel.config.presets import PRESETS, preset_settings
 from rlhf_bilevel.config.record import check_record, upgrade
@@ -50,13 +50,7 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
     sub.add_argument(
         "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
     )
-    sub.add_argument(
-        "--threads",
-        type=up_to(THREADS),
-        default=1,
-        help="CPU threads of a run (default: 1); from 2 on, two learners are updated side by side, and evaluations go "
-        "on beside the training",
-    )
+    add_threads_option(sub, default=1)
     sub.add_argument(
         "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
     )

@@ -25,6 +25,9 @@ Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Layers = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=1, max_length=16)]
 
 
+MOST_THREADS = 1024  # of a run: more than any machine has use for
+
+
 def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
     """A name that the registry knows, or ``module:NAME``, which is not imported here; with ``optional`` or nothing."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.config.presets import BPREF
 from rlhf_bilevel.errors import CorruptFileError, UserError
 
@@ -18,13 +19,14 @@ class ConfigRecord(BaseModel):
 
     version: Literal[1, 2] = 2
     method: str
+    method_name: str | None = None  # the own name of a method that is called module:NAME
     env: str
     teacher: str
     algorithm: str
     algorithm_settings: dict[str, Any] | Literal["own"]
     device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
-    threads: Annotated[int, Field(ge=1, le=1024)]  # of torch, in each process
-    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # what --threads gave to the run
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]  # of torch, in each process
+    cores: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1  # what --threads gave to the run
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None

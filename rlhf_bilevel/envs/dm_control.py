@@ -17,21 +17,22 @@ from rlhf_bilevel.envs.suites import Suite, SuiteEnv, folders
 
 
 class DMControlSuite(Suite):
-    """Tasks are called ``walker-walk-v0``, and in the literature ``walker_walk``."""
+    """Tasks are called ``walker-walk-v0``, also without the suite's name, and in the literature ``walker_walk``."""
 
     @functools.cache  # noqa: B019  (there is one suite)
-    def aliases(self) -> Mapping[str, str]:
-        """As ``Suite.aliases``."""
-        sources = [path for folder in folders("dm_control") for path in folder.glob("suite/*.py")]
-        return {
-            f"{path.stem}_{task}": f"{path.stem}-{task}-v0"
-            for path in sources
-            for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8"))
-        }
-
     def tasks(self) -> Collection[str]:
         """As ``Suite.tasks``."""
-        return self.aliases().values()
+        sources = [path for folder in folders("dm_control") for path in folder.glob("suite/*.py")]
+        return [
+            f"{path.stem}-{task}-v0"
+            for path in sources
+            for task in re.findall(r"(?m)^@SUITE\.add\(.*\)\ndef (\w+)\(", path.read_text("utf-8"))
+        ]
+
+    @functools.cache  # noqa: B019
+    def aliases(self) -> Mapping[str, str]:
+        """As ``Suite.aliases``."""
+        return {name: task for task in self.tasks() for name in (task.removesuffix("-v0").replace("-", "_", 1), task)}
 
     def make(self, task: str, protocol: str, render_mode: str | None) -> DMControlEnv:
         """As ``Suite.make``."""

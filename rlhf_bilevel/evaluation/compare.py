@@ -11,7 +11,7 @@ by the most that the environment can pay. If none of these is known, there is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isfinite, pi
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from rlhf_bilevel.utils.suggest import did_you_mean
 
 LAST = 3
 """Number of last evaluations in a run's value, see ``final_score``."""
+FEW, ENOUGH = 3, 10
+"""So many seeds have an interval that says almost nothing, and so many have one that holds (docs/statistics.md)."""
 REFERENCE, FLOOR, BASELINE = "sac", "random", "pebble"
 ONE_SEED = "one seed, no interval"
 UNBOUNDED = "bounds not known: intervals may pass them"
@@ -112,6 +114,20 @@ def final_score_text(evaluations: int, episodes: tuple[int, int]) -> str:
     """What ``final_score`` is, in words. ``episodes`` are the fewest and most that a run has in these evaluations."""
     mean = "one evaluation" if evaluations == 1 else f"mean of the last {min(evaluations, LAST)} evaluations"
     return f"{mean}, {range_text(episodes)} episode{'s' * (episodes[1] > 1)}"
+
+
+def run_sentence(evaluations: int, episodes: tuple[int, int], when: str = "") -> str:
+    """With what a run counts, in a sentence. The numbers are as of ``final_score_text``."""
+    last = f"the mean of its agent's last {min(evaluations, LAST)} evaluations"
+    counted = "its agent's only evaluation" if evaluations == 1 else last
+    return f"Each run counts with {counted} ({range_text(episodes)} episode{'s' * (episodes[1] > 1)}){when}."
+
+
+def few_seeds_sentence(counts: Iterable[int]) -> list[str]:
+    """A sentence if there are groups of only two or three runs; one run has no interval. ``counts`` are their sizes."""
+    few = sorted({count for count in counts if 1 < count <= FEW})
+    told = f"An interval over {' or '.join(map(str, few))} seeds says almost nothing: {ENOUGH} seeds are enough."
+    return [told] if few else []
 
 
 def measure_of(rows: Sequence[EvaluationRecord]) -> str:
@@ -438,14 +454,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for evaluations in sorted({row.evaluations for row in rows}, reverse=True):
         same_count = [row for row in rows if row.evaluations == evaluations]
         where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
-        mean = final_score_text(evaluations, min_max([row.episodes for row in same_count]))
         (minutes,) = {row.minutes for row in same_count}
         at = (
-            "at steps that all runs share"
+            ", at steps that all runs share"
             if minutes is None
-            else f"before it used more than {minutes:g} labelling minutes"
+            else f", before it used more than {minutes:g} labelling minutes"
         )
-        lines.append(f"A run counts with one number{where}: {mean}, of its agent, {at}.")
+        lines.append(run_sentence(evaluations, min_max([row.episodes for row in same_count]), where + at))
+    lines += few_seeds_sentence(row.seeds for row in rows)
     lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]
     return lines + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]

@@ -34,6 +34,7 @@ DATES = {".svg": "Date", ".pdf": "CreationDate"}  # metadata with the time of wr
 WIDE = 36  # letters in a line of an axis label
 AXES = {"steps": "environment steps (all learners)", "minutes": "labelling minutes"}
 STEPS = AXES["steps"]
+HEIGHT, LEGEND_LINE = 3.6, 0.18  # inches, of a figure and of a line of its legend
 
 
 def draw(
@@ -60,7 +61,7 @@ def draw(
 
 def panels(figure: Any, count: int) -> Any:
     """``count`` axes side by side, (count,)."""
-    figure.set_size_inches(5.2 * count, 3.6)
+    figure.set_size_inches(5.2 * count, HEIGHT)
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -77,7 +78,7 @@ def draw_curves(figure: Any, tasks: Sequence[Task], x: str = "steps") -> None:
                 places, values = against_minutes(group.minutes, group.values, method)
             draw_line(axis, places, compare.estimate(iqm, values.T[:, None], within), legend_label(method, [task]))
         axis.set(title=task.env, xlabel=AXES[x], ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
-        axis.legend()
+        legend_below(axis)
 
 
 def draw_efficiency(figure: Any, tasks: Sequence[Task]) -> None:
@@ -92,7 +93,7 @@ def draw_efficiency(figure: Any, tasks: Sequence[Task]) -> None:
         xlabel=STEPS,
         ylabel=f"IQM of\n{fill(method_scores.rule, WIDE)}{bounds_note(method_scores.within, tasks)}",
     )
-    axis.legend()
+    legend_below(axis)
 
 
 def draw_profiles(figure: Any, tasks: Sequence[Task]) -> None:
@@ -106,7 +107,7 @@ def draw_profiles(figure: Any, tasks: Sequence[Task]) -> None:
             axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), legend_label(method, tasks)
         )
     axis.set(title=title_of(tasks), xlabel=fill(f"threshold of {rule}", WIDE), ylabel="share of runs above it")
-    axis.legend()
+    legend_below(axis)
 
 
 def draw_improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> None:
@@ -155,6 +156,27 @@ def draw_bars(axis: Any, intervals: Sequence[Interval], labels: Sequence[str]) -
         axis.plot([low, high], [row, row], color="black")
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
+
+
+def legend_below(axis: Any) -> None:
+    """A legend below the label of the x-axis, where it hides no curve; the figure becomes higher by it."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure, above = axis.figure, 22 + 14 * (axis.get_xlabel().count("\n") + 1)  # points: numbers and lines of the label
+    place = axis.transAxes + ScaledTranslation(0, -above / 72, figure.dpi_scale_trans)
+    legend = axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=place)
+    figure.set_figheight(max(figure.get_figheight(), HEIGHT + LEGEND_LINE * (1 + len(legend.get_texts()))))
+
+
+def caption(tasks: Sequence[Task], kind: str) -> list[str]:
+    """What the numbers of a figure of that kind are, and whether there are too few seeds, a sentence each."""
+    groups = [group for task in tasks for group in task.groups.values()]
+    if kind in ("curves", "efficiency"):
+        numbers = "Each point is the IQM over seeds of one evaluation, and the band its 95 % interval."
+    else:
+        episodes = compare.min_max([count for group in groups for count in group.episodes])
+        numbers = compare.run_sentence(min(compare.LAST, *(len(task.steps) for task in tasks)), episodes)
+    return [numbers, *compare.few_seeds_sentence(len(group.values) for group in groups)]
 
 
 def legend_label(method: str, tasks: Sequence[Task]) -> str:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder
 from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.utils.files import CSV_LIMIT, read, write
 
 
@@ -71,6 +73,25 @@ def read_records(folder: Path) -> list[EvaluationRecord]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise CorruptFileError(f"{run.evaluations} is damaged, or {CONFIG} is: {reason}") from None
     return records
+
+
+def own_names(configs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """By ``module:NAME``, the own names of the methods of users' modules in these runs. ``configs`` are the runs'.
+
+    A name that another method has, too, is left out.
+    """
+    called = dict.fromkeys((str(own["method"]), str(own.get("method_name") or own["method"])) for own in configs)
+    methods, names = Counter(method for method, _ in called), Counter(name for _, name in called)
+    return {
+        method: name
+        for method, name in called
+        if name != method and methods[method] == names[name] == 1 and name not in METHODS
+    }
+
+
+def renamed(rows: Iterable[EvaluationRecord], names: Mapping[str, str]) -> list[EvaluationRecord]:
+    """The rows with the methods in ``names`` called so."""
+    return [row._replace(method=names.get(row.method, row.method)) for row in rows]
 
 
 def write_table(rows: Iterable[EvaluationRecord], file: Path) -> None:

@@ -14,7 +14,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.names import flatten_options
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, read_table
+from rlhf_bilevel.evaluation.records import EvaluationRecord, own_names, read_records, read_table, renamed
 from rlhf_bilevel.utils.suggest import did_you_mean
 
 TABLE = "results.csv"  # table of a study
@@ -37,9 +37,22 @@ class Source(NamedTuple):
     source: Path  # a run's folder, or a table
     rows: list[EvaluationRecord]
     settings: Mapping[str, Any]  # of a run, except its seed; empty for a table
+    method_name: str = ""  # the own name of a method that is called module:NAME
 
 
-def gather_records(paths: Sequence[Path]) -> tuple[list[EvaluationRecord], list[str]]:
+class Gathered(NamedTuple):
+    """The records of all runs that some paths mean. Methods have their own names where those are unambiguous."""
+
+    rows: list[EvaluationRecord]
+    warnings: list[str]
+    names: dict[str, str]  # own names by module:NAME
+
+    def method(self, name: str | None) -> str | None:
+        """How the method is called in the rows; ``name`` may be module:NAME."""
+        return self.names.get(name or "", name)
+
+
+def gather_records(paths: Sequence[Path]) -> Gathered:
     """Records of all runs that the paths mean, and lines to warn with. UserError if a run occurs twice."""
     sources, warnings = [], []
     for path in paths:
@@ -47,8 +60,12 @@ def gather_records(paths: Sequence[Path]) -> tuple[list[EvaluationRecord], list[
         path_sources, left_out = open_sources(place)
         sources += rename_method(path_sources, name, path) if name else path_sources
         warnings += left_out
+    names = own_names(
+        {"method": row.method, "method_name": source.method_name} for source in sources for row in source.rows
+    )
+    sources = [source._replace(rows=renamed(source.rows, names)) for source in sources]
     check_duplicates(sources)
-    return [row for source in sources for row in source.rows], warnings + difference_warnings(sources)
+    return Gathered([row for source in sources for row in source.rows], warnings + difference_warnings(sources), names)
 
 
 def split_name(path: Path) -> tuple[str, Path]:
@@ -62,7 +79,9 @@ def rename_method(sources: Iterable[Source], name: str, path: Path) -> list[Sour
     methods = list(dict.fromkeys(row.method for source in sources for row in source.rows))
     if len(methods) > 1:
         raise UserError(f"{path}: one name is for runs of one method, and these are of {', '.join(methods)}")
-    return [source._replace(rows=[row._replace(method=name) for row in source.rows]) for source in sources]
+    return [
+        source._replace(rows=renamed(source.rows, dict.fromkeys(methods, name)), method_name="") for source in sources
+    ]
 
 
 def open_sources(path: Path) -> tuple[list[Source], list[str]]:
@@ -99,9 +118,8 @@ def read_run(run: RunFolder) -> Source:
     rows, record = read_records(run.path), run.read_config()
     settings = flatten_options(record.get("settings", {}), str(record.get("method")))
     settings.pop("seed", None)
-    return Source(
-        run.path, rows, settings | {key: record.get(key) for key in ("teacher", "algorithm", "algorithm_settings")}
-    )
+    settings |= {key: record.get(key) for key in ("teacher", "algorithm", "algorithm_settings")}
+    return Source(run.path, rows, settings, str(record.get("method_name") or ""))
 
 
 def check_duplicates(sources: Sequence[Source]) -> None:

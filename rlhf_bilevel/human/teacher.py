@@ -35,6 +35,7 @@ from rlhf_bilevel.human.clips.recorder import ClipRecorder
 from rlhf_bilevel.human.overview import labelling_seconds
 from rlhf_bilevel.human.records import Question, Status
 from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.training.query_session import labels_due, steps_to_session
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
 
@@ -113,9 +114,10 @@ class HumanTeacher:
         doing += f", {speed:.0f} steps a second."
         self._accuracy = fresh_accuracy(run.prefs)
         try:
-            session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
-            needed = self._needed(min(session, c.labels - self._labels_used))
-            self._report(False, *needed, doing, self._seconds_to_session(run, speed))
+            steps = steps_to_session(run)
+            comes = self._labels_used < c.labels and run.step + steps <= c.total_timesteps
+            needed = self._needed(labels_due(run, run.step + steps) if comes else 0)
+            self._report(False, *needed, doing, steps / speed if comes and speed > 0 else None)
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -158,14 +160,6 @@ class HumanTeacher:
         asked, missing = self._label_store.pending()
         spare = math.floor(self._config.teacher_pending_share * (asked + new_queries) + 1e-9) - new_queries
         return max(0, missing - spare), spare
-
-    def _seconds_to_session(self, run: Run, speed: float) -> float | None:
-        """Seconds until training asks again, at ``speed`` steps a second; None if it does not, or does not move."""
-        c, since = self._config, run.step - run.on_policy_since
-        steps = -since if since < 0 else c.num_interact - since % c.num_interact
-        if self._labels_used >= c.labels or run.step + steps > c.total_timesteps or speed <= 0:
-            return None
-        return steps / speed
 
     def _report(
         self, waiting: bool, needed: int, spare: int | None, doing: str, next_session: float | None = None

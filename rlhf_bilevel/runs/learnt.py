@@ -64,6 +64,7 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
     """The contents of a run's config.yaml, except for versions."""
     return {
         "method": spec.method,
+        **({"method_name": parts.method.name} if ":" in spec.method else {}),
         "env": spec.env,
         "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
         "algorithm": spec.algorithm or parts.algorithm_name,

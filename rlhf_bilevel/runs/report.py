@@ -63,9 +63,10 @@ def print_result(out: Path, reference: Path | None) -> None:
     """
     from rlhf_bilevel.evaluation.compare import LAST, final_score, final_score_text
     from rlhf_bilevel.evaluation.plot import draw
-    from rlhf_bilevel.evaluation.records import read_records, read_table
+    from rlhf_bilevel.evaluation.records import own_names, read_records, read_table, renamed
 
-    records = read_records(out) if RunFolder(out).evaluated else []
+    names = own_names([RunFolder(out).read_config()])
+    records = renamed(read_records(out), names) if RunFolder(out).evaluated else []
     agent = [point for point in records if point.is_agent]
     if not agent:
         print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")

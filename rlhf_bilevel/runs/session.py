@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from filelock import FileLock
@@ -225,6 +226,8 @@ def make_progress_bar(run: Run, shown: bool) -> Any:
     stream = sys.stderr  # None if it was closed
     on_screen = stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
     every = 1 if on_screen else LINE_EVERY
+    # Some terminals say that they have no columns and no lines, and tqdm would show nothing there
+    columns, lines = get_terminal_size() if on_screen else (None, None)
     return tqdm(
         total=run.config.total_timesteps,
         initial=run.step,
@@ -232,5 +235,7 @@ def make_progress_bar(run: Run, shown: bool) -> Any:
         mininterval=every,
         maxinterval=10 * every,
         file=stream,
+        ncols=columns,
+        nrows=lines,
         disable=not shown or stream is None,
     )

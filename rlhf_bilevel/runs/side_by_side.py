@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stable_baselines3 import SAC
 
+from rlhf_bilevel.config.fields import MOST_THREADS
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC
 from rlhf_bilevel.learners.off_policy import Together
 from rlhf_bilevel.runs.build import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.run import Run
+
+
+def with_threads(spec: RunSpec, threads: object) -> RunSpec:
+    """The spec with another number of CPU threads. UserError if it is none."""
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads={threads!r:.60}: must be a whole number from 1 to {MOST_THREADS}")
+    return replace(spec, threads=threads)
 
 
 def learner_processes(spec: RunSpec, parts: Parts) -> int:

@@ -33,7 +33,7 @@ from rlhf_bilevel.runs.claim import check_outside, check_vacant, claim_folder
 from rlhf_bilevel.runs.learnt import config_record, write_learnt, write_selection
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.session import NOBODY, Observers, Session
-from rlhf_bilevel.runs.side_by_side import spread_stack, torch_threads
+from rlhf_bilevel.runs.side_by_side import spread_stack, torch_threads, with_threads
 from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, write
 from rlhf_bilevel.utils.json_yaml import to_json
@@ -142,16 +142,20 @@ def resume(
     trust: bool = False,
     checkpoint_every: str = "1m",
     keep_every: int = 0,
+    threads: int | None = None,
     custom: Mapping[str, Any] = {},
 ) -> Session:
     """Continues a run that was cut off, to its end; on one CPU, bit for bit as if it had not been.
 
-    ``trust`` and ``custom`` are as in ``read_folder``. Sets torch's number of threads to what it was. UserError, and
-    nothing changes, if there is nothing to resume, if another process trains the run, and if no checkpoint can be used.
+    ``trust`` and ``custom`` are as in ``read_folder``. ``threads`` are the run's CPU threads from here on; None: as
+    before. Sets torch's number of threads. UserError, and nothing changes, if there is nothing to resume, if another
+    process trains the run, and if no checkpoint can be used.
     """
     spec, parts, record = read_folder(folder, trust, custom)
     spec = replace(spec, device=resolve_device(spec.device), checkpoint_every=checkpoint_every)
     spec = replace(spec, keep_every=parse_keep_every(keep_every))
+    if threads is not None:
+        spec = with_threads(spec, threads)
     config = validate(spec.settings)
     assert spec.out is not None
     if parts.teacher is None:
@@ -169,7 +173,7 @@ def resume(
                     warnings.warn(
                         f"{name} was {version_then} and is {version}: the run may go on differently", stacklevel=2
                     )
-            torch.set_num_threads(record["threads"])
+            torch.set_num_threads(record["threads"] if threads is None else torch_threads(spec, parts))
             session = Session(spec, parts, build(spec, parts, config), lock)
             session.follow(observers)
         finally:

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.evaluation.records import own_names
+from rlhf_bilevel.runs.spec import RunSpec, method_by_name
 from rlhf_bilevel.studies.scheduler import State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
@@ -113,8 +114,11 @@ class ProgressBoard:
         """A row for each run, or one for each method and environment if the terminal has too few lines."""
         groups: dict[str, list[RunSpec]] = {}
         many = len(self._runs) > self._console.height - ROOM
+        names = own_names({"method": run.method, "method_name": method_by_name(run.method).name} for run in self._runs)
         for run in self._runs:
-            groups.setdefault(f"{run.method} {run.env}" if many else run.folder.path.name, []).append(run)
+            groups.setdefault(
+                f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name, []
+            ).append(run)
         table = Table("runs" if many else "run", "state", "steps", "steps/s", "time left", show_footer=True)
         for column, cell in zip(table.columns, ("all", *Totals(self._runs, states, self._paces).cells), strict=True):
             column.footer = cell

@@ -7,10 +7,10 @@ written anew each time, whole and atomically: a reader sees the old table or the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pyarrow
@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import LAST, final_score, final_score_text, measure_of, min_max
-from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, to_csv
+from rlhf_bilevel.evaluation.compare import LAST, final_score, measure_of, min_max, run_sentence
+from rlhf_bilevel.evaluation.records import EvaluationRecord, own_names, read_records, renamed, to_csv
 from rlhf_bilevel.evaluation.statistics import iqm
 from rlhf_bilevel.utils.files import lock, write
 
@@ -36,22 +36,23 @@ SCHEMA = pyarrow.schema(
 def collect(folder: Path) -> list[EvaluationRecord]:
     """Writes the tables of all runs in ``folder`` that have ended, including earlier studies, and returns their rows.
 
-    A run that cannot be read is left out with a warning.
+    A run that cannot be read is left out with a warning. The rows that are returned have the methods' ``own_names``.
     """
     with lock(folder / ".results.lock", timeout=-1):  # of two studies, the later one has more runs
-        rows: list[EvaluationRecord] = []
+        rows, configs = list[EvaluationRecord](), list[Mapping[str, Any]]()
         for out in sorted(folder.iterdir()):
             if not RunFolder(out).ended:
                 continue
             try:
                 rows += read_records(out)
+                configs.append(RunFolder(out).read_config())
             except (UserError, OSError) as error:
                 warnings.warn(f"{out} is left out of {CSV}: {' '.join(str(error).split())}", stacklevel=2)
         write(folder / CSV, to_csv(rows))
         sink = pyarrow.BufferOutputStream()
         parquet.write_table(pyarrow.Table.from_pylist([row._asdict() for row in rows], SCHEMA), sink)
         write(folder / PARQUET, sink.getvalue().to_pybytes())
-    return rows
+    return renamed(rows, own_names(configs))
 
 
 def table(rows: Sequence[EvaluationRecord]) -> str:
@@ -59,10 +60,8 @@ def table(rows: Sequence[EvaluationRecord]) -> str:
     agents = [row for row in rows if row.is_agent]
     if not agents:
         return "No run has ended."
-    lines, ends = (
-        [f"{'method':10} {'environment':32} {'measure':11} {'IQM':>10} {'least':>10} {'most':>10} {'seeds':>6}"],
-        [],
-    )
+    head = f"{'method':10} {'environment':32} {'measure':11} {'IQM':>10} {'worst seed':>10} {'best seed':>10}  seeds"
+    lines, ends = [head], list[tuple[int, int]]()
     for method, env in dict.fromkeys((row.method, row.env) for row in agents):
         measure = measure_of([row for row in agents if row.env == env])
         runs: dict[int, list[EvaluationRecord]] = {}
@@ -75,4 +74,4 @@ def table(rows: Sequence[EvaluationRecord]) -> str:
         lines.append(f"{method:10} {env:32} {measure:11} {shown} {len(values):6}")
         ends += [(len(run), sum(row.episodes for row in run[-LAST:])) for run in runs.values()]
     fewest, episodes = min(count for count, _ in ends), min_max([count for _, count in ends])
-    return "\n".join([*lines, f"A run counts with one number: {final_score_text(fewest, episodes)}, of its agent."])
+    return "\n".join([*lines, run_sentence(fewest, episodes)])

@@ -59,7 +59,7 @@ def work(spec: RunSpec) -> int:
             if out.begun:
                 out.lock().release()
                 check_same_run(spec, all_settings(spec, spec.check_env()))
-                resume(out.path, observers, trust=True, checkpoint_every=spec.checkpoint_every)
+                resume(out.path, observers, trust=True, checkpoint_every=spec.checkpoint_every, threads=spec.threads)
             else:
                 train(spec, observers)
             report.print_result(out.path, None)

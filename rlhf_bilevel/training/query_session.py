@@ -25,20 +25,26 @@ from rlhf_bilevel.types import Metrics, Queries
 DRAWS = 10  # at most so many times candidates are drawn for one session
 
 
-def labels_due(run: Run) -> int:
-    """How many labels to ask for in a session at this step.
+def labels_due(run: Run, step: int | None = None) -> int:
+    """How many labels to ask for in a session at this step, or at a later ``step`` if there is none before it.
 
     Labels that earlier sessions did not get, because there was no new pair to ask about, are asked for in addition.
     """
-    c = run.config
+    c, at = run.config, run.step if step is None else step
     left = c.training_labels - len(run.prefs)
     if c.initial_labels and not run.learnt:
         return min(left, c.initial_labels)
     # How many steps are left at this session and at each later one
-    steps_left = [c.total_timesteps - step for step in range(run.step, c.total_timesteps + 1, c.num_interact)]
+    steps_left = [c.total_timesteps - step for step in range(at, c.total_timesteps + 1, c.num_interact)]
     if c.label_schedule == "constant":
         return min(left, max(c.queries_per_session, math.ceil((c.training_labels - len(run.asked)) / len(steps_left))))
     return round(left * steps_left[0] / sum(steps_left)) if len(steps_left) > 1 else left
+
+
+def steps_to_session(run: Run) -> int:
+    """Environment steps until the next moment of a session, at which labels may be due: at least 1."""
+    since = run.step - run.on_policy_since
+    return -since if since < 0 else run.config.num_interact - since % run.config.num_interact
 
 
 def query_session(run: Run, count: int) -> tuple[int, Metrics]:

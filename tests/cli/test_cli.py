@@ -667,7 +667,9 @@ def test_a_killed_run_is_resumed_and_tells_its_end(capsys: pytest.CaptureFixture
     assert child(interrupted) == 9
     assert "resume" in fails(capsys, "evaluate", str(tmp_path / "run"))
     main(["resume", str(tmp_path / "run")])
-    assert capsys.readouterr().out == told.replace("whole", "run")
+    resumed = capsys.readouterr()
+    assert resumed.out == told.replace("whole", "run")
+    assert " 650/700 " in resumed.err and " 700/700 " in resumed.err  # a progress bar, as of train
     assert "nothing to resume" in fails(capsys, "resume", str(tmp_path / "run"))
 
 

@@ -81,7 +81,7 @@ def test_arguments_reach_the_environment_and_are_a_part_of_the_run(tmp_path: Pat
         Agent.load(outs[1])  # text could name a file
     with pytest.raises(UserError, match=r"env_kwargs=.*: a fork keeps the env_kwargs of its run"):
         Agent.fork(outs[1], trust=True, env_kwargs={"target": 3})
-    _, told = gather_records([Path(f"{out.name}={out}") for out in outs])
+    _, told, _ = gather_records([Path(f"{out.name}={out}") for out in outs])
     assert any("differ in env_kwargs" in line and "not learn on the same environment" in line for line in told)
 
 

@@ -137,7 +137,7 @@ def test_names() -> None:
     assert resolve("Pendulum-v1") == resolve("gymnasium:Pendulum-v1").removeprefix("gymnasium:") == "Pendulum-v1"
     for domain, task in ALL_TASKS:
         canonical = f"dm_control/{domain}-{task}-v0"
-        assert resolve(f"{domain}_{task}") == resolve(canonical) == canonical
+        assert resolve(f"{domain}_{task}") == resolve(f"{domain}-{task}-v0") == resolve(canonical) == canonical
     for task in ALL_V3_ENVIRONMENTS:
         canonical = f"Meta-World/{task}"
         assert resolve(task) == resolve(f"metaworld_{task}") == resolve(canonical) == canonical

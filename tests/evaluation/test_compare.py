@@ -175,9 +175,11 @@ def test_the_command_prints_the_table_warns_and_refuses(
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
-    assert "mean of the last 3 evaluations, 15 episodes, of its agent" in lines[4]
-    # its runs have passed what is known
-    assert lines[5:] == ["Pendulum-v1: bounds not known: intervals may pass them."]
+    assert lines[4:] == [
+        "Each run counts with the mean of its agent's last 3 evaluations (15 episodes), at steps that all runs share.",
+        "An interval over 3 seeds says almost nothing: 10 seeds are enough.",
+        "Pendulum-v1: bounds not known: intervals may pass them.",  # its runs have passed what is known
+    ]
     assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in captured.err
     assert "warning: no lines over all environments: Pendulum-v1" in captured.err and captured.err.count("\n") == 2
     main(["compare", "a.csv", "--baseline", "surf", "--json"])
@@ -216,9 +218,8 @@ def test_at_equal_minutes_each_run_ends_before_it_uses_more() -> None:
     assert [(line.method, line.steps, line.labels, line.evaluations, line.minutes) for line in lines] == [
         ("quick", 400, 40, 2, 4.5), ("slow", 400, 20, 2, 4.5)
     ]  # fmt: skip
-    assert "mean of the last 2 evaluations, 10 episodes, of its agent, before it used more than 4.5 labelling" in table(
-        lines
-    )
+    told = "the mean of its agent's last 2 evaluations (10 episodes), before it used more than 4.5 labelling minutes."
+    assert told in table(lines)
     assert not minutes_warnings([task], 4.1)
     (told,) = minutes_warnings([task], 8.0)
     assert told.endswith("fewer than 8 labelling minutes: quick 4 to 4, slow 4 to 4")
@@ -266,11 +267,14 @@ def test_compare_at_minutes_on_the_command_line(
 PENDULUM = "Pendulum-v1"
 
 
-def written(out: Path, rows: list[EvaluationRecord], ended: bool = True, **settings: Any) -> Path:
+def written(
+    out: Path, rows: list[EvaluationRecord], ended: bool = True, method_name: str | None = None, **settings: Any
+) -> Path:
     """A run's folder as its end leaves it, with all that is read of it here. Each evaluation is one episode."""
     first = rows[0]
     out.mkdir(parents=True)
     told = {"method": first.method, "env": first.env, "commit": "abc", "settings": {"seed": first.seed} | settings}
+    told |= {} if method_name is None else {"method_name": method_name}
     (out / "config.yaml").write_text(yaml.safe_dump(told))
     lines = [f"{row.step},{row.labels},{row.learner},{int(row.is_agent)},0,{row.true_return}," for row in rows]
     header = "step,labels,learner,is_agent,episode,true_return,success"
@@ -305,10 +309,11 @@ def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, c
 
     swept = results.table(results.collect(tmp_path)).splitlines()
     assert [line.split()[3] for line in swept[1:3]] == ["500.0", "400.0"]
-    assert "mean of the last 3 evaluations, 3 episodes" in swept[3]
+    counted = "Each run counts with the mean of its agent's last 3 evaluations (3 episodes)"
+    assert counted in swept[3]
     out, _ = said(capsys, "compare", tmp_path / "pebble", tmp_path / "surf")
     assert "500 (one seed" in out[1] and "400 (one seed" in out[2]
-    assert "mean of the last 3 evaluations, 3 episodes" in out[3]
+    assert counted in out[3]
     assert final_score([1, 2, 3, 4]) == 3 and final_score([5, 7]) == 6
 
 
@@ -338,9 +343,10 @@ def test_train_says_success_where_the_environment_knows_it_and_nothing_where_no_
 def test_a_sweeps_table_is_by_what_compare_goes_by_and_says_when_runs_have_fewer_evaluations() -> None:
     door = runs("pebble", DOOR, lambda seed, _: 0.1 * seed, seeds=4, success=True)
     lines = results.table(door + one("surf", steps=(100, 200))).splitlines()
+    assert "IQM worst seed  best seed" in lines[0] and "least" not in lines[0]  # no interval
     assert lines[1].split() == ["pebble", DOOR, "success", "0.15", "0.00", "0.30", "4"]
     assert lines[2].split() == ["surf", WALKER, "true_return", "150.0", "150.0", "150.0", "1"]
-    assert "mean of the last 2 evaluations, 10 to 15 episodes" in lines[3]
+    assert lines[3] == "Each run counts with the mean of its agent's last 2 evaluations (10 to 15 episodes)."
     (mean,) = rows_by_task(group_by_task(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4), together=True), None)
     swept = results.table(runs("pebble", DOOR, lambda seed, _: seed**2, seeds=4)).splitlines()[1]
     assert mean.iqm == pytest.approx(2.5) == float(swept.split()[3])  # IQM in both
@@ -416,7 +422,12 @@ def test_a_folder_of_runs_stands_for_those_that_have_ended(tmp_path: Path, capsy
         f"warning: {tmp_path}/sweep: left out 1 of 6 runs, never evaluated: pebble-3",
     ]
     figure = tmp_path / "figure.svg"
-    assert said(capsys, "plot", tmp_path / "sweep", "--out", figure)[0] == [str(figure)] and figure.is_file()
+    assert said(capsys, "plot", tmp_path / "sweep", "--out", figure)[0] == [
+        str(figure),
+        "Each point is the IQM over seeds of one evaluation, and the band its 95 % interval.",
+        "An interval over 2 seeds says almost nothing: 10 seeds are enough.",
+    ]
+    assert figure.is_file()
 
     with pytest.warns(UserWarning, match=r"pebble-3 is left out of results.csv"):
         results.collect(tmp_path / "sweep")
@@ -459,6 +470,49 @@ def test_a_name_tells_runs_of_one_method_apart(tmp_path: Path, capsys: pytest.Ca
     written(tmp_path / "small/surf", one("surf"))
     assert "these are of pebble, surf" in fails(capsys, "compare", f"64={tmp_path}/small")
     assert "neither a run's folder" in fails(capsys, "compare", f"64={tmp_path}/none")
+
+
+def test_a_method_of_the_users_own_is_called_by_its_own_name_where_no_other_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tempered, named = tmp_path / "tempered", "mine:METHOD"
+    for seed in range(2):
+        written(tempered / str(seed), one(named, seed), method_name="tempered")
+        written(tmp_path / f"pebble/{seed}", one("pebble", seed))
+    print_result(tempered / "0", None)
+    assert capsys.readouterr().out.startswith("tempered reached a true return of 300 ")
+    assert results.table(results.collect(tempered)).splitlines()[1].startswith("tempered ")
+    assert "mine:METHOD" in (tempered / "results.csv").read_text()  # the table keeps what tells methods apart
+    for baseline in ("tempered", named):
+        out, _ = said(capsys, "compare", tempered, tmp_path / "pebble", "--baseline", baseline)
+        assert "P(better than tempered)" in out[0]
+        assert [line.split()[0] for line in out[1:3]] == ["tempered", "pebble"]
+    figure = tmp_path / "x.svg"
+    said(capsys, "plot", tempered, tmp_path / "pebble", "--kind", "improvement", "--baseline", named, "--out", figure)
+    assert "tempered (20 labels, 2 seeds)" in figure.read_text() and "mine" not in figure.read_text()
+
+    written(tmp_path / "other", one("theirs:METHOD"), method_name="tempered")
+    written(tmp_path / "like ours", one("mine:LIKE_OURS"), method_name="pebble")
+    out, _ = said(capsys, "compare", tempered, tmp_path / "other", tmp_path / "pebble", tmp_path / "like ours")
+    assert [line.split()[0] for line in out[1:5]] == [named, "theirs:METHOD", "pebble", "mine:LIKE_OURS"]
+    out, _ = said(capsys, "compare", f"my pebble={tmp_path / 'like ours'}", tempered)
+    assert [line.split("  ")[0] for line in out[1:3]] == ["my pebble", "tempered"]
+
+
+def test_few_seeds_are_told_but_neither_one_nor_many(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def told(*counts: int) -> list[str]:
+        methods = ("pebble", "surf", "sac")
+        rows = [row for method, seeds in zip(methods, counts, strict=False) for row in runs(method, seeds=seeds)]
+        return [line for line in table(rows_by_task(group_by_task(rows, True), None)).splitlines() if "nothing" in line]
+
+    assert told(1, 4, 10) == []
+    assert told(2, 4, 3) == ["An interval over 2 or 3 seeds says almost nothing: 10 seeds are enough."]
+    write_table(runs("pebble", seeds=2) + runs("surf", seeds=5), tmp_path / "a.csv")
+    out, _ = said(capsys, "plot", tmp_path / "a.csv", "--kind", "profile", "--out", tmp_path / "x.svg")
+    assert out[1:] == [
+        "Each run counts with the mean of its agent's last 3 evaluations (15 episodes).",
+        "An interval over 2 seeds says almost nothing: 10 seeds are enough.",
+    ]
 
 
 def test_runs_on_another_environment_than_its_name_says_or_with_another_teacher_are_told(

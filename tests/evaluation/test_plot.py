@@ -161,6 +161,20 @@ def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Pa
                 assert box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, name.get_text()
 
 
+def test_a_legend_hides_nothing_however_many_methods_there_are(tmp_path: Path) -> None:
+    rows = [row._replace(method=f"{row.method}-{copy}") for row in ROWS for copy in range(6) if row.method != "sac"]
+    rows += [row for row in ROWS if row.method == "sac"]
+    for together, draws in ((False, plot.draw_curves), (True, plot.draw_efficiency), (True, plot.draw_profiles)):
+        figure = Figure(layout="constrained")
+        draws(figure, group_by_task(rows, together=together))
+        plot.save_figure(figure, tmp_path / "figure.png")
+        for axis in figure.axes:
+            box, axes_box = axis.get_legend().get_window_extent(), axis.get_window_extent()
+            assert len(legend(axis)) == 13 and box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.width
+            assert box.y1 <= axis.xaxis.label.get_window_extent().y0 + 1 < axes_box.y0
+            assert axes_box.height > 1.5 * figure.dpi  # inches
+
+
 def test_curves_against_minutes_show_the_newest_evaluation_as_far_as_all_runs_have_come() -> None:
     rates = {0: 1.0, 1: 2.0}  # minutes in 100 steps, of each seed
     rows = [

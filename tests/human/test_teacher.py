@@ -44,6 +44,7 @@ from rlhf_bilevel.human.teacher import HumanTeacher
 from rlhf_bilevel.runs import build, selection
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
+from rlhf_bilevel.training.query_session import labels_due
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import small_config
 from tests.data.test_label_log import queries
@@ -408,15 +409,28 @@ def test_the_accuracy_on_fresh_labels_counts_what_a_reward_model_predicted() -> 
     assert teacher.fresh_accuracy(prefs) == (0.75, 4)
 
 
-def test_training_tells_when_it_asks_again(begun: Path) -> None:
-    with entered(begun) as people:
-        c = people._config
-        for step, since, expected in ((0, 0, c.num_interact), (3, 0, c.num_interact - 3), (3, 10, 7)):
-            run: Any = SimpleNamespace(step=step, on_policy_since=since)
-            assert people._seconds_to_session(run, 2.0) == expected / 2
-        assert people._seconds_to_session(run, 0.0) is None
-        run.step, run.on_policy_since = c.total_timesteps - 1, 0
-        assert people._seconds_to_session(run, 2.0) == (None if c.total_timesteps % c.num_interact else 0.5)
+def test_training_tells_when_it_asks_again_and_how_much(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with entered(begun) as people, LabelStore.of(begun) as label_store:
+        c, now = people._config, [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        run: Any = SimpleNamespace(config=c, prefs=PreferenceBuffer(), learnt=True, asked=[])
+        last = c.total_timesteps - c.total_timesteps % c.num_interact
+        for step, since, ahead in ((3, 0, c.num_interact - 3), (3, 10, 7), (last - 1, 0, 1), (last, 0, None)):
+            run.step, run.on_policy_since = step, since
+            now[0] += 100
+            people._last_report = now[0] - 2.0, step - 4  # two steps a second
+            people.beat(run)
+            told = label_store.status()
+            assert told and told.next_session == (None if ahead is None else ahead / 2)
+            run.step += ahead or 0
+            due = 0 if ahead is None else labels_due(run)  # more than usual, as earlier sessions got none
+            assert told.spare == math.floor(c.teacher_pending_share * due + 1e-9) - due
+        run.step = 3
+        now[0] += 100
+        people._last_report = now[0] - 2.0, 3  # it does not move
+        people.beat(run)
+        told = label_store.status()
+        assert told and told.next_session is None
 
 
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:

@@ -97,8 +97,10 @@ def test_two_cores_find_what_one_finds_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [120, 213])
-def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "threads"), [(120, None), (213, None), (120, 1), (120, 3)])
+def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit_on_as_many_or_others(
+    tmp_path: Path, step: int, threads: int | None
+) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     start.train(spec(whole, 1))
     begun = loop.train
@@ -114,7 +116,8 @@ def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, 
         start.train(spec(folder, 2))
 
     assert child(killed) == signal.SIGKILL
-    start.resume(folder)
+    resumed = start.resume(folder, threads=threads)
+    assert resumed.spec.threads == (threads or 2)
     assert found(folder) == found(whole)
 
 

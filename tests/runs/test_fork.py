@@ -13,6 +13,7 @@ import torch
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
+from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.utils.files import sha256
@@ -57,6 +58,17 @@ def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, who
     assert state(forked) == whole[1]
     assert snapshot(whole[0]) == before
     equal(tmp_path / "fork", whole[0])
+
+
+def test_a_fork_and_a_resume_take_another_number_of_threads(tmp_path: Path, whole: tuple[Path, str]) -> None:
+    with pytest.raises(UserError, match=r"^threads=0: must be a whole number from 1 to 1024$"):
+        Agent.fork(whole[0], threads=0)
+    with pytest.raises(UserError, match=r"^threads='2': must be"):
+        Agent.resume(whole[0], threads="2")  # type: ignore[arg-type]
+    out = tmp_path / "fork"
+    main(["fork", str(whole[0]), "--at", "250", "--out", str(out), "--threads", "3", "--trust"])
+    assert (RunFolder(out).read_config()["cores"], torch.get_num_threads()) == (3, 1)  # one each: two learners, and one
+    equal(out, whole[0])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.runs.logger import CSVWriter, Log
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
+from rlhf_bilevel.runs.session import make_progress_bar
 from rlhf_bilevel.studies.batched_seeds import learn_together
-from tests.conftest import SMALL, Steer
+from tests.conftest import SMALL, Steer, build
 from tests.support.faults import child, same_run
 
 STEPS = 120
@@ -284,6 +285,17 @@ def test_a_progress_bar_writes_a_line_a_minute_where_nobody_watches(
         agent().learn(STEPS, callback=Slow(), progress_bar=True)
     told = [line for line in (tmp_path / "log").read_text().replace("\r", "\n").split("\n") if line.strip()]
     assert 3 <= len(told) <= 7 and f"{STEPS}/{STEPS}" in told[-1]  # of 240 seconds; one at each end
+
+
+def test_a_progress_bar_is_seen_on_a_terminal_that_does_not_tell_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    other, terminal = os.openpty()  # of no columns and no lines
+    with os.fdopen(terminal, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with closing(make_progress_bar(build("pebble"), shown=True)) as bar:
+            bar.update(300)
+        shown = os.read(other, 10_000).decode()
+    os.close(other)
+    assert "0/300 " in shown
 
 
 PROGRAM = """
