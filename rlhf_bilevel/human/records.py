@@ -154,6 +154,7 @@ class Status:
     next_session: float | None = None  # seconds until it asks again, at its present speed; None if not known, or never
     fresh_accuracy: float | None = None  # share of the newest labels that the reward model predicted; None before
     fresh_labels: int = 0  # the number of labels of which that is a share
+    stopped: bool = False  # whether training has ended or was stopped: this is its last report
 
 
 def first_better(choice: str, left_is_first: bool) -> float:

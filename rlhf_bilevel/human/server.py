@@ -46,7 +46,8 @@ SESSION_DAYS = 30
 SEE_ALL = (EXPERT, OWNER)  # who sees what other people did
 NOTES = 50  # that the overview lists
 HISTORY = 50  # choices that the page lists
-SILENT_SECONDS = 15.0  # without a report, after which training counts as not running
+SILENT_SECONDS = 5.0  # without a report, after which nobody can say what training does: it reports once a second
+AWAY_SECONDS = 60.0  # without a report, after which training counts as not running
 LATEST_TIME = 4102444800.0  # the year 2100, in seconds since 1970: a browser's clock that says more is wrong
 CONTENT_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
@@ -175,12 +176,18 @@ def create_app(
         return content | {"flags": flags + content["flags"]}
 
     def training_state() -> str:
-        """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
+        """Training is ``on``, ``waiting`` for answers, ``ended``, ``away`` if it is not running, or ``silent``.
+
+        A long evaluation or update of the reward is silent, and so is training that was killed.
+        """
         if ended():
             return "ended"
         status = store.status()
-        if status is None or clock() - status.updated_at > SILENT_SECONDS:
+        silence = clock() - status.updated_at if status else 0.0
+        if status is None or status.stopped or silence > AWAY_SECONDS:
             return "away"
+        if silence > SILENT_SECONDS:
+            return "silent"
         return "waiting" if status.waiting else "on"
 
     Me = Annotated[Any, Depends(signed_in)]

@@ -79,7 +79,7 @@ class HumanTeacher:
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         stopped = f"Training has stopped. {self.resume} continues it."
         with suppress(*DATABASE_ERRORS):
-            self._report(False, 0, None, stopped if kind else "Training has come to its end.")
+            self._report(False, 0, None, stopped if kind else "Training has come to its end.", stopped=True)
         self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
@@ -168,7 +168,13 @@ class HumanTeacher:
         return steps / speed
 
     def _report(
-        self, waiting: bool, needed: int, spare: int | None, doing: str, next_session: float | None = None
+        self,
+        waiting: bool,
+        needed: int,
+        spare: int | None,
+        doing: str,
+        next_session: float | None = None,
+        stopped: bool = False,
     ) -> None:
         """Stores a ``Status`` with these fields."""
         c, (accuracy, count) = self._config, self._accuracy
@@ -185,6 +191,7 @@ class HumanTeacher:
                 next_session=next_session,
                 fresh_accuracy=accuracy,
                 fresh_labels=count,
+                stopped=stopped,
             )
         )
 

@@ -380,7 +380,33 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
         expect(page.locator("#said")).to_have_text("A new pair.")
 
 
+@pytest.mark.slow
+def test_without_a_connection_the_page_says_so_in_place_of_what_training_does(tmp_path: Path, visit: Visit) -> None:
+    lost = "No connection: the server of this page has stopped, or the network is gone."
+    with served(tmp_path, 1) as server:
+        server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
+        page = visit.open(server.link())
+        training, doing = page.locator("#training"), page.locator("#doing")
+        expect(training).to_have_attribute("data-state", "on")
+        page.route("**/api/**", lambda route: route.abort())
+        expect(training).to_have_attribute("data-state", "unknown")
+        expect(doing).to_have_text(lost)
+        page.keyboard.press("ArrowLeft")  # which counts one answer more
+        expect(page.locator("#pause-heading")).to_have_text("No connection")
+        expect(doing).to_have_text(lost)
+        page.unroute("**/api/**")
+        expect(training).to_have_attribute("data-state", "on")
+        expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        page.route("**/api/**", lambda route: route.abort())
+        expect(page.locator("#pause-heading")).to_have_text("No connection")
+        page.unroute("**/api/**")
+
+
 TRAINING = {
+    "silent": (
+        "Training has not reported for some seconds (step 5 of 9). It is busy, or it was stopped.",
+        {},
+    ),
     "on": ("Training goes on, step 5 of 9: it learns. 2 more answers until the reward is updated.", {"needed": 2}),
     "waiting": ("Training waits for 1 more answer (step 5 of 9).", {"needed": 1}),
     "away": ("Training is not running. Answers are kept for it.", {}),
@@ -396,6 +422,7 @@ OPEN = {
 ANSWERED = {
     "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
     "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
+    "silent": "All pairs that were asked are answered. If training is only busy, it asks again later.",
     "away": "All pairs that were asked are answered. Training is not running: "
     "the next pair comes up here by itself once it runs again.",
     "unheard": "Training has not begun to ask. The first pair comes up here by itself once it does.",
@@ -556,6 +583,7 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("body[data-state=gone]")
     expect(page.locator("#pause-heading")).to_have_text("You are signed out here")
+    expect(page.locator("#training")).to_have_attribute("data-state", "unknown")
     expect(page.locator("#pause-text")).to_contain_text("Answers that are not sent yet are kept")
     expect(page.locator("#undo")).to_be_hidden()
     other = visit.context.new_page()

@@ -240,11 +240,21 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
         )
         assert (told["training"]["state"], told["training"]["step"], told["training"]["labels"]) == ("waiting", 50, 7)
         store.set_status(Status(60, 100, 8, 20, False, 2, "it trains"))
-        assert browser.get("/api/status").json()["training"]["state"] == "on"
-        now[0] += 60
-        assert browser.get("/api/status").json()["training"]["state"] == "away"
+
+        def state() -> str:
+            return browser.get("/api/status").json()["training"]["state"]
+
+        seen = [state()]
+        for seconds in (5, 1, 54, 1):
+            now[0] += seconds
+            seen.append(state())
+        assert seen == ["on", "on", "silent", "silent", "away"]
+        store.set_status(Status(60, 100, 8, 20, False, 2, "it trains"))
+        assert state() == "on"
+        store.set_status(Status(60, 100, 8, 20, False, 0, "Training has stopped.", stopped=True))
+        assert state() == "away"  # at once
         ended[0] = True
-        assert browser.get("/api/status").json()["training"]["state"] == "ended"
+        assert state() == "ended"
 
 
 def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,7 +394,7 @@ def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt), people:
             people(queries(6))
         stopped = label_store.status()
-        assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+        assert stopped and stopped.stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
 
 
 def test_the_accuracy_on_fresh_labels_counts_what_a_reward_model_predicted() -> None:

@@ -7,7 +7,7 @@
  * @typedef {{key: string, query_id: string, choice: Choice, note: string, answered_at: number, can_change: boolean}} Past an answer of before
  *
  * @typedef {object} Training
- * @property {"on" | "waiting" | "ended" | "away"} state
+ * @property {"on" | "waiting" | "silent" | "ended" | "away"} state silent: it reports nothing, and nobody knows why
  * @property {number} [step] this and what follows is missing before training has begun
  * @property {number} [steps]
  * @property {number} [labels] that it has used

@@ -6,12 +6,13 @@ import { element, once, sleep } from "./dom.js";
 import { listen } from "./keys.js";
 import { outbox } from "./outbox.js";
 import { player } from "./player.js";
-import { number, rest, sentence, some } from "./wording.js";
+import { NO_CONNECTION, NO_SESSION, number, rest, sentence, some } from "./wording.js";
 
 /**
  * @typedef {import("./api.js").Pair} Pair
  * @typedef {import("./api.js").Choice} Choice
  * @typedef {import("./api.js").Status} Status
+ * @typedef {import("./api.js").Training} Training
  */
 
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
@@ -34,6 +35,7 @@ const notes = new Map(); // by query
 /** @type {Status | null} */
 let status = null;
 let changes = 0; // of what the status counts, made here: a status that was asked for before one is out of date
+let heard = ""; // the last state of training that was known
 let shownAt = 0; // seconds since 1970
 let undoing = false;
 let noted = ""; // the query whose note is being written
@@ -306,6 +308,7 @@ function tellRest() {
 /** Nothing is lost, but only a reload or a new link helps. */
 function leave() {
   const unsent = outbox.waiting().length ? " Answers that are not sent yet are kept in this browser, and sent once you are back." : "";
+  tellTraining("unknown", [NO_SESSION]);
   pause("gone", "You are signed out here", `Your session has ended, or somebody else’s link was opened in this browser. Open the link that rlhf-bilevel label prints for you, then reload this page.${unsent}`);
 }
 
@@ -329,11 +332,16 @@ function tell(status) {
   bar.hidden = !wanted;
   bar.max = wanted || 1;
   bar.value = labels;
-  const parts = sentence(status);
-  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part]));
-  const before = byId("training").dataset.state;
-  byId("training").dataset.state = training.state;
-  if (before !== training.state && before !== "unknown") byId("said").textContent = parts.join("");
+  if (connection.isThere) tellTraining(training.state, sentence(status));
+}
+
+/** What training does, as far as that is known. @param {Training["state"] | "unknown"} state @param {string[]} parts */
+function tellTraining(state, parts) {
+  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part] ?? ""));
+  byId("training").dataset.state = state;
+  if (state === "unknown" || state === "silent" || state === heard) return;
+  if (heard) byId("said").textContent = parts.join("");
+  heard = state;
 }
 
 /** One answer more or less, before the server says so. @param {number} difference */
@@ -352,7 +360,9 @@ async function poll() {
     try {
       const unsent = outbox.waiting().length, before = changes;
       const latest = await getStatus();
-      if (!unsent && before === changes) tell((status = latest)); // else it may be of before the last answers
+      if (!unsent && before === changes) status = latest; // else it may be of before the last answers
+      else if (status) status.training = latest.training;
+      if (status) tell(status);
       outbox.send();
       if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
       if (!pairs.length || !player.isShown) await refill();
@@ -388,8 +398,13 @@ function welcome() {
 }
 
 connection.changed = () => {
-  if (connection.isThere) notice("The connection is back.");
-  else notice("No connection. Answers are kept here and sent when it is back.", true);
+  if (connection.isThere) {
+    notice("The connection is back.");
+    return pollNow();
+  }
+  tellTraining("unknown", [NO_CONNECTION]);
+  if (!pairs.length) tellRest();
+  notice("No connection. Answers are kept here and sent when it is back.", true);
 };
 connection.signedOut = leave;
 outbox.changed = ready;

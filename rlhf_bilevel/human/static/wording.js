@@ -28,6 +28,8 @@ export function sentence({ training, needed, open }) {
   switch (state) {
     case "ended":
       return [`Training has ended${at && `, ${at}`}.`, "", open ? " More answers are kept, but it does not use them." : ""];
+    case "silent":
+      return [`Training has not reported for some seconds (${at}). It is busy, or it was stopped.`, "", ""];
     case "away":
       return [at ? "Training is not running. Answers are kept for it." : "Training has not begun yet.", "", ""];
     case "waiting":
@@ -40,10 +42,15 @@ export function sentence({ training, needed, open }) {
   }
 }
 
+/** In place of what training does. */
+export const NO_CONNECTION = "No connection: the server of this page has stopped, or the network is gone.";
+export const NO_SESSION = "What training does is shown to those who are signed in.";
+
 /** Where every pair that was asked is answered. */
 const NOTHING = {
   on: "All pairs that were asked are answered. Training goes on, and asks again later.",
   waiting: "All pairs that were asked are answered. Training goes on in a moment.",
+  silent: "All pairs that were asked are answered. If training is only busy, it asks again later.",
   away: "All pairs that were asked are answered. Training is not running: the next pair comes up here by itself once it runs again.",
   unheard: "Training has not begun to ask. The first pair comes up here by itself once it does.",
 };
