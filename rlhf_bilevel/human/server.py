@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
-from rlhf_bilevel.human.overview import Returns, labelling_seconds, speeds, when_next_pairs
+from rlhf_bilevel.human.overview import Returns, labelling_seconds, seconds_to_next_pairs, speeds, when_next_pairs
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
@@ -170,6 +170,7 @@ def create_app(
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
         content = report(store).model_dump()
+        content["alone"] = len(content["labellers"]) < 2
         if me.role not in SEE_ALL:
             content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
         flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
@@ -284,10 +285,10 @@ def create_app(
 
     @app.post("/api/undo")
     def undo(me: Me, sent: Undo) -> dict[str, str]:
-        query = store.undo(me, sent.key)
-        if query is None:
+        undone = store.undo(me, sent.key)
+        if undone is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
-        return {"query": query}
+        return {"query": undone.query_id, "note": undone.note}
 
     @app.get("/api/history")
     def history(me: Me) -> dict[str, Any]:
@@ -301,7 +302,8 @@ def create_app(
     @app.get("/api/status")
     def status(me: Me) -> dict[str, Any]:
         training, state = store.status(), training_state()
-        return store.progress(me)._asdict() | {"training": {"state": state} | (asdict(training) if training else {})}
+        told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
+        return store.progress(me)._asdict() | {"training": {"state": state} | told}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:
         data = find(name) if name.isprintable() else None  # PostgreSQL refuses some names that are not printable

@@ -57,8 +57,8 @@ class HumanTeacher:
         self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
         self._config, self._buffer, self._folder = config, buffer, folder
         self._stored_scenes, self._announced = set[str](), False
-        self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
-        self._labels_used = 0
+        self._next_report, self._last_report = 0.0, (0.0, 0)  # the last: its time and step
+        self._labels_used = self._recorded = self._again = 0  # see Status; recorded: labels of earlier sessions
         self._accuracy: tuple[float | None, int] = None, 0  # see fresh_accuracy
         self.seconds = 0.0
 
@@ -74,6 +74,8 @@ class HumanTeacher:
             "votes": c.teacher_votes,
         }
         self._label_store.set_run_info(info)
+        self._recorded = self._label_store.labels_used(count_sessions(RunFolder(self._folder).labels))
+        self._last_report = time.monotonic(), self._buffer.size
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
@@ -88,7 +90,7 @@ class HumanTeacher:
         ``seconds`` is then what all people have spent on pairs since the session before, whatever they decided.
         """
         store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
-        self._labels_used = self._retry(lambda: store.labels_used(session))
+        self._labels_used, self._again = self._retry(lambda: store.labels_used(session)), 0
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)
         self._wait()
@@ -104,6 +106,7 @@ class HumanTeacher:
             return
         (before, step), self._last_report = self._last_report, (now, run.step)
         self._next_report, self._labels_used = now + INTERVAL, len(run.prefs)
+        self._again = max(0, self._recorded - self._labels_used)
         doing = (
             f"The agent tries what {self._labels_used} labels tell it"
             if run.learnt
@@ -115,7 +118,10 @@ class HumanTeacher:
         try:
             session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
             needed = self._needed(min(session, c.labels - self._labels_used))
-            self._report(False, *needed, doing, self._seconds_to_session(run, speed))
+            next_session = self._seconds_to_session(run, speed)
+            if self._again:  # the next session has its answers
+                needed, next_session = (0, None), None
+            self._report(False, *needed, doing, next_session)
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -191,6 +197,7 @@ class HumanTeacher:
                 next_session=next_session,
                 fresh_accuracy=accuracy,
                 fresh_labels=count,
+                again=self._again,
                 stopped=stopped,
             )
         )
