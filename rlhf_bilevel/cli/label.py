@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import socket
 import sys
 import time
@@ -162,12 +163,20 @@ def is_run(folder: Path) -> bool:
     if RunFolder(folder).begun:
         return True
     if not folder.parent.is_dir():
-        raise UserError(f"{folder}: there is no folder {folder.parent}{near(folder)}")
+        raise UserError(
+            f"{folder}: there is no run, and no folder {folder.parent}; start it first: {begin(folder)}{near(folder)}"
+        )
     if RunFolder(folder).vacant:
         return False
     if RunFolder(folder).begun:  # it was started between the two checks
         return True
     raise UserError(f"{folder} is not a run's folder: it has no {CONFIG}{near(folder)}")
+
+
+def begin(folder: Path) -> str:
+    """The command that begins a run in ``folder``; what the user chooses is in capitals."""
+    options = "--env ENV --steps STEPS --labels LABELS --teacher human"
+    return f"rlhf-bilevel train METHOD {options} --out {shlex.quote(str(folder))}"
 
 
 def near(folder: Path) -> str:
@@ -181,8 +190,8 @@ def near(folder: Path) -> str:
 def wait(folder: Path) -> None:
     """Waits until a run has begun in ``folder``. UserError if something else appears there."""
     print(
-        f"waiting for {folder} to be made by: rlhf-bilevel train ... --teacher human --out {folder} (Ctrl-C ends)"
-        f"{near(folder)}",
+        f"{folder}: there is no run yet; start it in another terminal, and the page begins (Ctrl-C ends the wait): "
+        f"{begin(folder)}{near(folder)}",
         file=sys.stderr,
         flush=True,
     )

@@ -106,7 +106,7 @@ def report(store: LabelStore) -> Report:
     if agreement and agreement.queries >= MIN_COUNT and agreement.high < MIN_ALPHA:
         flags.append(
             f"people agree little: Krippendorff's alpha is {agreement.alpha:.2f} "
-            f"({agreement.low:.2f} to {agreement.high:.2f}); below {MIN_ALPHA:.2f}, draw no conclusions"
+            f"({agreement.low:.2f} to {agreement.high:.2f}); below {MIN_ALPHA:.2f}, answers differ too much to rely on"
         )
     return Report(
         labellers=labellers,

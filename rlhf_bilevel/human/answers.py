@@ -110,12 +110,21 @@ def undoable(c: Connection, labeller: int, key: str | None = None, lock: bool = 
 def history(c: Connection, labeller: int, limit: int) -> list[Past]:
     """See ``LabelStore.history``."""
     unused = or_(choices.c.purpose != LABEL, queries.c.consumed_session.is_(None))
-    columns: list[Any] = [*choices.c["key", "query", "choice", "note", "answered_at"], unused]
+    columns: list[Any] = [*choices.c["key", "query", "choice", "left_is_first", "note", "answered_at"], unused]
+    columns += queries.c["first_clip", "second_clip"]
     rows = select(*columns).join(queries).where(choices.c.labeller == labeller, LIVE)
     newest = c.execute(rows.order_by(choices.c.id.desc()).limit(limit))
     return [
-        Past(key, query, choice, note or "", answered_at, bool(can_change))
-        for key, query, choice, note, answered_at, can_change in newest
+        Past(
+            key,
+            query,
+            choice,
+            *((one, two) if left_is_first else (two, one)),
+            note or "",
+            answered_at,
+            bool(can_change),
+        )
+        for key, query, choice, left_is_first, note, answered_at, can_change, one, two in newest
     ]
 
 

@@ -73,22 +73,33 @@ def recent_returns(progress: Sequence[Mapping[str, str]]) -> Returns | None:
     )
 
 
+def seconds_to_next_pairs(state: str, status: Status | None, now: float) -> float | None:
+    """Seconds until training asks again, at its present speed; None if that is not known. See ``when_next_pairs``."""
+    if status is None or status.next_session is None or state != "on":
+        return None
+    return max(0.0, status.next_session - max(0.0, now - status.updated_at))
+
+
 def when_next_pairs(state: str, status: Status | None, pending: Pending, now: float) -> str:
     """One sentence that says when people can label the next pairs.
 
     ``state`` is the state of training, as the label server names it.
     """
     if pending.missing:
-        return f"Now: {pending.missing} {'pair waits' if pending.missing == 1 else 'pairs wait'} for an answer."
-    if state == "ended" or (status and status.labels >= status.wanted):
-        return "No more pairs come: training has all its labels, or has ended."
-    if status is None or state == "away":
-        return "Not known: training is not running."
-    if status.next_session is None:
-        return "Not known yet."
-    seconds = max(0.0, status.next_session - (now - status.updated_at))
+        return f"{pending.missing} {'pair waits' if pending.missing == 1 else 'pairs wait'} for an answer now."
+    if state == "ended":
+        return "No more pairs come: training has ended."
+    if status and status.labels >= status.wanted:
+        return "No more pairs come: training has all its labels."
+    if status is None:
+        return "The first pairs come some time after training has begun."
+    if state == "away":
+        return "It is not known when the next pairs come: training is not running."
+    seconds = seconds_to_next_pairs(state, status, now)
+    if seconds is None:
+        return "It is not known yet when the next pairs come."
     if seconds < 60:
-        return "In less than a minute."
-    if seconds < 5400:
-        return f"In about {seconds / 60:.0f} minutes, at the present speed of training."
-    return f"In about {seconds / 3600:.0f} hours, at the present speed of training."
+        return "The next pairs come in less than a minute."
+    minutes = round(seconds / 60)
+    time = f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.0f} hours"
+    return f"The next pairs come in about {time}, if training goes on as fast as now."

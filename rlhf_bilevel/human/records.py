@@ -60,6 +60,7 @@ class Progress(NamedTuple):
 
     mine: int  # answers of this labeller, for any purpose
     total: int  # answers of all labellers, for any purpose
+    asked: int  # queries that training has asked
     open: int  # queries that need more answers
     skipped: int  # open queries that this labeller skipped
     judged: int  # open queries that this labeller answered, and that need another person's answer
@@ -120,9 +121,18 @@ class Past(NamedTuple):
     key: str  # identifies the choice
     query_id: str
     choice: str  # one of tables.CHOICES
+    left: str  # the id of the clip that was on the left side
+    right: str
     note: str
     answered_at: float
     can_change: bool  # False once training has used it
+
+
+class Undone(NamedTuple):
+    """What was taken back."""
+
+    query_id: str
+    note: str
 
 
 class Chosen(NamedTuple):
@@ -154,6 +164,8 @@ class Status:
     next_session: float | None = None  # seconds until it asks again, at its present speed; None if not known, or never
     fresh_accuracy: float | None = None  # share of the newest labels that the reward model predicted; None before
     fresh_labels: int = 0  # the number of labels of which that is a share
+    again: int = 0  # labels given after the checkpoint that it resumed from: it uses them again at their session
+    stopped: bool = False  # whether training has ended or was stopped: this is its last report
 
 
 def first_better(choice: str, left_is_first: bool) -> float:

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
-from rlhf_bilevel.human.overview import Returns, labelling_seconds, speeds, when_next_pairs
+from rlhf_bilevel.human.overview import Returns, labelling_seconds, seconds_to_next_pairs, speeds, when_next_pairs
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
@@ -46,7 +46,8 @@ SESSION_DAYS = 30
 SEE_ALL = (EXPERT, OWNER)  # who sees what other people did
 NOTES = 50  # that the overview lists
 HISTORY = 50  # choices that the page lists
-SILENT_SECONDS = 15.0  # without a report, after which training counts as not running
+SILENT_SECONDS = 5.0  # without a report, after which nobody can say what training does: it reports once a second
+AWAY_SECONDS = 60.0  # without a report, after which training counts as not running
 LATEST_TIME = 4102444800.0  # the year 2100, in seconds since 1970: a browser's clock that says more is wrong
 CONTENT_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 
@@ -169,18 +170,25 @@ def create_app(
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
         content = report(store).model_dump()
+        content["alone"] = len(content["labellers"]) < 2
         if me.role not in SEE_ALL:
             content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
         flags = [f"{row['name']}: {flag}" for row in content["labellers"] for flag in row["flags"]]
         return content | {"flags": flags + content["flags"]}
 
     def training_state() -> str:
-        """Training is ``on``, ``waiting`` for answers, ``ended``, or ``away`` if it does not report."""
+        """Training is ``on``, ``waiting`` for answers, ``ended``, ``away`` if it is not running, or ``silent``.
+
+        A long evaluation or update of the reward is silent, and so is training that was killed.
+        """
         if ended():
             return "ended"
         status = store.status()
-        if status is None or clock() - status.updated_at > SILENT_SECONDS:
+        silence = clock() - status.updated_at if status else 0.0
+        if status is None or status.stopped or silence > AWAY_SECONDS:
             return "away"
+        if silence > SILENT_SECONDS:
+            return "silent"
         return "waiting" if status.waiting else "on"
 
     Me = Annotated[Any, Depends(signed_in)]
@@ -277,10 +285,10 @@ def create_app(
 
     @app.post("/api/undo")
     def undo(me: Me, sent: Undo) -> dict[str, str]:
-        query = store.undo(me, sent.key)
-        if query is None:
+        undone = store.undo(me, sent.key)
+        if undone is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
-        return {"query": query}
+        return {"query": undone.query_id, "note": undone.note}
 
     @app.get("/api/history")
     def history(me: Me) -> dict[str, Any]:
@@ -294,7 +302,8 @@ def create_app(
     @app.get("/api/status")
     def status(me: Me) -> dict[str, Any]:
         training, state = store.status(), training_state()
-        return store.progress(me)._asdict() | {"training": {"state": state} | (asdict(training) if training else {})}
+        told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
+        return store.progress(me)._asdict() | {"training": {"state": state} | told}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:
         data = find(name) if name.isprintable() else None  # PostgreSQL refuses some names that are not printable

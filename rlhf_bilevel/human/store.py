@@ -42,6 +42,7 @@ from rlhf_bilevel.human.records import (
     Progress,
     Question,
     Status,
+    Undone,
 )
 from rlhf_bilevel.human.tables import (
     CHOICES,
@@ -297,11 +298,11 @@ class LabelStore:
                 c, self.run, labeller.id, query_id, choice, key, shown_at, answered_at, note, self._clock()
             )
 
-    def undo(self, labeller: Labeller, key: str | None = None) -> str | None:
+    def undo(self, labeller: Labeller, key: str | None = None) -> Undone | None:
         """Takes back a choice of the labeller, for any purpose, and puts its pair before them again.
 
-        It is the choice that came with ``key``, or else their last one. Returns the id of the query; None if there is
-        no such choice, or if training has used it.
+        It is the choice that came with ``key``, or else their last one. None if there is no such choice, or if training
+        has used it.
         """
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
@@ -309,7 +310,7 @@ class LabelStore:
             if choice is None:
                 return None
             answers.withdraw(c, choice, self._clock())
-        return choice.query
+        return Undone(choice.query, choice.note or "")
 
     def history(self, labeller: Labeller, limit: int) -> list[Past]:
         """The labeller's last ``limit`` choices that were not taken back, for any purpose, the newest first."""
@@ -341,11 +342,11 @@ class LabelStore:
             total = c.scalar(answer_count.where(of_run)) or 0
             open_counts = assignment.open_counts(c, self.run, labeller.id, self._clock())
             can_undo = answers.undoable(c, labeller.id, lock=False) is not None
-        status = self.status()
+        status, pending = self.status(), self.pending()
         needed = status.needed if status else 0
         if status and status.spare is not None:  # training counts once a second: answers have come since
-            needed = max(0, self.pending().missing - status.spare)
-        return Progress(mine, total, *open_counts, needed, can_undo)
+            needed = max(0, pending.missing - status.spare)
+        return Progress(mine, total, pending.asked, *open_counts, needed, can_undo)
 
     # Everything that is stored
 

@@ -58,8 +58,8 @@ class HumanTeacher:
         self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
         self._config, self._buffer, self._folder = config, buffer, folder
         self._stored_scenes, self._announced = set[str](), False
-        self._next_report, self._last_report = 0.0, (time.monotonic(), 0)  # the last: its time and step
-        self._labels_used = 0
+        self._next_report, self._last_report = 0.0, (0.0, 0)  # the last: its time and step
+        self._labels_used = self._recorded = self._again = 0  # see Status; recorded: labels of earlier sessions
         self._accuracy: tuple[float | None, int] = None, 0  # see fresh_accuracy
         self.seconds = 0.0
 
@@ -75,12 +75,14 @@ class HumanTeacher:
             "votes": c.teacher_votes,
         }
         self._label_store.set_run_info(info)
+        self._recorded = self._label_store.labels_used(count_sessions(RunFolder(self._folder).labels))
+        self._last_report = time.monotonic(), self._buffer.size
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         stopped = f"Training has stopped. {self.resume} continues it."
         with suppress(*DATABASE_ERRORS):
-            self._report(False, 0, None, stopped if kind else "Training has come to its end.")
+            self._report(False, 0, None, stopped if kind else "Training has come to its end.", stopped=True)
         self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
@@ -89,7 +91,7 @@ class HumanTeacher:
         ``seconds`` is then what all people have spent on pairs since the session before, whatever they decided.
         """
         store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
-        self._labels_used = self._retry(lambda: store.labels_used(session))
+        self._labels_used, self._again = self._retry(lambda: store.labels_used(session)), 0
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)
         self._wait()
@@ -105,6 +107,7 @@ class HumanTeacher:
             return
         (before, step), self._last_report = self._last_report, (now, run.step)
         self._next_report, self._labels_used = now + INTERVAL, len(run.prefs)
+        self._again = max(0, self._recorded - self._labels_used)
         doing = (
             f"The agent tries what {self._labels_used} labels tell it"
             if run.learnt
@@ -116,8 +119,11 @@ class HumanTeacher:
         try:
             steps = steps_to_session(run)
             comes = self._labels_used < c.labels and run.step + steps <= c.total_timesteps
-            needed = self._needed(labels_due(run, run.step + steps) if comes else 0)
-            self._report(False, *needed, doing, steps / speed if comes and speed > 0 else None)
+            if self._again:  # the next session has its answers
+                self._report(False, 0, None, doing)
+            else:
+                needed = self._needed(labels_due(run, run.step + steps) if comes else 0)
+                self._report(False, *needed, doing, steps / speed if comes and speed > 0 else None)
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -162,7 +168,13 @@ class HumanTeacher:
         return max(0, missing - spare), spare
 
     def _report(
-        self, waiting: bool, needed: int, spare: int | None, doing: str, next_session: float | None = None
+        self,
+        waiting: bool,
+        needed: int,
+        spare: int | None,
+        doing: str,
+        next_session: float | None = None,
+        stopped: bool = False,
     ) -> None:
         """Stores a ``Status`` with these fields."""
         c, (accuracy, count) = self._config, self._accuracy
@@ -179,6 +191,8 @@ class HumanTeacher:
                 next_session=next_session,
                 fresh_accuracy=accuracy,
                 fresh_labels=count,
+                again=self._again,
+                stopped=stopped,
             )
         )
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ IS_BRIGHTER = """() => {
   };
   return mean("left") > mean("right") ? "left" : "right";
 }"""
+
+IS_DRAWN = """(side) => {
+  const [left, right] = [...document.querySelectorAll("#history-list li:last-child .still canvas")].map((canvas) =>
+    canvas.getContext("2d").getImageData(canvas.width / 4 | 0, canvas.height / 2 | 0, 1, 1).data[0]);
+  return Math.max(left, right) > 0 && (left > right ? "left" : "right") === side;
+}"""  # in the history, of the pair that was answered first
 
 
 @pytest.fixture(scope="module")
@@ -182,13 +189,21 @@ def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Serv
     audit(page)
     page.keyboard.press("Escape")
     expect(page.locator("#note-button")).to_have_class("quiet written")
+    expect(page.locator("#notice")).to_have_text("Your note will be sent with your answer to this pair.")
     visit.press("ArrowLeft")
+    expect(page.locator("#notice")).to_have_text("Left is better. Your note is kept: History shows it.")
     expect(page.locator("#note-button")).to_have_class("quiet")
     visit.press("ArrowLeft")
     visit.sent()
+    page.keyboard.press("h")
+    expect(page.locator("#history-list li").last).to_contain_text("Note: It falls, <b>slowly</b>.")
+    expect(page.locator("#history-list li").first).not_to_contain_text("Note")
+    page.keyboard.press("Escape")
     notes = {query: choice.note for query, choice in chosen(server.store).items()}
     assert notes[first] == "It falls, <b>slowly</b>." and sorted(notes.values())[0] == ""
     visit.press("u")
+    page.reload()  # after which the server alone knows it
+    page.wait_for_selector("body[data-state=pair]")
     visit.press("u")
     page.click("#note-button")
     expect(page.locator("#note")).to_have_value("It falls, <b>slowly</b>.")
@@ -198,6 +213,7 @@ def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Serv
 def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
+    brighter = page.evaluate(IS_BRIGHTER)
     visit.press("ArrowLeft")
     visit.press("b")
     visit.sent()
@@ -206,6 +222,11 @@ def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: 
     expect(items).to_have_count(2)
     expect(items.first).to_contain_text("Both bad")
     expect(items.last).to_contain_text("Left is better")
+    stills = items.last.locator(".still canvas")
+    expect(stills).to_have_count(2)
+    page.wait_for_function(IS_DRAWN, arg=brighter)
+    expect(items.last.locator(".still").first).to_have_class("still chosen")
+    assert items.first.locator(".chosen").count() == 0
     audit(page)
     items.last.get_by_role("button").click()
     page.wait_for_function(f"first => {SHOWN} === first", arg=first)
@@ -380,7 +401,33 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
         expect(page.locator("#said")).to_have_text("A new pair.")
 
 
+@pytest.mark.slow
+def test_without_a_connection_the_page_says_so_in_place_of_what_training_does(tmp_path: Path, visit: Visit) -> None:
+    lost = "No connection: the server of this page has stopped, or the network is gone."
+    with served(tmp_path, 1) as server:
+        server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
+        page = visit.open(server.link())
+        training, doing = page.locator("#training"), page.locator("#doing")
+        expect(training).to_have_attribute("data-state", "on")
+        page.route("**/api/**", lambda route: route.abort())
+        expect(training).to_have_attribute("data-state", "unknown")
+        expect(doing).to_have_text(lost)
+        page.keyboard.press("ArrowLeft")  # which counts one answer more
+        expect(page.locator("#pause-heading")).to_have_text("No connection")
+        expect(doing).to_have_text(lost)
+        page.unroute("**/api/**")
+        expect(training).to_have_attribute("data-state", "on")
+        expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        page.route("**/api/**", lambda route: route.abort())
+        expect(page.locator("#pause-heading")).to_have_text("No connection")
+        page.unroute("**/api/**")
+
+
 TRAINING = {
+    "silent": (
+        "Training has not reported for some seconds (step 5 of 9). It is busy, or it was stopped.",
+        {},
+    ),
     "on": ("Training goes on, step 5 of 9: it learns. 2 more answers until the reward is updated.", {"needed": 2}),
     "waiting": ("Training waits for 1 more answer (step 5 of 9).", {"needed": 1}),
     "away": ("Training is not running. Answers are kept for it.", {}),
@@ -396,10 +443,15 @@ OPEN = {
 ANSWERED = {
     "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
     "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
+    "silent": "All pairs that were asked are answered. If training is only busy, it asks again later.",
     "away": "All pairs that were asked are answered. Training is not running: "
     "the next pair comes up here by itself once it runs again.",
-    "unheard": "Training has not begun to ask. The first pair comes up here by itself once it does.",
 }
+NOT_ASKED = {
+    "unheard": "Training has not begun yet. It comes up here by itself once training asks.",
+    "away": "Training is not running, and has not asked yet. It comes up here by itself once training runs again.",
+}
+COLLECTS = "The agent collects its first episodes. The first pair comes "
 DONE = {
     "ended": "This run has ended. Thank you.",
     "has all": "Training has all the labels that it asked for. Thank you.",
@@ -416,7 +468,17 @@ def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path,
 def fits_together(page: Page) -> None:
     told = dict[str, Any]()
     page.route("**/api/status", lambda route: route.fulfill(json=told))
-    zero = {"mine": 3, "total": 4, "open": 0, "skipped": 0, "judged": 0, "taken": 0, "needed": 0, "can_undo": False}
+    zero = {
+        "mine": 3,
+        "total": 4,
+        "asked": 7,
+        "open": 0,
+        "skipped": 0,
+        "judged": 0,
+        "taken": 0,
+        "needed": 0,
+        "can_undo": False,
+    }
     heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
     later = "The next pair comes up here by itself; you can leave this page open."
     for training, (usual, more) in TRAINING.items():
@@ -430,11 +492,14 @@ def fits_together(page: Page) -> None:
             if training == "waiting" and not why:
                 told["needed"] = 0
                 sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."
+            if training == "unheard":
+                told["asked"] = len(why)
             if training == "ended" and why:
                 sentence += " More answers are kept, but it does not use them."
             if not why:
-                heading = "Nothing to label now"
-                text = ANSWERED.get(training, "") + (f" {later}" if state != "away" else "")
+                heading = "The first pair is not here yet" if training == "unheard" else "Nothing to label now"
+                text = NOT_ASKED.get(training, "") if training == "unheard" else ANSWERED.get(training, "")
+                text += f" {later}" if state != "away" else ""
             if training in DONE:
                 heading, text = "All done", DONE[training]
             page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -442,6 +507,48 @@ def fits_together(page: Page) -> None:
             expect(page.locator("#pause-heading")).to_have_text(heading)
             expect(page.locator("#pause-text")).to_have_text(text)
             assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
+
+
+@pytest.mark.slow
+def test_before_the_first_question_the_page_says_what_the_agent_does_and_when_it_comes(
+    tmp_path: Path, visit: Visit
+) -> None:
+    exploring = Status(100, 5000, 0, 10, False, 6, "The agent explores on its own.")
+    with served(tmp_path, 0) as server:
+        page = visit.open(server.link(), state="empty")
+        heading, text = page.locator("#pause-heading"), page.locator("#pause-text")
+        expect(text).to_have_text(NOT_ASKED["unheard"])
+        for seconds, when in (
+            (None, "once it has enough of them."),
+            (9.0, "in less than a minute."),
+            (125.0, "in about 2 minutes."),
+            (7000.0, "in about 2 hours."),
+        ):
+            server.store.set_status(replace(exploring, next_session=seconds))
+            expect(text).to_contain_text(COLLECTS + when)
+            expect(heading).to_have_text("The first pair is not here yet")
+        expect(page.locator("#outlook")).to_have_text(".")  # no answers are needed that nobody was asked for
+        server.store.set_status(replace(exploring, stopped=True))
+        expect(text).to_have_text(NOT_ASKED["away"])
+        ask(server.store, 1)
+        page.wait_for_selector("body[data-state=pair]")
+        visit.press("ArrowLeft")
+        server.store.set_status(replace(exploring, next_session=125.0))
+        expect(heading).to_have_text("Nothing to label now")
+        expect(text).to_contain_text("Training goes on, and asks again in about 2 minutes.")
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_from_its_checkpoint_says_that_no_answer_is_lost(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    for again, used, outlook in (
+        (3, "4 of 10 labels used; 3 more are kept, and used again later", "uses those answers again"),
+        (1, "4 of 10 labels used; 1 more is kept, and used again later", "uses those answers again"),
+        (0, "4 of 10 labels used", "6 more answers"),
+    ):
+        server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "it trains.", again=again))
+        expect(page.locator("#used")).to_have_text(used)
+        expect(page.locator("#outlook")).to_contain_text(outlook)
 
 
 @pytest.mark.slow
@@ -556,6 +663,7 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("body[data-state=gone]")
     expect(page.locator("#pause-heading")).to_have_text("You are signed out here")
+    expect(page.locator("#training")).to_have_attribute("data-state", "unknown")
     expect(page.locator("#pause-text")).to_contain_text("Answers that are not sent yet are kept")
     expect(page.locator("#undo")).to_be_hidden()
     other = visit.context.new_page()

@@ -142,7 +142,10 @@ def test_undo_takes_back_what_training_has_not_used(site: Site) -> None:
     assert browser.post("/api/undo", json={}).status_code == 404
     (pair,) = browser.get("/api/next?count=1").json()["pairs"]
     browser.post("/api/answers", json=answer(pair))
-    assert browser.post("/api/undo", json={}).json() == {"query": pair["query"]} and not site.store.all_chosen()
+    assert (
+        browser.post("/api/undo", json={}).json() == {"query": pair["query"], "note": ""}
+        and not site.store.all_chosen()
+    )
     assert browser.get("/api/next?count=1").json()["pairs"] == [pair]
     browser.post("/api/answers", json=answer(pair, "right", KEY[::-1]))
     site.store.collect(0, 9)
@@ -157,9 +160,12 @@ def test_an_answer_of_the_history_is_taken_back_by_its_key(site: Site) -> None:
         assert browser.post("/api/answers", json=sent).json() == {"outcome": "accepted"}
     newest, oldest = browser.get("/api/history").json()["choices"]
     assert (newest["choice"], newest["note"], newest["can_change"]) == ("both_bad", "note 1", True)
+    for past, pair in ((newest, second), (oldest, first)):
+        assert (past["left"], past["right"]) == (pair["left"], pair["right"])
     assert "purpose" not in newest and site.joined("ada").get("/api/history").json() == {"choices": []}
     assert site.joined("ada").post("/api/undo", json={"key": oldest["key"]}).status_code == 404
-    assert browser.post("/api/undo", json={"key": oldest["key"]}).json() == {"query": first["query"]}
+    undone = browser.post("/api/undo", json={"key": oldest["key"]}).json()
+    assert undone == {"query": first["query"], "note": "note 0"}
     assert [chosen.query_id for chosen in site.store.all_chosen()] == [second["query"]]
     assert browser.post("/api/undo", json={"key": oldest["key"]}).status_code == 404
 
@@ -240,11 +246,21 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
         )
         assert (told["training"]["state"], told["training"]["step"], told["training"]["labels"]) == ("waiting", 50, 7)
         store.set_status(Status(60, 100, 8, 20, False, 2, "it trains"))
-        assert browser.get("/api/status").json()["training"]["state"] == "on"
-        now[0] += 60
-        assert browser.get("/api/status").json()["training"]["state"] == "away"
+
+        def state() -> str:
+            return browser.get("/api/status").json()["training"]["state"]
+
+        seen = [state()]
+        for seconds in (5, 1, 54, 1):
+            now[0] += seconds
+            seen.append(state())
+        assert seen == ["on", "on", "silent", "silent", "away"]
+        store.set_status(Status(60, 100, 8, 20, False, 2, "it trains"))
+        assert state() == "on"
+        store.set_status(Status(60, 100, 8, 20, False, 0, "Training has stopped.", stopped=True))
+        assert state() == "away"  # at once
         ended[0] = True
-        assert browser.get("/api/status").json()["training"]["state"] == "ended"
+        assert state() == "ended"
 
 
 def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +494,11 @@ def run(folder: Path, human: bool = True) -> Path:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("nowhere/run", "nowhere/run: there is no folder nowhere; the nearest runs are "),
+        (
+            "nowhere/run",
+            "nowhere/run: there is no run, and no folder nowhere; start it first: rlhf-bilevel train METHOD --env ENV "
+            "--steps STEPS --labels LABELS --teacher human --out nowhere/run; the nearest runs are ",
+        ),
         ("other", "other is not a run's folder: it has no config.yaml; the nearest runs are "),
         ("other/notes.txt", "other/notes.txt is not a run's folder"),
         ("nothing --import answers.parquet", "nothing is not a run's folder"),
@@ -539,7 +559,8 @@ def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
     wait(folder)
     assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
     told = capsys.readouterr()
-    assert f"waiting for {folder} to be made" in told.err and told.err.count("\n") == 1 and not told.out
+    assert told.err.startswith(f"{folder}: there is no run yet; start it in another terminal")
+    assert f"--teacher human --out {folder}; " in told.err and told.err.count("\n") == 1 and not told.out
     assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
 
 
@@ -561,7 +582,7 @@ def test_started_before_training_it_serves_once_the_run_is_there(tmp_path: Path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
         try:
-            assert process.stderr.readline().startswith(f"waiting for {folder}") and not folder.exists()
+            assert process.stderr.readline().startswith(f"{folder}: there is no run yet") and not folder.exists()
             run(folder)
             link = process.stdout.readline().split()[1]
             with urlopen(link, timeout=30) as page:
@@ -638,10 +659,18 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         store.set_status(told)
         text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
         assert "ada 4 0.8 1 120" in text and "olga 0 0.0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
-        assert "ordered 75 % of the last 20 decided labels" in text and "used 7 of 20 labels" in text
-        assert "last 2 episodes of training: 8.25 by the learned reward, 2 by the reward" in text
-        assert "That is 2.5 for each of 0.8 labelling minutes" in text  # four looks of 12 s
-        assert "In about 5 minutes" in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        assert (
+            "predicted 75 % of the last 20 labels that prefer" in text and "learnt from 7 of at most 20 labels" in text
+        )
+        assert "last 2 episodes of training is 2 by this reward" in text and "a scale of its own, it is 8.25" in text
+        assert "or 2.5 for each of the 0.8 minutes that people have labelled" in text  # four looks of 12 s
+        assert "come in about 5 minutes" in text and "again" not in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        store.set_status(replace(told, again=3))
+        assert "training uses the 3 labels of these answers again" in owner.get("/overview").text
+        rows[:] = [{"rollout/true_return": "0.0", "rollout/learned_return": "8.25"}]  # it pays nothing
+        assert "own reward" not in owner.get("/overview").text
+        now[0] += 6
+        assert "Training has not reported for some seconds" in owner.get("/overview").text
         state[0] = "ended"
         assert "No more pairs come" in owner.get("/overview").text
         assert [">Overview<" in who.get("/").text for who in (ada, owner)] == [False, True]
@@ -650,12 +679,20 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
 @pytest.mark.parametrize(
     ("state", "missing", "more", "expected"),
     [
-        ("waiting", 1, {}, "Now: 1 pair waits for an answer."),
-        ("on", 0, {}, "Not known yet."),
-        ("away", 0, {"next_session": 9.0}, "Not known: training is not running."),
-        ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels, or has ended."),
-        ("on", 0, {"next_session": 70.0}, "In less than a minute."),  # 20 seconds ago
-        ("on", 0, {"next_session": 7220.0}, "In about 2 hours, at the present speed of training."),
+        ("waiting", 1, {}, "1 pair waits for an answer now."),
+        ("on", 0, {}, "It is not known yet when the next pairs come."),
+        ("silent", 0, {"next_session": 9.0}, "It is not known yet when the next pairs come."),
+        ("away", 0, {"next_session": 9.0}, "It is not known when the next pairs come: training is not running."),
+        ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels."),
+        ("ended", 0, {}, "No more pairs come: training has ended."),
+        ("on", 0, {"next_session": 70.0}, "The next pairs come in less than a minute."),  # 20 seconds ago
+        ("on", 0, {"next_session": 90.0}, "The next pairs come in about 1 minute, if training goes on as fast as now."),
+        (
+            "on",
+            0,
+            {"next_session": 7220.0},
+            "The next pairs come in about 2 hours, if training goes on as fast as now.",
+        ),
     ],
 )
 def test_the_owner_learns_when_the_next_pairs_come(
@@ -663,7 +700,22 @@ def test_the_owner_learns_when_the_next_pairs_come(
 ) -> None:
     status = replace(Status(50, 100, 7, 20, False, 0, "it trains", updated_at=80.0), **more)
     assert when_next_pairs(state, status, Pending(4, missing), now=100.0) == expected
-    assert when_next_pairs("away", None, Pending(0, 0), now=0.0) == "Not known: training is not running."
+    first = "The first pairs come some time after training has begun."
+    assert when_next_pairs("away", None, Pending(0, 0), now=0.0) == first
+
+
+def test_everybody_learns_whether_pairs_were_asked_and_when_the_next_ones_come(tmp_path: Path) -> None:
+    now = [1000.0]
+    with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
+        browser = Site(store, clock=lambda: now[0]).joined()
+        store.set_status(Status(50, 100, 0, 20, False, 0, "it explores", next_session=90.0))
+        now[0] += 4
+        told = browser.get("/api/status").json()
+        assert (told["asked"], told["training"]["next_pairs"]) == (0, 86.0)
+        now[0] += 4  # and it has not reported since
+        ask(store, 3)
+        told = browser.get("/api/status").json()
+        assert (told["asked"], told["training"]["next_pairs"]) == (3, None)
 
 
 def test_a_progress_file_that_is_missing_or_wrong_gives_no_returns(tmp_path: Path) -> None:
@@ -682,6 +734,19 @@ def test_what_others_did_is_shown_to_experts_alone(site: Site) -> None:
         assert browser.post("/api/answers", json=answer(pair)).status_code == 200
     assert [name in browser.get("/quality").text for name in ("ada", "grace")] == [False, True]
     assert all(name in site.joined("barbara", "expert").get("/quality").text for name in ("ada", "grace"))
+
+
+def test_who_labels_alone_is_not_told_of_others(site: Site) -> None:
+    def told(browser: TestClient) -> list[bool]:
+        text = browser.get("/quality").text
+        return [words in text for words in ("everybody", "Between labellers", "Same as an expert")]
+
+    ada = site.joined("ada")
+    pair = ada.get("/api/next?count=1").json()["pairs"][0]
+    ada.post("/api/answers", json=answer(pair))
+    assert told(ada) == [False, False, False]
+    site.joined("grace")
+    assert told(ada) == [True, True, False]
 
 
 def test_what_stands_out_is_said_once_and_to_experts_and_who_it_is_about(site: Site) -> None:

@@ -177,9 +177,9 @@ def test_undo_brings_the_pair_back_as_it_was_until_training_has_taken_it(store: 
     one, two = label(store, ann, 2)
     store.assign(ann, 1, 10, 0)  # the next one is on the screen already
     clock.now += 1
-    assert store.undo(ann) == two.query_id
+    assert store.undo(ann) == (two.query_id, "")
     clock.now += 1
-    assert store.undo(ann) == one.query_id and store.undo(ann) is None
+    assert store.undo(ann) == (one.query_id, "") and store.undo(ann) is None
     assert store.collect(0, 99) == [] and store.progress(ann).total == 0
     assert not {one, two} & set(store.assign(bob, 2, 10, 0))  # they are still in front of Ann
     assert store.assign(ann, 3, 10, 0)[:2] == [one, two]
@@ -190,7 +190,7 @@ def test_undo_brings_the_pair_back_as_it_was_until_training_has_taken_it(store: 
     assert store.undo(ann) is None
     label(store, ann, 1, SKIP)
     skipped = store.undo(ann)  # a skip is a choice, too
-    assert skipped == two.query_id == store.assign(ann, 1)[0].query_id
+    assert skipped and skipped.query_id == two.query_id == store.assign(ann, 1)[0].query_id
 
 
 def test_a_query_wants_its_answers_and_no_more(store: LabelStore, clock: Clock) -> None:
@@ -484,7 +484,7 @@ def test_who_undoes_what_training_is_taking_is_told_that_it_is_taken(opened: Ope
     assert len(taken) == 1 and undone is None and training.collect(0, 9) == taken
     (assignment,) = label(store, ann)
     undone, taken = meanwhile(store, lambda: store.undo(ann), lambda: training.collect(1, 9))
-    assert undone == assignment.query_id and taken == []
+    assert undone.query_id == assignment.query_id and taken == []
 
 
 def test_of_two_who_answer_at_once_where_one_is_wanted_one_is_told(opened: Open) -> None:
@@ -661,12 +661,13 @@ def test_an_answer_of_the_history_may_be_changed_until_training_has_used_it(stor
     for number, pair in enumerate(pairs):
         clock.now += 1
         store.choose(ann, pair.query_id, LEFT, str(number), note=f"note {number}")
-    assert [past[:4] for past in store.history(ann, 2)] == [
-        (str(number), pairs[number].query_id, LEFT, f"note {number}") for number in (2, 1)
+    shown = [(pair.left_clip, pair.right_clip) for pair in pairs]
+    assert [past[:6] for past in store.history(ann, 2)] == [
+        (str(number), pairs[number].query_id, LEFT, *shown[number], f"note {number}") for number in (2, 1)
     ]
     assert all(past.can_change for past in store.history(ann, 9)) and store.history(bob, 9) == []
     assert store.undo(bob, "0") is None and store.undo(ann, "9") is None  # somebody else's, and none
-    assert store.undo(ann, "0") == pairs[0].query_id and store.undo(ann, "0") is None
+    assert store.undo(ann, "0") == (pairs[0].query_id, "note 0") and store.undo(ann, "0") is None
     assert store.assign(ann, 9, repeats=0)[0] == pairs[0] and store.pending().missing == 2
     store.choose(ann, pairs[0].query_id, EQUAL, "changed")
     assert [past.choice for past in store.history(ann, 9)] == [EQUAL, LEFT, LEFT]

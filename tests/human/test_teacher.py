@@ -395,7 +395,7 @@ def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt), people:
             people(queries(6))
         stopped = label_store.status()
-        assert stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
+        assert stopped and stopped.stopped and not stopped.waiting and f"rlhf-bilevel resume {begun}" in stopped.doing
 
 
 def test_the_accuracy_on_fresh_labels_counts_what_a_reward_model_predicted() -> None:
@@ -431,6 +431,40 @@ def test_training_tells_when_it_asks_again_and_how_much(begun: Path, monkeypatch
         people.beat(run)
         told = label_store.status()
         assert told and told.next_session is None
+
+
+def test_a_resumed_run_tells_of_the_answers_that_it_will_use_again(begun: Path) -> None:
+    """Those of sessions after its checkpoint; until then it needs no other ones."""
+    with closing(LabelLog(begun / "labels.sqlite")) as log:
+        with entered(begun, share=1.0) as people, LabelStore.of(begun) as label_store:
+            recorded = RecordedTeacher(people, log)
+            recorded(queries(6))
+            ann = somebody(label_store)
+            for number in range(3):
+                (assignment,) = label_store.assign(ann, 1, repeats=0)
+                label_store.choose(ann, assignment.query_id, LEFT, str(number))
+            answers = recorded(queries(6))
+        run: Any = SimpleNamespace(step=3, prefs=PreferenceBuffer(), learnt=False, on_policy_since=10)
+        with entered(begun, share=0.0) as people, LabelStore.of(begun) as label_store:
+            seen, run.config, run.asked = [], people._config, []
+            for _ in range(2):
+                people._next_report, people._last_report = 0.0, (0.0, 0)
+                people.beat(run)
+                status = label_store.status()
+                assert status
+                seen.append((status.labels, status.again, status.needed > 0, status.next_session is not None))
+                run.prefs.add(answers, torch.zeros(3))
+            assert seen == [(0, 3, False, False), (3, 0, True, True)]
+
+
+def test_training_that_goes_on_does_not_count_earlier_steps_into_its_speed(begun: Path) -> None:
+    run: Any = SimpleNamespace(step=60, prefs=PreferenceBuffer(), learnt=False, on_policy_since=1000)
+    with entered(begun) as people, LabelStore.of(begun) as label_store:
+        assert people._buffer.size == run.step
+        run.config, run.asked = people._config, []
+        people.beat(run)
+        status = label_store.status()
+        assert status and status.next_session is None and "0 steps a second" in status.doing
 
 
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:

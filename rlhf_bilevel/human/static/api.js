@@ -4,19 +4,22 @@
  * @typedef {{query: string, left: string, right: string}} Pair a query and the ids of its clips
  * @typedef {"left" | "slightly_left" | "equal" | "both_bad" | "cant_tell" | "slightly_right" | "right" | "skip"} Choice
  * @typedef {{query: string, choice: Choice, key: string, shown_at: number, answered_at: number, note: string}} Answer times in seconds since 1970
- * @typedef {{key: string, query_id: string, choice: Choice, note: string, answered_at: number, can_change: boolean}} Past an answer of before
+ * @typedef {{key: string, query_id: string, choice: Choice, left: string, right: string, note: string, answered_at: number, can_change: boolean}} Past an answer of before
  *
  * @typedef {object} Training
- * @property {"on" | "waiting" | "ended" | "away"} state
+ * @property {"on" | "waiting" | "silent" | "ended" | "away"} state silent: it reports nothing, and nobody knows why
  * @property {number} [step] this and what follows is missing before training has begun
  * @property {number} [steps]
  * @property {number} [labels] that it has used
  * @property {number} [wanted] labels in all; 0 where that is not known
+ * @property {number} [again] labels given after the checkpoint that it resumed from: it uses them again
+ * @property {number | null} [next_pairs] seconds until it asks again; null where that is not known
  * @property {string} [doing] what it does just now, a sentence
  *
  * @typedef {object} Status
  * @property {number} mine answers of this labeller
  * @property {number} total answers of all
+ * @property {number} asked pairs so far
  * @property {number} open pairs that still need an answer; each of the next three is a part of them
  * @property {number} skipped by this labeller
  * @property {number} judged by this labeller, and waiting for another person
@@ -107,8 +110,8 @@ export const getStatus = () => tracked("/api/status");
 /** @param {Answer} answer */
 export const sendAnswer = (answer) => tracked("/api/answers", answer);
 
-/** Takes back the answer that was sent with `key`, or else the last one, and gives its query. @param {string} [key] @returns {Promise<string>} */
-export const takeBack = async (key) => (await tracked("/api/undo", key ? { key } : {})).query;
+/** Takes back the answer that was sent with `key`, or else the last one. @param {string} [key] @returns {Promise<{query: string, note: string}>} */
+export const takeBack = (key) => tracked("/api/undo", key ? { key } : {});
 
 /** The last answers of this labeller, newest first. @returns {Promise<Past[]>} */
 export const getHistory = async () => (await tracked("/api/history")).choices;

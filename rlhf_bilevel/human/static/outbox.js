@@ -18,6 +18,8 @@ export const outbox = {
   changed: () => {},
   /** Set by the page: an answer was refused, and is dropped. @type {(reason: string) => void} */
   refused: () => {},
+  /** Set by the page: the server has an answer. @type {(answer: Answer) => void} */
+  stored: () => {},
   /** Set by the page: nothing is being sent any more. */
   rested: () => {},
 
@@ -61,6 +63,7 @@ export const outbox = {
       try {
         await sendAnswer(answer);
         this._drop(answer);
+        this.stored(answer);
         pause = 0.25;
       } catch (error) {
         if (error instanceof Refused && error.status === 401) break; // kept for the next session

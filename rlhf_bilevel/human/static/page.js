@@ -6,12 +6,14 @@ import { element, once, sleep } from "./dom.js";
 import { listen } from "./keys.js";
 import { outbox } from "./outbox.js";
 import { player } from "./player.js";
-import { number, rest, sentence, some } from "./wording.js";
+import { clearStills, still } from "./stills.js";
+import { NO_CONNECTION, NO_SESSION, number, rest, sentence, used } from "./wording.js";
 
 /**
  * @typedef {import("./api.js").Pair} Pair
  * @typedef {import("./api.js").Choice} Choice
  * @typedef {import("./api.js").Status} Status
+ * @typedef {import("./api.js").Training} Training
  */
 
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
@@ -34,6 +36,7 @@ const notes = new Map(); // by query
 /** @type {Status | null} */
 let status = null;
 let changes = 0; // of what the status counts, made here: a status that was asked for before one is out of date
+let heard = ""; // the last state of training that was known
 let shownAt = 0; // seconds since 1970
 let undoing = false;
 let noted = ""; // the query whose note is being written
@@ -150,6 +153,8 @@ const SAID = {
   skip: "Skipped",
 };
 
+const ACROSS = { left: "Left clip", right: "Right clip" }, UPRIGHT = { left: "Upper clip", right: "Lower clip" };
+
 /** @type {Partial<Record<Choice, Choice>>} */
 const SLIGHT = { left: "slightly_left", right: "slightly_right" };
 const isSlight = () => byId("slightly").getAttribute("aria-pressed") === "true";
@@ -167,7 +172,7 @@ async function undo(key) {
   try {
     const unsent = key ? null : outbox.takeUnsent();
     if (!unsent && !(await outbox.emptied())) throw new Error("the last answer may be on its way");
-    await bringBack(unsent ? unsent.query : await takeBack(key));
+    await bringBack(unsent ?? (await takeBack(key)));
   } catch (error) {
     if (body.dataset.state === "gone") return; // which leave() has told
     if (error instanceof Refused && status && !key) status.can_undo = false;
@@ -179,8 +184,9 @@ async function undo(key) {
   }
 }
 
-/** Shows a pair again whose answer is taken back. @param {string} query */
-async function bringBack(query) {
+/** Shows a pair again whose answer is taken back. @param {{query: string, note: string}} undone */
+async function bringBack({ query, note }) {
+  if (note) notes.set(query, note);
   const place = answered.findLastIndex((past) => past.pair.query === query);
   const [past] = place < 0 ? [] : answered.splice(place, 1);
   changes++;
@@ -207,6 +213,7 @@ async function showHistory() {
   try {
     await outbox.emptied();
     const choices = await getHistory();
+    clearStills();
     text.textContent = choices.length ? "You may change an answer until training has used it: the pair comes back to you." : "There is no answer yet.";
     list.replaceChildren(...choices.map(pastItem));
   } catch {
@@ -216,11 +223,19 @@ async function showHistory() {
 
 /** @param {import("./api.js").Past} past */
 function pastItem(past) {
-  const item = document.createElement("li"), words = document.createElement("span");
+  const item = document.createElement("li"), words = document.createElement("p"), note = document.createElement("p");
   const time = new Date(1000 * past.answered_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const used = past.can_change ? "" : ", used by training";
-  words.textContent = `${SAID[past.choice]} (${time}${used})${past.note && `: ${past.note}`}`;
-  item.append(words);
+  words.textContent = `${SAID[past.choice]} (${time}${used})`;
+  note.textContent = past.note && `Note: ${past.note}`;
+  for (const side of /** @type {const} */ (["left", "right"])) {
+    const picture = still(past[side], upright.matches ? UPRIGHT[side] : ACROSS[side]);
+    picture.classList.toggle("chosen", past.choice.endsWith(side));
+    item.append(picture);
+  }
+  const text = document.createElement("div");
+  text.append(words, note);
+  item.append(text);
   if (!past.can_change) return item;
   const button = document.createElement("button");
   button.type = "button";
@@ -247,10 +262,11 @@ function writeNote() {
 }
 
 function keepNote() {
-  const text = noteText.value.trim();
+  const text = noteText.value.trim(), before = notes.get(noted) ?? "";
   if (text) notes.set(noted, text);
   else notes.delete(noted);
   noteIsThere();
+  if (text !== before) notice(text ? "Your note will be sent with your answer to this pair." : "The note on this pair is deleted.");
 }
 
 async function unskip() {
@@ -306,6 +322,7 @@ function tellRest() {
 /** Nothing is lost, but only a reload or a new link helps. */
 function leave() {
   const unsent = outbox.waiting().length ? " Answers that are not sent yet are kept in this browser, and sent once you are back." : "";
+  tellTraining("unknown", [NO_SESSION]);
   pause("gone", "You are signed out here", `Your session has ended, or somebody else’s link was opened in this browser. Open the link that rlhf-bilevel label prints for you, then reload this page.${unsent}`);
 }
 
@@ -325,15 +342,20 @@ function tell(status) {
   const { mine, total, training } = status, { wanted = 0, labels = 0 } = training, bar = element("bar", HTMLProgressElement);
   byId("mine").textContent = number(mine);
   byId("total").textContent = number(total);
-  byId("used").textContent = wanted ? `${number(labels)} of ${some(wanted, "label")} used` : "";
+  byId("used").textContent = used(training);
   bar.hidden = !wanted;
   bar.max = wanted || 1;
   bar.value = labels;
-  const parts = sentence(status);
-  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part]));
-  const before = byId("training").dataset.state;
-  byId("training").dataset.state = training.state;
-  if (before !== training.state && before !== "unknown") byId("said").textContent = parts.join("");
+  if (connection.isThere) tellTraining(training.state, sentence(status));
+}
+
+/** What training does, as far as that is known. @param {Training["state"] | "unknown"} state @param {string[]} parts */
+function tellTraining(state, parts) {
+  ["state", "detail", "outlook"].forEach((name, part) => (byId(name).textContent = parts[part] ?? ""));
+  byId("training").dataset.state = state;
+  if (state === "unknown" || state === "silent" || state === heard) return;
+  if (heard) byId("said").textContent = parts.join("");
+  heard = state;
 }
 
 /** One answer more or less, before the server says so. @param {number} difference */
@@ -352,7 +374,9 @@ async function poll() {
     try {
       const unsent = outbox.waiting().length, before = changes;
       const latest = await getStatus();
-      if (!unsent && before === changes) tell((status = latest)); // else it may be of before the last answers
+      if (!unsent && before === changes) status = latest; // else it may be of before the last answers
+      else if (status) status.training = latest.training;
+      if (status) tell(status);
       outbox.send();
       if (body.dataset.state === "gone") body.dataset.state = "loading"; // a link was opened in another window
       if (!pairs.length || !player.isShown) await refill();
@@ -388,11 +412,17 @@ function welcome() {
 }
 
 connection.changed = () => {
-  if (connection.isThere) notice("The connection is back.");
-  else notice("No connection. Answers are kept here and sent when it is back.", true);
+  if (connection.isThere) {
+    notice("The connection is back.");
+    return pollNow();
+  }
+  tellTraining("unknown", [NO_CONNECTION]);
+  if (!pairs.length) tellRest();
+  notice("No connection. Answers are kept here and sent when it is back.", true);
 };
 connection.signedOut = leave;
 outbox.changed = ready;
+outbox.stored = ({ choice, note }) => note && notice(`${SAID[choice]}. Your note is kept: History shows it.`);
 outbox.refused = (reason) => notice(`An answer was not taken: ${reason}.`, true);
 outbox.rested = () => player.isShown || pollNow(); // the page says again why no pair is left
 outbox.watch(answeredElsewhere);
@@ -403,6 +433,7 @@ byId("note-button").addEventListener("click", writeNote);
 byId("close-note").addEventListener("click", () => noteDialog.close());
 noteDialog.addEventListener("close", keepNote);
 byId("history-button").addEventListener("click", showHistory);
+historyDialog.addEventListener("close", clearStills);
 byId("close-history").addEventListener("click", () => historyDialog.close());
 byId("unskip").addEventListener("click", unskip);
 byId("help-button").addEventListener("click", () => help.showModal());

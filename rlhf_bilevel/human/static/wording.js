@@ -22,30 +22,60 @@ const hasAll = ({ labels = 0, wanted = 0 }) => wanted > 0 && labels >= wanted;
  *
  * @param {Status} status
  */
-export function sentence({ training, needed, open }) {
-  const { state, steps, step, doing = "" } = training;
+export function sentence({ training, needed, open, asked }) {
+  const { state, steps, step, doing = "", again } = training;
   const at = steps ? `step ${number(step)} of ${number(steps)}` : "";
   switch (state) {
     case "ended":
       return [`Training has ended${at && `, ${at}`}.`, "", open ? " More answers are kept, but it does not use them." : ""];
+    case "silent":
+      return [`Training has not reported for some seconds (${at}). It is busy, or it was stopped.`, "", ""];
     case "away":
       return [at ? "Training is not running. Answers are kept for it." : "Training has not begun yet.", "", ""];
     case "waiting":
       if (needed) return [`Training waits for ${some(needed, "more answer")} (${at}).`, "", ""];
       return [`Training has the answers that it waited for, and goes on (${at}).`, "", ""];
     case "on": {
-      const update = hasAll(training) ? " It has all its labels." : needed ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
+      const update = again ? " It repeats what came after its last saved state, and uses those answers again."
+        : hasAll(training) ? " It has all its labels." : needed && asked ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
       return [`Training goes on, ${at}`, `: ${doing.replace(/\.$/, "")}`, `.${update}`];
     }
   }
 }
 
+/** In place of what training does. */
+export const NO_CONNECTION = "No connection: the server of this page has stopped, or the network is gone.";
+export const NO_SESSION = "What training does is shown to those who are signed in.";
+
+/** How many labels training has used. @param {Training} training */
+export function used({ labels = 0, wanted = 0, again = 0 }) {
+  if (!wanted) return "";
+  const kept = again ? `; ${number(again)} more ${again === 1 ? "is" : "are"} kept, and used again later` : "";
+  return `${number(labels)} of ${some(wanted, "label")} used${kept}`;
+}
+
+/** @param {Training} training @param {string} unknown what is said where it is not known */
+function when({ next_pairs: seconds }, unknown) {
+  if (seconds == null) return unknown;
+  if (seconds < 60) return "in less than a minute";
+  const minutes = Math.round(seconds / 60);
+  return `in about ${minutes < 90 ? some(minutes, "minute") : some(Math.round(minutes / 60), "hour")}`;
+}
+
+/** Before the first question. @param {Training} training */
+function beforeTheFirst(training) {
+  const here = "It comes up here by itself";
+  if (!training.steps) return `Training has not begun yet. ${here} once training asks.`;
+  if (training.state === "away") return `Training is not running, and has not asked yet. ${here} once training runs again.`;
+  const time = when(training, "once it has enough of them");
+  return `The agent collects its first episodes. The first pair comes ${time}. ${here}; you can leave this page open.`;
+}
+
 /** Where every pair that was asked is answered. */
 const NOTHING = {
-  on: "All pairs that were asked are answered. Training goes on, and asks again later.",
   waiting: "All pairs that were asked are answered. Training goes on in a moment.",
+  silent: "All pairs that were asked are answered. If training is only busy, it asks again later.",
   away: "All pairs that were asked are answered. Training is not running: the next pair comes up here by itself once it runs again.",
-  unheard: "Training has not begun to ask. The first pair comes up here by itself once it does.",
 };
 
 /**
@@ -58,14 +88,16 @@ export function rest(status, connected, unsent) {
   if (!connected) return { state: "away", heading: "No connection", text: "The next pair comes up here by itself once it is back. Your answers are kept until then." };
   if (!status) return { state: "loading", heading: "Loading the first pair …", text: "" };
   if (unsent) return { state: "loading", heading: "Sending your answer …", text: "" };
-  const { training, open, skipped, judged, taken } = status;
+  const { training, asked, open, skipped, judged, taken } = status;
   if (training.state === "ended") return { state: "empty", heading: "All done", text: "This run has ended. Thank you." };
   if (hasAll(training)) return { state: "empty", heading: "All done", text: "Training has all the labels that it asked for. Thank you." };
   if (open > skipped + judged + taken) return { state: "loading", heading: "Loading the next pair …", text: "" };
   const later = " The next pair comes up here by itself; you can leave this page open.";
   if (open) return { state: "empty", heading: "No pair is left for you now", text: notForYou(status) + later };
-  const text = training.state !== "away" ? NOTHING[training.state] + later : training.steps ? NOTHING.away : NOTHING.unheard;
-  return { state: "empty", heading: "Nothing to label now", text };
+  if (!asked) return { state: "empty", heading: "The first pair is not here yet", text: beforeTheFirst(training) };
+  const { state } = training;
+  const text = state === "on" ? `All pairs that were asked are answered. Training goes on, and asks again ${when(training, "later")}.` : NOTHING[state];
+  return { state: "empty", heading: "Nothing to label now", text: state === "away" ? text : text + later };
 }
 
 /** Why none of the open pairs comes to this labeller. @param {Status} status */
