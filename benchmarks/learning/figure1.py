@@ -33,10 +33,11 @@ from benchmarks.learning.evidence import (
     Settings,
     named,
 )
-from rlhf_bilevel.evaluation import compare
 from rlhf_bilevel.evaluation.plot import STEPS, draw_line, legend_label, save_figure
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
+from rlhf_bilevel.evaluation.scores import estimate
 from rlhf_bilevel.evaluation.statistics import iqm
+from rlhf_bilevel.evaluation.tasks import bounds, group_by_task
 
 VARIANTS: dict[str, tuple[str, Settings]] = {
     "pebble": ("pebble", {}),
@@ -154,11 +155,11 @@ def draw(tables: Mapping[str, Path], titles: Mapping[str, str], variants: Sequen
 
 def curves(axis: Any, points: Sequence[EvaluationRecord], variants: Sequence[str]) -> None:
     """IQM over seeds; of the main methods with its 95 % interval."""
-    (task,) = compare.group_by_task(points, together=False)
-    within = compare.bounds(task.env, task.measure)
+    (task,) = group_by_task(points, together=False)
+    within = bounds(task.env, task.measure)
     for variant in [name for name in variants if name in task.groups]:
         group = task.groups[variant]
-        found = compare.estimate(iqm, group.values.T[:, None], within)
+        found = estimate(iqm, group.values.T[:, None], within)
         color = f"C{list(VARIANTS).index(variant)}"  # one in all figures
         if variant in MAIN:
             draw_line(axis, group.steps, found, legend_label(variant, [task]), color)

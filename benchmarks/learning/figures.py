@@ -13,10 +13,12 @@ from benchmarks.learning.evidence import GROUPS
 from benchmarks.performance import growth
 from benchmarks.rows import read
 from benchmarks.theory import figures as theory
-from rlhf_bilevel.evaluation.compare import LAST, bounds, estimate, final_score, to_floats
+from rlhf_bilevel.evaluation.compare import to_floats
 from rlhf_bilevel.evaluation.plot import draw
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
+from rlhf_bilevel.evaluation.scores import estimate
 from rlhf_bilevel.evaluation.statistics import iqm
+from rlhf_bilevel.evaluation.tasks import LAST, bounds, final_score
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/figures")
 

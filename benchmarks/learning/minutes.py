@@ -23,8 +23,9 @@ from benchmarks.rows import write
 from rlhf_bilevel import Agent
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.evaluation.compare import group_by_task, rows_by_task, table
+from rlhf_bilevel.evaluation.compare import rows_by_task, table
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, write_table
+from rlhf_bilevel.evaluation.tasks import group_by_task
 from rlhf_bilevel.feedback.queries import differences
 from rlhf_bilevel.feedback.teachers import margin
 from rlhf_bilevel.types import Queries

@@ -36,15 +36,9 @@ def run(args: argparse.Namespace) -> Work:
     found = gathered(args.paths)
 
     def work() -> None:
-        from rlhf_bilevel.evaluation.compare import (
-            budget_warnings,
-            choose_baseline,
-            group_by_task,
-            minutes_warnings,
-            rows_by_task,
-            rows_over_all,
-            table,
-        )
+        from rlhf_bilevel.evaluation.compare import rows_by_task, rows_over_all, table
+        from rlhf_bilevel.evaluation.scores import choose_baseline
+        from rlhf_bilevel.evaluation.tasks import budget_warnings, group_by_task, minutes_warnings
 
         minutes = args.at_minutes
         tasks = group_by_task(found.rows, together=True, minutes=minutes)

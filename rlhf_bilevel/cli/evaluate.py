@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> Work:
 
     def work() -> None:
         from rlhf_bilevel.agent import Agent
-        from rlhf_bilevel.evaluation.compare import UNBOUNDED, bounds
         from rlhf_bilevel.evaluation.rollout import interval_text
+        from rlhf_bilevel.evaluation.tasks import UNBOUNDED, bounds
 
         agent = Agent.load(args.dir, trust=args.trust)
         within = bounds(agent.env_id, "true_return")

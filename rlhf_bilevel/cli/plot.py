@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> Work:
     out, found = new_file("--out", args.out, ".svg", ".png", ".pdf"), gathered(args.paths)
 
     def work() -> None:
-        from rlhf_bilevel.evaluation.compare import budget_warnings, group_by_task
         from rlhf_bilevel.evaluation.plot import caption, draw
+        from rlhf_bilevel.evaluation.tasks import budget_warnings, group_by_task
 
         with reserve_new_file(out):
             print(draw(found.rows, out, args.kind, found.method(args.baseline), args.x))

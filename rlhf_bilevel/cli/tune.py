@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> Work:
         return planned
 
     def work() -> None:
-        from rlhf_bilevel.evaluation.compare import LAST
+        from rlhf_bilevel.evaluation.tasks import LAST
         from rlhf_bilevel.studies.tuning import TrialRuns, best_trial, open_study, search
 
         out.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,20 @@ from typing import Any
 import numpy as np
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation import compare
-from rlhf_bilevel.evaluation.compare import Task
 from rlhf_bilevel.evaluation.minutes import against_minutes
 from rlhf_bilevel.evaluation.records import EvaluationRecord
+from rlhf_bilevel.evaluation.scores import BASELINE, check_baseline, estimate, improvements_over, scores, scores_by_step
 from rlhf_bilevel.evaluation.statistics import Interval, above, iqm, mean, median, optimality_gap
+from rlhf_bilevel.evaluation.tasks import (
+    LAST,
+    UNBOUNDED,
+    Task,
+    few_seeds_sentence,
+    group_by_task,
+    min_max,
+    range_text,
+    run_sentence,
+)
 from rlhf_bilevel.utils.files import write
 
 KINDS = ("curves", "efficiency", "profile", "improvement", "aggregate")
@@ -47,7 +56,7 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    tasks = compare.group_by_task(rows, together=kind != "curves")
+    tasks = group_by_task(rows, together=kind != "curves")
     figure = Figure(layout="constrained")
     if kind == "curves":
         draw_curves(figure, tasks, x)
@@ -76,7 +85,7 @@ def draw_curves(figure: Any, tasks: Sequence[Task], x: str = "steps") -> None:
             places, values = group.steps, group.values
             if x == "minutes":
                 places, values = against_minutes(group.minutes, group.values, method)
-            draw_line(axis, places, compare.estimate(iqm, values.T[:, None], within), legend_label(method, [task]))
+            draw_line(axis, places, estimate(iqm, values.T[:, None], within), legend_label(method, [task]))
         axis.set(title=task.env, xlabel=AXES[x], ylabel=task.measure.replace("_", " ") + bounds_note(within, [task]))
         legend_below(axis)
 
@@ -84,10 +93,10 @@ def draw_curves(figure: Any, tasks: Sequence[Task], x: str = "steps") -> None:
 def draw_efficiency(figure: Any, tasks: Sequence[Task]) -> None:
     """IQM of scores over all environments, against environment steps."""
     (axis,) = panels(figure, 1)
-    method_scores = compare.scores(tasks)
-    steps, values = compare.scores_by_step(tasks)
+    method_scores = scores(tasks)
+    steps, values = scores_by_step(tasks)
     for method, runs in values.items():
-        draw_line(axis, steps, compare.estimate(iqm, runs, method_scores.within), legend_label(method, tasks))
+        draw_line(axis, steps, estimate(iqm, runs, method_scores.within), legend_label(method, tasks))
     axis.set(
         title=title_of(tasks),
         xlabel=STEPS,
@@ -99,22 +108,20 @@ def draw_efficiency(figure: Any, tasks: Sequence[Task]) -> None:
 def draw_profiles(figure: Any, tasks: Sequence[Task]) -> None:
     """Performance profiles: the share of runs above each threshold of the score."""
     (axis,) = panels(figure, 1)
-    values, _, rule = compare.scores(tasks)
+    values, _, rule = scores(tasks)
     pooled = np.concatenate([runs.ravel() for runs in values.values()])
     thresholds = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 201)
     for method, runs in values.items():
-        draw_line(
-            axis, thresholds, compare.estimate(mean, above(runs, thresholds), (0, 1)), legend_label(method, tasks)
-        )
+        draw_line(axis, thresholds, estimate(mean, above(runs, thresholds), (0, 1)), legend_label(method, tasks))
     axis.set(title=title_of(tasks), xlabel=fill(f"threshold of {rule}", WIDE), ylabel="share of runs above it")
     legend_below(axis)
 
 
 def draw_improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) -> None:
     """Probability of improvement over the baseline. UserError if there is no other method."""
-    baseline = compare.check_baseline(baseline or compare.BASELINE, tasks)
+    baseline = check_baseline(baseline or BASELINE, tasks)
     (axis,) = panels(figure, 1)
-    intervals = compare.improvements_over(baseline, tasks)
+    intervals = improvements_over(baseline, tasks)
     if not intervals:
         raise UserError(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
     draw_bars(axis, list(intervals.values()), [legend_label(method, tasks) for method in intervals])
@@ -124,10 +131,10 @@ def draw_improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) 
 
 def draw_aggregates(figure: Any, tasks: Sequence[Task]) -> None:
     """Median, IQM, mean and optimality gap of scores, a panel each."""
-    values, within, rule = compare.scores(tasks)
+    values, within, rule = scores(tasks)
     for axis, (name, statistic) in zip(panels(figure, len(AGGREGATES)), AGGREGATES.items(), strict=True):
         limits = (0, inf) if statistic is optimality_gap else within
-        intervals = [compare.estimate(statistic, runs, limits) for runs in values.values()]
+        intervals = [estimate(statistic, runs, limits) for runs in values.values()]
         draw_bars(axis, intervals, [legend_label(method, tasks) for method in values])
         axis.set(title=name, xlabel=fill(rule, WIDE) + bounds_note(within, tasks))
 
@@ -174,9 +181,9 @@ def caption(tasks: Sequence[Task], kind: str) -> list[str]:
     if kind in ("curves", "efficiency"):
         numbers = "Each point is the IQM over seeds of one evaluation, and the band its 95 % interval."
     else:
-        episodes = compare.min_max([count for group in groups for count in group.episodes])
-        numbers = compare.run_sentence(min(compare.LAST, *(len(task.steps) for task in tasks)), episodes)
-    return [numbers, *compare.few_seeds_sentence(len(group.values) for group in groups)]
+        episodes = min_max([count for group in groups for count in group.episodes])
+        numbers = run_sentence(min(LAST, *(len(task.steps) for task in tasks)), episodes)
+    return [numbers, *few_seeds_sentence(len(group.values) for group in groups)]
 
 
 def legend_label(method: str, tasks: Sequence[Task]) -> str:
@@ -184,13 +191,13 @@ def legend_label(method: str, tasks: Sequence[Task]) -> str:
     groups = [task.groups[method] for task in tasks]
     labels = min(group.labels[1] for group in groups), max(group.labels[1] for group in groups)
     seeds = len(groups[0].values)
-    return f"{method} ({compare.range_text(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
+    return f"{method} ({range_text(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
 
 
 def bounds_note(within: tuple[float, float], tasks: Sequence[Task]) -> str:
     """One more line for an axis label if some interval may exceed the possible range; else empty."""
     seeds = max(len(group.values) for task in tasks for group in task.groups.values())
-    return "\n" + fill(f"({compare.UNBOUNDED})", WIDE) if seeds > 1 and not all(map(isfinite, within)) else ""
+    return "\n" + fill(f"({UNBOUNDED})", WIDE) if seeds > 1 and not all(map(isfinite, within)) else ""
 
 
 def title_of(tasks: Sequence[Task]) -> str:

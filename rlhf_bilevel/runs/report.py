@@ -61,9 +61,9 @@ def print_result(out: Path, reference: Path | None) -> None:
 
     ``reference`` is a table of earlier runs: it also prints what SAC on the true reward reaches at the same steps.
     """
-    from rlhf_bilevel.evaluation.compare import LAST, final_score, final_score_text
     from rlhf_bilevel.evaluation.plot import draw
     from rlhf_bilevel.evaluation.records import own_names, read_records, read_table, renamed
+    from rlhf_bilevel.evaluation.tasks import LAST, final_score, final_score_text
 
     names = own_names([RunFolder(out).read_config()])
     records = renamed(read_records(out), names) if RunFolder(out).evaluated else []

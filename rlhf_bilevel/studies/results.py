@@ -18,9 +18,9 @@ from pyarrow import parquet
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import LAST, final_score, measure_of, min_max, run_sentence
 from rlhf_bilevel.evaluation.records import EvaluationRecord, own_names, read_records, renamed, to_csv
 from rlhf_bilevel.evaluation.statistics import iqm
+from rlhf_bilevel.evaluation.tasks import LAST, final_score, measure_of, min_max, run_sentence
 from rlhf_bilevel.utils.files import lock, write
 
 CSV, PARQUET = "results.csv", "results.parquet"

@@ -4,7 +4,7 @@
     value of a trial                    its last report: the mean over all its seeds at their last step
 
 The seeds of a trial train one after another, ``steps`` environment steps each. The true return at a step is the mean of
-the last three evaluations until then, see ``compare.final_score``. It is for evaluation only: tuning uses knowledge
+the last three evaluations until then, see ``tasks.final_score``. It is for evaluation only: tuning uses knowledge
 that an agent which learns from preferences does not have. Report results from other seeds or tasks than those used for
 tuning.
 
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_bilevel.data.run_folder import STEP, RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import final_score
+from rlhf_bilevel.evaluation.tasks import final_score
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import PATIENCE, TICK, Executor, StartedRun, last_line
 from rlhf_bilevel.studies.search_space import Choice, Range, Space, as_options

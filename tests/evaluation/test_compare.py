@@ -14,20 +14,11 @@ import yaml
 
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.evaluation.compare import (
-    bounds,
-    budget_warnings,
-    final_score,
-    group_by_task,
-    minutes_warnings,
-    rows_by_task,
-    rows_over_all,
-    scores,
-    scores_by_step,
-    table,
-)
+from rlhf_bilevel.evaluation.compare import rows_by_task, rows_over_all, table
 from rlhf_bilevel.evaluation.records import EvaluationRecord, write_table
+from rlhf_bilevel.evaluation.scores import scores, scores_by_step
 from rlhf_bilevel.evaluation.statistics import improvement, iqm
+from rlhf_bilevel.evaluation.tasks import bounds, budget_warnings, final_score, group_by_task, minutes_warnings
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.studies import results
 from tests.cli.test_cli import fails

@@ -9,10 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from rlhf_bilevel.evaluation import plot
-from rlhf_bilevel.evaluation.compare import group_by_task
 from rlhf_bilevel.evaluation.plot import KINDS, draw
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.evaluation.statistics import improvement_interval, interval, iqm, mean
+from rlhf_bilevel.evaluation.tasks import group_by_task
 
 ROOT = Path(__file__).parents[2]
 ENVS = ("dm_control/walker-walk-v0", "dm_control/cartpole-balance-v0")
