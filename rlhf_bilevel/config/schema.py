@@ -150,8 +150,8 @@ class Config(BaseModel):
     reward_net_arch: Layers = (256, 256, 256)
     """Units of each hidden layer of a reward network."""
     reward_units: Literal["measured", "raw"] = "measured"
-    """Units of the reward model's inputs. measured: standard deviations of the data. raw: as the environment gives
-    them, as in B-Pref."""
+    """Units of the reward model's inputs. measured: standard deviations of the data, from its mean. raw: as the
+    environment gives them, as in B-Pref."""
     reward_clip: bool = False
     """Whether each input of the reward model is clipped to the range that it has in the labelled segments."""
     reward_lr: Rate = 3e-4

@@ -43,7 +43,8 @@ class RewardEnsemble(nn.Module):
 
     linear: ClassVar[bool] = False  # whether f is linear in its features: no ``hidden`` layers, readable weights
     use_action = True  # whether r depends on the action too
-    unit: Tensor  # (features,)
+    center: Tensor  # (features,)
+    unit: Tensor
     low: Tensor  # (o + a,)
     high: Tensor
 
@@ -69,6 +70,7 @@ class RewardEnsemble(nn.Module):
         layers = list(pairwise(sizes))
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
+        self.register_buffer("center", torch.zeros(sizes[0]))
         self.register_buffer("unit", torch.ones(sizes[0]))
         self.register_buffer("low", torch.full((size,), -torch.inf))
         self.register_buffer("high", torch.full((size,), torch.inf))
@@ -107,7 +109,7 @@ class RewardEnsemble(nn.Module):
     def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
-        x = self.clipped_features(obs, act) / self.unit
+        x = (self.clipped_features(obs, act) - self.center) / self.unit
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -134,11 +136,12 @@ class RewardEnsemble(nn.Module):
         return self.features(torch.cat([obs, act], -1).flatten(0, -2).clamp(self.low, self.high))
 
     def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
-        """Sets the units of the features to their standard deviations over obs (..., o), act (..., a).
+        """Standardises the features: their means and standard deviations are those over obs (..., o), act (..., a).
 
-        A feature that does not vary keeps the unit 1.
+        A feature that does not vary keeps the unit 1. Without the means, a position that hardly varies would be a large
+        constant, beside which the network sees nothing else.
         """
-        spread = self.clipped_features(obs, act).std(0)
+        spread, self.center[:] = torch.std_mean(self.clipped_features(obs, act), 0)
         self.unit.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def clip(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
@@ -158,9 +161,10 @@ class RewardEnsemble(nn.Module):
         self.low[-act_size:] = self.high[-act_size:] = 0
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads a state; one of an older run, without units and range, gets unit 1 and no clipping."""
+        """Loads a state; one of an older run, without means, units or range, gets mean 0, unit 1 and no clipping."""
         everything = torch.full_like(self.low, torch.inf)
-        neutral = {"unit": torch.ones_like(self.unit), "low": -everything, "high": everything}
+        neutral = {"center": torch.zeros_like(self.center), "unit": torch.ones_like(self.unit)}
+        neutral |= {"low": -everything, "high": everything}
         return super().load_state_dict(neutral | dict(state), strict, assign)
 
     def names(self, names: Sequence[str]) -> list[str]:

@@ -59,7 +59,7 @@ class RewardInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2  # 1 had no ``center``
     env: str  # id of the environment that it was learnt on
     env_kwargs: dict[str, JsonValue]  # its arguments
     protocol: Literal["bpref", "mt1"]  # of Meta-World
@@ -162,7 +162,7 @@ def read_info(data: bytes, source: object) -> RewardInfo | None:
         if name == "version":
             theirs = f"{fault['input']!r:.60}"
             raise UserError(
-                f"{source} has version {theirs} of the format, and this reads version 1: update it"
+                f"{source} has version {theirs} of the format, and this reads versions 1 and 2: update it"
             ) from None
         raise CorruptFileError(f"{source} is damaged: {name}={fault['input']!r:.60}: {fault['msg']}") from None
 
@@ -177,6 +177,7 @@ def _sizes(found: dict[str, Tensor], info: RewardInfo, source: object) -> list[i
     if layers and (not form.linear or len(layers) == 1):
         members, sizes = len(layers[0]), [features, *(layer.shape[2] for layer in layers)]
         expected: dict[str, tuple[int, ...]] = {"unit": (features,), "low": (inputs,), "high": (inputs,)}
+        expected |= {"center": (features,)} if info.version > 1 else {}
         for number, (i, j) in enumerate(pairwise(sizes)):
             expected |= {f"weights.{number}": (members, i, j), f"biases.{number}": (members, 1, j)}
         same = {name: tuple(value.shape) for name, value in found.items()} == expected

@@ -50,10 +50,33 @@ def test_measured_rewards_do_not_depend_on_the_units_of_what_they_see(form: Any)
     # Not .001: its square's spread would be at the 1e-6 below which a feature counts as one that does not vary
     obs, act, scale = torch.randn(50, 3), torch.randn(50, 2), torch.tensor([1000.0, 1.0, 0.01])
     plain, scaled = ensemble(form=form), ensemble(form=form)
-    assert not torch.allclose(plain(obs * scale, act), plain(obs, act), atol=0.01)
+    moved = obs * scale + torch.tensor([-500.0, 0.0, 7.0])  # as if there were another origin, too
+    assert not torch.allclose(plain(moved, act), plain(obs, act), atol=0.01)
     plain.measure(obs, act)
-    scaled.measure(obs * scale, act)
-    assert torch.allclose(scaled(obs * scale, act), plain(obs, act), atol=1e-5)
+    scaled.measure(moved, act)
+    if form == "quadratic":  # its products depend on the origin
+        moved = obs * scale
+        scaled.measure(moved, act)
+    assert torch.allclose(scaled(moved, act), plain(obs, act), atol=2e-5)
+
+
+def test_a_measured_reward_learns_from_a_position_that_hardly_varies() -> None:
+    """As Meta-World's handles: their mean is up to 8,000 times their standard deviation."""
+    rng = torch.Generator().manual_seed(0)
+    obs = torch.randn(200, 10, 3, generator=rng) * 1e-4 + torch.tensor([0.8, 0.1, -0.4])
+    act = torch.zeros(200, 10, 2)
+    first, second = (Segments(obs[half::2], act[half::2], torch.zeros(100, 10)) for half in (0, 1))
+    label = (first.obs[..., 0].sum(1) > second.obs[..., 0].sum(1)).float()
+    reward = ensemble()
+    reward.measure(obs, act)
+    optimizer = torch.optim.Adam(reward.parameters(), 1e-3)
+    for _ in range(300):
+        logits, _ = reward.compare(Preferences(first, second, label))
+        loss = cross_entropy(logits, label).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert accuracy(logits, label).mean() > 0.9  # .5 to .6 without the means
 
 
 def test_what_does_not_vary_keeps_its_units_and_older_networks_are_read() -> None:
@@ -62,7 +85,7 @@ def test_what_does_not_vary_keeps_its_units_and_older_networks_are_read() -> Non
     reward.clip(torch.zeros(1, 3), torch.zeros(1, 2))
     assert reward.unit.tolist() == pytest.approx([1.0, 2**0.5, 1.0, 1.0, 1.0])
     state = old.state_dict()
-    for name in ("unit", "low", "high"):
+    for name in ("center", "unit", "low", "high"):
         del state[name]
     reward.load_state_dict(state)
     obs, act = torch.randn(5, 3), torch.randn(5, 2)

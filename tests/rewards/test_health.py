@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.rewards.bradley_terry import accuracy, cross_entropy
+from rlhf_bilevel.rewards.bradley_terry import cross_entropy
 from rlhf_bilevel.rewards.health import Vitals, describe
 from rlhf_bilevel.training.loop import train, update_reward
 from rlhf_bilevel.training.run import Run
@@ -31,9 +31,7 @@ def diverging(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 def unlearning(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
-    if accuracy(logits.mean(0), batch.label) > 0.5:
-        run.reward.weights[-1].data *= -1
-    return 0 * logits.sum()
+    return cross_entropy(logits, 1 - batch.label).mean()
 
 
 def saturating(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

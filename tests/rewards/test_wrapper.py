@@ -334,6 +334,16 @@ def test_a_file_of_an_older_version_says_how_to_write_it_anew(folder: Path, tmp_
             LearnedReward.load(path)
 
 
+def test_a_file_of_version_1_is_read_without_means(folder: Path, tmp_path: Path) -> None:
+    data = (folder / "reward.safetensors").read_bytes()
+    found, info = load(data), reward_file.read_info(data, "")
+    assert info is not None and found.pop("center").any()
+    path = tmp_path / "reward.safetensors"
+    path.write_bytes(save(found, {reward_file.KEY: info.model_copy(update={"version": 1}).model_dump_json()}))
+    reward, _ = reward_file.from_bytes(path.read_bytes(), path)
+    assert not reward.center.any()
+
+
 def test_a_file_that_another_has_changed_is_refused_and_makes_nothing_large(folder: Path, tmp_path: Path) -> None:
     data = (folder / "reward.safetensors").read_bytes()
     found, info = load(data), reward_file.read_info(data, "")
@@ -349,7 +359,7 @@ def test_a_file_that_another_has_changed_is_refused_and_makes_nothing_large(fold
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "version 2 of the format" in refused(told | {"version": 2})
+    assert "version 3 of the format" in refused(told | {"version": 3})
     assert "is damaged" in refused("{" * 100_000)
     for key, value in {
         "observations": 10**9, "form": "quadratic", "bound": 0.0, "level": "1", "env": None, "labels": -1,
