@@ -1,7 +1,7 @@
 """A teacher by HTTP: the segment is better in which an entry of the observation is larger on average.
 
 python examples/http_teacher.py "orientations[0]" 8000
-rlhf-bilevel train pebble --env walker_walk --steps 30000 --labels 200 --teacher http://localhost:8000
+rlhf-bilevel train pebble --env dm_control/walker-walk-v0 --steps 30000 --labels 200 --teacher http://localhost:8000
 """
 
 import json

@@ -85,10 +85,11 @@ def asked(words: Sequence[str]) -> argparse.Namespace:
 def parser() -> Parser:
     """The parser of all ``COMMANDS``. What it parses has ``command``, the command's name, beside its arguments."""
     about = "Agents from preferences: a reward model learns which clip is better, Stable-Baselines3 learns the policy."
-    top = Parser(prog="rlhf-bilevel", description=about)
+    more = "rlhf-bilevel COMMAND --help tells the options of a command, with examples. The first command is train."
+    top = Parser(prog="rlhf-bilevel", description=about, epilog=more)
     top.commands = tuple(COMMANDS)
     top.add_argument("--version", action="version", version=f"rlhf-bilevel {installed_versions()['rlhf-bilevel']}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         does = command.HELP
         epilog = "\n  ".join(("examples:", *command.EXAMPLES))

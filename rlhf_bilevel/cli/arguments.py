@@ -131,7 +131,12 @@ def positive_number(value: str) -> float:
 
 def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
     """Adds --checkpoint-every."""
-    sub.add_argument("--checkpoint-every", default="1m", metavar="1m|STEPS", help="minutes or steps; 0 is never")
+    sub.add_argument(
+        "--checkpoint-every",
+        default="1m",
+        metavar="1m|STEPS",
+        help="time between checkpoints, in minutes or in steps; 0: none",
+    )
 
 
 def add_threads_option(sub: argparse.ArgumentParser, default: int | None) -> None:
@@ -142,8 +147,8 @@ def add_threads_option(sub: argparse.ArgumentParser, default: int | None) -> Non
         type=up_to(MOST_THREADS),
         default=default,
         metavar="N",
-        help="CPU threads of a run; from 2 on, two learners are updated side by side, and evaluations go on beside "
-        f"the training{had}",
+        help="CPU threads of a run; with 2 or more, two learners are updated at the same time, and evaluated "
+        f"meanwhile{had}",
     )
 
 
@@ -155,15 +160,17 @@ def add_training_options(sub: argparse.ArgumentParser) -> None:
         type=natural,
         default=0,
         metavar="STEPS",
-        help="a checkpoint that stays, for fork",
+        help="keep a checkpoint every so many steps, for fork; 0: none",
     )
-    sub.add_argument("--reference", type=Path, help="CSV of earlier runs to compare the result with")
-    sub.add_argument("--verbose", action="store_true", help="print the metrics in place of the progress bar")
+    sub.add_argument(
+        "--reference", type=Path, metavar="FILE.csv", help="a table with runs of sac, to compare the result with"
+    )
+    sub.add_argument("--verbose", action="store_true", help="print the metrics instead of the progress bar")
 
 
 def add_trust_option(sub: argparse.ArgumentParser) -> None:
     """Adds --trust, for commands that read a run's folder."""
-    trusts = "import the modules that the run names, go to the labels database or the teacher that it names"
+    trusts = "allow what the folder names: modules to import, a labels database, a teacher elsewhere"
     sub.add_argument("--trust", action="store_true", help=trusts)
 
 
@@ -174,5 +181,5 @@ def add_set_option(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting, as rlhf-bilevel settings lists them; repeatable",
+        help="a setting (rlhf-bilevel settings lists them); repeatable",
     )

@@ -15,7 +15,7 @@ from rlhf_bilevel.utils.files import check_writable
 if TYPE_CHECKING:
     from rlhf_bilevel.evaluation.sources import Gathered
 
-PATHS = "runs' folders, folders of runs, tables (.csv); NAME=PATH has NAME in place of the method's"
+PATHS = "a run's folder, a folder of runs, or a table (.csv); NAME=PATH calls these runs NAME"
 
 
 def run_folder(path: Path) -> RunFolder:

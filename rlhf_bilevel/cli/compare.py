@@ -11,7 +11,7 @@ from rlhf_bilevel.cli.checks import PATHS, gathered
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.json_yaml import to_json
 
-HELP = "a table of runs: IQM a method and environment, and probability of improvement"
+HELP = "compare methods: a table of their runs, with 95 % intervals"
 EXAMPLES = (
     "rlhf-bilevel compare runs/sweep --at-minutes 10",
     "rlhf-bilevel compare benchmarks/results/quick.csv --baseline sac --json",
@@ -21,7 +21,7 @@ EXAMPLES = (
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
-    sub.add_argument("--baseline", metavar="METHOD", help="what others are compared with (default: pebble)")
+    sub.add_argument("--baseline", metavar="METHOD", help="the method that others are compared with (default: pebble)")
     sub.add_argument(
         "--at-minutes",
         type=positive_number,

@@ -10,7 +10,7 @@ from rlhf_bilevel.cli.arguments import Work, one_of
 from rlhf_bilevel.cli.run_options import METHOD
 from rlhf_bilevel.registries import METHODS
 
-HELP = "print a script with which a shell completes commands, options and methods"
+HELP = "print a script that completes commands, options and methods in a shell"
 EXAMPLES = (
     'eval "$(rlhf-bilevel completion bash)"',
     "rlhf-bilevel completion zsh > ~/.zsh/completions/_rlhf-bilevel",

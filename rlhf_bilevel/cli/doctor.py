@@ -11,7 +11,7 @@ from rlhf_bilevel.cli.arguments import Work
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.utils.versions import installed_versions
 
-HELP = "what works on this machine, and what to install"
+HELP = "check what works on this machine, and say what to install"
 EXAMPLES = (
     "rlhf-bilevel doctor",
     "MUJOCO_GL=egl rlhf-bilevel doctor",

@@ -10,7 +10,7 @@ from rlhf_bilevel.cli.arguments import EPISODES, Work, add_trust_option, up_to
 from rlhf_bilevel.cli.checks import finished
 from rlhf_bilevel.utils.json_yaml import to_json
 
-HELP = "true return and success of a run's agent on fresh episodes"
+HELP = "measure a run's agent: true return and success in new episodes"
 EXAMPLES = (
     "rlhf-bilevel evaluate runs/walker",
     "rlhf-bilevel evaluate runs/walker --episodes 50 --json",
@@ -20,7 +20,7 @@ EXAMPLES = (
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
-    sub.add_argument("--episodes", type=up_to(EPISODES), default=10, help="how many")
+    sub.add_argument("--episodes", type=up_to(EPISODES), default=10, help="number of episodes")
     sub.add_argument("--json", action="store_true", help="print JSON")
     add_trust_option(sub)
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Work:
         for name in ("true_return", "success"):
             if summary[name]:
                 print(f"{name}: {interval_text(summary[name])}")
-        print(f"episodes: {summary['episodes']}, fresh ones; train and compare count with the run's own evaluations")
+        print(f"{summary['episodes']} new episodes; train and compare count with those of the run's own evaluations")
         if args.episodes > 1 and not all(map(isfinite, within)):
             print(f"true_return: {UNBOUNDED}")
 

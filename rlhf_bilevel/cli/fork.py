@@ -22,7 +22,7 @@ from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.runs.spec import check_owners
 
-HELP = "a new run that goes on from a checkpoint of another: more steps, more labels, other settings"
+HELP = "begin a new run at a checkpoint of another: with more steps, more labels or other settings"
 EXAMPLES = (
     "rlhf-bilevel fork runs/walker --steps 150000 --labels 800 --out runs/longer",
     "rlhf-bilevel fork runs/walker --at 60000 --set anchor_share=0.8 --out runs/anchored",
@@ -32,13 +32,18 @@ EXAMPLES = (
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="the other run's folder")
-    sub.add_argument("--out", type=Path, required=True, help="the new run's folder, made anew")
-    sub.add_argument("--at", type=positive, metavar="STEP", help="the newest checkpoint until there (default: newest)")
+    sub.add_argument("--out", type=Path, required=True, help="a new folder for the new run")
+    sub.add_argument(
+        "--at",
+        type=positive,
+        metavar="STEP",
+        help="begin at the newest checkpoint up to this step (default: the newest)",
+    )
     sub.add_argument("--steps", type=positive, help="of the new run, those before included (default: as the other)")
     sub.add_argument("--labels", type=integer, help="of the new run, those before included (default: as the other)")
-    sub.add_argument("--method", metavar="METHOD", type=METHOD, help="(default: as the other)")
-    sub.add_argument("--seed", type=integer, help="another one draws all random numbers anew (default: as the other)")
-    sub.add_argument("--teacher", help="as of train (default: as the other)")
+    sub.add_argument("--method", metavar="METHOD", type=METHOD, help="of the new run (default: as the other)")
+    sub.add_argument("--seed", type=integer, help="another seed draws all random numbers anew (default: as the other)")
+    sub.add_argument("--teacher", help="as for train (default: as the other)")
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that differs; repeatable"
     )

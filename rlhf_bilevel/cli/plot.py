@@ -12,7 +12,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.plot import AXES, KINDS
 from rlhf_bilevel.utils.files import reserve_new_file
 
-HELP = "figures of runs: IQM over seeds, profiles, improvement, with 95 % bootstrap intervals"
+HELP = "draw a figure of runs, such as learning curves, with 95 % intervals"
 EXAMPLES = (
     "rlhf-bilevel plot runs/walker --out walker.svg",
     "rlhf-bilevel plot runs/sweep --kind improvement --baseline pebble --out improvement.png",
@@ -22,12 +22,17 @@ EXAMPLES = (
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help=".svg, .png or .pdf")
-    sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=", ".join(KINDS))
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="a new file: .svg, .png or .pdf")
+    sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=f"of figure: {', '.join(KINDS)}")
     sub.add_argument(
-        "--x", default="steps", type=one_of("x", AXES), help=f"of --kind curves: {', '.join(AXES)} (of labelling)"
+        "--x",
+        default="steps",
+        type=one_of("x", AXES),
+        help="against which --kind curves are drawn: steps, or minutes of labelling",
     )
-    sub.add_argument("--baseline", metavar="METHOD", help="of --kind improvement (default: pebble)")
+    sub.add_argument(
+        "--baseline", metavar="METHOD", help="the method that --kind improvement compares with (default: pebble)"
+    )
 
 
 def run(args: argparse.Namespace) -> Work:

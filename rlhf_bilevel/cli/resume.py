@@ -12,7 +12,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs.report import print_result
 
-HELP = "go on with a run that was cut off, as if it had not been"
+HELP = "go on with a run that was stopped, as if it had not been"
 EXAMPLES = (
     "rlhf-bilevel resume runs/walker",
     "rlhf-bilevel resume runs/walker --verbose --checkpoint-every 5000",

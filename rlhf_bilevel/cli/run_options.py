@@ -25,30 +25,40 @@ PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
     """Adds the options that ``spec`` reads; ``people`` is what the help of --teacher says of people."""
-    sub.add_argument("--steps", type=positive, help="environment steps, all learners together")
-    sub.add_argument("--labels", type=integer, help="answers that may be asked of the teacher (default: 100)")
+    sub.add_argument(
+        "--steps", type=positive, help="length of the training in environment steps, those of all learners together"
+    )
+    sub.add_argument(
+        "--labels", type=integer, help="number of answers that the teacher may be asked for (default: 100)"
+    )
     sub.add_argument(
         "--algorithm",
         metavar="LEARNER",
         type=one_of("learner", LEARNERS, or_place=True),
-        help=f"{', '.join(LEARNERS)} or module:NAME (default: the method's)",
+        help=f"of the policy: {', '.join(LEARNERS)}, or module:NAME of your own (default: the method's)",
     )
     sub.add_argument(
         "--teacher",
-        help="oracle, or some of boltzmann, mistake, skip, equal, myopic, with values where not B-Pref's: "
-        f"mistake=0.1,skip=0.1,beta=10; or {people}replay=FILE, another run's labels.sqlite or a .parquet dataset, or "
-        "rerun=FILE, a labels.sqlite session by session; https://HOST/PATH, which is asked by HTTP; "
-        "vlm:https://HOST/v1?model=NAME, a vision-language model; or module:NAME, a teacher of your own "
-        "(default: oracle)",
+        help="who answers: oracle; one that errs, boltzmann, mistake, skip, equal, myopic or several, such as "
+        f"mistake=0.1,skip=0.1; {people}replay=FILE or rerun=FILE, the answers of another run; an https:// or "
+        "vlm:https:// address; or module:NAME of your own; see docs/teachers.md (default: oracle)",
     )
     sub.add_argument(
         "--reward",
         metavar="FILE",
-        help="a reward.safetensors, or a run's folder, whose reward is learnt on as it is: nobody is asked",
+        help="train on a learnt reward, and ask nobody: a run's folder, or its reward.safetensors",
     )
-    sub.add_argument("--preset", default="cpu", type=one_of("preset", PRESET_NAMES), help=", ".join(PRESET_NAMES))
     sub.add_argument(
-        "--device", default="cpu", type=one_of("device", ("cpu", "cuda", "auto")), help="cpu, cuda or auto"
+        "--preset",
+        default="cpu",
+        type=one_of("preset", PRESET_NAMES),
+        help=f"a group of settings: {', '.join(PRESET_NAMES)}",
+    )
+    sub.add_argument(
+        "--device",
+        default="cpu",
+        type=one_of("device", ("cpu", "cuda", "auto")),
+        help="of the learners: cpu, cuda or auto",
     )
     add_threads_option(sub, default=1)
     sub.add_argument(

@@ -18,11 +18,14 @@ from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.utils.json_yaml import to_json
 
-HELP = "every setting: its default, the values that it takes, and what it means"
+HELP = "list every setting: its default, the values that it takes, and what it means"
 EXAMPLES = (
     "rlhf-bilevel settings",
     "rlhf-bilevel settings surf --json",
 )
+
+
+UNREACHED = (10**9,)  # bounds that nobody comes to, and that need not be told
 
 
 class Setting(NamedTuple):
@@ -38,7 +41,11 @@ class Setting(NamedTuple):
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument(
-        "method", metavar="METHOD", nargs="?", type=METHOD, help="with its own settings, and with its own defaults"
+        "method",
+        metavar="METHOD",
+        nargs="?",
+        type=METHOD,
+        help="also list this method's settings, and use its defaults",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -105,7 +112,7 @@ def values_of(name: str, field: FieldInfo) -> str:
         f"{sign} {written(getattr(limit, attribute))}"
         for limit in field.metadata
         for attribute, sign in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
-        if getattr(limit, attribute, None) is not None
+        if getattr(limit, attribute, None) not in (None, *UNREACHED)
     ]
     return ", ".join(["whole number" if kind is int else "number", *limits])
 

@@ -19,7 +19,7 @@ from rlhf_bilevel.studies.scheduler import Executor, LocalExecutor, begin_togeth
 from rlhf_bilevel.studies.worker import all_settings, check_same_run
 from rlhf_bilevel.utils.files import check_writable
 
-HELP = "train many: methods x environments x seeds; again, it goes on with what is missing"
+HELP = "train many runs: methods x environments x seeds; the same command goes on with what is missing"
 EXAMPLES = (
     "rlhf-bilevel sweep penalty pebble --env dm_control/walker-walk-v0 --steps 100000 --seeds 5",
     "rlhf-bilevel sweep pebble --env Pendulum-v1 --env Reacher-v5 --steps 20000 --preset quick --cohort",
@@ -28,14 +28,25 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument("method", nargs="+", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
+    sub.add_argument(
+        "method",
+        nargs="+",
+        metavar="METHOD",
+        type=METHOD,
+        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
+    )
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
-    sub.add_argument("--seed", type=integer, help="the first one (default: 0)")
-    sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="how many")
-    sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="holds a folder a run")
-    sub.add_argument("--jobs", type=up_to(JOBS), help="processes side by side on this machine (default: 2)")
-    sub.add_argument("--engine", default="local", type=one_of("engine", ("local", "ray")), help="local or ray")
-    sub.add_argument("--cohort", action="store_true", help="all seeds of a method in one process, in one update")
+    sub.add_argument("--seed", type=integer, help="the first seed (default: 0)")
+    sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="number of seeds")
+    sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="a folder, with a folder in it for each run")
+    sub.add_argument("--jobs", type=up_to(JOBS), help="runs at the same time on this machine (default: 2)")
+    sub.add_argument(
+        "--engine",
+        default="local",
+        type=one_of("engine", ("local", "ray")),
+        help="where runs are trained: local or ray",
+    )
+    sub.add_argument("--cohort", action="store_true", help="train all seeds of a method in one process, in one update")
     add_run_options(sub)
     add_checkpoint_option(sub)
 

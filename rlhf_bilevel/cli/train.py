@@ -29,11 +29,20 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
-    sub.add_argument("--env", required=True, help="a Gymnasium id, module:Id, dm_control/..., Meta-World/...")
-    sub.add_argument("--seed", type=integer, help="of all random numbers (default: 0)")
     sub.add_argument(
-        "--out", type=Path, help="the run's folder, made anew (default: runs/METHOD-ENV-SEED, then -2, -3 ...)"
+        "method",
+        metavar="METHOD",
+        type=METHOD,
+        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
+    )
+    sub.add_argument(
+        "--env",
+        required=True,
+        help="such as Pendulum-v1, dm_control/walker-walk-v0, Meta-World/door-open-v3, or module:Id of your own",
+    )
+    sub.add_argument("--seed", type=integer, help="fixes all random numbers (default: 0)")
+    sub.add_argument(
+        "--out", type=Path, help="a new folder for the run (default: runs/METHOD-ENV-SEED, then -2, -3 ...)"
     )
     sub.add_argument(
         "--max-pending-share",
@@ -46,7 +55,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         metavar="postgresql://...",
         help="--teacher human: where labels are kept (default: in the folder)",
     )
-    add_run_options(sub, people="human; or ")
+    add_run_options(sub, people="human; ")
     add_training_options(sub)
 
 

@@ -30,7 +30,7 @@ from rlhf_bilevel.utils.json_yaml import read_yaml
 
 SEARCH, BEST = "tune.yaml", "best.yaml"  # what a search looks for, and what it has found
 PRUNERS = ("median", "hyperband", "none")
-HELP = "search for settings with Optuna; again, it goes on"
+HELP = "search for good settings with Optuna; the same command goes on"
 EXAMPLES = (
     "rlhf-bilevel tune pebble --env Pendulum-v1 --steps 20000 --tune batch_size=64..512",
     "rlhf-bilevel tune surf --env Pendulum-v1 --steps 20000 --tune surf.threshold=0.9..0.999 --trials 40",
@@ -39,17 +39,37 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument("method", metavar="METHOD", type=METHOD, help=f"{', '.join(METHODS)} or module:NAME")
+    sub.add_argument(
+        "method",
+        metavar="METHOD",
+        type=METHOD,
+        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
+    )
     sub.add_argument("--env", required=True, help="as for train")
-    sub.add_argument("--tune", action="append", default=[], metavar="KEY=LOW..HIGH[,log]", help="or KEY=VALUE|VALUE")
-    sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same in a file, KEY: LOW..HIGH")
-    sub.add_argument("--trials", type=up_to(TRIALS), default=20, help="how many, those before included")
-    sub.add_argument("--seed", type=integer, default=1000, help="the first one; not one that is reported later")
-    sub.add_argument("--seeds", type=up_to(SEEDS), default=1, help="runs a trial, one after another")
-    sub.add_argument("--pruner", default="median", type=one_of("pruner", PRUNERS), help=", ".join(PRUNERS))
-    sub.add_argument("--storage", type=Path, metavar="FILE.db", help="on a local disk (default: OUT/tune.db)")
-    sub.add_argument("--out", type=Path, help="holds a folder a run (default: runs/tune-METHOD-ENV)")
-    sub.add_argument("--jobs", type=up_to(JOBS), default=2, help="trials side by side, a process each")
+    sub.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=LOW..HIGH[,log]",
+        help="a setting and the values to try; or KEY=VALUE|VALUE; repeatable",
+    )
+    sub.add_argument("--space", type=Path, metavar="FILE.yaml", help="the same from a file, KEY: LOW..HIGH")
+    sub.add_argument("--trials", type=up_to(TRIALS), default=20, help="number of trials, earlier ones included")
+    sub.add_argument("--seed", type=integer, default=1000, help="the first seed; report results of other seeds")
+    sub.add_argument("--seeds", type=up_to(SEEDS), default=1, help="runs in a trial, one after another")
+    sub.add_argument(
+        "--pruner",
+        default="median",
+        type=one_of("pruner", PRUNERS),
+        help=f"stops bad trials early: {', '.join(PRUNERS)}",
+    )
+    sub.add_argument(
+        "--storage", type=Path, metavar="FILE.db", help="the database of trials, on a local disk (default: OUT/tune.db)"
+    )
+    sub.add_argument(
+        "--out", type=Path, help="a folder, with a folder in it for each run (default: runs/tune-METHOD-ENV)"
+    )
+    sub.add_argument("--jobs", type=up_to(JOBS), default=2, help="trials at the same time, a process each")
     add_run_options(sub)
     add_checkpoint_option(sub)
 

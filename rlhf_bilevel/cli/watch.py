@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # the page itself has the rest
 ALL = "all"
 
-HELP = "see a run's agent act, beside the true and the learned reward: in a browser, or as a file"
+HELP = "watch a run's agent act, with the true and the learned reward: in a browser, or as a file"
 EXAMPLES = (
     "rlhf-bilevel watch runs/walker runs/other",
     "rlhf-bilevel watch runs/walker --at all --html walker.html",
@@ -48,7 +48,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         metavar="STEP",
         help="the newest checkpoint until there, or all; repeatable (default: the end, or the newest checkpoint)",
     )
-    sub.add_argument("--episodes", type=up_to(WATCHED), default=3, help="how many")
+    sub.add_argument("--episodes", type=up_to(WATCHED), default=3, help="number of episodes")
     sub.add_argument("--html", type=Path, metavar="FILE.html", help="write the page as one file, and serve nothing")
     sub.add_argument("--video", type=Path, metavar="FILE.mp4", help="write a video, where pictures can be drawn")
     add_trust_option(sub)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> Work:
 
         moments = watch.load_moments(folders, at, args.trust)
         for found in moments:
-            print(f"{found.folder}: {found.spec.method} on {found.spec.env}, step {found.step:,}", flush=True)
+            print(f"{found.folder}: {found.method} on {found.spec.env}, step {found.step:,}", flush=True)
         if video:
             size = watch.write_video(video, moments, args.episodes)
             print(f"{video}: {size / 1e6:.1f} MB")

@@ -117,6 +117,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
             else f", before it used more than {minutes:g} labelling minutes"
         )
         lines.append(run_sentence(evaluations, min_max([row.episodes for row in same_count]), where + at))
+    if baseline := next((row.baseline for row in rows if row.baseline), None):
+        told = f"P(better than {baseline}): the probability that a run of the method is better than one of {baseline}"
+        lines.append(f"{told}. An interval that includes 0.5 leaves open which method is better.")
     lines += few_seeds_sentence(row.seeds for row in rows)
     lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]

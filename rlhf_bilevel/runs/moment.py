@@ -15,6 +15,7 @@ from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs.actions import scaled
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, start
 from rlhf_bilevel.runs.build import Parts, check_memory_for_run, load_learnt, make_env, make_learner
@@ -34,6 +35,11 @@ class Moment(NamedTuple):
     model: Any  # the agent's, as ``types.Learner.model``
     action_space: Box | Discrete
     reward: RewardEnsemble | None  # None if the run had learned no reward by then
+
+    @property
+    def method(self) -> str:
+        """The method's name; for ``module:NAME`` its own."""
+        return METHODS[self.spec.method].name if ":" in self.spec.method else self.spec.method
 
     @classmethod
     def of(cls, folder: Path, at: int | None = None, trust: bool = False, custom: Mapping[str, Any] = {}) -> Moment:

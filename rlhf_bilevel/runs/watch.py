@@ -86,7 +86,7 @@ def make_page(moments: Sequence[Moment], episodes: int) -> str:
         with closing(make_posed_env(moment.spec.env, config)) as env:
             recorded = record_episodes(moment.act, moment.learned_rewards, env, episodes)
         total = moment.config.total_timesteps
-        shows.append(pages.Show(names[moment.folder], moment.spec.method, moment.step, total, recorded))
+        shows.append(pages.Show(names[moment.folder], moment.method, moment.step, total, recorded))
     title = " and ".join(dict.fromkeys(moment.spec.env for moment in moments))
     return pages.page(title, shows)
 
@@ -115,7 +115,7 @@ def write_video(path: Path, moments: Sequence[Moment], episodes: int) -> int:
 
         def films() -> Iterator[Iterator[Any]]:
             for moment, env, rate in zip(moments, envs, rates, strict=True):
-                about = f"{names[moment.folder]}: {moment.spec.method}, step {moment.step:,}"
+                about = f"{names[moment.folder]}: {moment.method}, step {moment.step:,}"
                 film = videos.draw_episode(moment.act, moment.learned_rewards, env, about)
                 yield _held(film, round(max(rates) / rate))
 

@@ -168,6 +168,8 @@ def test_the_command_prints_the_table_warns_and_refuses(
     assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
     assert lines[4:] == [
         "Each run counts with the mean of its agent's last 3 evaluations (15 episodes), at steps that all runs share.",
+        "P(better than pebble): the probability that a run of the method is better than one of pebble. "
+        "An interval that includes 0.5 leaves open which method is better.",
         "An interval over 3 seeds says almost nothing: 10 seeds are enough.",
         "Pendulum-v1: bounds not known: intervals may pass them.",  # its runs have passed what is known
     ]

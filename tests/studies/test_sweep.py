@@ -259,7 +259,7 @@ def test_results_are_one_row_an_evaluation_in_both_files(tmp_path: Path) -> None
     assert [EvaluationRecord(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == expected
     told = table(expected).splitlines()
     assert told[1].split() == ["pebble", "Steer-v0", "true_return", "50.5", "50.5", "50.5", "2"]
-    assert "mean of the last 2 evaluations, 4 episodes" in told[2]
+    assert told[2] == "Each run counts with the mean of its agent's last 2 evaluations (4 episodes)."
 
 
 def test_the_step_is_that_of_the_last_whole_row(tmp_path: Path) -> None:
