@@ -115,8 +115,17 @@ def history(c: Connection, labeller: int, limit: int) -> list[Past]:
     rows = select(*columns).join(queries).where(choices.c.labeller == labeller, LIVE)
     newest = c.execute(rows.order_by(choices.c.id.desc()).limit(limit))
     return [
-        Past(key, query, choice, *(clips if left_is_first else clips[::-1]), note or "", answered_at, bool(can_change))
-        for key, query, choice, left_is_first, note, answered_at, can_change, *clips in newest
+        Past(
+            key,
+            query,
+            choice,
+            left=first if left_is_first else second,
+            right=second if left_is_first else first,
+            note=note or "",
+            answered_at=answered_at,
+            can_change=bool(can_change),
+        )
+        for key, query, choice, left_is_first, note, answered_at, can_change, first, second in newest
     ]
 
 

@@ -117,11 +117,11 @@ class HumanTeacher:
         self._accuracy = fresh_accuracy(run.prefs)
         try:
             session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
-            needed = self._needed(min(session, c.labels - self._labels_used))
-            next_session = self._seconds_to_session(run, speed)
             if self._again:  # the next session has its answers
-                needed, next_session = (0, None), None
-            self._report(False, *needed, doing, next_session)
+                self._report(False, 0, None, doing)
+                return
+            needed = self._needed(min(session, c.labels - self._labels_used))
+            self._report(False, *needed, doing, self._seconds_to_session(run, speed))
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
