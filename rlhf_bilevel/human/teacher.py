@@ -116,10 +116,10 @@ class HumanTeacher:
         doing += f", {speed:.0f} steps a second."
         self._accuracy = fresh_accuracy(run.prefs)
         try:
-            session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
             if self._again:  # the next session has its answers
                 self._report(False, 0, None, doing)
                 return
+            session = c.queries_per_session if run.learnt else c.initial_labels or c.queries_per_session
             needed = self._needed(min(session, c.labels - self._labels_used))
             self._report(False, *needed, doing, self._seconds_to_session(run, speed))
         except DATABASE_ERRORS:  # training needs the label store only when it asks
