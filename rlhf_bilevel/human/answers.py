@@ -119,12 +119,13 @@ def history(c: Connection, labeller: int, limit: int) -> list[Past]:
             key,
             query,
             choice,
-            *((one, two) if left_is_first else (two, one)),
-            note or "",
-            answered_at,
-            bool(can_change),
+            left=first if left_is_first else second,
+            right=second if left_is_first else first,
+            note=note or "",
+            answered_at=answered_at,
+            can_change=bool(can_change),
         )
-        for key, query, choice, left_is_first, note, answered_at, can_change, one, two in newest
+        for key, query, choice, left_is_first, note, answered_at, can_change, first, second in newest
     ]
 
 

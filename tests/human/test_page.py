@@ -210,6 +210,22 @@ def test_a_note_is_kept_with_the_answer_to_its_pair_also_after_undo(server: Serv
 
 
 @pytest.mark.slow
+def test_a_note_goes_with_an_answer_that_comes_before_the_browser_tells_of_the_closed_dialog(
+    server: Served, visit: Visit
+) -> None:
+    page = visit.open(server.link())
+    page.keyboard.press("n")
+    page.fill("#note", "It falls.")
+    page.evaluate("""() => {
+      document.getElementById("note-dialog").close();
+      document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
+    }""")
+    visit.sent()
+    assert [choice.note for choice in server.store.all_chosen()] == ["It falls."]
+    expect(page.locator("#notice")).to_have_text("Left is better. Your note is kept: History shows it.")
+
+
+@pytest.mark.slow
 def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     first = page.evaluate(SHOWN)
@@ -542,8 +558,16 @@ def test_before_the_first_question_the_page_says_what_the_agent_does_and_when_it
 def test_a_run_that_goes_on_from_its_checkpoint_says_that_no_answer_is_lost(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     for again, used, outlook in (
-        (3, "4 of 10 labels used; 3 more are kept, and used again later", "uses those answers again"),
-        (1, "4 of 10 labels used; 1 more is kept, and used again later", "uses those answers again"),
+        (
+            3,
+            "4 of 10 labels used; 3 more are kept, and used again later",
+            "It repeats what came after its last saved state.",
+        ),
+        (
+            1,
+            "4 of 10 labels used; 1 more is kept, and used again later",
+            "It repeats what came after its last saved state.",
+        ),
         (0, "4 of 10 labels used", "6 more answers"),
     ):
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "it trains.", again=again))

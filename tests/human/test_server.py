@@ -663,7 +663,7 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
             "predicted 75 % of the last 20 labels that prefer" in text and "learnt from 7 of at most 20 labels" in text
         )
         assert "last 2 episodes of training is 2 by this reward" in text and "a scale of its own, it is 8.25" in text
-        assert "or 2.5 for each of the 0.8 minutes that people have labelled" in text  # four looks of 12 s
+        assert "which is 2.5 for a minute of labelling" in text  # four looks of 12 s
         assert "come in about 5 minutes" in text and "again" not in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
         store.set_status(replace(told, again=3))
         assert "training uses the 3 labels of these answers again" in owner.get("/overview").text

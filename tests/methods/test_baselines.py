@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from rlhf_bilevel import Agent, config
+from rlhf_bilevel import Agent
 from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
+from rlhf_bilevel.config.names import nest_options
 from rlhf_bilevel.methods import detached
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy, logits
@@ -471,7 +472,7 @@ def test_unlabelled_is_pre_training_without_end() -> None:
 
 
 def test_an_option_is_reached_by_its_full_name_and_a_wrong_one_is_told() -> None:
-    given = config.nest_options(
+    given = nest_options(
         {"total_timesteps": 9, "surf.threshold": 0.5, "rune.beta": 1.0, "options": {"weight": 2}}, "surf"
     )
     assert given == {"total_timesteps": 9, "options": {"weight": 2, "threshold": 0.5}}

@@ -39,7 +39,7 @@ let changes = 0; // of what the status counts, made here: a status that was aske
 let heard = ""; // the last state of training that was known
 let shownAt = 0; // seconds since 1970
 let undoing = false;
-let noted = ""; // the query whose note is being written
+let noted = "", noteChanged = false; // the query whose note is being written
 let turn = 0; // of those who wait for a stage only the latest may change what is shown
 /** @type {HTMLElement | null} */
 let hand = null; // the button that lost the focus when there was nothing to judge
@@ -223,7 +223,8 @@ async function showHistory() {
 
 /** @param {import("./api.js").Past} past */
 function pastItem(past) {
-  const item = document.createElement("li"), words = document.createElement("p"), note = document.createElement("p");
+  const [item, pictures, text] = ["li", "div", "div"].map((name) => document.createElement(name));
+  const words = document.createElement("p"), note = document.createElement("p");
   const time = new Date(1000 * past.answered_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const used = past.can_change ? "" : ", used by training";
   words.textContent = `${SAID[past.choice]} (${time}${used})`;
@@ -231,11 +232,11 @@ function pastItem(past) {
   for (const side of /** @type {const} */ (["left", "right"])) {
     const picture = still(past[side], upright.matches ? UPRIGHT[side] : ACROSS[side]);
     picture.classList.toggle("chosen", past.choice.endsWith(side));
-    item.append(picture);
+    pictures.append(picture);
   }
-  const text = document.createElement("div");
+  pictures.className = "stills";
   text.append(words, note);
-  item.append(text);
+  item.append(pictures, text);
   if (!past.can_change) return item;
   const button = document.createElement("button");
   button.type = "button";
@@ -258,15 +259,22 @@ function writeNote() {
   if (!player.isShown) return;
   noted = pairs[0].query;
   noteText.value = notes.get(noted) ?? "";
+  noteChanged = false;
   noteDialog.showModal();
 }
 
+/** At each letter: an answer may come before the browser says that the dialog is closed. */
 function keepNote() {
-  const text = noteText.value.trim(), before = notes.get(noted) ?? "";
+  const text = noteText.value.trim();
   if (text) notes.set(noted, text);
   else notes.delete(noted);
   noteIsThere();
-  if (text !== before) notice(text ? "Your note will be sent with your answer to this pair." : "The note on this pair is deleted.");
+  noteChanged = true;
+}
+
+function tellNote() {
+  if (!noteChanged || pairs[0]?.query !== noted) return;
+  notice(notes.has(noted) ? "Your note will be sent with your answer to this pair." : "The note on this pair is deleted.");
 }
 
 async function unskip() {
@@ -431,7 +439,8 @@ byId("undo").addEventListener("click", () => undo());
 byId("slightly").addEventListener("click", () => slight(!isSlight()));
 byId("note-button").addEventListener("click", writeNote);
 byId("close-note").addEventListener("click", () => noteDialog.close());
-noteDialog.addEventListener("close", keepNote);
+noteText.addEventListener("input", keepNote);
+noteDialog.addEventListener("close", tellNote);
 byId("history-button").addEventListener("click", showHistory);
 historyDialog.addEventListener("close", clearStills);
 byId("close-history").addEventListener("click", () => historyDialog.close());

@@ -36,7 +36,7 @@ export function sentence({ training, needed, open, asked }) {
       if (needed) return [`Training waits for ${some(needed, "more answer")} (${at}).`, "", ""];
       return [`Training has the answers that it waited for, and goes on (${at}).`, "", ""];
     case "on": {
-      const update = again ? " It repeats what came after its last saved state, and uses those answers again."
+      const update = again ? " It repeats what came after its last saved state."
         : hasAll(training) ? " It has all its labels." : needed && asked ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
       return [`Training goes on, ${at}`, `: ${doing.replace(/\.$/, "")}`, `.${update}`];
     }
