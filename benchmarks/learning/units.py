@@ -1,9 +1,11 @@
-"""Does a reward learn more of what it has not seen if it sees its inputs in units of their spread? On a run's labels.
+"""Does a reward learn more of what it has not seen if its inputs are scaled, or standardised? On a run's labels.
 
     python -m benchmarks.learning.units RUN [RUN ...] [--labels 40 80] [--seeds 2]
 
 Session by session, as in training, a reward is fitted to the first labels of a run and judged on all that came
 later: accuracy on their pairs, and the correlation of learnt with true reward by their steps and by their segments.
+``raw`` inputs are as the environment gives them, ``scaled`` ones are divided by their standard deviation, ``measured``
+ones, as in training, are counted from their mean, too.
 Later pairs were chosen where the rewards of that run disagreed, which is hard on a reward of their kind; the
 correlations are less so.
 """
@@ -27,8 +29,10 @@ from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.types import Preferences
 from rlhf_bilevel.utils.json_yaml import read_yaml
 
+UNITS = "raw", "scaled", "measured"
 
-def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
+
+def fitted(answers: Preferences, count: int, config: Config, units: str) -> RewardEnsemble:
     """By the sessions of ``config``, until ``reward_accuracy`` each time."""
     sizes = answers.first.obs.shape[-1], answers.first.act.shape[-1]
     reward = RewardEnsemble.of(config, *sizes, torch.Generator().manual_seed(config.seed))
@@ -37,8 +41,10 @@ def fitted(answers: Preferences, count: int, config: Config) -> RewardEnsemble:
     for start in range(0, count, config.queries_per_session):
         new = select(answers, slice(start, min(count, start + config.queries_per_session)))
         store.add(new, torch.zeros(len(new.label)))
-        if not start and config.reward_units == "measured":
+        if not start and units != "raw":
             reward.measure(*store.steps())
+            if units == "scaled":
+                reward.center.zero_()
         for _ in range(config.reward_epochs):
             right = 0.0
             for rows in store.batches(config.reward_batch, rng):
@@ -84,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for count in args.labels:
             if not 0 < count < len(answers.label):
                 raise SystemExit(f"--labels {count}: {run} has {len(answers.label)}, some of which must come later")
-            for units in "raw", "measured":
+            for units in UNITS:
                 found = [
-                    judged(fitted(answers, count, Config(**own | {"reward_units": units, "seed": seed})),
+                    judged(fitted(answers, count, Config(**own | {"seed": seed}), units),
                            select(answers, slice(count, None)))
                     for seed in range(args.seeds)
                 ]  # fmt: skip

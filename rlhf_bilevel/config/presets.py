@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                                  "reward_epochs": 10},
     "figure1": FIGURE1 | {"total_timesteps": 125_000, "labels": 100},
     "figure1/Meta-World": FIGURE1 | {"total_timesteps": 200_000, "labels": 1000, "reward_clip": True,
-                                     "num_interact": 7500, "queries_per_session": 50},
+                                     "num_interact": 7500, "queries_per_session": 27},
 }  # fmt: skip
 """Differences from Config's defaults. ``paper`` has B-Pref's protocol and sizes, which differ between the two suites.
 ``figure1`` is what ``make figure1`` runs.

@@ -31,7 +31,6 @@ from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.urls import check_database, check_teacher_url
 
 POLICIES = 10  # that a run keeps of its own, see ``Config.policy_steps``
-FIRST_LABELS = 50  # the most of the first session, if nothing says how many: those of pre-training tell of no policy
 
 
 class Options(BaseModel):
@@ -90,9 +89,8 @@ class Config(BaseModel):
     """Steps between two query sessions. The first session is at the end of pre-training."""
     queries_per_session: Size
     """Labels that are asked in one query session; more only when earlier sessions found too few pairs."""
-    initial_comparison_frac: Share
-    """Share of the labels that the first session asks for, about the episodes of pre-training. 0: as in any session.
-    When left out: half of the labels, but no more than 50, or than in any session."""
+    initial_comparison_frac: Share = 0.5
+    """Share of the labels that the first session asks for, about the episodes of pre-training. 0: as in any session."""
     label_schedule: Literal["constant", "decreasing"] = "constant"
     """constant: queries_per_session in each session until all labels are asked. decreasing: sessions go on until the
     end, and each asks in proportion to the steps that are left (B-Pref's reward_schedule=1); queries_per_session is
@@ -294,13 +292,12 @@ class Config(BaseModel):
         filled.setdefault("num_interact", max(1, steps // 20))
         phases = [filled.get(name) for name in ("learning_starts", "pretrain_steps", "num_interact")]
         phase_steps = [number for number in phases if isinstance(number, int)]
-        if isinstance(labels, int) and len(phase_steps) == 3:  # else a field's own check refuses one of them
+        share = filled.get("initial_comparison_frac", cls.model_fields["initial_comparison_frac"].default)
+        if isinstance(labels, int) and len(phase_steps) == 3 and isinstance(share, (int, float)):
+            # else a field's own check refuses one of them
             sessions = min(10, max(1, count_sessions(steps, *phase_steps)))
-            fill_first_session(filled, labels, sessions)
-            share = filled["initial_comparison_frac"]
-            first = round(share * labels) if sessions > 1 and isinstance(share, (int, float)) else 0
+            first = round(share * labels) if sessions > 1 else 0
             filled.setdefault("queries_per_session", max(1, math.ceil((labels - first) / (sessions - bool(first)))))
-        filled.setdefault("initial_comparison_frac", 0.0)
         filled.setdefault("queries_per_session", labels)
         filled.setdefault("refresh_every", min(2000, max(1, steps // 50)))
         filled.setdefault("eval_freq", max(1000, steps // 20))  # a short run should not spend its time on evaluations
@@ -383,13 +380,6 @@ class Config(BaseModel):
             if asked:
                 raise ValueError(f"{asked[0]}={getattr(self, asked[0])}: a reward is given, and nobody is asked")
         return self
-
-
-def fill_first_session(settings: dict[str, Any], labels: int, sessions: int) -> None:
-    """Fills in the share of the first session: half of the labels, at most ``FIRST_LABELS`` or as many as in others."""
-    others = settings.get("queries_per_session", labels / sessions)
-    most = max(FIRST_LABELS, others) if isinstance(others, (int, float)) else FIRST_LABELS
-    settings.setdefault("initial_comparison_frac", min(0.5, most / labels) if labels > 0 else 0.0)
 
 
 def count_sessions(steps: int, learning_starts: int, pretrain_steps: int, every: int) -> int:

@@ -327,25 +327,6 @@ def test_a_budget_counts_the_share_of_the_first_session() -> None:
         check_budget(Config(**settings, queries_per_session=10))
 
 
-@pytest.mark.parametrize(
-    "own, first, others",
-    [
-        ({"labels": 40}, 20, 3),
-        ({"labels": 100}, 50, 6),
-        ({"labels": 400}, 50, 39),
-        ({"labels": 1000}, 100, 100),  # as many as in any session: half of them would tell of no policy
-        ({"labels": 1000, "queries_per_session": 60}, 60, 60),
-        ({"labels": 0}, 0, 1),
-    ],
-)
-def test_by_default_the_first_session_asks_half_of_few_labels_and_of_many_no_more_than_any(
-    own: dict[str, int], first: int, others: int
-) -> None:
-    config = Config(total_timesteps=20_000, **own)
-    assert config.initial_labels == first and config.queries_per_session == others
-    check_budget(config)
-
-
 def test_a_decreasing_schedule_asks_in_proportion_to_the_steps_that_are_left_and_for_all_labels() -> None:
     run = build(
         "pebble", total_timesteps=430, labels=60, num_interact=40, label_schedule="decreasing", learning_starts=10
