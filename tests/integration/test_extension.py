@@ -112,7 +112,7 @@ main(sys.argv[2:])
 main(["evaluate", sys.argv[1], "--episodes", "1"])
 """
     told = run(package, program, str(out), *words(NAMED, out), installed=True)
-    assert "episodes: 1" in told
+    assert "new episodes: 1" in told
     is_as_it_was_asked_for(out, "tempered", "swing/light-v0", "patient", "lazy", "gap", "squares")
 
 
