@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Work:
         for name in ("true_return", "success"):
             if summary[name]:
                 print(f"{name}: {interval_text(summary[name])}")
-        print(f"new episodes: {summary['episodes']} (train and compare count with those of the run's own evaluations)")
+        print(f"new episodes: {summary['episodes']}; train and compare use the evaluations made during training")
         if args.episodes > 1 and not all(map(isfinite, within)):
             print(f"true_return: {UNBOUNDED}")
 

@@ -95,6 +95,8 @@ class HumanTeacher:
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)
         self._wait()
+        self._last_report = time.monotonic(), self._buffer.size  # what training waited is not its speed
+        self._next_report = self._last_report[0] + INTERVAL
         answers = self._retry(lambda: store.collect(session, labels_left))
         before = sum(seconds or 0.0 for seconds in read_seconds(RunFolder(self._folder).labels))
         self.seconds = max(0.0, labelling_seconds(self._retry(store.all_chosen)) - before)

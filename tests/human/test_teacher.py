@@ -474,6 +474,15 @@ def test_training_that_goes_on_does_not_count_earlier_steps_into_its_speed(begun
         assert status and status.next_session is None and "0 steps a second" in status.doing
 
 
+def test_the_time_that_training_waits_is_not_counted_into_its_speed(begun: Path) -> None:
+    with entered(begun, share=1.0) as people:
+        people._next_report, people._last_report = 0.0, (0.0, 0)
+        before = time.monotonic()
+        people(queries(6))
+        assert people._last_report[0] >= before and people._last_report[1] == people._buffer.size
+        assert people._next_report > before
+
+
 def test_healthy_people_are_no_reason_to_warn(begun: Path) -> None:
     with entered(begun, share=1.0) as people, warnings.catch_warnings():
         warnings.simplefilter("error")
