@@ -4,6 +4,7 @@ import io
 import os
 import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import rlhf_bilevel
 from rlhf_bilevel import Agent, envs
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.errors import UserError
@@ -346,3 +348,11 @@ def test_an_environment_that_is_refused_leaves_no_folder(tmp_path: Path) -> None
     with pytest.raises(UserError, match="Misshapen-v0: an observation must have the shape"):
         Agent("pebble", "Misshapen-v0", out=tmp_path / "runs" / "run", **SMALL).learn(60)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_front_door_has_what_users_import() -> None:
+    for name in ("Agent", "Method", "Teacher", "LearnedReward", "watch", "__version__"):
+        assert name in rlhf_bilevel.__all__ and getattr(rlhf_bilevel, name)
+    assert rlhf_bilevel.__version__ == metadata.version("rlhf-bilevel")
+    with pytest.raises(AttributeError, match="no attribute 'Agents'"):
+        _ = rlhf_bilevel.Agents  # type: ignore[attr-defined]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, integer, one_of, up_to
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> Work:
     writable_folder("--out", args.out)
     runs: dict[Path, RunSpec] = {}
     first = args.seed or 0
+    foreign = {method for method in args.method if ":" in method}  # a user's module has them
     for env in args.env:
         kind = one_teacher(run_options.spec(args, args.method[0], env))
         limit = None
@@ -64,7 +67,8 @@ def run(args: argparse.Namespace) -> Work:
             out = args.out / f"{method.replace(':', '.')}-{kind.env.split('/')[-1]}-{seed}"
             if out in runs:
                 raise UserError(f"two runs of this sweep would share the folder {out}")
-            runs[check_writable(out)] = run = replace(kind, method=method, out=out).having(seed=seed)
+            own = without_options_of(foreign - {method}, kind.settings)
+            runs[check_writable(out)] = run = replace(kind, method=method, out=out, settings=own).having(seed=seed)
             if not number:
                 limit = run.check_env()
             if seed == first or run.folder.begun:
@@ -110,3 +114,9 @@ def engine_of(args: argparse.Namespace) -> Executor:
     from rlhf_bilevel.studies.executors.ray import RayExecutor
 
     return RayExecutor(args.threads)
+
+
+def without_options_of(methods: Collection[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of users' own ``methods``, which the checks of another method's run do not know."""
+    names = {METHODS[method].name for method in methods}
+    return {key: value for key, value in settings.items() if key.partition(".")[0] not in names or "." not in key}

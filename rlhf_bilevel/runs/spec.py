@@ -208,7 +208,7 @@ def check_options(settings: Mapping[str, Any], method: Method) -> None:
     for owner in owners:
         if owner != method.name and owner not in METHODS:
             key = next(key for key in dotted if key.startswith(f"{owner}."))
-            hint = did_you_mean(owner, [*METHODS, method.name])
+            hint = did_you_mean(owner, list(dict.fromkeys([*METHODS, method.name])))
             raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {hint}")
         owner_settings = nest_options(settings if owner == method.name else dotted, owner)
         validate_as(

@@ -18,9 +18,11 @@ from pyarrow import parquet
 from rich.console import Console
 
 from rlhf_bilevel.agent import Agent
+from rlhf_bilevel.cli.sweep import without_options_of
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.logger import CSVWriter, GrowingCSV
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies import scheduler
@@ -362,3 +364,13 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_bit_for_bit(
     assert begins[0] == "0" and int(begins[-1]) > 0
     same_run(run.out, uninterrupted(tmp_path / "apart/whole", steps))
     assert len(collect(tmp_path)) == len(set(collect(tmp_path)))
+
+
+OWN = replace(METHODS["pebble"], name="own")
+
+
+def test_an_option_of_a_users_own_method_is_for_its_runs_alone() -> None:
+    own = "tests.studies.test_sweep:OWN"
+    settings = {"own.strength": 2, "labels": 8, "surf.threshold": 0.9}
+    assert without_options_of({own}, settings) == {"labels": 8, "surf.threshold": 0.9}
+    assert without_options_of(set(), settings) == settings
