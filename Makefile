@@ -15,6 +15,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
+	@echo "Installed. Next: source .venv/bin/activate, then rlhf-bilevel doctor"
 
 train: install
 	$(BIN)/rlhf-bilevel train penalty --env $(QUICK) --preset quick --steps 12000 --labels 200 \
@@ -46,6 +47,7 @@ node_modules/.package-lock.json: package-lock.json
 # The documentation as a site, to be opened at site/index.html: about half a minute. A warning fails the build
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser"
 
 exactness: install
 	$(BIN)/python -m benchmarks.theory.exactness --mdps 20 --seed 0 --json

@@ -15,9 +15,13 @@ from rlhf_bilevel.registries import METHODS
 SETTING = ("setting", "values", "default", "meaning")
 
 
+BAR = re.compile(r"\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")
+"""A bar that is not in code: there the site's Markdown shows it as it is."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [head, ["---"] * len(head), *([BAR.sub(r"\|", cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
