@@ -118,5 +118,5 @@ def engine_of(args: argparse.Namespace) -> Executor:
 
 def without_options_of(methods: Collection[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those of users' own ``methods``, which the checks of another method's run do not know."""
-    names = {METHODS[method].name for method in methods}
-    return {key: value for key, value in settings.items() if key.partition(".")[0] not in names or "." not in key}
+    theirs = tuple(f"{METHODS[method].name}." for method in methods)
+    return {key: value for key, value in settings.items() if not key.startswith(theirs)}
