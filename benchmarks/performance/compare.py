@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,13 +125,16 @@ class Row(NamedTuple):
 class Subject:
     def __init__(self, script: str, task: str, threads: int) -> None:
         cpus = sorted(os.sched_getaffinity(0))[:threads]
-        words = ["-m", "benchmarks.performance.ours"] if script == "ours" else [str(HERE / f"peers/{script}.py")]
+        words = ["-m", "benchmarks.performance.ours"] if script == "ours" else ["-P", str(HERE / f"peers/{script}.py")]
         env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        if script != "ours":  # a peer's interpreter finds our work as plain modules, and -P hides imitation.py from it
+            env["PYTHONPATH"] = str(HERE)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             [str(INTERPRETERS[script]), *words, task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=env,
             preexec_fn=lambda: os.sched_setaffinity(0, cpus),
@@ -141,7 +145,9 @@ class Subject:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended early")  # type: ignore[arg-type]
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()[-1:] or ["and said nothing"]
+            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended early: {said[0]}")  # type: ignore[arg-type]
         return json.loads(line)
 
     def turn(self) -> dict[str, float]:

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.performance import ours
-from benchmarks.performance.compare import INTERPRETERS, TASKS, reward_flops, sac_flops
+from benchmarks.performance.compare import INTERPRETERS, TASKS, Subject, reward_flops, sac_flops
 from benchmarks.performance.growth import exponent
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 
@@ -77,3 +78,9 @@ def test_the_gpu_script_says_so_where_there_is_none() -> None:
         pytest.skip("this machine has a GPU: run benchmarks.performance.gpu itself")
     call = subprocess.run([sys.executable, "-m", "benchmarks.performance.gpu"], capture_output=True, text=True)
     assert call.returncode == 2 and call.stderr == "benchmarks.performance.gpu: torch sees no GPU\n"
+
+
+def test_a_peers_script_finds_its_imports_in_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INTERPRETERS, "sb3", Path(sys.executable))
+    with pytest.raises(RuntimeError, match=r"sb3\.py unheard-of ended early: KeyError: 'unheard-of'"):
+        Subject("sb3", "unheard-of", 1)

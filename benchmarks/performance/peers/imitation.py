@@ -1,11 +1,9 @@
 """What is timed of imitation, at the sizes of ``ours.py``. Run by the interpreter of its own environment."""
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,6 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worker import serve
-
-sys.path.remove(str(Path(__file__).parent))  # this file bears the library's name
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PAIRS, LENGTH, BIG = 128, 50, (256, 256, 256)
 Work = Callable[[], int]

@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,8 +12,6 @@ import numpy as np
 import torch
 from sized import Sized
 from worker import serve
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 UPDATES = 50
 Work = Callable[[], int]
