@@ -29,9 +29,12 @@ Steps = tuple[Tensor, Tensor]
 class Segments(NamedTuple):
     """B segments. A segment is T consecutive steps of one episode."""
 
-    obs: Tensor  # (B, T, o)
-    act: Tensor  # (B, T, a), scaled to [-1, 1]
-    env_reward: Tensor  # (B, T) the environment's reward. Teachers and evaluation may use it, reward models may not
+    obs: Tensor
+    """(B, T, o) what the agent saw."""
+    act: Tensor
+    """(B, T, a) what it did, scaled to [-1, 1]."""
+    env_reward: Tensor
+    """(B, T) the environment's reward, for teachers and evaluation. It is NaN in what a method's loss gets."""
 
 
 class Queries(NamedTuple):
@@ -42,11 +45,12 @@ class Queries(NamedTuple):
 
 
 class Preferences(NamedTuple):
-    """B answered pairs. ``label`` (B,) is 1 if the first segment is better, 0 if the second is, and 0.5 for a tie."""
+    """B answered pairs, oldest first where nothing else is said."""
 
     first: Segments
     second: Segments
     label: Tensor
+    """(B,) is 1 if the first segment is better, 0 if the second is, 0.5 for a tie; between for a weaker preference."""
 
 
 class Occupancy(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bilevel.envs.interface import FAULT
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.bradley_terry import accuracy, bootstrap, smoothed
 from rlhf_bilevel.training import monitor
 from rlhf_bilevel.training.query_session import labels_due, query_session
@@ -128,6 +129,7 @@ def update_reward(run: Run, epochs: int) -> Metrics:
     while epoch < epochs and fitted < c.reward_accuracy:
         fitted, epoch = 0.0, epoch + 1
         for rows in run.prefs.batches(c.reward_batch, run.rng["reward"]):
+            run.batch_rows = rows
             run.label_weights = None if weights is None else weights[:, rows]
             objective, info = reward_objective(run, run.prefs[rows])
             run.reward_optimizer.zero_grad()
@@ -148,14 +150,28 @@ def update_reward(run: Run, epochs: int) -> Metrics:
 def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
     """What phi descends on a batch of labelled pairs: the method's loss, plus damping times the mean square of f.
 
-    Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members).
+    Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members). UserError if the
+    method's loss is NaN and the logits are not.
     """
     assert run.method.reward_loss is not None
     logits, mean_square = run.reward.compare(batch)  # (M, B)
-    target = batch._replace(label=smoothed(batch.label, run.config.label_smoothing))
+    target = hidden(batch)._replace(label=smoothed(batch.label, run.config.label_smoothing))
     loss = run.method.reward_loss(run, target, run.weigh(logits))
+    if loss.isnan() and logits.isfinite().all():
+        raise UserError(
+            f"the loss of method {run.method.name} is NaN, and the logits are not: "
+            "does it read env_reward, which is NaN for a loss, or divide by zero?"
+        )
     info = {"loss": loss.item(), "accuracy": accuracy(logits, batch.label).mean().item()}
     return loss + run.config.reward_damping * mean_square, info
+
+
+def hidden(batch: Preferences) -> Preferences:
+    """The same pairs, with NaN for the environment's reward: a loss that reads it is NaN, and does not cheat unseen."""
+    unknown = torch.full_like(batch.first.env_reward, torch.nan)
+    return batch._replace(
+        first=batch.first._replace(env_reward=unknown), second=batch.second._replace(env_reward=unknown)
+    )
 
 
 def reset_critics(run: Run) -> int:

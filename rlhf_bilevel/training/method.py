@@ -60,7 +60,9 @@ class Method:
     """The reward of each learner. Called at the start and after each move of the reward model. It changes nothing."""
     reward_loss: Callable[[Run, Preferences, Tensor], Tensor] | None = None
     """The loss that the reward model descends: a scalar, from B labelled pairs and the members' logits on them (M, B).
-    It may write to ``run.state`` and to nothing else. None: no reward is learnt and no label is asked for."""
+    The pairs are a shuffled batch of at most ``reward_batch`` labels, ``run.batch_rows`` says which; their
+    ``env_reward`` is NaN. It may write to ``run.state`` and to nothing else. None: no reward is learnt and no label is
+    asked for."""
     agent: Callable[[Any], int] = lambda options: 0
     """The number of the learner whose policy a user gets, by the method's options."""
     update_estimates: Callable[[Run], None] = lambda run: None

@@ -25,7 +25,17 @@ from rlhf_bilevel.types import Improve, Learner, Queries, Segments, Teacher
 
 @dataclass
 class Run:
-    """All that changes during training. ``snapshot`` says what of it a checkpoint holds."""
+    """All that changes during training. ``snapshot`` says what of it a checkpoint holds.
+
+    What the functions of a method use most:
+
+    - ``store``: the replay buffer, with columns such as ``obs`` (N, o) and ``act`` (N, a), and ``learned(reward)``;
+    - ``reward``: the reward ensemble. ``reward(obs, act)`` is its mean, ``reward.members(obs, act)`` has a row a member;
+    - ``prefs``: all labels so far, oldest first; ``prefs[:]`` are ``Preferences``, ``len(prefs)`` their number;
+    - ``batch_rows``: which of them the loss gets at this step;
+    - ``learners``: their ``model`` is an SB3 algorithm;
+    - ``config``, ``options`` (the method's own), ``state`` (what it keeps), ``step`` and ``rng["method"]``.
+    """
 
     method: Method
     config: Config
@@ -43,6 +53,7 @@ class Run:
     info: dict[str, Any] = field(default_factory=dict)  # ``info`` of the newest environment step
     labelling_seconds: float | None = 0.0  # of all answers so far; None: the teacher does not tell
     in_refresh: bool = False  # the reward was last moved in a refresh: learners had time to adapt to it before
+    batch_rows: Tensor | None = None  # (B,) the labels that the batch of this reward step holds; 0 is the oldest
     label_weights: Tensor | None = None  # (M, B) for the batch of this reward step; None if all labels weigh the same
 
     def __post_init__(self) -> None:

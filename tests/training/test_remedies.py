@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.methods.registry import METHODS
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.training import monitor
@@ -225,3 +227,29 @@ def test_the_monitor_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = trained().store.table
     monkeypatch.setattr(monitor, "newest_episode", lambda run: {})
     assert torch.equal(watched, trained().store.table)
+
+
+def test_a_methods_loss_does_not_see_the_true_reward_and_knows_which_labels_it_gets() -> None:
+    seen = list[tuple[torch.Tensor, Preferences]]()
+
+    def fading(run: Run, answers: Preferences, logits: torch.Tensor) -> torch.Tensor:
+        assert run.batch_rows is not None
+        seen.append((run.batch_rows, answers))
+        return cross_entropy(logits, answers.label).mean()
+
+    def cheating(run: Run, answers: Preferences, logits: torch.Tensor) -> torch.Tensor:
+        return (answers.first.env_reward.sum(-1) * logits).mean()
+
+    run = build("pebble", reward_batch=4)
+    run.method = replace(run.method, name="fading", reward_loss=fading)
+    for _ in train(run):
+        pass
+    assert all(pairs.first.env_reward.isnan().all() and pairs.second.env_reward.isnan().all() for _, pairs in seen)
+    rows, pairs = seen[-1]
+    assert pairs.first.obs.equal(run.prefs[rows].first.obs) and pairs.label.equal(run.prefs[rows].label)
+    assert not run.prefs[:].first.env_reward.isnan().any()  # what is stored stays
+    run = build("pebble")
+    run.method = replace(run.method, name="cheating", reward_loss=cheating)
+    with pytest.raises(UserError, match=r"the loss of method cheating is NaN.*does it read env_reward"):
+        for _ in train(run):
+            pass
