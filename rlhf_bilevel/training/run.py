@@ -30,7 +30,7 @@ class Run:
     What the functions of a method use most:
 
     - ``store``: the replay buffer, with columns such as ``obs`` (N, o) and ``act`` (N, a), and ``learned(reward)``;
-    - ``reward``: the reward ensemble. ``reward(obs, act)`` is its mean, ``reward.members(obs, act)`` has a row a member;
+    - ``reward``: the reward ensemble; ``reward(obs, act)`` is its mean, ``reward.members(obs, act)`` all members;
     - ``prefs``: all labels so far, oldest first; ``prefs[:]`` are ``Preferences``, ``len(prefs)`` their number;
     - ``batch_rows``: which of them the loss gets at this step;
     - ``learners``: their ``model`` is an SB3 algorithm;
