@@ -50,7 +50,7 @@ def session(labels: int) -> Work:
 
 
 def reward_step(members: int) -> Work:
-    run = ours.run_of("pebble", 10, members=members, reward_batch=ours.PAIRS, reward_accuracy=1.0)
+    run = ours.run_of("pebble", 10, ensemble_size=members, reward_batch=ours.PAIRS, reward_accuracy=1.0)
     queries = ours.pairs(ours.PAIRS, LENGTH)
     run.prefs.add(Preferences(*queries, torch.arange(ours.PAIRS) % 2 * 1.0), torch.zeros(ours.PAIRS))
 

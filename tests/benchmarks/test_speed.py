@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.performance import ours
 from benchmarks.performance.compare import INTERPRETERS, TASKS, Subject, reward_flops, sac_flops
-from benchmarks.performance.growth import exponent
+from benchmarks.performance.growth import LAWS, Law, exponent
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 
 
@@ -84,3 +84,8 @@ def test_a_peers_script_finds_its_imports_in_an_environment_of_its_own(monkeypat
     monkeypatch.setitem(INTERPRETERS, "sb3", Path(sys.executable))
     with pytest.raises(RuntimeError, match=r"sb3\.py unheard-of ended early: KeyError: 'unheard-of'"):
         Subject("sb3", "unheard-of", 1)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.what)
+def test_what_grows_does_its_work_at_its_smallest_size(law: Law) -> None:
+    assert law.make(law.sizes[0])() > 0
