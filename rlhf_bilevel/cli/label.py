@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> Work:
             hosts=hosts,
             origins=origins,
             files=files,
+            run=str(args.dir),
             ended=lambda: RunFolder(args.dir).ended,
             returns=lambda: returns_of(args.dir),
             repeats=args.repeats,

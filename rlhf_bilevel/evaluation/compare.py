@@ -106,7 +106,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader of the table has to know, one line each."""
-    lines = []
+    lines = ["IQM: the interquartile mean, the mean of the middle half of the runs."]
     for evaluations in sorted({row.evaluations for row in rows}, reverse=True):
         same_count = [row for row in rows if row.evaluations == evaluations]
         where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
@@ -118,12 +118,32 @@ def notes(rows: Sequence[Row]) -> list[str]:
         )
         lines.append(run_sentence(evaluations, min_max([row.episodes for row in same_count]), where + at))
     if baseline := next((row.baseline for row in rows if row.baseline), None):
-        told = f"P(better than {baseline}): the probability that a run of the method is better than one of {baseline}"
-        lines.append(f"{told}. An interval that includes 0.5 leaves open which method is better.")
+        lines.append(f"P(better than {baseline}): how probably a run of the method is better than one of {baseline}.")
+        lines += verdicts(rows)
     lines += few_seeds_sentence(row.seeds for row in rows)
     lines += [f"A score is {rule}." for rule in dict.fromkeys(row.rule for row in rows) if rule]
     unknown = [row.env for row in rows if row.low is not None and None in (row.least, row.most)]
     return lines + [f"{env}: {UNBOUNDED}." for env in dict.fromkeys(unknown)]
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What the comparison with the baseline allows to say, a sentence for each environment."""
+    lines = []
+    for env in dict.fromkeys(row.env for row in rows):
+        said: dict[str, list[str]] = {"better than": [], "worse than": [], "not known to differ from": []}
+        compared = [row for row in rows if row.env == env and row.improvement_low is not None]
+        for row in compared:
+            assert row.improvement_low is not None and row.improvement_high is not None
+            low, high = row.improvement_low > 0.5, row.improvement_high < 0.5
+            verdict = "better than" if low else "worse than" if high else "not known to differ from"
+            said[verdict].append(row.method)
+        told = "; ".join(
+            f"{', '.join(names)}: {verdict} {compared[0].baseline}" for verdict, names in said.items() if names
+        )
+        lines += [f"On {env}, {told}{' (the interval includes 0.5)' * bool(said['not known to differ from'])}."] * bool(
+            told
+        )
+    return lines
 
 
 def interval_text(number_format: str, value: float, low: float | None, high: float | None) -> str:

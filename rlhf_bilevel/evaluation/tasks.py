@@ -88,6 +88,14 @@ def run_sentence(evaluations: int, episodes: tuple[int, int], when: str = "") ->
     return f"Each run counts with {counted} ({range_text(episodes)} episode{'s' * (episodes[1] > 1)}){when}."
 
 
+def early_sentence(steps: Sequence[int] | np.ndarray) -> list[str]:
+    """A sentence if the evaluations that count, of all those at ``steps``, begin in the first half of the run."""
+    first, last = steps[-LAST:][0], steps[-1]
+    early = len(steps) > 1 and first < last / 2
+    told = f"the evaluations that count begin at step {first:,} of {last:,}, while much is still learnt"
+    return [f"{told}: evaluate more often with --set eval_freq={max(1, last // 10)}"] if early else []
+
+
 def few_seeds_sentence(counts: Iterable[int]) -> list[str]:
     """A sentence if there are groups of only two or three runs; one run has no interval. ``counts`` are their sizes."""
     few = sorted({count for count in counts if 1 < count <= FEW})
@@ -181,7 +189,7 @@ def common_steps(what: str, runs: Sequence[Mapping[int, EvaluationRecord]]) -> l
 
 
 def budget_warnings(tasks: Sequence[Task]) -> list[str]:
-    """A line for each way in which the runs of one environment had unequal budgets.
+    """A line for each way in which the runs of one environment had unequal budgets, or were evaluated too rarely.
 
     A method that uses no labels, such as SAC on the true reward, is left out of the comparison of labels.
     """
@@ -194,6 +202,7 @@ def budget_warnings(tasks: Sequence[Task]) -> list[str]:
         if max(group.ends[1] for group in groups.values()) > steps[-1]:
             shown = ", ".join(f"{method} {range_text(group.ends)}" for method, group in groups.items())
             lines.append(f"budgets differ on {env}: runs end at step: {shown}; compared at {steps[-1]:,}")
+        lines += [f"{env}: {told}" for told in early_sentence(steps)]
     return lines
 
 

@@ -19,6 +19,7 @@ used the pair; 422 for anything that is not an answer; 503 for everything while 
 
 import gzip
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -117,6 +118,7 @@ def create_app(
     origins: Collection[str],
     files: Mapping[str, Path],
     guidelines: str = "",
+    run: str = "",
     ended: Callable[[], bool] = lambda: False,
     returns: Callable[[], Returns | None] = lambda: None,
     repeats: float = 0.05,
@@ -132,6 +134,7 @@ def create_app(
     :param origins: the values of the header Origin that may send choices
     :param files: the files under ``/static/``, by name
     :param guidelines: HTML that explains the question
+    :param run: the run's folder, for the commands that its owner is told
     :param ended: tells whether the run has ended
     :param returns: returns the mean returns of the last episodes of training
     :param repeats: the share of pairs that a person gets a second time
@@ -303,6 +306,8 @@ def create_app(
     def status(me: Me) -> dict[str, Any]:
         training, state = store.status(), training_state()
         told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
+        if run and training and me.role in SEE_ALL:
+            told["command"] = f"rlhf-bilevel {'resume' if state == 'away' else 'watch'} {shlex.quote(run)}"
         return store.progress(me)._asdict() | {"training": {"state": state} | told}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:

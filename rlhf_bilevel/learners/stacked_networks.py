@@ -51,11 +51,15 @@ class Normalisation:
         self._z, self._scale, self._slopes = z, scale, slopes
 
     def forward(self, x: Tensor) -> None:
-        """Replaces ``x`` by the output."""
-        torch.sub(x, x.mean(-2, keepdim=True), out=self._z)
-        torch.rsqrt(self._z.square().mean(-2, keepdim=True) + NORM_EPSILON, out=self._scale)
-        self._z.mul_(self._scale)
-        torch.addcmul(self._shift, self._gain, self._z, out=x)
+        """Replaces ``x`` by the output. No step allocates, and none broadcasts two factors."""
+        z, scale = self._z, self._scale
+        torch.mean(x, -2, keepdim=True, out=scale)
+        torch.sub(x, scale, out=z)
+        torch.mul(z, z, out=x)
+        torch.mean(x, -2, keepdim=True, out=scale)
+        z.mul_(scale.add_(NORM_EPSILON).rsqrt_())
+        torch.mul(z, self._gain, out=x)
+        x.add_(self._shift)
 
     def backward(self, slope: Tensor, which: Tensor | None = None) -> Tensor:
         """The derivative of the loss by x, in place of ``slope``, that by the output (..., h, C).
@@ -67,12 +71,13 @@ class Normalisation:
             z, scale = z[..., : slope.shape[-1]], scale[..., : slope.shape[-1]]
         else:
             z, scale = z.index_select(-1, which), scale.index_select(-1, which)
+        product = slope * z
         if self._slopes:
             by_gain, by_shift = self._slopes
-            torch.sum(slope * z, -1, out=by_gain)
+            torch.sum(product, -1, out=by_gain)
             torch.sum(slope, -1, out=by_shift)
+        along = torch.matmul(self._gain.mT, product).div_(slope.shape[-2])
         slope.mul_(self._gain)
-        along = (slope * z).mean(-2, keepdim=True)
         return slope.sub_(slope.mean(-2, keepdim=True)).addcmul_(z, along, value=-1).mul_(scale)
 
 

@@ -63,15 +63,19 @@ def print_result(out: Path, reference: Path | None) -> None:
     """
     from rlhf_bilevel.evaluation.plot import draw
     from rlhf_bilevel.evaluation.records import own_names, read_records, read_table, renamed
-    from rlhf_bilevel.evaluation.tasks import LAST, final_score, final_score_text
+    from rlhf_bilevel.evaluation.tasks import LAST, early_sentence, final_score, final_score_text
 
-    names = own_names([RunFolder(out).read_config()])
+    config = RunFolder(out).read_config()
+    names = own_names([config])
     records = renamed(read_records(out), names) if RunFolder(out).evaluated else []
     agent = [point for point in records if point.is_agent]
     if not agent:
         print(f"The agent was not evaluated: there is no learning curve.\nRun: {out}")
         return
     last, last_records = agent[-1], agent[-LAST:]
+    if config.get("settings", {}).get("teacher_human"):
+        print(f"{last.method} has learnt from {last.labels} answers of people. Look at it: rlhf-bilevel watch {out}")
+        print("What the environment's own reward says, which may be about something else than the question:")
     text = f"{last.method} reached a true return of {final_score([point.true_return for point in last_records]):.0f}"
     successes = [point.success for point in last_records if point.success is not None]
     text += f" and a success of {final_score(successes):.2f}" if len(successes) == len(last_records) else ""
@@ -95,5 +99,7 @@ def print_result(out: Path, reference: Path | None) -> None:
         else:
             text += f"; {reference} has no run of sac on {last.env} that was evaluated at the same steps ({step_list})"
     print(f"{text}.")
+    for sentence in early_sentence([point.step for point in agent]):
+        print(f"Note: {sentence}.")
     print_selection(out)
     print(f"Learning curve: {draw(records, RunFolder(out).learning_curve)}\nRun: {out}")

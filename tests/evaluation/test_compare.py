@@ -18,7 +18,14 @@ from rlhf_bilevel.evaluation.compare import rows_by_task, rows_over_all, table
 from rlhf_bilevel.evaluation.records import EvaluationRecord, write_table
 from rlhf_bilevel.evaluation.scores import scores, scores_by_step
 from rlhf_bilevel.evaluation.statistics import improvement, iqm
-from rlhf_bilevel.evaluation.tasks import bounds, budget_warnings, final_score, group_by_task, minutes_warnings
+from rlhf_bilevel.evaluation.tasks import (
+    bounds,
+    budget_warnings,
+    early_sentence,
+    final_score,
+    group_by_task,
+    minutes_warnings,
+)
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.studies import results
 from tests.cli.test_cli import fails
@@ -167,9 +174,10 @@ def test_the_command_prints_the_table_warns_and_refuses(
     lines = captured.out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
     assert lines[4:] == [
+        "IQM: the interquartile mean, the mean of the middle half of the runs.",
         "Each run counts with the mean of its agent's last 3 evaluations (15 episodes), at steps that all runs share.",
-        "P(better than pebble): the probability that a run of the method is better than one of pebble. "
-        "An interval that includes 0.5 leaves open which method is better.",
+        "P(better than pebble): how probably a run of the method is better than one of pebble.",
+        "On dm_control/walker-walk-v0, surf: not known to differ from pebble (the interval includes 0.5).",
         "An interval over 3 seeds says almost nothing: 10 seeds are enough.",
         "Pendulum-v1: bounds not known: intervals may pass them.",  # its runs have passed what is known
     ]
@@ -306,8 +314,46 @@ def test_train_sweep_and_compare_count_a_run_alike_and_say_how(tmp_path: Path, c
     assert counted in swept[3]
     out, _ = said(capsys, "compare", tmp_path / "pebble", tmp_path / "surf")
     assert "500 (one seed" in out[1] and "400 (one seed" in out[2]
-    assert counted in out[3]
+    assert counted in out[4]
     assert final_score([1, 2, 3, 4]) == 3 and final_score([5, 7]) == 6
+
+
+def test_compare_says_which_method_is_better_only_where_the_runs_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [
+        row
+        for method, value in (("pebble", 500.0), ("surf", 700.0), ("rune", 300.0), ("rime", 500.0))
+        for seed in range(10)
+        for row in one(method, seed=seed, value=lambda _, __, value=value, seed=seed: value + seed)
+    ]
+    write_table(rows, tmp_path / "a.csv")
+    out, _ = said(capsys, "compare", tmp_path / "a.csv")
+    told = "surf: better than pebble; rune: worse than pebble; rime: not known to differ from pebble"
+    assert f"On dm_control/walker-walk-v0, {told} (the interval includes 0.5)." in out
+    out, _ = said(capsys, "compare", tmp_path / "a.csv", "--baseline", "rune")
+    assert "On dm_control/walker-walk-v0, pebble, surf, rime: better than rune." in out
+
+
+def test_evaluations_that_begin_early_in_a_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    told = "the evaluations that count begin at step 100 of 300, while much is still learnt: evaluate more often"
+    written(tmp_path / "run", one("pebble", steps=(100, 200, 300)))
+    print_result(tmp_path / "run", None)
+    assert f"Note: {told} with --set eval_freq=30." in capsys.readouterr().out
+    write_table(one("pebble", steps=(100, 200, 300)) + one("surf", steps=(100, 200, 300)), tmp_path / "a.csv")
+    _, err = said(capsys, "compare", tmp_path / "a.csv")
+    assert any(told in line for line in err)
+    assert not early_sentence([100, 200, 300, 400]) and not early_sentence([10])
+
+
+def test_people_are_told_how_to_see_what_they_taught_before_the_true_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = written(tmp_path / "run", one("pebble"), teacher_human=True)
+    print_result(out, None)
+    first, second, third = capsys.readouterr().out.splitlines()[:3]
+    assert first.endswith(f"answers of people. Look at it: rlhf-bilevel watch {out}")
+    assert "about something else than the question" in second and "reached a true return" in third
 
 
 def test_train_says_where_the_reference_has_nothing_to_compare_with(

@@ -408,7 +408,7 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
         )
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
         expect(page.locator("#doing")).to_contain_text(
-            "Training goes on, step 1,300 of 5,000: the agent practises. 6 more answers"
+            "Training goes on, step 1,300 of 5,000: the agent practises."
         )
         expect(page.locator("#mine")).to_have_text("1")
         expect(page.locator("#used")).to_have_text("4 of 10 labels used")
@@ -505,6 +505,8 @@ def fits_together(page: Page) -> None:
             told.update(zero | counts | {"open": sum(counts.values()), "training": {"state": state} | known} | more)
             sentence, heading = usual, "No pair is left for you now"
             text = " ".join([*(OPEN[name][1] for name in why), later])
+            if training == "on" and not why:  # what is needed has not been asked yet
+                sentence = "Training goes on, step 5 of 9: it learns."
             if training == "waiting" and not why:
                 told["needed"] = 0
                 sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."

@@ -15,6 +15,9 @@
  * @property {number} [again] labels given after the checkpoint that it resumed from: it uses them again
  * @property {number | null} [next_pairs] seconds until it asks again; null where that is not known
  * @property {string} [doing] what it does just now, a sentence
+ * @property {number | null} [fresh_accuracy] share of the last labels that it predicted; null before it can
+ * @property {number} [fresh_labels] how many these are
+ * @property {string} [command] what the owner types next, to go on or to watch; others do not get it
  *
  * @typedef {object} Status
  * @property {number} mine answers of this labeller

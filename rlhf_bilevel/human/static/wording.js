@@ -37,7 +37,7 @@ export function sentence({ training, needed, open, asked }) {
       return [`Training has the answers that it waited for, and goes on (${at}).`, "", ""];
     case "on": {
       const update = again ? " It repeats what came after its last saved state."
-        : hasAll(training) ? " It has all its labels." : needed && asked ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
+        : hasAll(training) ? " It has all its labels." : needed && asked && open ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
       return [`Training goes on, ${at}`, `: ${doing.replace(/\.$/, "")}`, `.${update}`];
     }
   }
@@ -47,11 +47,12 @@ export function sentence({ training, needed, open, asked }) {
 export const NO_CONNECTION = "No connection: the server of this page has stopped, or the network is gone.";
 export const NO_SESSION = "What training does is shown to those who are signed in.";
 
-/** How many labels training has used. @param {Training} training */
-export function used({ labels = 0, wanted = 0, again = 0 }) {
+/** How many labels training has used, and how many it predicted before it learnt from them. @param {Training} training */
+export function used({ labels = 0, wanted = 0, again = 0, fresh_accuracy = null, fresh_labels = 0 }) {
   if (!wanted) return "";
   const kept = again ? `; ${number(again)} more ${again === 1 ? "is" : "are"} kept, and used again later` : "";
-  return `${number(labels)} of ${some(wanted, "label")} used${kept}`;
+  const predicted = fresh_accuracy == null ? "" : `; it predicted ${Math.round(100 * fresh_accuracy)} % of the last ${number(fresh_labels)}`;
+  return `${number(labels)} of ${some(wanted, "label")} used${kept}${predicted}`;
 }
 
 /** @param {Training} training @param {string} unknown what is said where it is not known */
@@ -89,15 +90,19 @@ export function rest(status, connected, unsent) {
   if (!status) return { state: "loading", heading: "Loading the first pair …", text: "" };
   if (unsent) return { state: "loading", heading: "Sending your answer …", text: "" };
   const { training, asked, open, skipped, judged, taken } = status;
-  if (training.state === "ended") return { state: "empty", heading: "All done", text: "This run has ended. Thank you." };
-  if (hasAll(training)) return { state: "empty", heading: "All done", text: "Training has all the labels that it asked for. Thank you." };
+  const { command = "" } = training;
+  if (training.state === "ended") return { state: "empty", heading: "All done", text: `This run has ended. Thank you.${command && ` To see the agent: ${command}`}` };
+  if (hasAll(training)) {
+    const more = command && (training.state === "away" ? ` It goes on with: ${command}` : ` It practises until its last step. To see the agent then: ${command}`);
+    return { state: "empty", heading: "All done", text: `Training has all the labels that it asked for. Thank you.${more}` };
+  }
   if (open > skipped + judged + taken) return { state: "loading", heading: "Loading the next pair …", text: "" };
   const later = " The next pair comes up here by itself; you can leave this page open.";
   if (open) return { state: "empty", heading: "No pair is left for you now", text: notForYou(status) + later };
   if (!asked) return { state: "empty", heading: "The first pair is not here yet", text: beforeTheFirst(training) };
   const { state } = training;
   const text = state === "on" ? `All pairs that were asked are answered. Training goes on, and asks again ${when(training, "later")}.` : NOTHING[state];
-  return { state: "empty", heading: "Nothing to label now", text: state === "away" ? text : text + later };
+  return { state: "empty", heading: "Nothing to label now", text: state === "away" ? text + (command && ` It runs again with: ${command}`) : text + later };
 }
 
 /** Why none of the open pairs comes to this labeller. @param {Status} status */
