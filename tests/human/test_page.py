@@ -407,9 +407,7 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
             "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
         )
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
-        expect(page.locator("#doing")).to_contain_text(
-            "Training goes on, step 1,300 of 5,000: the agent practises."
-        )
+        expect(page.locator("#doing")).to_contain_text("Training goes on, step 1,300 of 5,000: the agent practises.")
         expect(page.locator("#mine")).to_have_text("1")
         expect(page.locator("#used")).to_have_text("4 of 10 labels used")
         ask(server.store, 1, session=1)
@@ -575,6 +573,22 @@ def test_a_run_that_goes_on_from_its_checkpoint_says_that_no_answer_is_lost(serv
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "it trains.", again=again))
         expect(page.locator("#used")).to_have_text(used)
         expect(page.locator("#outlook")).to_contain_text(outlook)
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_reward_has_understood_and_its_owner_what_to_type(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 0, run="runs/walker") as server:
+        page = visit.open(server.link(role="owner"), state="empty")
+        text, status = page.locator("#pause-text"), Status(60, 100, 20, 40, False, 0, "it trains.")
+        server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=10))
+        expect(page.locator("#used")).to_have_text("20 of 40 labels used; it predicted 75 % of the last 10")
+        server.store.set_status(replace(status, stopped=True))
+        expect(text).to_contain_text("rlhf-bilevel resume runs/walker")
+        server.store.set_status(replace(status, labels=40))
+        expect(text).to_have_text(
+            "Training has all the labels that it asked for. Thank you. "
+            "It practises until its last step. To see the agent then: rlhf-bilevel watch runs/walker"
+        )
 
 
 @pytest.mark.slow

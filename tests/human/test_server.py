@@ -637,6 +637,17 @@ def test_behind_https_the_session_is_sent_over_https_only(site: Site) -> None:
         assert ("secure" in joined.headers["set-cookie"].lower()) == secure
 
 
+def test_the_owner_alone_is_told_what_to_type_next(tmp_path: Path) -> None:
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        site = Site(store, run="runs/a walker")
+        ada, owner = site.joined("ada"), site.joined("olga", "owner")
+        assert "command" not in owner.get("/api/status").json()["training"]  # nothing has been trained that could go on
+        for stopped, command in ((True, "resume"), (False, "watch")):
+            store.set_status(Status(60, 100, 8, 20, False, 0, "it trains", stopped=stopped))
+            assert owner.get("/api/status").json()["training"]["command"] == f"rlhf-bilevel {command} 'runs/a walker'"
+            assert "command" not in ada.get("/api/status").json()["training"]
+
+
 def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:
     now, state = [10_000.0], ["on"]
     with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:

@@ -67,7 +67,8 @@ function when({ next_pairs: seconds }, unknown) {
 function beforeTheFirst(training) {
   const here = "It comes up here by itself";
   if (!training.steps) return `Training has not begun yet. ${here} once training asks.`;
-  if (training.state === "away") return `Training is not running, and has not asked yet. ${here} once training runs again.`;
+  const again = training.command ? ` It runs again with: ${training.command}` : "";
+  if (training.state === "away") return `Training is not running, and has not asked yet. ${here} once training runs again.${again}`;
   const time = when(training, "once it has enough of them");
   return `The agent collects its first episodes. The first pair comes ${time}. ${here}; you can leave this page open.`;
 }
