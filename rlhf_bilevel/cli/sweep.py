@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> Work:
         finally:
             rows = collect(args.out)
         print(f"{table(rows)}\nEvery evaluation: {args.out / 'results.csv'}, and the same as Parquet")
+        print(f"With intervals: rlhf-bilevel compare {args.out}")
         if failed:
             raise UserError(f"{len(failed)} of {len(planned)} runs failed: the same command tries them again")
 

@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> Work:
         moments = watch.load_moments(folders, at, args.trust)
         for found in moments:
             print(f"{found.folder}: {found.method} on {found.spec.env}, step {found.step:,}", flush=True)
+        if at == ALL and len(moments) == len(folders):
+            print("No more moments were kept: train with --keep-every STEPS to watch the agent learn", flush=True)
         if video:
             size = watch.write_video(video, moments, args.episodes)
             print(f"{video}: {size / 1e6:.1f} MB")

@@ -124,7 +124,7 @@ def draw_improvements(figure: Any, tasks: Sequence[Task], baseline: str | None) 
     intervals = improvements_over(baseline, tasks)
     if not intervals:
         raise UserError(f"there are no runs but those of the baseline {baseline}: nothing to compare with it")
-    draw_bars(axis, list(intervals.values()), [legend_label(method, tasks) for method in intervals])
+    draw_intervals(axis, list(intervals.values()), [legend_label(method, tasks) for method in intervals])
     axis.axvline(0.5, color="black", linewidth=1)
     axis.set(title=title_of(tasks), xlim=(0, 1), xlabel=f"P(better than\n{legend_label(baseline, tasks)})")
 
@@ -135,7 +135,7 @@ def draw_aggregates(figure: Any, tasks: Sequence[Task]) -> None:
     for axis, (name, statistic) in zip(panels(figure, len(AGGREGATES)), AGGREGATES.items(), strict=True):
         limits = (0, inf) if statistic is optimality_gap else within
         intervals = [estimate(statistic, runs, limits) for runs in values.values()]
-        draw_bars(axis, intervals, [legend_label(method, tasks) for method in values])
+        draw_intervals(axis, intervals, [legend_label(method, tasks) for method in values])
         axis.set(title=name, xlabel=fill(rule, WIDE) + bounds_note(within, tasks))
 
 
@@ -151,16 +151,11 @@ def draw_line(axis: Any, x: np.ndarray, estimated: Interval, label: str, color: 
         axis.fill_between(x, estimated.low, estimated.high, alpha=0.2, color=drawn.get_color(), linewidth=0)
 
 
-def draw_bars(axis: Any, intervals: Sequence[Interval], labels: Sequence[str]) -> None:
-    """A row for each method, from the top: a bar, a dot at its value (a bar of 0 is not visible), and a line for its
-    interval.
-
-    One seed has no interval.
-    """
+def draw_intervals(axis: Any, intervals: Sequence[Interval], labels: Sequence[str]) -> None:
+    """A row for each method, from the top: a dot at its value, and a line for its interval. One seed has no interval."""
     for row, (value, low, high) in enumerate(intervals):
-        axis.barh(row, value, height=0.6, color="C0", alpha=0.4)
-        axis.scatter(value, row, color="C0", clip_on=False, zorder=3)
-        axis.plot([low, high], [row, row], color="black")
+        axis.plot([low, high], [row, row], color="C0", alpha=0.5, linewidth=6, solid_capstyle="butt")
+        axis.scatter(value, row, color="black", clip_on=False, zorder=3)
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
 

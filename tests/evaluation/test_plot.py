@@ -107,7 +107,7 @@ def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
     assert [text.get_text() for text in axis.get_yticklabels()] == NAMES[1:]
     surf, sac, even = axis.lines
     expected = improvement_interval(values("surf").mean(0), values("pebble").mean(0))
-    assert axis.patches[0].get_width() == pytest.approx(expected.value)
+    assert not axis.patches and axis.collections[0].get_offsets()[0][0] == pytest.approx(expected.value)
     np.testing.assert_allclose(surf.get_xdata(), [expected.low, expected.high])
     assert np.isnan(sac.get_xdata()).all()  # one seed
     assert list(even.get_xdata()) == [0.5, 0.5] and NAMES[0] in axis.get_xlabel()
@@ -116,7 +116,7 @@ def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [(100,), (100, 200)])
 def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, ...]) -> None:
-    """Also where its number is 0, which a bar does not show, and where there is one evaluation, which is no line."""
+    """Also where its number is 0, and where there is one evaluation, which is no line."""
     row = ROWS[0]._replace(true_return=0.0)
     rows = [row._replace(method=method, step=step) for method in ("pebble", "surf") for step in steps]
     rows = [row._replace(true_return=1.0) if row.method == "pebble" else row for row in rows]
@@ -231,7 +231,7 @@ assert pyplot.get_fignums() == [mine.number]
     assert len(list(tmp_path.iterdir())) == 6
 
 
-def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:
+def test_aggregates_have_four_panels_of_dots_with_intervals() -> None:
     figure = Figure()
     plot.draw_aggregates(figure, group_by_task(ROWS, together=True))
     assert [axis.get_title() for axis in figure.axes] == ["median", "interquartile mean", "mean", "optimality gap"]
@@ -239,7 +239,7 @@ def test_aggregates_have_four_panels_of_bars_with_whiskers() -> None:
     within = 0, float((1000 / REFERENCE).max())
     for axis, statistic in zip(figure.axes[1:3], (iqm, mean), strict=True):
         expected = interval(statistic, scores, within=within)
-        assert len(axis.patches) == len(axis.lines) == 3
-        assert axis.patches[1].get_width() == pytest.approx(expected.value)
+        assert len(axis.collections) == len(axis.lines) == 3
+        assert axis.collections[1].get_offsets()[0][0] == pytest.approx(expected.value)
         np.testing.assert_allclose(axis.lines[1].get_xdata(), [expected.low, expected.high])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == NAMES
