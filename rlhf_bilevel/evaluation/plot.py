@@ -152,7 +152,7 @@ def draw_line(axis: Any, x: np.ndarray, estimated: Interval, label: str, color: 
 
 
 def draw_intervals(axis: Any, intervals: Sequence[Interval], labels: Sequence[str]) -> None:
-    """A row for each method, from the top: a dot at its value, and a line for its interval. One seed has no interval."""
+    """A row for each method, from the top: a dot at its value, a line for its interval (one seed has none)."""
     for row, (value, low, high) in enumerate(intervals):
         axis.plot([low, high], [row, row], color="C0", alpha=0.5, linewidth=6, solid_capstyle="butt")
         axis.scatter(value, row, color="black", clip_on=False, zorder=3)
