@@ -76,7 +76,7 @@ class Normalisation:
             by_gain, by_shift = self._slopes
             torch.sum(product, -1, out=by_gain)
             torch.sum(slope, -1, out=by_shift)
-        along = torch.matmul(self._gain.mT, product).div_(slope.shape[-2])
+        along = product.mul_(self._gain).mean(-2, keepdim=True)
         slope.mul_(self._gain)
         return slope.sub_(slope.mean(-2, keepdim=True)).addcmul_(z, along, value=-1).mul_(scale)
 

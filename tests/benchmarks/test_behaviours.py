@@ -86,6 +86,7 @@ def test_five_turns_clockwise_meet_the_criterion() -> None:
     assert tip > 0  # to the right, as the camera sees it
 
 
+@pytest.mark.slow
 def test_a_run_is_taught_through_the_label_store_by_what_the_script_likes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def test_shares_are_of_pairs_that_truly_differ(sign: float, expected: tuple[floa
     assert all(math.isnan(share) for share in self_preference.judged(reward, own, [own]))
 
 
+@pytest.mark.slow
 def test_each_run_is_ranked_by_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LABELS": 20, "SEGMENTS": 6, "MOST_EPOCHS": 2}.items():
         monkeypatch.setattr(self_preference, name, value)

@@ -89,7 +89,9 @@ def test_degrees_of_freedom_follow_the_task_that_spreads() -> None:
         assert interval(mean, scores, resamples=20_000).high == pytest.approx(exact, rel=0.04)
 
 
-@pytest.mark.parametrize(("statistic", "runs"), [("mean", 5), ("IQM", 5), ("improvement", 20)])
+@pytest.mark.parametrize(
+    ("statistic", "runs"), [("mean", 5), ("IQM", 5), pytest.param("improvement", 20, marks=pytest.mark.slow)]
+)
 def test_an_interval_holds_the_truth_as_often_as_it_says(statistic: str, runs: int) -> None:
     # by the table in docs/statistics.md the share is .945 to .955 here: 4000 repeats leave the bounds once in 20,000
     share, _ = covered("normal", 3, runs, statistic, repeats=4000, corrected=True, resamples=700)

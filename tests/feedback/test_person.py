@@ -126,6 +126,7 @@ def test_where_recent_segments_do_not_differ_any_difference_is_seen_at_once() ->
     assert alone(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]  # no episode is as long as a segment
 
 
+@pytest.mark.slow
 def test_a_run_with_a_person_that_is_killed_goes_on_bit_for_bit_and_so_do_its_minutes(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -358,6 +358,7 @@ def start(folder: Path, port: int) -> tuple[subprocess.Popen, str]:
     return process, process.stdout.readline().split()[1]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_path: Path, visit: Visit) -> None:
     (tmp_path / "config.yaml").write_text("settings: {teacher_human: true}\n")
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -85,6 +85,7 @@ def waits(for_this: Callable[[], Any], seconds: float = 60.0) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_two_cores_find_what_one_finds_bit_for_bit(tmp_path: Path) -> None:
     start.train(spec(tmp_path / "one", 1))
     two = start.train(spec(tmp_path / "two", 2))

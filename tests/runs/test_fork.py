@@ -60,6 +60,7 @@ def test_a_fork_without_a_change_is_the_same_run_bit_for_bit(tmp_path: Path, who
     equal(tmp_path / "fork", whole[0])
 
 
+@pytest.mark.slow
 def test_a_fork_and_a_resume_take_another_number_of_threads(tmp_path: Path, whole: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match=r"^threads=0: must be a whole number from 1 to 1024$"):
         Agent.fork(whole[0], threads=0)

@@ -89,6 +89,7 @@ def test_the_best_settings_of_a_known_function_are_found(tmp_path: Path) -> None
     assert sum(late) / 15 > sum(values[:10]) / 10  # type: ignore[arg-type, operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_what_falls_behind_is_stopped_and_what_leads_is_not(tmp_path: Path, pruner: str) -> None:
     study, begun = open_study(tmp_path / "tune.db", pruner, 100), {}
