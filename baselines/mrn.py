@@ -2,8 +2,8 @@
 
     theta' = theta - lr grad_theta E[(Q_theta(s, a) - r_phi(s, a) - gamma V(s'))^2]      one step of the critics
 
-In sessions phi descends the cross-entropy CE, as in PEBBLE. In refreshes it descends the loss of the critics after that
-step, summed over the critics, with Q in place of the return of a segment:
+In sessions phi descends the cross-entropy CE, as in PEBBLE. In refreshes it descends another loss of the labels, summed
+over the critics. There Q, after that step, stands in place of a segment's return:
 
     weight CE( Q_theta'(first step of the first) - Q_theta'(first step of the second) )
 

@@ -27,7 +27,7 @@ from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
-from rlhf_bilevel.runs import claim, fork, learnt, selection, start
+from rlhf_bilevel.runs import claim, fork, output, selection, start
 from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike
 from rlhf_bilevel.runs.process import default_torch, exclusive_training
@@ -387,7 +387,7 @@ class Agent:
         if self._session and self._session.going and self.out and folder.resolve() == self.out.resolve():
             raise UserError(f"{folder} is being trained, and is written at its end: save into another folder")
         assert self.config is not None and self.reward is not None
-        learnt.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
+        output.save(folder, self._spec, self._parts, self.config, self.model, self.reward)
 
     @classmethod
     def load(cls, folder: Path | str, *, trust: bool = False, out: Path | str | None = None, **custom: Any) -> Agent:

@@ -19,6 +19,7 @@ BASELINES = (
     "hypergradient", "incumbent", "mrn", "parl", "pebble", "prefppo", "qpa", "random", "rime", "rune", "sac", "surf",
     "twin", "unlabelled",
 )  # fmt: skip
+"""In the folder ``baselines`` at the top, which ``setup.py`` makes ``rlhf_bilevel.baselines``."""
 METHODS: Registry[Method] = Registry(
     "method",
     {
@@ -66,7 +67,7 @@ LEARNERS: Registry[type[Any]] = Registry(
     },
     base="builtins:type",
 )
-"""An algorithm of SB3, or a class of ``types.Learner``."""
+"""An off-policy algorithm of SB3, its PPO, or a class of ``types.Learner``."""
 SUITES: Registry[Suite] = Registry(
     "suite",
     {

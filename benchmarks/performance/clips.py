@@ -30,7 +30,7 @@ from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.human.clips import recorder as films
 from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.build import Parts, build
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train

@@ -18,7 +18,7 @@ import torch
 
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.envs import registry
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.build import Parts, build
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train

@@ -4,9 +4,9 @@ Scores of a method are x[m, n]: task m, run n (a seed), one number for each run.
 so only runs are resampled: not episodes, of which a run may have any number, and not tasks. A resample draws, for each
 task (a stratum), as many runs as the task has, with replacement.
 
-The percentile bootstrap is too narrow for few runs: n runs vary about their own mean by only (n - 1) / n of the
-variance, and the variance is itself an estimate with d degrees of freedom. The interval here moves both quantiles q
-away from the estimate e, to e + c (q - e), with
+The percentile bootstrap is too narrow for few runs, for two reasons. It measures how n runs vary about their own mean,
+which is (n - 1) / n of the true variance. And it takes this variance as known, although it is an estimate with d
+degrees of freedom. The interval here moves both quantiles q away from the estimate e, to e + c (q - e), with
 
     c = t_d / z  *  sqrt(sum_m v_m / sum_m ((n - 1) / n v_m)),    d = (sum_m v_m)^2 / sum_m (v_m^2 / (n - 1)),
 

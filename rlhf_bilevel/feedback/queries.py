@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_bilevel.envs.foreign import faults_as_user_errors
 from rlhf_bilevel.envs.interface import value_text
+from rlhf_bilevel.envs.user_code import faults_as_user_errors
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits

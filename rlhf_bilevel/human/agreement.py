@@ -6,8 +6,8 @@ distance of two labels (from 0 to 1) is their squared difference.
 
 All intervals are 95 % intervals: Wilson's for shares, the bootstrap over queries for alpha.
 
-A share is flagged if a labeller whose true share is just good enough would be as far off with a probability below
-CHANCE (exact binomial test). So one bad answer is never flagged.
+A share is flagged if it is too bad to be bad luck: a labeller who is just good enough has such a share, or a worse one,
+with a probability below CHANCE (exact binomial test). So one bad answer is never flagged.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ class Parts(NamedTuple):
 class Update:
     """The update of L models on the batches that were drawn for them.
 
-    A copy in another process works on the same tensors, if their memory is shared, and has memory of its own for what
-    comes in between.
+    Another process may have a copy. Both then work on the same parameters and batches, in shared memory. For results in
+    between, each has its own memory.
     """
 
     actor: Rows

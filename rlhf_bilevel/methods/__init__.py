@@ -1,1 +1,4 @@
-"""The method of the paper and its variants. ``baselines`` are what it is compared with; ``registries.py`` lists all."""
+"""The method of the paper and its variants. All other methods are in the folder ``baselines`` beside this package.
+
+``registries.py`` lists all of them.
+"""

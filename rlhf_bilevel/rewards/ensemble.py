@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.envs.foreign import faults_as_user_errors
+from rlhf_bilevel.envs.user_code import faults_as_user_errors
 from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 

@@ -24,9 +24,9 @@ from rlhf_bilevel.data.request_log import RequestLog
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
-from rlhf_bilevel.envs.foreign import faults_as_user_errors
 from rlhf_bilevel.envs.interface import space_problem
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
+from rlhf_bilevel.envs.user_code import faults_as_user_errors
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.http_teacher import HttpTeacher
 from rlhf_bilevel.feedback.person import SimulatedPerson

@@ -25,8 +25,8 @@ from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
 from rlhf_bilevel.runs.evaluations import Evaluations
-from rlhf_bilevel.runs.learnt import write_learnt, write_selection
 from rlhf_bilevel.runs.logger import Log, output_formats
+from rlhf_bilevel.runs.output import write_learnt, write_selection
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
 from rlhf_bilevel.runs.side_by_side import learner_processes, spread_stack
 from rlhf_bilevel.runs.spec import RunSpec

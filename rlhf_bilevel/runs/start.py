@@ -22,7 +22,7 @@ from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import OURS
-from rlhf_bilevel.learners import filed_settings
+from rlhf_bilevel.learners import algorithm_settings
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, selection
@@ -30,7 +30,7 @@ from rlhf_bilevel.runs.build import Parts, build, check_memory_for_run, training
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import restoring
 from rlhf_bilevel.runs.claim import check_outside, check_vacant, claim_folder
-from rlhf_bilevel.runs.learnt import config_record, write_learnt, write_selection
+from rlhf_bilevel.runs.output import config_record, write_learnt, write_selection
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.session import NOBODY, Observers, Session
 from rlhf_bilevel.runs.side_by_side import spread_stack, torch_threads, with_threads
@@ -214,7 +214,7 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
         part("teacher", dict.fromkeys(OURS)),
     )
     if "algorithm_settings" not in custom:
-        filed_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
+        algorithm_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
     settings = validate(record["settings"]).model_dump(mode="json")
     if record["env"].startswith(registry.OWN) and "env" not in custom:
         raise UserError(f"{folder} was trained on an environment of your own, {record['env']}: give it as env=")

@@ -16,7 +16,7 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.baselines import hypergradient, mrn, parl, pebble, qpa, rime, rune, surf
 from rlhf_bilevel.config.names import nest_options
 from rlhf_bilevel.methods import detached
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy, logits
 from rlhf_bilevel.rewards.state_entropy import state_entropy
 from rlhf_bilevel.training.loop import train

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_bilevel.baselines import pebble
 from rlhf_bilevel.methods import penalty
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run

@@ -15,7 +15,7 @@ from rlhf_bilevel.config.names import MOVED
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import write_sums
 from tests.cli.test_cli import fails

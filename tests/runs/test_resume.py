@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlhf_bilevel import Agent
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager
 from rlhf_bilevel.training import loop

@@ -16,7 +16,7 @@ from rlhf_bilevel.cli import run_options, sweep
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.presets import PRESETS
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs import start
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import LocalExecutor

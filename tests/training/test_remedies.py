@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.methods.registry import METHODS
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.training import monitor
 from rlhf_bilevel.training.loop import train

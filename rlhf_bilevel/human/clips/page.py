@@ -40,7 +40,7 @@ class Show(NamedTuple):
 def page(title: str, shows: Sequence[Show]) -> str:
     """HTML that shows two of ``shows`` side by side, on one clock; the reader chooses which. All have as many episodes.
 
-    At first they are the last ones of the first and of the last run, or the first and the last one of a single run.
+    Two runs begin with the last show of each. A single run begins with its first show and its last.
     """
     files = static_files()
     style = "\n".join(files[name].read_text() for name in STYLES)
