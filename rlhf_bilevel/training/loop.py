@@ -151,12 +151,19 @@ def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
     """What phi descends on a batch of labelled pairs: the method's loss, plus damping times the mean square of f.
 
     Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members). UserError if the
-    method's loss is NaN and the logits are not.
+    method's loss is no scalar with a gradient, or is NaN where the logits are not.
     """
     assert run.method.reward_loss is not None
     logits, mean_square = run.reward.compare(batch)  # (M, B)
     target = hidden(batch)._replace(label=smoothed(batch.label, run.config.label_smoothing))
     loss = run.method.reward_loss(run, target, run.weigh(logits))
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        shape = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        detached = " that does not depend on the logits" if isinstance(loss, Tensor) and loss.numel() == 1 else ""
+        raise UserError(
+            f"the loss of method {run.method.name} is {shape}{detached}: "
+            "it must be one number, a tensor with a gradient by the logits, such as cross_entropy(...).mean()"
+        )
     if loss.isnan() and logits.isfinite().all():
         raise UserError(
             f"the loss of method {run.method.name} is NaN, and the logits are not: "

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,5 +253,24 @@ def test_a_methods_loss_does_not_see_the_true_reward_and_knows_which_labels_it_g
     run = build("pebble")
     run.method = replace(run.method, name="cheating", reward_loss=cheating)
     with pytest.raises(UserError, match=r"the loss of method cheating is NaN.*does it read env_reward"):
+        for _ in train(run):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (
+            lambda run, answers, logits: cross_entropy(logits, answers.label),
+            r"is a tensor \(3, \d+\): it must be one number",
+        ),
+        (lambda run, answers, logits: logits.mean().item(), "is float: it must be one number"),
+        (lambda run, answers, logits: answers.label.mean(), r"is a tensor \(\) that does not depend on the logits"),
+    ],
+)
+def test_a_methods_loss_that_is_no_loss_is_told_in_one_line(loss: Callable[..., Any], told: str) -> None:
+    run = build("pebble")
+    run.method = replace(run.method, name="wrong", reward_loss=loss)
+    with pytest.raises(UserError, match=f"the loss of method wrong {told}"):
         for _ in train(run):
             pass
