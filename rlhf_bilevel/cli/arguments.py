@@ -15,6 +15,7 @@ from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.config.names import MOVED, RENAMED
 from rlhf_bilevel.runs.report import print_error
 from rlhf_bilevel.utils.numbers import parse_int, parse_number
+from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.suggest import did_you_mean
 
 Work = Callable[[], None]  # what a command does once its options are checked
@@ -79,7 +80,8 @@ def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callabl
 
     def parse(value: str) -> str:
         if value not in known and not (or_place and ":" in value):
-            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {did_you_mean(value, known)}")
+            told = f"unknown {kind} {value!r}; {did_you_mean(value, known)}"
+            raise argparse.ArgumentTypeError(known.unknown(value) if isinstance(known, Registry) else told)
         return value
 
     return parse

@@ -91,7 +91,9 @@ def open_sources(path: Path) -> tuple[list[Source], list[str]]:
     run = RunFolder(path)
     if run.begun:
         if not run.evaluated:
-            raise UserError(f"{path} has no {run.evaluations.name} yet: the run was not evaluated")
+            raise UserError(
+                f"{path} has no {run.evaluations.name}: the run was not evaluated yet, or only its agent was saved"
+            )
         return [read_run(run)], [] if run.ended else [f"{path} has not ended: it counts as far as it is"]
     runs = runs_in(path, depth=2)
     if not runs:

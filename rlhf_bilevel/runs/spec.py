@@ -14,12 +14,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.budget import check_budget, fit_segment_length
-from rlhf_bilevel.config.names import MOVED, current_names, nest_options
+from rlhf_bilevel.config.names import MOVED, RENAMED, current_names, nest_options
 from rlhf_bilevel.config.presets import preset_settings
 from rlhf_bilevel.config.reading import parse_checkpoint_every, parse_keep_every, validate, validate_as
 from rlhf_bilevel.config.schema import NAMED
@@ -209,6 +210,8 @@ def check_options(settings: Mapping[str, Any], method: Method) -> None:
         if owner != method.name and owner not in METHODS:
             key = next(key for key in dotted if key.startswith(f"{owner}."))
             hint = did_you_mean(owner, list(dict.fromkeys([*METHODS, method.name])))
+            if nearest := get_close_matches(key.replace(".", "_"), [*Config.model_fields, *RENAMED], 1, 0.8):
+                hint = f"did you mean {RENAMED.get(nearest[0], nearest[0])!r}?"
             raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {hint}")
         owner_settings = nest_options(settings if owner == method.name else dotted, owner)
         validate_as(

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import EntryPoints, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rlhf_bilevel.errors import UserError
@@ -65,6 +66,9 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
 
     def unknown(self, name: str) -> str:
         """The message about a name that is not known."""
+        module = Path(name).name.removesuffix(".py")
+        if module.isidentifier() and Path(f"{module}.py").is_file():  # of a user, in the current folder
+            return f"unknown {self.kind} {name!r}; for the one in {module}.py write {module}:NAME, its name there"
         return f"unknown {self.kind} {name!r}; {did_you_mean(name, self)}"
 
     def __getitem__(self, name: str) -> Thing:
@@ -84,6 +88,9 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
     def _load(self, name: str, place: str) -> Thing:
         module, _, attribute = place.partition(":")
         label = f"{self.kind} {name}" + (f" ({place})" if name != place else "")
+        if module.endswith(".py"):
+            plain = f"{module.removesuffix('.py')}:{attribute}"
+            raise UserError(f"{label}: a module is named without .py: {plain}")
         if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             raise UserError(f"{label}: module:NAME says where it is, such as my_package.my_module:NAME")
         try:

@@ -116,6 +116,11 @@ def fails(capsys: pytest.CaptureFixture, *command: object) -> str:
             "train surf --env Pendulum-v1 --steps 9 --set srf.threshold=1",
             "no method is called 'srf'; did you mean 'surf'?",
         ),
+        (
+            "train pebble --env Pendulum-v1 --steps 9 --set reward.learning_rat=1",
+            "no method is called 'reward'; did you mean 'reward_lr'?",
+        ),
+        ("train mine.py:METHOD --env Pendulum-v1 --steps 9", "a module is named without .py: mine:METHOD"),
         ("train pebble --env Pendulum-v1 --steps 9 --preset quik", "unknown preset 'quik'; did you mean 'quick'?"),
         ("train pebble --env Pendulum-v1 --steps 9 --teacher oracel", "did you mean 'oracle'?"),
         ("sweep pebble --env Pendulum-v1 --steps 9 --teacher mistake=2", "teacher_mistake=2"),
@@ -745,3 +750,14 @@ def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp
     args = parser().parse_args(words)
     assert args.keep_every == 0
     assert spec(args, "surf", "Pendulum-v1").resolve().options["threshold"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["mine", "./mine.py"])
+def test_a_method_in_a_file_of_the_folder_is_told_by_its_place(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["train", name, "--env", "Pendulum-v1", "--steps", "9"])
+    assert ended.value.code == 2 and "for the one in mine.py write mine:NAME" in capsys.readouterr().err
