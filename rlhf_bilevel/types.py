@@ -45,7 +45,7 @@ class Queries(NamedTuple):
 
 
 class Preferences(NamedTuple):
-    """B answered pairs, oldest first where nothing else is said."""
+    """B answered pairs."""
 
     first: Segments
     second: Segments

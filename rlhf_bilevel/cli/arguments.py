@@ -80,8 +80,9 @@ def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callabl
 
     def parse(value: str) -> str:
         if value not in known and not (or_place and ":" in value):
-            told = f"unknown {kind} {value!r}; {did_you_mean(value, known)}"
-            raise argparse.ArgumentTypeError(known.unknown(value) if isinstance(known, Registry) else told)
+            if isinstance(known, Registry):
+                raise argparse.ArgumentTypeError(known.unknown(value))
+            raise argparse.ArgumentTypeError(f"unknown {kind} {value!r}; {did_you_mean(value, known)}")
         return value
 
     return parse

@@ -137,12 +137,10 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             low, high = row.improvement_low > 0.5, row.improvement_high < 0.5
             verdict = "better than" if low else "worse than" if high else "not known to differ from"
             said[verdict].append(row.method)
-        told = "; ".join(
-            f"{', '.join(names)}: {verdict} {compared[0].baseline}" for verdict, names in said.items() if names
-        )
-        lines += [f"On {env}, {told}{' (the interval includes 0.5)' * bool(said['not known to differ from'])}."] * bool(
-            told
-        )
+        if compared:
+            told = [f"{', '.join(names)}: {verdict} {compared[0].baseline}" for verdict, names in said.items() if names]
+            open_ones = " (the interval includes 0.5)" if said["not known to differ from"] else ""
+            lines.append(f"On {env}, {'; '.join(told)}{open_ones}.")
     return lines
 
 

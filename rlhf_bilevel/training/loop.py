@@ -174,7 +174,7 @@ def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
 
 
 def hidden(batch: Preferences) -> Preferences:
-    """The same pairs, with NaN for the environment's reward: a loss that reads it is NaN, and does not cheat unseen."""
+    """The same pairs, with NaN for the environment's reward: a loss that computes with it is NaN."""
     unknown = torch.full_like(batch.first.env_reward, torch.nan)
     return batch._replace(
         first=batch.first._replace(env_reward=unknown), second=batch.second._replace(env_reward=unknown)

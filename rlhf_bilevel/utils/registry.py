@@ -100,7 +100,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = "" if "importlib" in frame.filename else f" ({frame.filename}, line {frame.lineno})"
             failure = " ".join(f"{type(error).__name__}: {error}".split())
-            if isinstance(error, ModuleNotFoundError) and module.startswith(f"{error.name}"):
+            if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
                 where = "; Python looks in this folder, in those of PYTHONPATH and in installed packages"
             raise UserError(f"{label}: the module {module} cannot be imported: {failure:.300}{where}") from error
         try:
