@@ -23,6 +23,7 @@ from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
 from rlhf_bilevel.evaluation.selection import ERROR, LABELS, MARGIN
+from rlhf_bilevel.evaluation.tasks import bounds
 from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
@@ -86,6 +87,7 @@ class Agent:
         keep_every: int = 0,
         **settings: Any,
     ) -> None:
+        """See the class. Nothing is built before ``learn``."""
         if callable(env_id):
             env_id = registry.own(env_id)
         if not isinstance(env_id, str):
@@ -101,9 +103,8 @@ class Agent:
         settings = current_names(settings, [parts.method.name])
         for key in settings:
             if "." not in key and key not in Config.model_fields:
-                raise UserError(
-                    f"unknown setting {key!r}; {did_you_mean_setting(key, [*Config.model_fields, *ARGUMENTS])}"
-                )
+                hint = did_you_mean_setting(key, [*Config.model_fields, *ARGUMENTS], parts.method.option_names())
+                raise UserError(f"unknown setting {key!r}; {hint}")
         spec_fields: dict[str, Any] = {
             "preset": preset,
             "device": str(device),
@@ -322,7 +323,8 @@ class Agent:
         evaluations.
         """
         self._trained_model()
-        return evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
+        evaluation = evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
+        return replace(evaluation, within=bounds(self.env_id, "true_return"))
 
     def select(
         self,
@@ -395,7 +397,7 @@ class Agent:
 
         ``learn`` continues from the end of the run, as ``fork`` does. It writes to ``out``; None: it writes nothing.
         ``custom`` are those of ``method``, ``env``, ``algorithm`` and ``algorithm_settings`` that were your own
-        objects. ``trust`` allows the folder to name a module that is imported for its environment.
+        objects. ``trust`` allows the folder to name modules, of its environment or its method, which are imported.
 
         Raises CorruptFileError if a file does not hold what was written.
         """

@@ -34,7 +34,8 @@ def report() -> str:
         "gymnasium": lambda: step("Pendulum-v1"),
         "dm_control": lambda: step("dm_control/cartpole-balance-v0"),
         "Meta-World": lambda: step("Meta-World/door-open-v3"),
-        "pictures": picture,
+        "pictures": lambda: picture("dm_control/cartpole-balance-v0"),
+        "gymnasium pictures": lambda: picture("Pendulum-v1"),
         "device": device,
         "folder": writable,
     }
@@ -54,9 +55,9 @@ def step(env_id: str) -> str:
     return f"{env_id} steps"
 
 
-def picture() -> str:
-    """Draws a picture."""
-    env = registry.make("dm_control/cartpole-balance-v0", seed=0, render_mode="rgb_array")
+def picture(env_id: str) -> str:
+    """Draws a picture of an environment."""
+    env = registry.make(env_id, seed=0, render_mode="rgb_array")
     env.reset()
     frame = env.render()
     env.close()

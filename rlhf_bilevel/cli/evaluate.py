@@ -32,11 +32,10 @@ def run(args: argparse.Namespace) -> Work:
     def work() -> None:
         from rlhf_bilevel.agent import Agent
         from rlhf_bilevel.evaluation.rollout import interval_text
-        from rlhf_bilevel.evaluation.tasks import UNBOUNDED, bounds
+        from rlhf_bilevel.evaluation.tasks import UNBOUNDED
 
-        agent = Agent.load(args.dir, trust=args.trust)
-        within = bounds(agent.env_id, "true_return")
-        summary = agent.evaluate(args.episodes).summary(within)
+        evaluation = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes)
+        summary = evaluation.summary()
         if args.json:
             print(to_json(summary))
             return
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> Work:
             if summary[name]:
                 print(f"{name}: {interval_text(summary[name])}")
         print(f"new episodes: {summary['episodes']}; train and compare use the evaluations made during training")
-        if args.episodes > 1 and not all(map(isfinite, within)):
+        if args.episodes > 1 and not all(map(isfinite, evaluation.within)):
             print(f"true_return: {UNBOUNDED}")
 
     return work

@@ -87,11 +87,12 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     preset = preset_settings(args.preset, registry.resolve(env))
     budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}
     settings = {"seed": 0} | budget | {key: value for key, value in filed.items() if value is not None} | given
-    if "total_timesteps" not in settings:
-        raise UserError(f"--steps is missing, and neither --config nor --preset {args.preset} gives it")
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}
     options |= {"algorithm": args.algorithm or ""}
-    return RunSpec.of(method, env, settings, **options | others)
+    asked = RunSpec.of(method, env, settings, **options | others)
+    if "total_timesteps" not in settings:
+        raise UserError(f"--steps is missing, and neither --config nor --preset {args.preset} gives it")
+    return asked
 
 
 def from_file(file: Path, methods: Collection[str], taught: bool, given: Mapping[str, Any] = {}) -> dict[str, Any]:

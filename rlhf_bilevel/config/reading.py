@@ -67,10 +67,14 @@ def parse_value(kind: Any, value: Any) -> Any:
     return tuple(map(parse_int, value if isinstance(value, list | tuple) else [value]))
 
 
-def did_you_mean_setting(value: str, names: Collection[str]) -> str:
-    """Like ``did_you_mean``, for settings: these are too many to list in one line."""
-    old_names = {} if "." in value else {name: f"{methods[0]}.{name}" for name, methods in MOVED.items()}
-    hint = did_you_mean(value, names, old_names)
+def did_you_mean_setting(value: str, names: Collection[str], options: Collection[str] = ()) -> str:
+    """Like ``did_you_mean``, for settings: these are too many to list in one line.
+
+    ``options`` are those of the method, as ``method.name``: the name alone is found too.
+    """
+    short_names = {} if "." in value else {name: f"{methods[0]}.{name}" for name, methods in MOVED.items()}
+    short_names |= {option.partition(".")[2]: option for option in options}
+    hint = did_you_mean(value, names, short_names)
     if hint.startswith("did") or len(names) <= 30:
         return hint
     return "rlhf-bilevel settings lists them all, and with a METHOD its own"

@@ -144,6 +144,8 @@ class RunFolder:
         if not self.begun:
             near = [str(run.path) for run in runs_in(self.path.parent)]
             hint = f"; {did_you_mean(str(self.path), near)}" if near else ""
+            if inside := runs_in(self.path, depth=2):
+                hint = f"; it holds {len(inside)} run{'s' * (len(inside) > 1)}: choose one, such as {inside[0]}"
             raise UserError(f"{self} is not a run's folder: it has no {CONFIG}{hint}")
         check_folder(self.path, writes)
         return self

@@ -27,15 +27,16 @@ class Evaluation:
 
     returns: np.ndarray  # (episodes,) undiscounted sums of the environment's own reward
     successes: np.ndarray | None  # (episodes,) bool: success at any step; None if the env never mentions it
+    within: tuple[float, float] = (-inf, inf)  # the least and most that an episode can pay, where it is known
 
-    def summary(self, within: tuple[float, float] = (-inf, inf)) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """{"true_return": {"mean", "low", "high"}, "success": the same or None, "episodes"}, as plain numbers.
 
-        ``within``: the least and most that an episode can pay. One episode has no interval: low and high are None.
+        The intervals are of 95 %. One episode has none: low and high are None.
         """
-
+        returns = mean_interval(self.returns, self.within)
         success = None if self.successes is None else mean_interval(self.successes.astype(float), (0, 1))
-        return {"true_return": mean_interval(self.returns, within), "success": success, "episodes": len(self.returns)}
+        return {"true_return": returns, "success": success, "episodes": len(self.returns)}
 
 
 def mean_interval(samples: np.ndarray, within: tuple[float, float]) -> dict[str, float | None]:

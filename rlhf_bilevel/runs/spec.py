@@ -22,7 +22,13 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.budget import check_budget, fit_segment_length
 from rlhf_bilevel.config.names import MOVED, RENAMED, current_names, nest_options
 from rlhf_bilevel.config.presets import preset_settings
-from rlhf_bilevel.config.reading import parse_checkpoint_every, parse_keep_every, validate, validate_as
+from rlhf_bilevel.config.reading import (
+    did_you_mean_setting,
+    parse_checkpoint_every,
+    parse_keep_every,
+    validate,
+    validate_as,
+)
 from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registry
@@ -65,7 +71,9 @@ class RunSpec:
         device here, and numbers may be written as ``parse_value`` reads them. A setting of None counts as not given.
         UserError, in one line, for the first that is wrong.
         """
-        spec = cls(method, registry.resolve(env), _parse_settings(current_names(settings, [method])), **other_fields)
+        spec = cls(
+            method, registry.resolve(env), _parse_settings(current_names(settings, [method]), method), **other_fields
+        )
         preset_settings(spec.preset, spec.env)
         if spec.algorithm and not LEARNERS.knows(spec.algorithm):
             raise UserError(LEARNERS.unknown(spec.algorithm))
@@ -103,7 +111,9 @@ class RunSpec:
 
     def having(self, **settings: Any) -> RunSpec:
         """A copy with these settings changed, checked as in ``of``."""
-        return replace(self, settings={**self.settings, **_parse_settings(current_names(settings, [self.method]))})
+        return replace(
+            self, settings={**self.settings, **_parse_settings(current_names(settings, [self.method]), self.method)}
+        )
 
     def resolve(self, method: Method | None = None) -> Config:
         """All settings of the run. ``method`` is the object if it is the user's own, which has no name.
@@ -162,8 +172,8 @@ class RunSpec:
             raise UserError(f"{text!r:.60} is no specification of a run: {one_line(error)}") from None
 
 
-def _parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Each setting as a plain value, checked by itself."""
+def _parse_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Each setting of a run with this ``method`` as a plain value, checked by itself."""
     plain_values: dict[str, Any] = {}
     for key, value in settings.items():
         if value is None:
@@ -174,6 +184,9 @@ def _parse_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(key, str) and "." in key:  # checked by its method
             continue
+        if key not in Config.model_fields:
+            options = METHODS[method].option_names() if METHODS.knows(method) else ()
+            raise UserError(f"unknown setting {key!r:.60}; {did_you_mean_setting(key, Config.model_fields, options)}")
         budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
         value_read = validate(budget | {key: value}).model_dump(mode="json").get(key)
         if not isinstance(

@@ -202,7 +202,10 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
         if name in custom:
             return custom[name]
         if not (available.knows(record[name]) if isinstance(available, Registry) else record[name] in available):
-            raise UserError(f"{folder} was trained with a {name} of your own, {record[name]}: give it as {name}=")
+            raise UserError(
+                f"{folder} was trained with a {name} of your own, {record[name]}: give it as {name}= in Python "
+                "(a run that was given module:NAME needs no object)"
+            )
         return available[record[name]]
 
     if record["algorithm_settings"] == OWN and "algorithm_settings" not in custom:

@@ -151,7 +151,7 @@ def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
     """What phi descends on a batch of labelled pairs: the method's loss, plus damping times the mean square of f.
 
     Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members). UserError if the
-    method's loss is no scalar with a gradient, or is NaN where the logits are not.
+    method's loss is no scalar with a gradient, or is not finite where the logits are.
     """
     assert run.method.reward_loss is not None
     logits, mean_square = run.reward.compare(batch)  # (M, B)
@@ -164,9 +164,10 @@ def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
             f"the loss of method {run.method.name} is {shape}{detached}: "
             "it must be one number, a tensor with a gradient by the logits, such as cross_entropy(...).mean()"
         )
-    if loss.isnan() and logits.isfinite().all():
+    if not loss.isfinite() and logits.isfinite().all():
+        value = "NaN" if loss.isnan() else "infinite"
         raise UserError(
-            f"the loss of method {run.method.name} is NaN, and the logits are not: "
+            f"the loss of method {run.method.name} is {value}, and the logits are not: "
             "does it read env_reward, which is NaN for a loss, or divide by zero?"
         )
     info = {"loss": loss.item(), "accuracy": accuracy(logits, batch.label).mean().item()}

@@ -86,6 +86,10 @@ class Method:
     arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}
     """Arguments of the algorithm, by the method's options."""
 
+    def option_names(self) -> list[str]:
+        """Its options as settings, ``method.name`` each."""
+        return [f"{self.name}.{name}" for name in self.options.model_fields]
+
     def options_of(self, config: Config) -> Any:
         """Its ``options``, as they are in a run with these settings."""
         return validate_as(self.options, config.options, f"{self.name}.")

@@ -128,6 +128,11 @@ def fails(capsys: pytest.CaptureFixture, *command: object) -> str:
         ("train pebble --env Pendulum-v1 --steps 9 --checkpoint-every soon", "'soon' is no interval"),
         ("train pebble --env Pendulum-v1 --steps 9 --config none.yaml", "none.yaml"),
         ("train pebble --env Pendulum-v1", "--steps is missing"),
+        ("train pebble --env Pendulum-v1 --set lables=5", "unknown setting 'lables'; did you mean 'labels'?"),
+        (
+            "train surf --env Pendulum-v1 --steps 9 --set threshold=1",
+            "unknown setting 'threshold'; did you mean 'surf.threshold'?",
+        ),
         ("train pebble --env Pendulum-v1 --steps 99999999999", "at most 1,000,000,000"),
         ("train pebble --env Pendulum-v1 --steps 9 --set reward_lr=1.0e+308", "less than or equal to 1"),
         ("train pebble --env Pendulum-v1 --steps 9 --set learning_rate=2", "learning_rate=2: "),
@@ -603,7 +608,14 @@ def test_train_evaluate_and_plot(
 def test_the_doctor_says_what_works_here() -> None:
     # in a process of its own: drawing a picture settles the renderer for a whole process
     report = python("doctor").stdout
-    for line in ("gymnasium          ok", "dm_control         ok", "Meta-World         ok", "torch", "pictures"):
+    for line in (
+        "gymnasium          ok",
+        "dm_control         ok",
+        "Meta-World         ok",
+        "torch",
+        "pictures",
+        "gymnasium pictures",
+    ):
         assert line in report
 
 
@@ -761,3 +773,11 @@ def test_a_method_in_a_file_of_the_folder_is_told_by_its_place(
     with pytest.raises(SystemExit) as ended:
         main(["train", name, "--env", "Pendulum-v1", "--steps", "9"])
     assert ended.value.code == 2 and "for the one in mine.py write mine:NAME" in capsys.readouterr().err
+
+
+def test_a_folder_of_runs_in_place_of_a_run_names_one_of_them(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    run = tmp_path / "study" / "pebble-0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("method: pebble\n")
+    for command in ("evaluate", "explain", "resume"):
+        assert f"it holds 1 run: choose one, such as {run}" in fails(capsys, command, str(run.parent))

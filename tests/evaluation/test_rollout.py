@@ -114,10 +114,12 @@ def test_one_episode_has_no_interval() -> None:
 
 
 def test_an_interval_stays_within_what_an_episode_can_pay_unless_episodes_do_not() -> None:
-    few = Evaluation(np.array([-900.0, -10.0, -10.0]), None)
-    assert few.summary()["true_return"]["high"] > 0
-    assert few.summary((-1000, 0))["true_return"]["high"] == 0
-    assert few.summary((-100, 0))["true_return"] == few.summary()["true_return"]
+    def high(*within: tuple[float, float]) -> float:
+        return Evaluation(np.array([-900.0, -10.0, -10.0]), None, *within).summary()["true_return"]["high"]
+
+    assert high() > 0
+    assert high((-1000, 0)) == 0
+    assert high((-100, 0)) == high()
 
 
 def test_nothing_to_average_is_refused() -> None:

@@ -266,6 +266,7 @@ def test_a_methods_loss_does_not_see_the_true_reward_and_knows_which_labels_it_g
         ),
         (lambda run, answers, logits: logits.mean().item(), "is float: it must be one number"),
         (lambda run, answers, logits: answers.label.mean(), r"is a tensor \(\) that does not depend on the logits"),
+        (lambda run, answers, logits: logits.square().mean() / 0, "is infinite, and the logits are not"),
     ],
 )
 def test_a_methods_loss_that_is_no_loss_is_told_in_one_line(loss: Callable[..., Any], told: str) -> None:
