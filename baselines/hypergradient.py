@@ -105,5 +105,5 @@ def diagnose(run: Run) -> Metrics:
 
 HYPERGRADIENT = Method(
     "hypergradient", 1, lambda run: [run.store.learned(run.reward)], reward_loss, update_estimates=fit_cost,
-    diagnose=diagnose, state=CostState.of, options=HypergradientOptions, needs_log_prob=True,
+    diagnose=diagnose, state=CostState.of, options=HypergradientOptions, learner_needs=("temperature",),
 )  # fmt: skip

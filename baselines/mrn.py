@@ -50,4 +50,5 @@ MRN = Method(
     reward_loss=reward_loss,
     settings={"refresh_epochs": 1},
     options=MrnOptions,
+    learner_needs=("critics_after",),
 )

@@ -63,5 +63,10 @@ def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
 
 
 PARL = Method(
-    "parl", 1, lambda run: [run.store.learned(run.reward)], reward_loss, options=ParlOptions, needs_log_prob=True
+    "parl",
+    1,
+    lambda run: [run.store.learned(run.reward)],
+    reward_loss,
+    options=ParlOptions,
+    learner_needs=("score_products",),
 )

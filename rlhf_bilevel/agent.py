@@ -54,9 +54,10 @@ class Agent:
     - ``method``: a name in ``METHODS``, ``module:NAME``, or a ``Method`` of your own.
     - ``env_id``: an id that ``envs.registry.resolve`` takes, or a function that makes a new environment at each call.
       Such a function is given again as ``env=``: to ``resume`` and ``load``, and in ``custom`` to ``fork``.
-    - ``teacher``: any object that answers queries, ``Replayed`` labels, a simulated teacher in words such as
-      ``"mistake=0.1,skip=0.1"`` (see ``teacher_settings``), ``"human"``: people, through the page of ``rlhf-bilevel
-      label``, or a URL that is asked by HTTP (see ``feedback.http_teacher``). Default: the oracle on the true reward.
+    - ``teacher``: any object that answers queries; a class of such, made with the run's ``Config`` and
+      ``ReplayBuffer``; ``Replayed`` labels; a simulated teacher in words such as ``"mistake=0.1,skip=0.1"`` (see
+      ``teacher_settings``); ``"human"``: people, through the page of ``rlhf-bilevel label``; or a URL that is asked by
+      HTTP (see ``feedback.http_teacher``). Default: the oracle on the true reward.
     - ``algorithm``: an off-policy algorithm of SB3, a class of ``types.Learner``, or the name of one (in ``LEARNERS``,
       or ``module:NAME``). Default: the method's. ``algorithm_settings`` are its arguments.
     - ``out``: the run's folder, new or empty. A run with a folder can go on after a fault (``resume``).
@@ -77,7 +78,7 @@ class Agent:
         method: str | Method,
         env_id: str | Callable[..., gymnasium.Env[Any, Any]],
         *,
-        teacher: Teacher | Replayed | str | None = None,
+        teacher: Teacher | type[Teacher] | Replayed | str | None = None,
         preset: str = "cpu",
         algorithm: type[Any] | str | None = None,
         algorithm_settings: dict[str, Any] | None = None,
@@ -333,7 +334,7 @@ class Agent:
         margin: float = MARGIN,
         error: float = ERROR,
         segment_length: int | None = None,
-        teacher: Teacher | str | None = None,
+        teacher: Teacher | type[Teacher] | str | None = None,
         seed: int = 0,
         out: Path | str | None = None,
     ) -> selection.Selection:

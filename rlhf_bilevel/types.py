@@ -77,11 +77,15 @@ class Teacher(Protocol):
 
 
 class Learner(Protocol):
-    """An RL algorithm that learns from the replay buffer of the run."""
+    """An RL algorithm that learns from the replay buffer of the run.
+
+    ``value_gap``, ``critics_after``, ``score_products`` and ``temperature`` are for the methods that name them in
+    ``learner_needs``; every learner has the others.
+    """
 
     model: Any
-    """The Stable-Baselines3 algorithm, which holds the policy that a user gets; or an object with its ``predict``,
-    ``policy`` and ``save``.
+    """The Stable-Baselines3 algorithm, which holds the policy that a user gets; or an object that has its ``predict``,
+    ``policy`` (a ``torch.nn.Module``), ``save``, ``observation_space``, ``action_space`` and ``num_timesteps``.
     """
 
     def act(self, obs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +142,9 @@ class Learner(Protocol):
         """SAC's alpha: the reward that one nat of policy entropy is worth."""
 
     def state_dict(self) -> Any:
-        """All that changes in the learner, as a tree of plain values and tensors. The tensors are not copied."""
+        """All that changes in the learner, as a tree of plain values and tensors, with text as keys. The tensors are
+        not copied. ``utils.serialization.optimizer_state`` gives that of an optimizer.
+        """
 
     def load_state_dict(self, state: Any) -> None:
         """Continues from the ``state_dict`` of a learner of the same kind. Its reward stays the one that is set."""

@@ -41,6 +41,12 @@ def _entropy(value: Any) -> Any:
     raise ValueError("must be a number or auto")
 
 
+def _number_or_switch(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= 1e9):
+        return value
+    raise ValueError("must be a number or a switch")
+
+
 def _for_each(value: Any, *names: str) -> Any:
     return dict.fromkeys(names, value) if isinstance(value, list) else value
 
@@ -146,10 +152,19 @@ class _PPO(_Algorithm):
     policy_kwargs: _PPOPolicy | None = None
 
 
-def check(file: object, algorithm: type[BaseAlgorithm], settings: Mapping[str, Any]) -> None:
+class _Own(BaseModel):
+    """Of a learner that is not SB3's, what it calls them: numbers and switches."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_number_or_switch)]]
+
+
+def check(file: object, algorithm: type[Any], settings: Mapping[str, Any]) -> None:
     """UserError, in one line, if ``file`` holds settings of ``algorithm`` that no file may hold."""
-    kinds: dict[type[BaseAlgorithm], type[_Settings]] = {SAC: _SAC, DDPG: _OffPolicy, TD3: _TD3, PPO: _PPO}
-    kind = next((model for base, model in kinds.items() if issubclass(algorithm, base)), _OffPolicy)
+    kinds: dict[type[Any], type[BaseModel]] = {
+        SAC: _SAC, DDPG: _OffPolicy, TD3: _TD3, PPO: _PPO, BaseAlgorithm: _OffPolicy, object: _Own
+    }  # fmt: skip
+    kind = next(model for base, model in kinds.items() if issubclass(algorithm, base))
     try:
         kind.model_validate(settings)
     except ValidationError as error:

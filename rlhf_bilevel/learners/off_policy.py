@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
@@ -13,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
@@ -53,11 +55,22 @@ def settings(config: Config, algorithm: type[OffPolicyAlgorithm], device: str = 
         # Fused Adam computes the same in one call. With small networks, the loop over tensors is a third of an update
         "policy_kwargs": {"net_arch": list(config.net_arch), "optimizer_kwargs": {"fused": True}},
     }
-    if issubclass(algorithm, SAC):
+    if issubclass(algorithm, SAC) and config.critic_layer_norm:
+        arguments["policy"] = NormedPolicy
+    takes = inspect.signature(algorithm).parameters
+    if issubclass(algorithm, SAC) or "ent_coef" in takes:
         arguments["ent_coef"] = config.ent_coef if config.ent_coef.startswith("auto") else float(config.ent_coef)
-        if config.critic_layer_norm:
-            arguments["policy"] = NormedPolicy
-    return arguments
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in takes}  # CrossQ has no tau
+
+
+def q_values(critic: Callable[..., Any], obs: Tensor, act: Tensor) -> Tensor:
+    """Q_q(s, a) of each critic, (Q, N), for obs (N, o) and act (N, a). One of quantiles, as TQC's, counts with their
+    mean.
+    """
+    values = critic(obs, act)
+    return values.mean(-1).T if isinstance(values, Tensor) else torch.stack(values).squeeze(-1)
 
 
 class ViewAsBuffer:
@@ -158,7 +171,8 @@ class SB3Learner:
         for moments in critic.optimizer.state.values():
             for moment in moments.values():
                 moment.zero_()
-        self.model.critic_target.load_state_dict(critic.state_dict())
+        if hasattr(self.model, "critic_target"):  # CrossQ has none
+            self.model.critic_target.load_state_dict(critic.state_dict())
 
     def state_dict(self) -> Tree:
         """As ``Learner.state_dict``."""
@@ -218,8 +232,9 @@ class SB3Learner:
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """As ``Learner.value``."""
         flat_obs, flat_act = (part.flatten(0, -2).to(self.model.device) for part in (obs, act))
+        self.model.policy.set_training_mode(False)
         with torch.no_grad():
-            return torch.stack(self.model.critic(flat_obs, flat_act)).amin(0).reshape(obs.shape[:-1]).cpu()
+            return q_values(self.model.critic, flat_obs, flat_act).amin(0).reshape(obs.shape[:-1]).cpu()
 
     def critics_after(self, rows: Tensor, reward: Tensor) -> RewardFn:
         """As ``Learner.critics_after``: a step on the mean squared Bellman error, at the learning rate of the run."""
@@ -227,11 +242,12 @@ class SB3Learner:
         columns = (store.obs, store.act, store.next_obs, store.terminated)
         obs, act, next_obs, terminated = (column[rows].to(model.device) for column in columns)
         with torch.no_grad(), drawing_from(self._rng):
-            later = (1 - terminated) * model.gamma * self._soft_value(next_obs, model.actor, model.critic_target)
+            target = getattr(model, "critic_target", model.critic)
+            later = (1 - terminated) * model.gamma * self._soft_value(next_obs, model.actor, target)
         now = {name: weight.detach().requires_grad_() for name, weight in model.critic.named_parameters()}
 
-        def critics(weights: dict[str, Tensor], *pair: Tensor) -> Tensor:
-            return torch.stack(functional_call(model.critic, weights, pair)).squeeze(-1)
+        def critics(weights: dict[str, Tensor], obs: Tensor, act: Tensor) -> Tensor:
+            return q_values(lambda *pair: functional_call(model.critic, weights, pair), obs, act)
 
         error = critics(now, obs, act) - (reward.to(model.device) + later)  # (Q, N)
         slopes = torch.autograd.grad(error.square().mean(-1).sum(), list(now.values()), create_graph=True)
@@ -286,10 +302,11 @@ class SB3Learner:
 
     def _soft_value(self, states: Tensor, actor: Any, critic: Any) -> Tensor:
         """One sample of min_q Q_q(s, a) - alpha log pi(a|s) in each state (N, o): (N,)."""
-        if not isinstance(self.model, SAC):  # no entropy term
-            return torch.stack(critic(states, actor(states))).amin(0).squeeze(-1)
+        self.model.policy.set_training_mode(False)
+        if not hasattr(actor, "action_log_prob"):  # no entropy term
+            return q_values(critic, states, actor(states)).amin(0)
         act, log_prob = actor.action_log_prob(states)
-        return torch.stack(critic(states, act)).amin(0).squeeze(-1) - self._alpha() * log_prob
+        return q_values(critic, states, act).amin(0) - self._alpha() * log_prob
 
     def _alpha(self) -> Tensor:
         model = self.model
@@ -328,8 +345,11 @@ def on_its_own(model: Any) -> Iterator[None]:
     """Makes ``model`` independent of ``BatchedSAC`` while it is saved.
 
     Its tensors are views of the memory of all learners, which torch would save whole: they become copies. Adam loses
-    the argument ``fused``, which only concerns speed here.
+    the argument ``fused``, which only concerns speed here. A model that is not SB3's stays as it is.
     """
+    if not isinstance(model, BaseAlgorithm):
+        yield
+        return
     modules, variables = model._get_torch_save_params()
     tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
     parts = [attrgetter(name)(model) for name in modules]

@@ -181,4 +181,5 @@ PENALTY = Method(
     "penalty", 2, learner_rewards, reward_loss, agent, update_estimates, diagnose, state=CostState.of,
     options=PenaltyOptions,
     settings={"other_every": 4},  # twin's
+    learner_needs=("value_gap",),
 )  # fmt: skip

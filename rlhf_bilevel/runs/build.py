@@ -14,6 +14,7 @@ from gymnasium.spaces.utils import flatdim
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.memory import memory_needed
@@ -31,6 +32,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.http_teacher import HttpTeacher
 from rlhf_bilevel.feedback.person import SimulatedPerson
 from rlhf_bilevel.feedback.recorded import Replayed, Rerun
+from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.learners.off_policy import SB3Learner, Together
 from rlhf_bilevel.learners.ppo import PPOLearner
@@ -45,6 +47,8 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Learner, Preferences, Teacher
 from rlhf_bilevel.utils.files import check_memory
 
+SAC_ONLY = {"score_products", "temperature"}  # of ``types.Learner``
+ANY_LEARNER = [part for part in vars(Learner) if hasattr(PPOLearner, part)]  # what each must have
 TRAINING, EVALUATION, TEST, SELECTION = range(4)  # streams of episodes; both learners meet the same training episodes
 
 
@@ -54,7 +58,7 @@ class Parts(NamedTuple):
     method: Method
     algorithm: type[Any]  # of all learners: an algorithm of SB3, or a class of ``types.Learner``
     algorithm_settings: Mapping[str, Any] = {}  # its arguments; they take precedence over the settings
-    teacher: Teacher | Replayed | None = None  # None: as the settings say
+    teacher: Teacher | type[Teacher] | Replayed | None = None  # None: as the settings say
 
     @classmethod
     def of(
@@ -62,7 +66,7 @@ class Parts(NamedTuple):
         method: str | Method,
         algorithm: str | type[Any] | None = None,
         algorithm_settings: Mapping[str, Any] | None = None,
-        teacher: Teacher | Replayed | None = None,
+        teacher: Teacher | type[Teacher] | Replayed | None = None,
     ) -> Parts:
         """``method`` and ``algorithm`` may be names; the default ``algorithm`` is the method's.
 
@@ -71,9 +75,18 @@ class Parts(NamedTuple):
         if not isinstance(method, str | Method):
             raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         method = method_by_name(method) if isinstance(method, str) else method
-        if isinstance(teacher, type) or not (teacher is None or isinstance(teacher, Replayed) or callable(teacher)):
+        kind = teacher if isinstance(teacher, type) else type(teacher)
+        if not (
+            teacher is None or issubclass(kind, Replayed) or any("__call__" in vars(base) for base in kind.__mro__)
+        ):
             raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
+
+    @property
+    def teacher_name(self) -> str:
+        """The teacher in a run's config.yaml."""
+        kind = self.teacher if isinstance(self.teacher, type) else type(self.teacher)
+        return BY_SETTINGS if self.teacher is None else kind.__name__
 
     @property
     def algorithm_name(self) -> str:
@@ -89,9 +102,10 @@ def _algorithm_of(method: Method, algorithm: str | type[Any] | None) -> type[Any
         raise UserError(f"algorithm={algorithm!r} is no class: stable_baselines3.TD3 is one")
     name = algorithm if isinstance(algorithm, str) and algorithm else chosen.__name__
     if not issubclass(chosen, BaseAlgorithm):
-        lacking = [part for part in vars(Learner) if hasattr(PPOLearner, part) and not hasattr(chosen, part)]
-        if lacking:
+        if lacking := [part for part in ANY_LEARNER if not hasattr(chosen, part)]:
             raise UserError(f"algorithm={name}: it is no algorithm of SB3, and no types.Learner: no {lacking[0]}")
+        if lacking := [part for part in method.learner_needs if not hasattr(chosen, part)]:
+            raise UserError(f"algorithm={name}: the method {method.name} needs its {lacking[0]} (types.Learner)")
     elif not issubclass(chosen, OffPolicyAlgorithm | PPO):
         raise UserError(f"algorithm={name}: of SB3's algorithms, the off-policy ones and PPO can be learners")
     if chosen is default:
@@ -99,7 +113,7 @@ def _algorithm_of(method: Method, algorithm: str | type[Any] | None) -> type[Any
     if default is not SAC or issubclass(chosen, PPO):
         takes = "any off-policy algorithm" if default is SAC else default.__name__
         raise UserError(f"algorithm={name}: the method {method.name} takes {takes}")
-    if method.needs_log_prob and issubclass(chosen, BaseAlgorithm) and not issubclass(chosen, SAC):
+    if SAC_ONLY & set(method.learner_needs) and issubclass(chosen, BaseAlgorithm) and not issubclass(chosen, SAC):
         reason = f"the method {method.name} needs probabilities of actions, which only SAC has"
         raise UserError(f"algorithm={name}: {reason}")
     return chosen
@@ -189,12 +203,13 @@ def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:
 def make_learner(
     parts: Parts, config: Config, env: Any, store: ReplayBuffer, number: int = 0, device: str = "cpu"
 ) -> Learner:
-    """Learner ``number`` of a run."""
+    """Learner ``number`` of a run. The seed of the run fixes its first weights, also of one that is not SB3's."""
     arguments = arguments_of(parts, config)
     if issubclass(parts.algorithm, BaseAlgorithm):
         kind: Any = PPOLearner if issubclass(parts.algorithm, PPO) else SB3Learner
         return kind(env, config, store, number, parts.algorithm, device, **arguments)
-    with faults_as_user_errors(f"learner {parts.algorithm_name} cannot be made"):
+    with faults_as_user_errors(f"learner {parts.algorithm_name} cannot be made"), preserved_generators():
+        set_random_seed(config.seed + number)
         return parts.algorithm(env, config, store, number=number, device=device, **arguments)
 
 
@@ -267,14 +282,14 @@ def make_teacher(
 
     It is asked about segments of ``store``; ``prefs`` are the answers so far.
     """
-    if parts.teacher is not None:
-        return parts.teacher.after(prefs) if isinstance(parts.teacher, Replayed) else parts.teacher
-    if config.teacher_object:
-        own = TEACHERS[config.teacher_object]
-        if not isinstance(own, type):
-            return own
-        with faults_as_user_errors(f"teacher {config.teacher_object} cannot be made"):
+    own: Any = TEACHERS[config.teacher_object] if parts.teacher is None and config.teacher_object else parts.teacher
+    if isinstance(own, Replayed):
+        return own.after(prefs)
+    if isinstance(own, type):
+        with faults_as_user_errors(f"teacher {config.teacher_object or own.__name__} cannot be made"):
             return own(config, store)
+    if own is not None:
+        return own
     if config.teacher_human:
         from rlhf_bilevel.human.teacher import HumanTeacher
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -38,6 +39,8 @@ class Hooks:
 
     def __init__(self, run: Run, agent: int, callback: CallbackLike, logger: Logger) -> None:
         model: Any = run.learners[agent].model  # type: ignore[attr-defined]
+        if not issubclass(type(model), BaseAlgorithm):
+            raise UserError(f"a callback gets a model of SB3, and this learner has a {type(model).__name__}")
         self._run, self._agent, self._model, self._began = run, agent, model, time.monotonic()
         model.num_timesteps = model._num_timesteps_at_start = run.step
         model._total_timesteps, model.start_time, model._episode_num = run.config.total_timesteps, time.time_ns(), 0

@@ -11,7 +11,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS
 from rlhf_bilevel.learners.off_policy import on_its_own
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
@@ -66,7 +65,7 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
         "method": spec.method,
         **({"method_name": parts.method.name} if ":" in spec.method else {}),
         "env": spec.env,
-        "teacher": BY_SETTINGS if parts.teacher is None else type(parts.teacher).__name__,
+        "teacher": parts.teacher_name,
         "algorithm": spec.algorithm or parts.algorithm_name,
         "algorithm_settings": parts.algorithm_settings,
         "device": spec.device,

@@ -81,8 +81,9 @@ class Method:
     """Whether the reward of a row stays the same until the reward model moves."""
     algorithm: str = "SAC"
     """The algorithm of its learners, by its name in Stable-Baselines3."""
-    needs_log_prob: bool = False
-    """Whether it needs log pi(a|s): then the algorithm must have a stochastic policy, as SAC has."""
+    learner_needs: tuple[str, ...] = ()
+    """What it calls of ``types.Learner`` that not every learner has: ``value_gap``, ``critics_after``, and, of SAC
+    alone, ``score_products`` and ``temperature``."""
     arguments: Callable[[Any], Mapping[str, Any]] = lambda options: {}
     """Arguments of the algorithm, by the method's options."""
 

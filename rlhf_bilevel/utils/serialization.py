@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_bilevel.errors import UserError
+
 Tree = Any
 
 Table = Mapping[str, Tensor]
@@ -18,7 +20,11 @@ Table = Mapping[str, Tensor]
 
 
 def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
-    """The tree as JSON, with {"tensor": path} for each tensor, and the tensors by their paths."""
+    """The tree as JSON, with {"tensor": path} for each tensor, and the tensors by their paths.
+
+    UserError for what would not come back as it was, as a learner or a method of a user's own may hold: a key that is
+    no text, and any other object.
+    """
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Tree, path: str) -> Any:
@@ -26,9 +32,15 @@ def pack(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
             tensors[path] = node
             return {"tensor": path}
         if isinstance(node, dict):
+            if wrong := [key for key in node if not isinstance(key, str)]:
+                hint = "keys must be text; utils.serialization.optimizer_state has an optimizer's state with such keys"
+                raise UserError(f"the state to save has a key {wrong[0]!r:.60} in {path.lstrip('/') or 'it'}: {hint}")
             return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
         if isinstance(node, list | tuple):
             return [walk(value, f"{path}/{i}") for i, value in enumerate(node)]
+        if not (node is None or isinstance(node, bool | int | float | str)):
+            kind = f"{type(node).__module__}.{type(node).__name__}"
+            raise UserError(f"the state to save has a {kind} in {path.lstrip('/')}: it takes tensors and plain values")
         return node
 
     return walk(tree, ""), tensors

@@ -23,8 +23,10 @@ from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import config_bytes
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS, SUITES, TEACHERS
 from rlhf_bilevel.runs.spec import check_owners
+from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils.json_yaml import read_yaml
 from rlhf_bilevel.utils.registry import Registry, _entry_points
 from tests.cli.test_cli import fails
@@ -206,6 +208,30 @@ def test_objects_in_python_are_used(things: dict[str, Any], tmp_path: Path) -> N
     assert again.predict(again.make_env().reset()[0])[0].shape == (1,)
     with pytest.raises(UserError, match=r"algorithm of your own, Patient: give it as algorithm="):
         Agent.load(tmp_path / "run", method=method)
+
+
+def test_a_class_of_teachers_is_made_with_the_settings_and_the_buffer(tmp_path: Path) -> None:
+    class Lower(SimulatedTeacher):
+        """Prefers what the environment pays less for."""
+
+        def __call__(self, queries: Queries) -> Preferences:
+            answers = super().__call__(queries)
+            return answers._replace(label=1 - answers.label)
+
+    settings: dict[str, Any] = {"labels": 4, "learning_starts": 20, "eval_freq": 100, "segment_length": 10}
+    agent = Agent("pebble", "tests.conftest:Steer-v0", teacher=Lower, out=tmp_path / "run", **settings).learn(100)
+    assert agent.run is not None
+    pairs = agent.run.prefs[:]
+    returns = [segments.env_reward.sum(1) for segments in (pairs.first, pairs.second)]
+    assert (pairs.label == (returns[0] < returns[1]).float()).all()
+    assert read_yaml(tmp_path / "run" / "config.yaml")["teacher"] == "Lower"
+
+    class Alone(Lower):
+        def __init__(self) -> None: ...
+
+    with pytest.raises(UserError, match=r"teacher Alone cannot be made: .*takes 1 positional argument"):
+        Agent("pebble", "tests.conftest:Steer-v0", teacher=Alone, out=tmp_path / "none", **settings).learn(100)
+    assert not (tmp_path / "none").exists()
 
 
 def test_every_kind_of_algorithm_of_sb3_has_a_name(things: dict[str, Any]) -> None:

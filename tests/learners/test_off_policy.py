@@ -1,10 +1,14 @@
 """Our loop over SB3's learners is SB3, where the reward is the true one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import DDPG, SAC, TD3
 
+from rlhf_bilevel import Agent
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registry
 from rlhf_bilevel.learners.off_policy import SB3Learner, settings
@@ -110,3 +114,32 @@ def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
     before = torch.get_rng_state()
     assert first.value_gap(second, torch.zeros(200_000, 1)) == pytest.approx(expected, rel=0.02)
     assert torch.equal(torch.get_rng_state(), before)  # a metric does not move the run
+
+
+@pytest.mark.parametrize(("algorithm", "method"), [(TQC, "penalty"), (TQC, "mrn"), (CrossQ, "pebble")])
+def test_an_algorithm_of_sb3_contrib_is_a_learner(algorithm: type, method: str) -> None:
+    run = build(method, own={"algorithm": algorithm}, ent_coef="auto_0.3")
+    for _ in train(run):
+        pass
+    learner = run.learners[0]
+    assert learner.model.ent_coef == "auto_0.3" and learner.temperature() != 0.3  # it was learnt
+    obs, act = run.store.obs[:7], run.store.act[:7]
+    assert learner.value(obs[None], act[None]).shape == (1, 7)
+    before = learner.value(obs, act)
+    learner.load_state_dict(run.learners[0].state_dict())
+    assert learner.value(obs, act).equal(before)  # no batch statistics: asking changes nothing
+
+
+def test_a_critic_of_quantiles_counts_with_their_mean() -> None:
+    learner = build("pebble", own={"algorithm": TQC}).learners[0]
+    obs, act = torch.rand(5, 1), torch.rand(5, 1) * 2 - 1
+    quantiles = learner.model.critic(obs, act)  # (5, critics, quantiles)
+    assert learner.value(obs, act).allclose(quantiles.mean(2).min(1).values)
+
+
+def test_a_run_of_tqc_is_loaded_by_its_name(tmp_path: Path) -> None:
+    settings = {"labels": 4, "learning_starts": 20, "eval_freq": 100, "n_eval_episodes": 1, "net_arch": 8}
+    agent = Agent("pebble", "Pendulum-v1", algorithm="sb3_contrib:TQC", out=tmp_path / "run", **settings).learn(250)
+    obs = agent.make_env().reset()[0]
+    loaded = Agent.load(tmp_path / "run", trust=True)
+    assert type(loaded.model) is TQC and np.array_equal(loaded.predict(obs)[0], agent.predict(obs)[0])
