@@ -200,16 +200,16 @@ class Agent:
         logger: Logger | None = None,
         *,
         trust: bool = False,
-        checkpoint_every: str = "1m",
-        keep_every: int = 0,
+        checkpoint_every: str | None = None,
+        keep_every: int | None = None,
         threads: int | None = None,
         **custom: Any,
     ) -> Agent:
         """Continues a run that was cut off, as if it had not been: on one CPU, bit for bit.
 
         ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were
-        your own objects. ``threads`` is as ``--threads``; None: as before. Callbacks start from the beginning. Sets
-        torch's number of threads.
+        your own objects. ``threads`` is as ``--threads``, ``checkpoint_every`` and ``keep_every`` as for the agent;
+        None: as before. Callbacks start from the beginning. Sets torch's number of threads.
 
         Raises UserError, and changes nothing, if there is nothing to resume, if another process is training the run, or
         if no checkpoint can be used.

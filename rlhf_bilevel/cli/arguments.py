@@ -132,19 +132,22 @@ def positive_number(value: str) -> float:
     return found
 
 
-def add_checkpoint_option(sub: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint-every."""
+AS_BEFORE = " (default: as before)"
+
+
+def add_checkpoint_option(sub: argparse.ArgumentParser, resumes: bool = False) -> None:
+    """Adds --checkpoint-every. A run that ``resumes`` goes on with what it had."""
     sub.add_argument(
         "--checkpoint-every",
-        default="1m",
+        default=None if resumes else "1m",
         metavar="1m|STEPS",
-        help="time between checkpoints, in minutes or in steps; 0: none",
+        help=f"time between checkpoints, in minutes or in steps; 0: none{AS_BEFORE * resumes}",
     )
 
 
 def add_threads_option(sub: argparse.ArgumentParser, default: int | None) -> None:
     """Adds --threads. Without a ``default``, a run goes on with as many as it had."""
-    had = "" if default else " (default: as before)"
+    had = "" if default else AS_BEFORE
     sub.add_argument(
         "--threads",
         type=up_to(MOST_THREADS),
@@ -155,15 +158,15 @@ def add_threads_option(sub: argparse.ArgumentParser, default: int | None) -> Non
     )
 
 
-def add_training_options(sub: argparse.ArgumentParser) -> None:
-    """Adds the options of commands that train one run."""
-    add_checkpoint_option(sub)
+def add_training_options(sub: argparse.ArgumentParser, resumes: bool = False) -> None:
+    """Adds the options of commands that train one run, or let one that ``resumes`` go on."""
+    add_checkpoint_option(sub, resumes)
     sub.add_argument(
         "--keep-every",
         type=natural,
-        default=0,
+        default=None if resumes else 0,
         metavar="STEPS",
-        help="keep a checkpoint every so many steps, for fork; 0: none",
+        help=f"keep a checkpoint every so many steps, for watch and fork; 0: none{AS_BEFORE * resumes}",
     )
     sub.add_argument(
         "--reference", type=Path, metavar="FILE.csv", help="a table with runs of sac, to compare the result with"

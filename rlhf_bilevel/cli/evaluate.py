@@ -34,11 +34,14 @@ def run(args: argparse.Namespace) -> Work:
         from rlhf_bilevel.evaluation.rollout import interval_text
         from rlhf_bilevel.evaluation.tasks import UNBOUNDED
 
-        evaluation = Agent.load(args.dir, trust=args.trust).evaluate(args.episodes)
+        agent = Agent.load(args.dir, trust=args.trust)
+        evaluation = agent.evaluate(args.episodes)
         summary = evaluation.summary()
         if args.json:
             print(to_json(summary))
             return
+        if agent.asks_people:
+            print("What the environment's own reward says, which may be about something else than the question:")
         for name in ("true_return", "success"):
             if summary[name]:
                 print(f"{name}: {interval_text(summary[name])}")

@@ -191,8 +191,9 @@ def near(folder: Path) -> str:
 def wait(folder: Path) -> None:
     """Waits until a run has begun in ``folder``. UserError if something else appears there."""
     print(
-        f"{folder}: there is no run yet; start it in another terminal, and the page begins (Ctrl-C ends the wait): "
-        f"{begin(folder)}{near(folder)}",
+        f"{folder}: there is no run yet{near(folder)}. The page begins as soon as there is one (Ctrl-C ends the wait). "
+        f"In another terminal:\n  {begin(folder)}\nor, to choose among the policies of a run that has ended:\n"
+        f"  rlhf-bilevel select RUN --teacher human --out {shlex.quote(str(folder))}",
         file=sys.stderr,
         flush=True,
     )

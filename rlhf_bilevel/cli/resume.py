@@ -24,13 +24,14 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dir", type=Path, metavar="DIR", help="the run's folder")
     add_trust_option(sub)
     add_threads_option(sub, default=None)
-    add_training_options(sub)
+    add_training_options(sub, resumes=True)
 
 
 def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     run_folder(args.dir)
-    parse_checkpoint_every(args.checkpoint_every)
+    if args.checkpoint_every is not None:
+        parse_checkpoint_every(args.checkpoint_every)
     table_of(args.reference)
     if RunFolder(args.dir).ended:  # torch need not be loaded to say so; asked again under the run's lock
         raise UserError(f"{args.dir} has come to its end: there is nothing to resume")

@@ -27,6 +27,8 @@ class ConfigRecord(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu)(:\d+)?)$")]
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]  # of torch, in each process
     cores: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1  # what --threads gave to the run
+    checkpoint_every: str = "1m"  # as ``RunSpec``
+    keep_every: Annotated[int, Field(ge=0, le=10**9)] = 0  # as ``RunSpec``
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None

@@ -45,9 +45,13 @@ def load_checkpoint(folder: Path, at: int | None) -> Checkpoint:
     checkpoints = Checkpoints(run.checkpoints, run.config_sha256())
     loaded = checkpoints.load(at)
     if loaded is None:
-        available = ", ".join(map(str, checkpoints.steps())) or "none"
-        before = "" if at is None else f" at step {at} or before"
-        raise UserError(f"{folder} has no checkpoint{before}: it has {available}; --keep-every keeps more of them")
+        if not (steps := checkpoints.steps()):
+            when = "one is written at the end of an episode, about every minute of training (--checkpoint-every)"
+            raise UserError(f"{folder} has no checkpoint{' yet' * (not run.ended)}: {when}")
+        available = ", ".join(map(str, steps))
+        raise UserError(
+            f"{folder} has no checkpoint at step {at} or before: it has {available}; --keep-every keeps more of them"
+        )
     with restoring(checkpoints.folder, loaded.step):
         CheckpointState(**loaded.tree)
     return loaded

@@ -71,5 +71,7 @@ def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]
         "device": spec.device,
         "threads": torch.get_num_threads(),
         **({"cores": spec.threads} if (spec.threads or 1) > 1 else {}),
+        **({"checkpoint_every": spec.checkpoint_every} if spec.checkpoint_every != "1m" else {}),
+        **({"keep_every": spec.keep_every} if spec.keep_every else {}),
         "settings": config.model_dump(mode="json"),
     }

@@ -75,6 +75,8 @@ def print_result(out: Path, reference: Path | None) -> None:
     last, last_records = agent[-1], agent[-LAST:]
     if config.get("settings", {}).get("teacher_human"):
         print(f"{last.method} has learnt from {last.labels} answers of people. Look at it: rlhf-bilevel watch {out}")
+        if len(RunFolder(out).kept_policies()) > 1 and not RunFolder(out).selection.is_file():
+            print(f"Or choose which of its policies you prefer: rlhf-bilevel select {out} --teacher human --out NEW")
         print("What the environment's own reward says, which may be about something else than the question:")
     text = f"{last.method} reached a true return of {final_score([point.true_return for point in last_records]):.0f}"
     successes = [point.success for point in last_records if point.success is not None]

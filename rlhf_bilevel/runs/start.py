@@ -140,20 +140,24 @@ def resume(
     observers: Observers = NOBODY,
     *,
     trust: bool = False,
-    checkpoint_every: str = "1m",
-    keep_every: int = 0,
+    checkpoint_every: str | None = None,
+    keep_every: int | None = None,
     threads: int | None = None,
     custom: Mapping[str, Any] = {},
 ) -> Session:
     """Continues a run that was cut off, to its end; on one CPU, bit for bit as if it had not been.
 
-    ``trust`` and ``custom`` are as in ``read_folder``. ``threads`` are the run's CPU threads from here on; None: as
-    before. Sets torch's number of threads. UserError, and nothing changes, if there is nothing to resume, if another
-    process trains the run, and if no checkpoint can be used.
+    ``trust`` and ``custom`` are as in ``read_folder``. ``threads`` are the run's CPU threads from here on,
+    ``checkpoint_every`` and ``keep_every`` as in ``RunSpec``; None: as before. Sets torch's number of threads.
+    UserError, and nothing changes, if there is nothing to resume, if another process trains the run, and if no
+    checkpoint can be used.
     """
     spec, parts, record = read_folder(folder, trust, custom)
-    spec = replace(spec, device=resolve_device(spec.device), checkpoint_every=checkpoint_every)
-    spec = replace(spec, keep_every=parse_keep_every(keep_every))
+    spec = replace(spec, device=resolve_device(spec.device))
+    if checkpoint_every is not None:
+        spec = replace(spec, checkpoint_every=checkpoint_every)
+    if keep_every is not None:
+        spec = replace(spec, keep_every=parse_keep_every(keep_every))
     if threads is not None:
         spec = with_threads(spec, threads)
     config = validate(spec.settings)
@@ -225,7 +229,9 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     method = parts.method.name if "method" in custom else record["method"]
     spec = RunSpec(method, env_id, settings, out=folder.absolute())
     algorithm = "" if "algorithm" in custom else record["algorithm"]
-    return replace(spec, device=record["device"], threads=record.get("cores", 1), algorithm=algorithm), parts, record
+    saving = {key: record[key] for key in ("checkpoint_every", "keep_every") if key in record}
+    spec = replace(spec, device=record["device"], threads=record.get("cores", 1), algorithm=algorithm, **saving)
+    return spec, parts, record
 
 
 def select(

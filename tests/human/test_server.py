@@ -559,7 +559,7 @@ def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
     wait(folder)
     assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
     told = capsys.readouterr()
-    assert told.err.startswith(f"{folder}: there is no run yet; start it in another terminal")
+    assert told.err.startswith(f"{folder}: there is no run yet")
     assert f"--teacher human --out {folder}; " in told.err and told.err.count("\n") == 1 and not told.out
     assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
     expected = state(started(method, None, **few))
     killed(140, lambda: started(method, tmp_path / "run", **few))
     assert state(Agent.resume(tmp_path / "run", checkpoint_every=EVERY)) == expected
+
+
+def test_a_resumed_run_keeps_checkpoints_as_before_unless_told_otherwise(tmp_path: Path) -> None:
+    def begun(out: Path) -> None:
+        Agent("sac", "tests.conftest:Steer-v0", out=out, checkpoint_every="50", keep_every=100, **QUICK).learn(STEPS)
+
+    killed(160, lambda: begun(tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    Agent.resume(tmp_path / "run")
+    steps = Checkpoints(tmp_path / "run" / "checkpoints", "").steps()
+    assert [step // 100 for step in steps] == [1, 2, 3] and steps[-1] == STEPS
+    Agent.resume(tmp_path / "other", keep_every=0)
+    assert Checkpoints(tmp_path / "other" / "checkpoints", "").steps() == [100, STEPS]  # what was kept stays
 
 
 def test_so_does_another_algorithm_with_noise_of_its_own(tmp_path: Path) -> None:
@@ -310,7 +324,7 @@ def test_what_cannot_be_resumed_is_told_in_one_line_and_left_alone(tmp_path: Pat
 
 
 def test_a_run_that_has_ended_keeps_its_labels_and_its_last_checkpoint(whole: tuple[Path, str]) -> None:
-    assert Checkpoints(whole[0] / "checkpoints", "").steps() == [STEPS]
+    assert Checkpoints(whole[0] / "checkpoints", "").steps() == [100, STEPS]  # what was kept stays
     labels = [row[2] for row in tables(whole[0] / "labels.sqlite")[1]]
     assert len(labels) == 40 and set(labels) <= {0.0, 0.5, 1.0}
 
