@@ -18,7 +18,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.names import current_names
 from rlhf_bilevel.config.reading import did_you_mean_setting, validate
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
@@ -29,8 +29,10 @@ from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import claim, fork, output, selection, start
-from rlhf_bilevel.runs.build import TEST, Parts, load_learnt, make_env
+from rlhf_bilevel.runs.build import load_learnt
 from rlhf_bilevel.runs.callbacks import CallbackLike
+from rlhf_bilevel.runs.environments import TEST, make_env
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import default_torch, exclusive_training
 from rlhf_bilevel.runs.session import NOBODY, Observers, Session
 from rlhf_bilevel.runs.side_by_side import torch_threads, with_threads
@@ -52,8 +54,8 @@ class Agent:
     Arguments:
 
     - ``method``: a name in ``METHODS``, ``module:NAME``, or a ``Method`` of your own.
-    - ``env_id``: an id that ``envs.registry.resolve`` takes, or a function that makes a new environment at each call.
-      Such a function is given again as ``env=``: to ``resume`` and ``load``, and in ``custom`` to ``fork``.
+    - ``env_id``: an id that ``envs.registration.resolve`` takes, or a function that makes a new environment at each
+      call. Such a function is given again as ``env=``: to ``resume`` and ``load``, and in ``custom`` to ``fork``.
     - ``teacher``: any object that answers queries; a class of such, made with the run's ``Config`` and
       ``ReplayBuffer``; ``Replayed`` labels; a simulated teacher in words such as ``"mistake=0.1,skip=0.1"`` (see
       ``teacher_settings``); ``"human"``: people, through the page of ``rlhf-bilevel label``; or a URL that is asked by
@@ -90,7 +92,7 @@ class Agent:
     ) -> None:
         """See the class. Nothing is built before ``learn``."""
         if callable(env_id):
-            env_id = registry.own(env_id)
+            env_id = registration.own(env_id)
         if not isinstance(env_id, str):
             reason = "an environment is made anew for each purpose, so give its id, or a function that makes it"
             raise UserError(f"env_id={env_id!r}: {reason}: gymnasium.register('My-v0', MyEnv), then 'My-v0'")

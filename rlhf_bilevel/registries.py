@@ -1,4 +1,4 @@
-"""All that is called by name and can be added to: where each is. CONTRIBUTING.md adds one of each in ten lines.
+"""Every kind of thing that users pick by name, and the module of each. CONTRIBUTING.md adds one of each in ten lines.
 
 One of our own is a file and a line here. Imports nothing of what it names.
 """
@@ -11,7 +11,7 @@ from rlhf_bilevel.utils.registry import Registry
 
 if TYPE_CHECKING:
     from rlhf_bilevel.envs.suites import Suite
-    from rlhf_bilevel.feedback.queries import Rule
+    from rlhf_bilevel.feedback.query_rules import Rule
     from rlhf_bilevel.rewards.ensemble import RewardEnsemble
     from rlhf_bilevel.training.method import Method
 
@@ -32,17 +32,17 @@ METHODS: Registry[Method] = Registry(
 QUERY_RULES: Registry[Rule] = Registry(
     "query rule",
     {
-        "uniform": "rlhf_bilevel.feedback.queries:UNIFORM",
-        "disagreement": "rlhf_bilevel.feedback.queries:DISAGREEMENT",
-        "entropy": "rlhf_bilevel.feedback.queries:ENTROPY",
-        "information_gain": "rlhf_bilevel.feedback.queries:INFORMATION_GAIN",
-        "k_center": "rlhf_bilevel.feedback.queries:K_CENTER",
-        "k_center+disagreement": "rlhf_bilevel.feedback.queries:K_CENTER_DISAGREEMENT",
-        "k_center+entropy": "rlhf_bilevel.feedback.queries:K_CENTER_ENTROPY",
-        "k_center+information_gain": "rlhf_bilevel.feedback.queries:K_CENTER_INFORMATION_GAIN",
+        "uniform": "rlhf_bilevel.feedback.query_rules:UNIFORM",
+        "disagreement": "rlhf_bilevel.feedback.query_rules:DISAGREEMENT",
+        "entropy": "rlhf_bilevel.feedback.query_rules:ENTROPY",
+        "information_gain": "rlhf_bilevel.feedback.query_rules:INFORMATION_GAIN",
+        "k_center": "rlhf_bilevel.feedback.query_rules:K_CENTER",
+        "k_center+disagreement": "rlhf_bilevel.feedback.query_rules:K_CENTER_DISAGREEMENT",
+        "k_center+entropy": "rlhf_bilevel.feedback.query_rules:K_CENTER_ENTROPY",
+        "k_center+information_gain": "rlhf_bilevel.feedback.query_rules:K_CENTER_INFORMATION_GAIN",
     },
     base="collections.abc:Callable",
-    takes=("members", "candidates", "asked", "count"),
+    takes=("members", "candidates", "labelled", "count"),
 )
 TEACHERS: Registry[Any] = Registry("teacher", {}, base="collections.abc:Callable")
 """A ``types.Teacher``, or a class of teachers that is made with the run's ``Config`` and ``ReplayBuffer``."""

@@ -34,7 +34,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     (reference,) = (part["Reference"] for part in config.nav or [] if "Reference" in part)
     (listed,) = (part["Methods"] for part in reference if "Methods" in part)
     written = {path.stem for path in Path(config.docs_dir).glob("methods/*.md")}
-    listed += [{name: f"methods/{name}.md"} for name in METHODS.ours if name in written]
+    if missing := [name for name in METHODS.ours if name not in written]:
+        raise PluginError(f"method {missing[0]}: docs/methods/{missing[0]}.md is missing")
+    listed += [{name: f"methods/{name}.md"} for name in METHODS.ours]
     return config
 
 

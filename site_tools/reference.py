@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from rlhf_bilevel.__main__ import COMMANDS, parser
 from rlhf_bilevel.cli.settings import Setting, rows_of, written
@@ -38,8 +39,9 @@ def settings() -> str:
     groups: dict[str, list[list[str]]] = {}
     rows = {setting.name: row_of(setting) for setting in rows_of(Config)}
     heading = ""
-    for line in inspect.getsource(Config).splitlines():
-        if comment := re.match(r"    # ([^;,(]+)", line):
+    lines = inspect.getsource(Config).splitlines()
+    for above, line in pairwise(lines):
+        if not above and (comment := re.match(r"    # ([^;,(]+)", line)):  # below an empty line
             heading = comment[1].strip()
         elif (field := re.match(r"    (\w+): ", line)) and field[1] in rows:
             groups.setdefault(heading, []).append(rows[field[1]])

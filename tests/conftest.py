@@ -13,10 +13,11 @@ from gymnasium.spaces import Box
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.reading import validate_as
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
-from rlhf_bilevel.learners.off_policy import SB3Learner, Together
+from rlhf_bilevel.learners.off_policy import SB3Learner
 from rlhf_bilevel.learners.ppo import PPOLearner
+from rlhf_bilevel.learners.together import Together
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.training.run import Run
@@ -78,7 +79,7 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     small = {key: value for key, value in SMALL_OPTIONS.items() if key in METHODS[method].options.model_fields}
     options = small | options | settings.pop("options", {})
     config = small_config(**{**METHODS[method].settings, **SMALL, **settings, "options": options})
-    training = [registry.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
+    training = [registration.make(env_id, config.seed) for _ in range(METHODS[method].learners)]
     sizes = training[0].observation_space.shape[0], training[0].action_space.shape[0]
     store, rng = ReplayBuffer(*sizes, config.total_timesteps), torch.Generator().manual_seed(config.seed)
     kind: Any = PPOLearner if METHODS[method].algorithm == "PPO" else SB3Learner

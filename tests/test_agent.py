@@ -150,7 +150,7 @@ def test_an_export_says_which_environment_its_policy_expects(tmp_path: Path, cap
     Agent("pebble", "Steer-v0", out=out, action_repeat=5, **SMALL).learn(120)
     main(["export", str(out), "--sb3", str(tmp_path / "sb3.zip")])
     told = capsys.readouterr().out
-    (maker,) = [line.strip() for line in told.splitlines() if "envs.registry.make(" in line]
+    (maker,) = [line.strip() for line in told.splitlines() if "envs.registration.make(" in line]
     env = eval(maker, {"envs": envs})
     model = SAC.load(tmp_path / "sb3.zip", env=env)
     env.reset()

@@ -26,7 +26,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.evaluation.compare import rows_by_task, table
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_records, write_table
 from rlhf_bilevel.evaluation.tasks import group_by_task
-from rlhf_bilevel.feedback.queries import differences
+from rlhf_bilevel.feedback.pairs import differences
 from rlhf_bilevel.feedback.teachers import margin
 from rlhf_bilevel.types import Queries
 

@@ -21,10 +21,11 @@ import torch
 
 from benchmarks.rows import write
 from rlhf_bilevel.config.reading import validate
-from rlhf_bilevel.envs import registry
-from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.envs import registration
+from rlhf_bilevel.runs.build import build
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.runs.checkpoint_manager import THRIFT
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import capture, restore
@@ -48,7 +49,7 @@ class Cost(NamedTuple):
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
     config = validate({"total_timesteps": rows + (REPEATS + 1) * NEW})
-    run = build(RunSpec("penalty", registry.resolve(ENV), {}), Parts.of("penalty"), config)
+    run = build(RunSpec("penalty", registration.resolve(ENV), {}), Parts.of("penalty"), config)
     grow(run, rows)
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last

@@ -26,12 +26,13 @@ import torch
 
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.human.clips import recorder as films
 from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 from rlhf_bilevel.registries import METHODS
-from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.build import build
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=256)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    for env_id in map(registry.resolve, args.env):
+    for env_id in map(registration.resolve, args.env):
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps({"env": env_id} | measured(env_id, Path(folder), args)))
 
@@ -126,7 +127,7 @@ def timed(run: Run, block: int) -> Iterator[float]:
 
 def added(env_id: str, folder: Path) -> float:
     """Seconds that filming adds to a step of the environment, of which the median block counts."""
-    plain: Any = FaultTolerantEnv(partial(registry.make, env_id, 0))
+    plain: Any = FaultTolerantEnv(partial(registration.make, env_id, 0))
     store = ReplayBuffer(plain.observation_space.shape[0], plain.action_space.shape[0], capacity=1)
     film = ClipRecorder(folder)
     filmed: Any = RecordedEnv(FaultTolerantEnv(partial(films.make, env_id, 0)), store, film)

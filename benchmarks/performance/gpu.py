@@ -19,7 +19,7 @@ import torch
 from stable_baselines3 import SAC
 
 from benchmarks.performance.ours import Plain, run_of
-from rlhf_bilevel.learners.off_policy import stacked
+from rlhf_bilevel.learners.together import stacked
 from rlhf_bilevel.training.run import Run
 
 TOLERANCE = 1e-3  # relative, after 20 updates in float32 whose sums go in other orders

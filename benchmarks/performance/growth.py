@@ -25,7 +25,7 @@ from benchmarks.rows import read, write
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.evaluation.plot import save_figure
-from rlhf_bilevel.learners.off_policy import stacked
+from rlhf_bilevel.learners.together import stacked
 from rlhf_bilevel.training.loop import update_reward
 from rlhf_bilevel.types import Preferences
 

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_bilevel.config.reading import validate
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.registries import METHODS
-from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.runs.build import build
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    quarter, env_id = args.steps // 4, registry.resolve(args.env)
+    quarter, env_id = args.steps // 4, registration.resolve(args.env)
     config = validate(
         {
             "total_timesteps": args.steps,

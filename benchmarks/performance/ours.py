@@ -15,10 +15,11 @@ from stable_baselines3 import SAC
 from benchmarks.performance.sized import ACT, OBS
 from benchmarks.performance.worker import Work, serve
 from rlhf_bilevel.config.reading import validate
-from rlhf_bilevel.envs import registry
-from rlhf_bilevel.feedback import queries
-from rlhf_bilevel.runs.build import Parts, build
+from rlhf_bilevel.envs import registration
+from rlhf_bilevel.feedback import query_rules
+from rlhf_bilevel.runs.build import build
 from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train, update_reward
 from rlhf_bilevel.training.run import Run
@@ -35,7 +36,7 @@ class Plain(SAC):
 
 def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
     """A run of walker's sizes with random transitions in its store."""
-    spec = RunSpec(method, registry.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
+    spec = RunSpec(method, registration.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
     config = validate({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
     run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
     for start in range(0, rows, 1000):
@@ -115,7 +116,7 @@ def disagreement(count: int = 10_000) -> Work:
 
     def work() -> int:
         with torch.no_grad():
-            queries.best(candidates, queries.disagreement(run.reward.members, candidates), 100)
+            query_rules.best(candidates, query_rules.disagreement(run.reward.members, candidates), 100)
         return count
 
     return work
@@ -125,7 +126,7 @@ def k_center(count: int = 10_000) -> Work:
     candidates, asked = pairs(count), pairs(100)
 
     def work() -> int:
-        queries.k_center(candidates, asked, 100)
+        query_rules.k_center(candidates, asked, 100)
         return count
 
     return work

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 
 from rlhf_bilevel.cli.arguments import Work
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.utils.versions import installed_versions
 
 HELP = "check what works on this machine, and say what to install"
@@ -49,7 +49,7 @@ def report() -> str:
 
 def step(env_id: str) -> str:
     """Takes a step of an environment."""
-    env = registry.make(env_id, seed=0)
+    env = registration.make(env_id, seed=0)
     env.reset()
     env.step(env.action_space.sample())
     return f"{env_id} steps"
@@ -57,7 +57,7 @@ def step(env_id: str) -> str:
 
 def picture(env_id: str) -> str:
     """Draws a picture of an environment."""
-    env = registry.make(env_id, seed=0, render_mode="rgb_array")
+    env = registration.make(env_id, seed=0, render_mode="rgb_array")
     env.reset()
     frame = env.render()
     env.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.cli.checks import finished
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "show the weights of a run's linear or quadratic reward, those that matter most first"
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Work:
 
         agent = Agent.load(args.dir, trust=args.trust)
         assert agent.reward is not None
-        names, asked = registry.entry_names(agent.make_env()), load(args.dir, args.trust).segments
+        names, asked = registration.entry_names(agent.make_env()), load(args.dir, args.trust).segments
         weights = weights_of(agent.reward, names, asked.obs, asked.act)
         if args.json:
             print(to_json([weight._asdict() for weight in weights]))

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Work:
             told |= {key: value for key, value in (("kwargs", c.env_kwargs), ("flatten", c.flatten)) if value}
             arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
-            print(f"    envs.registry.make({agent.env_id!r}, seed=0{arguments})")
+            print(f"    envs.registration.make({agent.env_id!r}, seed=0{arguments})")
             print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "
                   f"{c.action_repeat} step{'s' * (c.action_repeat > 1)} of the simulator. "
                   "SB3 can train it on: its optimizers and temperature begin anew.")  # fmt: skip

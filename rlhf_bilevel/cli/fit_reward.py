@@ -10,7 +10,7 @@ from rlhf_bilevel.cli.checks import new_folder, run_folder
 from rlhf_bilevel.cli.run_options import assigned
 from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.config.reading import validate
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.utils.json_yaml import to_json
 
@@ -35,7 +35,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
-    args.env = registry.resolve(args.env)
+    args.env = registration.resolve(args.env)
     if not args.data.exists():
         raise UserError(f"{args.data}: no such file or folder")
     if args.data.is_dir():
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Work:
     settings = assigned(args.set, unused=("total_timesteps", "steps", "labels"))
     config = validate({"total_timesteps": 1000, "seed": args.seed} | settings)
     out = args.out and new_folder(args.out)
-    registry.make(args.env, args.seed, kwargs=config.env_kwargs, flatten=config.flatten).close()
+    registration.make(args.env, args.seed, kwargs=config.env_kwargs, flatten=config.flatten).close()
 
     def work() -> None:
         import torch

@@ -12,7 +12,7 @@ from rlhf_bilevel.config.names import current_names, flatten_options
 from rlhf_bilevel.config.presets import PRESETS, preset_settings
 from rlhf_bilevel.config.record import check_record, upgrade
 from rlhf_bilevel.config.schema import NAMED
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
 from rlhf_bilevel.registries import LEARNERS, METHODS
@@ -84,7 +84,7 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
         assigned(args.set), methods
     )
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
-    preset = preset_settings(args.preset, registry.resolve(env))
+    preset = preset_settings(args.preset, registration.resolve(env))
     budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}
     settings = {"seed": 0} | budget | {key: value for key, value in filed.items() if value is not None} | given
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}

@@ -37,7 +37,7 @@ class ConfigRecord(BaseModel):
 def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of a run's config.yaml, with the settings that did not exist yet as the run was made.
 
-    A run records all settings that there are. What it lacks was as in B-Pref.
+    A run records every setting of its version. One that is missing in an old file gets B-Pref's value (``BPREF``).
     """
     if "versions" not in record or not isinstance(record.get("settings"), Mapping):
         return dict(record)

@@ -22,8 +22,8 @@ class SeededEpisodes(gymnasium.Wrapper[np.ndarray, np.ndarray, Any, np.ndarray])
 
     Observations are cast to flat float32. ``episode`` is the number of the next episode; set it to resume, or to see
     the same starts again (through other wrappers: ``env.set_wrapper_attr("episode", k)``). A seed given to ``reset`` is
-    ignored: Stable-Baselines3 gives one to the first reset only, and would change that episode. ``registry.make`` sets
-    it.
+    ignored: Stable-Baselines3 gives one to the first reset only, and would change that episode.
+    ``registration.make`` sets it.
 
     What the environment returns is checked and copied, and so is the action that it gets: ``InvalidEnvError`` if it
     breaks Gymnasium's interface. An episode without a time limit of Gymnasium's is cut after ``LONGEST`` steps, with a

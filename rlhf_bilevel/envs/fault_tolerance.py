@@ -23,7 +23,7 @@ LIMIT = 10  # failed episodes in a row
 
 
 class FaultTolerantEnv(EpisodeCounter):
-    """The environment that ``make`` returns (see ``registry.make``), replaced by a new one when it fails.
+    """The environment that ``make`` returns (see ``registration.make``), replaced by a new one when it fails.
 
     Raises UserError if it breaks Gymnasium's interface, RuntimeError if its own code fails ``LIMIT`` times in a row.
     """

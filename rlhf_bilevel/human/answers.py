@@ -27,7 +27,7 @@ UNDO_LEASE = 120.0  # seconds for which a pair that was taken back stays with it
 
 def lock_labeller(c: Connection, labeller: int) -> None:
     """Makes other transactions about this labeller wait, so that two windows of one person act one after the other."""
-    if c.dialect.name != "sqlite":  # which has one writer at a time in any case
+    if c.dialect.name != "sqlite":  # SQLite has one writer at a time anyway
         c.execute(select(labellers.c.id).where(labellers.c.id == labeller).with_for_update(key_share=True))
 
 

@@ -77,10 +77,9 @@ queries = Table(
     Column("complete_at", Double),  # null while it has fewer answers
     Column("retired_session", Integer),  # the session that replaced the query; null while it is asked
     Column("consumed_session", Integer),  # the session that took its label; null before
-    Column(
-        "first", LargeBinary, nullable=False
-    ),  # segments, encoded by label_log.encode_pairs. They are the last columns
-    Column("second", LargeBinary, nullable=False),  # because they are large and SQLite reads a row from its start
+    # Both segments, encoded by label_log.encode_pairs; last, as they are large and SQLite reads a row from its start
+    Column("first", LargeBinary, nullable=False),
+    Column("second", LargeBinary, nullable=False),
     UniqueConstraint("run", "session", "position", name="queries_place"),
 )
 Index(

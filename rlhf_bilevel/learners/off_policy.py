@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -14,7 +13,6 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer as SB3ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
@@ -27,8 +25,9 @@ from torch.func import functional_call
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
+from rlhf_bilevel.learners.batched_sac import stackable
 from rlhf_bilevel.learners.normed_policy import NormedPolicy
+from rlhf_bilevel.learners.sb3_tools import drawing_from, logging_to, save_for_sb3
 from rlhf_bilevel.types import Metrics, RewardFn, RowReward, Steps
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 
@@ -119,7 +118,7 @@ class SB3Learner:
         model: Any = algorithm(env=env, **arguments)
         self.model = model
         model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model; here the store is the buffer
-        model.save = partial(_save, model)
+        model.save = partial(save_for_sb3, model)
         model.save_replay_buffer = self._save_buffer
         model.action_space = copy.deepcopy(model.action_space)  # environments may share it and its random numbers
         # Its own random numbers, from where SB3 has seeded torch: beside other learners it draws the same as alone
@@ -311,100 +310,6 @@ class SB3Learner:
     def _alpha(self) -> Tensor:
         model = self.model
         return model.log_ent_coef.exp() if model.log_ent_coef is not None else model.ent_coef_tensor
-
-
-class Together:
-    """``Improve`` of these learners: all in one update if ``BatchedSAC`` can do that, otherwise one after another."""
-
-    def __init__(self, learners: Sequence[Any]) -> None:
-        self._learners, self._stack = learners, stacked(learners)
-
-    def __call__(self, updates: int, step: int) -> Sequence[Metrics]:
-        """As ``types.Improve``."""
-        if self._stack:
-            return self._stack.improve(updates, step)
-        return [learner.improve(updates, step) for learner in self._learners]
-
-    @property
-    def stack(self) -> BatchedSAC | None:
-        """What updates all of them; None if it is one after another."""
-        return self._stack
-
-
-def stacked(learners: Sequence[Any]) -> BatchedSAC | None:
-    """A ``BatchedSAC`` of all learners; None if one of them is not plain SAC (see ``stackable``)."""
-    models = [learner.model for learner in learners]
-    if not all(type(learner) is SB3Learner and stackable(learner.model) for learner in learners):
-        return None
-    views, rngs = [learner._view for learner in learners], [learner._rng for learner in learners]
-    return BatchedSAC(models, views, rngs, learners[0]._config.batch_size)
-
-
-@contextmanager
-def on_its_own(model: Any) -> Iterator[None]:
-    """Makes ``model`` independent of ``BatchedSAC`` while it is saved.
-
-    Its tensors are views of the memory of all learners, which torch would save whole: they become copies. Adam loses
-    the argument ``fused``, which only concerns speed here. A model that is not SB3's stays as it is.
-    """
-    if not isinstance(model, BaseAlgorithm):
-        yield
-        return
-    modules, variables = model._get_torch_save_params()
-    tensors = [*model.policy.parameters(), *(getattr(model, name) for name in variables)]
-    parts = [attrgetter(name)(model) for name in modules]
-    optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups if "fused" in group]
-    for optimizer in optimizers:
-        tensors += [moment for moments in optimizer.state.values() for moment in moments.values()]
-    views, fused, kwargs = (
-        [tensor.data for tensor in tensors],
-        [group["fused"] for group in groups],
-        model.policy_kwargs,
-    )
-    for tensor in tensors:
-        tensor.data = tensor.data.clone()
-    for group in groups:
-        group["fused"] = None
-    optimizer_kwargs = {key: value for key, value in kwargs.get("optimizer_kwargs", {}).items() if key != "fused"}
-    model.policy_kwargs = {key: value for key, value in kwargs.items() if key != "optimizer_kwargs"}
-    model.policy_kwargs |= {"optimizer_kwargs": optimizer_kwargs} if optimizer_kwargs else {}
-    try:
-        yield
-    finally:
-        model.policy_kwargs = kwargs
-        for group, value in zip(groups, fused, strict=True):
-            group["fused"] = value
-        for tensor, data in zip(tensors, views, strict=True):
-            tensor.data = data
-
-
-def _save(model: Any, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-    """SB3's ``save``: SB3 can load the file and train the model further."""
-    with on_its_own(model):
-        type(model).save(model, path, {*(exclude or ()), "_last_obs", "save", "save_replay_buffer"}, include)
-
-
-@contextmanager
-def logging_to(logger: Logger, model: Any) -> Iterator[None]:
-    """Inside, ``model`` logs to ``logger``, as SB3's ``train`` does with its metrics."""
-    outer, model._logger = model._logger, logger
-    try:
-        yield
-    finally:
-        model._logger = outer
-
-
-@contextmanager
-def drawing_from(rng: torch.Generator) -> Iterator[None]:
-    """Inside, torch's global generator, from which SB3 draws, continues ``rng``; what is drawn moves ``rng``."""
-    outer = torch.get_rng_state()
-    torch.set_rng_state(rng.get_state())
-    try:
-        yield
-    finally:
-        rng.set_state(torch.get_rng_state())
-        torch.set_rng_state(outer)
 
 
 def _state(part: Any) -> Tree:

@@ -23,7 +23,7 @@ from torch import Tensor
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs.actions import scaled
-from rlhf_bilevel.learners.off_policy import drawing_from, logging_to
+from rlhf_bilevel.learners.sb3_tools import drawing_from, logging_to
 from rlhf_bilevel.types import Metrics, RowReward
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rlhf_bilevel.config import Config, Options
 from rlhf_bilevel.config.fields import Layers, Often, Positive, Rate, Size
 from rlhf_bilevel.config.memory import num_weights, pair_size
-from rlhf_bilevel.feedback.queries import entropy_of_mean, information_gain
+from rlhf_bilevel.feedback.query_rules import entropy_of_mean, information_gain
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.training.method import Memory

@@ -126,7 +126,9 @@ class RewardEnsemble(nn.Module):
 
     @staticmethod
     def num_features(inputs: int) -> int:
-        """How many ``features`` there are for ``inputs`` = o + a. Asked of our own forms, before a file is read."""
+        """How many ``features`` there are for ``inputs`` = o + a. Only forms of this package need it: the size of a
+        file is checked by it before its tensors are loaded.
+        """
         return inputs
 
     def clipped_features(

@@ -28,7 +28,7 @@ class LearnedRewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """``reward`` in place of the environment's own: a ``LearnedReward``, or what ``LearnedReward.load`` takes.
 
     An action acts for as many steps as in the run that learnt the reward, unless the environment, one that
-    ``rlhf_bilevel.envs.registry.make`` makes, repeats it itself. UserError where the reward is not of such an
+    ``rlhf_bilevel.envs.registration.make`` makes, repeats it itself. UserError where the reward is not of such an
     environment: of its observations' size, of its actions, of its repeated actions.
     """
 
@@ -104,7 +104,7 @@ def _fitting(given: LearnedReward | Path | str, obs: Space[Any], act: Space[Any]
     if reward.info.termination == "absorb" and obs.shape and np.prod(obs.shape) < reward.info.observations:
         warnings.warn(
             "the reward was learnt with termination=absorb, and here an episode that ends is worth nothing more; "
-            f"rlhf_bilevel.envs.registry.make({reward.info.env!r}, seed=0, absorb=True) ends as training did",
+            f"rlhf_bilevel.envs.registration.make({reward.info.env!r}, seed=0, absorb=True) ends as training did",
             stacklevel=3,
         )
     return reward

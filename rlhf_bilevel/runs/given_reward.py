@@ -19,7 +19,7 @@ from rlhf_bilevel.rewards.reward_file import from_bytes
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.utils.files import read, sha256
 
-METHODS = {"pebble": "SAC", "prefppo": "PPO"}  # of which nothing is left but the learner
+LEARNER_OF = {"pebble": "SAC", "prefppo": "PPO"}  # with a fixed reward, these methods are no more than their learner
 
 
 def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def completed(own: Mapping[str, Any], method: Method) -> dict[str, Any]:
     UserError if the file holds no learnt reward, or is not the one of ``reward_sha256``; if another setting contradicts
     the reward's; and if the method needs more than a fixed reward.
     """
-    if method.name not in METHODS:
-        known = " and ".join(f"{name} ({learner})" for name, learner in METHODS.items())
+    if method.name not in LEARNER_OF:
+        known = " and ".join(f"{name} ({learner})" for name, learner in LEARNER_OF.items())
         raise UserError(f"{method.name}: on a given reward nothing is left of it but its learner: choose {known}")
     file = Path(own["reward"])
     learned = LearnedReward.load(file)

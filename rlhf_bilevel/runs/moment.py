@@ -18,9 +18,11 @@ from rlhf_bilevel.envs.actions import scaled
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, start
-from rlhf_bilevel.runs.build import Parts, check_memory_for_run, load_learnt, make_env, make_learner
+from rlhf_bilevel.runs.build import check_memory_for_run, load_learnt, make_learner
 from rlhf_bilevel.runs.checkpoint import Checkpoint, Checkpoints
 from rlhf_bilevel.runs.checkpoint_manager import restoring
+from rlhf_bilevel.runs.environments import make_env
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import default_torch, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec
 

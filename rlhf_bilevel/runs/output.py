@@ -11,11 +11,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.learners.off_policy import on_its_own
+from rlhf_bilevel.learners.sb3_tools import on_its_own
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs import selection
-from rlhf_bilevel.runs.build import Parts
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import delayed_interrupts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.files import write

@@ -44,8 +44,10 @@ from rlhf_bilevel.evaluation.selection import (
 )
 from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import OURS, teacher_settings
-from rlhf_bilevel.runs.build import SELECTION, Parts, make_env, make_teacher, recorded_envs
+from rlhf_bilevel.runs.environments import SELECTION, make_env, recorded_envs
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.runs.teacher import make_teacher
 from rlhf_bilevel.types import Queries, Segments, Teacher
 from rlhf_bilevel.utils.files import check_memory
 

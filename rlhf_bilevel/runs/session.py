@@ -17,16 +17,17 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs import asked_queries, fork, selection
-from rlhf_bilevel.runs.build import EVALUATION, Parts, make_env
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
+from rlhf_bilevel.runs.environments import EVALUATION, make_env
 from rlhf_bilevel.runs.evaluations import Evaluations
 from rlhf_bilevel.runs.logger import Log, output_formats
 from rlhf_bilevel.runs.output import write_learnt, write_selection
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts
 from rlhf_bilevel.runs.side_by_side import learner_processes, spread_stack
 from rlhf_bilevel.runs.spec import RunSpec
@@ -90,7 +91,7 @@ class Session:
         """Trains to the end, or until a callback stops it. UserError if a reward was to be learnt and no label came."""
         try:
             stack = spread_stack(self.spec, self.parts, self.run)
-            apart = bool(stack) and not self.spec.env.startswith(registry.OWN)
+            apart = bool(stack) and not self.spec.env.startswith(registration.OWN)
             beside = stack.side_by_side(learner_processes(self.spec, self.parts)) if stack else nullcontext()
             with beside, self.recording(observers, apart) as record:
                 for row in loop.train(self.run):

@@ -9,8 +9,8 @@ from stable_baselines3 import SAC
 from rlhf_bilevel.config.fields import MOST_THREADS
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC
-from rlhf_bilevel.learners.off_policy import Together
-from rlhf_bilevel.runs.build import Parts
+from rlhf_bilevel.learners.together import Together
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.run import Run
 

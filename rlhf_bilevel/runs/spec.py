@@ -31,7 +31,7 @@ from rlhf_bilevel.config.reading import (
 )
 from rlhf_bilevel.config.schema import NAMED
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.selection import ERROR, MARGIN, lead_of
 from rlhf_bilevel.registries import LEARNERS, METHODS
@@ -72,7 +72,10 @@ class RunSpec:
         UserError, in one line, for the first that is wrong.
         """
         spec = cls(
-            method, registry.resolve(env), _parse_settings(current_names(settings, [method]), method), **other_fields
+            method,
+            registration.resolve(env),
+            _parse_settings(current_names(settings, [method]), method),
+            **other_fields,
         )
         preset_settings(spec.preset, spec.env)
         if spec.algorithm and not LEARNERS.knows(spec.algorithm):
@@ -154,9 +157,9 @@ class RunSpec:
         )
 
     def check_env(self, method: Method | None = None) -> int | None:
-        """As ``registry.check`` of this run."""
+        """As ``registration.check`` of this run."""
         method = method or method_by_name(self.method)
-        return registry.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
+        return registration.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
         """The spec as one line; ``from_json`` makes an equal spec from it."""

@@ -19,18 +19,20 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.reading import parse_keep_every, validate
 from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.data.run_folder import OWN, RunFolder, config_bytes
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import OURS
 from rlhf_bilevel.learners import algorithm_settings
 from rlhf_bilevel.registries import LEARNERS, METHODS
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.runs import fork, selection
-from rlhf_bilevel.runs.build import Parts, build, check_memory_for_run, training_envs
+from rlhf_bilevel.runs.build import build, check_memory_for_run
 from rlhf_bilevel.runs.checkpoint import Checkpoint
 from rlhf_bilevel.runs.checkpoint_manager import restoring
 from rlhf_bilevel.runs.claim import check_outside, check_vacant, claim_folder
+from rlhf_bilevel.runs.environments import training_envs
 from rlhf_bilevel.runs.output import config_record, write_learnt, write_selection
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import Interrupts, delayed_interrupts, exclusive_training, preserved_generators
 from rlhf_bilevel.runs.session import NOBODY, Observers, Session
 from rlhf_bilevel.runs.side_by_side import spread_stack, torch_threads, with_threads
@@ -223,9 +225,9 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     if "algorithm_settings" not in custom:
         algorithm_settings.check(RunFolder(folder).config, parts.algorithm, record["algorithm_settings"])
     settings = validate(record["settings"]).model_dump(mode="json")
-    if record["env"].startswith(registry.OWN) and "env" not in custom:
+    if record["env"].startswith(registration.OWN) and "env" not in custom:
         raise UserError(f"{folder} was trained on an environment of your own, {record['env']}: give it as env=")
-    env_id = registry.own(custom["env"]) if "env" in custom else registry.resolve(record["env"])
+    env_id = registration.own(custom["env"]) if "env" in custom else registration.resolve(record["env"])
     method = parts.method.name if "method" in custom else record["method"]
     spec = RunSpec(method, env_id, settings, out=folder.absolute())
     algorithm = "" if "algorithm" in custom else record["algorithm"]

@@ -15,8 +15,8 @@ from rlhf_bilevel.human.clips import page as pages
 from rlhf_bilevel.human.clips import recorder
 from rlhf_bilevel.human.clips import video as videos
 from rlhf_bilevel.human.clips.episodes import record_episodes
-from rlhf_bilevel.runs.build import make_drawn_env, make_posed_env
 from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.runs.environments import make_drawn_env, make_posed_env
 from rlhf_bilevel.runs.moment import Moment
 from rlhf_bilevel.utils.files import reserve_new_file, write
 

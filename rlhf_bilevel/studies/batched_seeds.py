@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from rlhf_bilevel.agent import Agent
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.learners.off_policy import stacked
+from rlhf_bilevel.learners.together import stacked
 from rlhf_bilevel.runs.process import exclusive_training
 from rlhf_bilevel.runs.session import Observers
 from rlhf_bilevel.training.loop import interact

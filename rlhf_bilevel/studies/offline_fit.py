@@ -31,7 +31,7 @@ from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import interval_text as shown_with_interval
 from rlhf_bilevel.evaluation.rollout import mean_interval
@@ -40,7 +40,7 @@ from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.rewards.learned_reward import LearnedReward
 from rlhf_bilevel.rewards.reward_file import RewardInfo, to_bytes
 from rlhf_bilevel.runs.asked_queries import load
-from rlhf_bilevel.runs.build import TEST
+from rlhf_bilevel.runs.environments import TEST
 from rlhf_bilevel.types import Preferences
 from rlhf_bilevel.utils.files import reserve_new_file, write
 from rlhf_bilevel.utils.json_yaml import to_json
@@ -85,7 +85,7 @@ def fit_reward(
     ``protocol`` (default: the dataset's). ``trust`` is as in ``Agent.load``. UserError if a setting is wrong, if the
     environment's sizes are not the dataset's, and if there are too few labels to hold some out.
     """
-    env_id = registry.resolve(env_id)
+    env_id = registration.resolve(env_id)
     source, data = (None, data) if isinstance(data, Dataset) else (Path(data), load(Path(data), trust))
     defaults = {
         "total_timesteps": 1000,
@@ -96,7 +96,7 @@ def fit_reward(
     config = validate(defaults | {"seed": seed} | settings)
     kind: dict[str, Any] = {"action_repeat": config.action_repeat, "absorb": config.termination == "absorb"}
     kind |= {"kwargs": config.env_kwargs, "flatten": config.flatten}
-    env = registry.make(env_id, config.seed, TEST, config.protocol, **kind)
+    env = registration.make(env_id, config.seed, TEST, config.protocol, **kind)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
     rng = torch.Generator().manual_seed(config.seed)

@@ -2,7 +2,7 @@
 
 It logs
 
-    query/difference        median over the asked pairs of how different their segments look (``queries.differences``)
+    query/difference        median over the asked pairs of how different their segments look (``pairs.differences``)
     teacher/minutes         labelling minutes of all answers so far, if the teacher tells (``Teacher``)
 """
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rlhf_bilevel.data.answers import ask_teacher, seconds_of, select
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.feedback import queries
+from rlhf_bilevel.feedback import query_rules
+from rlhf_bilevel.feedback.pairs import differences, joined, take
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Metrics, Queries
@@ -66,7 +67,7 @@ def query_session(run: Run, count: int) -> tuple[int, Metrics]:
     run.labelling_seconds = None if seconds is None or before is None else before + seconds
     if not len(answers.label):
         warnings.warn(f"step {run.step}: the teacher answered none of {len(pairs.first.obs)} queries", stacklevel=2)
-    metrics = {"query/difference": queries.differences(pairs, observation_unit(run)).median().item()}
+    metrics = {"query/difference": differences(pairs, observation_unit(run)).median().item()}
     return len(answers.label), metrics | labelling_minutes(run)
 
 
@@ -97,9 +98,9 @@ def select_queries(run: Run, count: int) -> Queries | None:
             if c.least_difference:
                 candidates = leave_out_alike(run, candidates, number)
             with torch.no_grad():
-                selected.append(queries.choose(c.query, run.reward.members, candidates, labelled, number))
+                selected.append(query_rules.choose(c.query, run.reward.members, candidates, labelled, number))
             run.asked.add(selected[-1])
-    return queries.joined(selected) if selected else None
+    return joined(selected) if selected else None
 
 
 def sample_candidates(run: Run, count: int, sample: Callable[[int], Queries]) -> Queries | None:
@@ -112,7 +113,7 @@ def sample_candidates(run: Run, count: int, sample: Callable[[int], Queries]) ->
     try:
         for _ in range(DRAWS):
             drawn = sample(count * run.config.large_batch)
-            candidates = run.asked.new(drawn if candidates is None else queries.joined([candidates, drawn]))
+            candidates = run.asked.new(drawn if candidates is None else joined([candidates, drawn]))
             if (available := len(candidates.first.obs)) >= count:
                 return candidates
     except UserError as too_short:
@@ -128,14 +129,14 @@ def leave_out_alike(run: Run, candidates: Queries, count: int) -> Queries:
     differ most, with a warning.
     """
     least = run.config.least_difference
-    difference = queries.differences(candidates, observation_unit(run))
+    difference = differences(candidates, observation_unit(run))
     kept = (difference >= least).nonzero().flatten()
     if len(kept) < count <= len(difference):
         told = f"{len(kept)} of {len(difference)} candidates have least_difference={least:g}, and {count} are asked"
         warnings.warn(f"step {run.step}: {told}: those that differ most", stacklevel=5)
     if len(kept) < count:
         kept = difference.argsort(descending=True, stable=True)[:count].sort().values
-    return queries.take(candidates, kept)
+    return take(candidates, kept)
 
 
 def why_no_label(run: Run) -> str | None:

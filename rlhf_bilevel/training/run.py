@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.feedback import queries
+from rlhf_bilevel.feedback.pairs import AskedPairs
 from rlhf_bilevel.rewards import health
 from rlhf_bilevel.rewards.bradley_terry import weighed
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
@@ -47,7 +47,7 @@ class Run:
     generator: torch.Generator  # draws initial weights: first the reward's, then those of the method's networks
     improve: Improve  # improves all learners
     prefs: PreferenceBuffer = field(default_factory=PreferenceBuffer)
-    asked: queries.AskedPairs = field(default_factory=queries.AskedPairs)
+    asked: AskedPairs = field(default_factory=AskedPairs)
     step: int = 0  # environment steps that are stored, of all learners together
     episode: int = 0  # episodes begun, of all learners together
     info: dict[str, Any] = field(default_factory=dict)  # ``info`` of the newest environment step

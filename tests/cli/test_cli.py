@@ -22,7 +22,7 @@ from rlhf_bilevel.cli.run_options import assigned, spec
 from rlhf_bilevel.config.reading import parse_checkpoint_every, validate
 from rlhf_bilevel.data.label_log import LabelLog
 from rlhf_bilevel.data.preference_dataset import Dataset
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
 from rlhf_bilevel.runs import evaluations
@@ -500,7 +500,7 @@ def test_the_keyboard_may_stop_what_is_no_training_and_what_has_not_begun(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(registry, "make", interrupt)
+    monkeypatch.setattr(registration, "make", interrupt)
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     for command in (TRAIN, "fit-reward file --env Pendulum-v1"):
@@ -567,7 +567,9 @@ main({[*TRAIN.split(), "--out", str(tmp_path / "run")]})
 def test_an_environment_in_the_current_folder_is_found(tmp_path: Path) -> None:
     module = "import gymnasium\ngymnasium.register('Here-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
     (tmp_path / "here_only.py").write_text(module)
-    code = "import sys; sys.path.remove(''); from rlhf_bilevel.envs import registry as envs; before = list(sys.path)\n"
+    code = (
+        "import sys; sys.path.remove(''); from rlhf_bilevel.envs import registration as envs; before = list(sys.path)\n"
+    )
     code += "envs.make('here_only:Here-v0', 0); assert sys.path == before"
     told = python(code=code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
     assert told.returncode == 0, told.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.envs import fault_tolerance, registry
+from rlhf_bilevel.envs import fault_tolerance, registration
 from rlhf_bilevel.envs.fault_tolerance import LIMIT, FaultTolerantEnv
 from rlhf_bilevel.envs.interface import FAULT
 from rlhf_bilevel.envs.subprocess import SubprocessEnv
@@ -71,7 +71,7 @@ FAULTS = ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", 
 
 
 def guarded(env_id: str, apart: bool = False) -> FaultTolerantEnv:
-    return FaultTolerantEnv(lambda: isolated(env_id) if apart else registry.make(env_id, 0))
+    return FaultTolerantEnv(lambda: isolated(env_id) if apart else registration.make(env_id, 0))
 
 
 def poisoned(fault: str) -> FaultTolerantEnv:
@@ -111,7 +111,7 @@ def test_a_failure_is_told_with_its_reason_and_the_next_episode_is_the_next_one(
                 _, _, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
                 if terminated or truncated:
                     break
-    plain = registry.make("Steer-v0", 0)
+    plain = registration.make("Steer-v0", 0)
     assert starts == [plain.reset()[0].item() for _ in range(5)]
 
 
@@ -147,7 +147,7 @@ def test_an_episode_that_fails_in_an_evaluation_is_replaced() -> None:
 
 
 def isolated(env_id: str, timeout: float = 20.0) -> SubprocessEnv:
-    return SubprocessEnv(partial(registry.make, env_id, 0), env_id, timeout)
+    return SubprocessEnv(partial(registration.make, env_id, 0), env_id, timeout)
 
 
 def rollout(env: Any, episodes: int) -> list[float]:
@@ -165,8 +165,8 @@ def rollout(env: Any, episodes: int) -> list[float]:
 
 def test_an_environment_in_a_process_of_its_own_says_the_same_bit_for_bit() -> None:
     env = isolated("Steer-v0")
-    assert rollout(env, 3) == rollout(registry.make("Steer-v0", 0), 3)
-    assert env.observation_space == registry.make("Steer-v0", 0).observation_space and env.episode == 3
+    assert rollout(env, 3) == rollout(registration.make("Steer-v0", 0), 3)
+    assert env.observation_space == registration.make("Steer-v0", 0).observation_space and env.episode == 3
     assert env.limit is None
     env.close()
 
@@ -272,7 +272,7 @@ def test_an_environment_that_cannot_be_made_anew_at_once_is_tried_again() -> Non
     def make() -> Any:
         if error := next(made):
             raise error
-        return registry.make("Raising-v0", 0)
+        return registration.make("Raising-v0", 0)
 
     env = FaultTolerantEnv(make)
     env.reset()

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 
 from rlhf_bilevel import Agent, LearnedReward
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.sources import gather_records
 from rlhf_bilevel.utils.json_yaml import read_yaml
@@ -175,4 +175,4 @@ def test_a_function_runs_in_a_process_of_its_own() -> None:
     env.reset()
     assert env.step(np.zeros(1, np.float32))[1] < 0
     env.close()
-    assert registry.own(slow) == agent.env_id
+    assert registration.own(slow) == agent.env_id

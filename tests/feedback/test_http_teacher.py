@@ -23,7 +23,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.label_log import read_sessions
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback import http_teacher
 from rlhf_bilevel.feedback.http_teacher import FAILURES, TRIES, HttpTeacher
@@ -540,5 +540,5 @@ def test_the_documents_show_what_is_sent_and_what_comes_back(server: Server, tmp
     assert asks(asked).label.tolist() == [pytest.approx(0.9)]
     assert server.asked[0].keys() == sent.keys() and server.asked[0]["first"].keys() == sent["first"].keys()
     assert server.asked[0]["version"] == sent["version"] and server.asked[0]["names"].keys() == sent["names"].keys()
-    env = registry.make(sent["env"], 0)
-    assert registry.entry_names(env) == sent["names"]["obs"] + sent["names"]["act"]
+    env = registration.make(sent["env"], 0)
+    assert registration.entry_names(env) == sent["names"]["obs"] + sent["names"]["act"]

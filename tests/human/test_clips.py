@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from PIL import Image
 
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.envs.interface import FAULT
 from rlhf_bilevel.envs.opengl import find_opengl
@@ -151,7 +151,7 @@ def test_recording_changes_neither_episodes_nor_random_numbers(tmp_path: Path) -
         env.action_space.seed(0)
         return store, [env.action_space.sample(), env.np_random.random(3)]
 
-    plain, drawn = played(registry.make(WALKER, 0))
+    plain, drawn = played(registration.make(WALKER, 0))
     env, _, recorder = recorded(WALKER, tmp_path, 40)
     recorded_too, drawn_too = played(env)
     assert torch.equal(plain.table, recorded_too.table)
@@ -248,7 +248,7 @@ def test_pictures_are_those_that_the_env_draws_itself(env_id: str, tmp_path: Pat
     env, store, recorder = recorded(env_id, tmp_path, 40)
     play(env, store, 1, 40)
     shown, steps = list[np.ndarray](), [0, 20, 39]
-    drawn = registry.make(env_id, 0, render_mode="rgb_array")
+    drawn = registration.make(env_id, 0, render_mode="rgb_array")
     play(drawn, ReplayBuffer(store.obs.shape[1], store.act.shape[1], 40), 1, 40, seen=lambda: shown.append(see(drawn)))
     pictures = [jpeg_of(url).astype(float) for url in recorder.pictures(range(40), steps)]
     recorder.close()

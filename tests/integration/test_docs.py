@@ -16,7 +16,7 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.config.names import current_names
 from rlhf_bilevel.config.reading import validate, validate_as
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.registries import METHODS
@@ -133,7 +133,7 @@ def test_a_pages_python_runs_from_top_to_bottom(
     for block in blocks("python", page):
         if "render_mode" in block:
             try:
-                registry.make("dm_control/cartpole-balance-v0", 0, render_mode="rgb_array").render()
+                registration.make("dm_control/cartpole-balance-v0", 0, render_mode="rgb_array").render()
             except UserError as error:
                 pytest.skip(str(error))
         exec(shortened(block), names)

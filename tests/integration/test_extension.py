@@ -21,7 +21,7 @@ from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import config_bytes
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import SimulatedTeacher
 from rlhf_bilevel.registries import LEARNERS, METHODS, QUERY_RULES, REWARD_FORMS, SUITES, TEACHERS
@@ -397,23 +397,23 @@ def test_options_of_a_users_method_are_set_and_read_from_a_runs_file(
 
 def test_a_broken_package_is_in_the_way_of_its_own_things_alone(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SUITES, "_packages", lambda: {"gone": "no_such_package:SUITE"})
-    assert registry.resolve("walker_walk") == "dm_control/walker-walk-v0"
-    assert registry.resolve("Pendulum-v1") == "Pendulum-v1"
+    assert registration.resolve("walker_walk") == "dm_control/walker-walk-v0"
+    assert registration.resolve("Pendulum-v1") == "Pendulum-v1"
     with pytest.raises(UserError, match=r"suite gone \(no_such_package:SUITE\): .*No module named 'no_such_package'"):
-        registry.resolve("gone/task-v0")
+        registration.resolve("gone/task-v0")
     with pytest.warns(UserWarning, match="suite gone"), pytest.raises(UserError, match="Pendulum-v1"):
-        registry.resolve("pendulum-v1")
+        registration.resolve("pendulum-v1")
 
 
 def test_suites_tell_the_nearest_of_their_tasks(things: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"nearest are my_things\.suite:SUITE/light-v0"):
-        registry.resolve("my_things.suite:SUITE/ligt-v0")
+        registration.resolve("my_things.suite:SUITE/ligt-v0")
     SUITES.add("mine", things["my_things.suite:SUITE"])
     with pytest.raises(UserError, match="nearest are mine/heavy-v0"):
-        registry.resolve("mine/havy-v0")
-    env = registry.make("mine/heavy-v0", seed=0, stream=1)
+        registration.resolve("mine/havy-v0")
+    env = registration.make("mine/heavy-v0", seed=0, stream=1)
     assert env.unwrapped.g == 15.0 and env.limit == 200  # type: ignore[attr-defined]
-    assert registry.entry_names(env)[:2] == ["obs[0]", "obs[1]"]
+    assert registration.entry_names(env)[:2] == ["obs[0]", "obs[1]"]
 
 
 def test_names_are_not_taken_twice(things: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics, RescaleAction
 
 from rlhf_bilevel import Agent
-from rlhf_bilevel.envs import episodes, registry
+from rlhf_bilevel.envs import episodes, registration
 from rlhf_bilevel.errors import UserError
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL
@@ -266,13 +266,13 @@ def test_what_cannot_be_learnt_on_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(REFUSED) - {"FarReward", "LargeReward", "NeverFinite"}))
 def test_it_is_refused_before_a_run_has_begun(name: str) -> None:
     with pytest.raises(UserError, match=REFUSED[name][1]) as told:
-        registry.check(f"UserError/{name}-v0", {})
+        registration.check(f"UserError/{name}-v0", {})
     assert str(told.value).startswith(f"UserError/{name}-v0: ")
 
 
 @pytest.mark.parametrize("name", [*LEARNT, "FarReward", "NeverFinite"])
 def test_what_may_be_learnt_on_begins(name: str) -> None:
-    registry.check(f"{'Learnt' if name in LEARNT else 'UserError'}/{name}-v0", {})
+    registration.check(f"{'Learnt' if name in LEARNT else 'UserError'}/{name}-v0", {})
 
 
 def test_the_command_line_says_so_in_one_line_and_writes_nothing(

@@ -13,11 +13,13 @@ from stable_baselines3 import SAC, TD3
 from torch import Tensor
 
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
 from rlhf_bilevel.learners.normed_policy import NormedPolicy
-from rlhf_bilevel.learners.off_policy import SB3Learner, Together, on_its_own
+from rlhf_bilevel.learners.off_policy import SB3Learner
+from rlhf_bilevel.learners.sb3_tools import on_its_own
+from rlhf_bilevel.learners.together import Together
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
 
@@ -36,7 +38,7 @@ def filled(rows: int = 200) -> ReplayBuffer:
 
 def learners(count: int, algorithm: type = SAC, numbers: Sequence[int] | None = None, **own: Any) -> list[SB3Learner]:
     """They meet the same rows and noise whatever the algorithm."""
-    env, store = registry.make("Pendulum-v1", 0), filled()
+    env, store = registration.make("Pendulum-v1", 0), filled()
     config = small_config(net_arch=own.pop("net_arch", (16, 12)), ent_coef="auto_0.3")
     return [SB3Learner(env, config, store, number, algorithm, **own) for number in numbers or range(count)]
 

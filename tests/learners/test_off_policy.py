@@ -10,7 +10,7 @@ from stable_baselines3 import DDPG, SAC, TD3
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.learners.off_policy import SB3Learner, settings
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
@@ -26,7 +26,7 @@ def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
     assert ours.config == config
     for _ in train(ours):
         pass
-    theirs = SAC(env=registry.make("Pendulum-v1", seed=3), **settings(config, SAC))
+    theirs = SAC(env=registration.make("Pendulum-v1", seed=3), **settings(config, SAC))
     theirs.learn(config.total_timesteps)
     model = ours.learners[0].model
     for name, expected in theirs.policy.state_dict().items():
@@ -40,7 +40,7 @@ def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
 def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) -> None:
-    env, config = registry.make("Steer-v0", 0), small_config(learning_starts=5)
+    env, config = registration.make("Steer-v0", 0), small_config(learning_starts=5)
     store = ReplayBuffer(1, 1, 40)
     learner = SB3Learner(env, config, store, algorithm=algorithm)
     before = [p.clone() for p in learner.model.actor.parameters()]
@@ -63,7 +63,7 @@ def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) ->
 
 
 def test_actions_are_stored_in_the_learners_scale() -> None:
-    env, config = registry.make("Pendulum-v1", 0), small_config(learning_starts=10)
+    env, config = registration.make("Pendulum-v1", 0), small_config(learning_starts=10)
     learner = SB3Learner(env, config, ReplayBuffer(3, 1, 10))
     obs, _ = env.reset()
     for step in range(10):

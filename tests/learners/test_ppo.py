@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 
 from rlhf_bilevel import Agent, LearnedReward, LearnedRewardWrapper
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.training.loop import train
@@ -38,7 +38,7 @@ gymnasium.register("Choose-v0", Choose)
 def test_true_reward_is_plain_sb3_ppo_bit_for_bit(env_id: str, size: int) -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
     config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
-    env, same = (registry.make(env_id, 3, discrete=True) for _ in range(2))
+    env, same = (registration.make(env_id, 3, discrete=True) for _ in range(2))
     learner = PPOLearner(env, config, ReplayBuffer(1, size, 210), **ROLLOUT)
     run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))
     run.learners, run.envs = [learner], [env]
@@ -57,7 +57,7 @@ def test_true_reward_is_plain_sb3_ppo_bit_for_bit(env_id: str, size: int) -> Non
 def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> None:
     """By a loop over the store's rows, with terminations, time limits and a running episode."""
     config, store = small_config(gamma=0.9), ReplayBuffer(1, 1, 12)
-    learner = PPOLearner(registry.make("Steer-v0", 0), config, store, n_steps=12, batch_size=12, gae_lambda=0.7)
+    learner = PPOLearner(registration.make("Steer-v0", 0), config, store, n_steps=12, batch_size=12, gae_lambda=0.7)
     ends, rng = {3: True, 7: False}, np.random.default_rng(0)
     obs = next_obs = rng.normal(size=1).astype(np.float32)
     for row in range(12):
@@ -84,7 +84,7 @@ def test_advantages_are_the_generalised_ones_of_the_reward_that_is_seen() -> Non
 
 def test_a_step_of_which_nothing_was_stored_leaves_no_trace() -> None:
     store = ReplayBuffer(1, 1, 5)
-    learner = PPOLearner(registry.make("Steer-v0", 0), small_config(), store, n_steps=5, batch_size=5)
+    learner = PPOLearner(registration.make("Steer-v0", 0), small_config(), store, n_steps=5, batch_size=5)
     store.begin(0)
     for row in range(3):
         learner.act(np.full(1, 9.0, np.float32), row)  # the environment fails

@@ -412,7 +412,7 @@ def test_mrns_gradient_is_the_implicit_one(run: Run) -> None:
         slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
     learner._rng.set_state(state)  # type: ignore[attr-defined]
     with torch.no_grad():
-        from rlhf_bilevel.learners.off_policy import drawing_from
+        from rlhf_bilevel.learners.sb3_tools import drawing_from
 
         with drawing_from(learner._rng):  # type: ignore[attr-defined]
             model = learner.model  # type: ignore[attr-defined]

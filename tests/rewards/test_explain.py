@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
@@ -53,12 +53,12 @@ def test_a_network_cannot_be_read() -> None:
 
 
 def test_features_have_the_suites_names() -> None:
-    names = registry.entry_names(registry.make("walker_walk", 0))
+    names = registration.entry_names(registration.make("walker_walk", 0))
     assert names[:1] + names[14:16] + names[24:26] == [
         "orientations[0]", "height", "velocity[0]", "right_hip", "right_knee"
     ]  # fmt: skip
     assert len(names) == 30
-    assert registry.entry_names(registry.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
+    assert registration.entry_names(registration.make("Pendulum-v1", 0)) == ["obs[0]", "obs[1]", "obs[2]", "act[0]"]
 
 
 def test_the_command_tells_a_runs_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

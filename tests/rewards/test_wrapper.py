@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 import rlhf_bilevel
 from rlhf_bilevel import Agent, LearnedReward, LearnedRewardVecEnvWrapper, LearnedRewardWrapper
 from rlhf_bilevel.config.presets import BPREF
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.rewards import reward_file
 from tests.conftest import SMALL, Steer
@@ -264,8 +264,10 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
         lambda: LearnedRewardWrapper(Chosen(), reward): r"actions Box\(-1.0, 1.0.*these are Discrete\(3\)",
         lambda: LearnedRewardWrapper(Narrow(), reward): r"actions Box\(-1.0, 1.0.*these are Box\(-0.5",
         lambda: LearnedRewardVecEnvWrapper(vector(Narrow), reward): r"actions Box\(-1.0, 1.0.*these are Box\(-0.5",
-        lambda: LearnedRewardWrapper(registry.make("Steer-v0", 0, action_repeat=3), repeated): "=2, and the .* has 3",
-        lambda: LearnedRewardWrapper(registry.make("Steer-v0", 0, action_repeat=3), reward): "=1, and the .* has 3",
+        lambda: LearnedRewardWrapper(
+            registration.make("Steer-v0", 0, action_repeat=3), repeated
+        ): "=2, and the .* has 3",
+        lambda: LearnedRewardWrapper(registration.make("Steer-v0", 0, action_repeat=3), reward): "=1, and the .* has 3",
         lambda: LearnedRewardVecEnvWrapper(vector(), repeated): "has 1: put LearnedRewardWrapper around each",
         lambda: LearnedRewardWrapper(Steer(), tmp_path / "nothing"): "cannot be read",
         lambda: LearnedRewardWrapper(Steer(), tmp_path): "is not a run's folder",
@@ -284,7 +286,7 @@ def test_what_does_not_fit_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
 def test_an_environment_that_repeats_actions_itself_is_not_repeated_again(tmp_path: Path) -> None:
     agent = trained(tmp_path / "run", "Steer-v0", action_repeat=2)
     lengths = []
-    for env in (Steer(), registry.make("Steer-v0", 0, action_repeat=2), agent.make_env()):
+    for env in (Steer(), registration.make("Steer-v0", 0, action_repeat=2), agent.make_env()):
         wrapped, steps, over = LearnedRewardWrapper(env, tmp_path / "run"), 0, False
         wrapped.reset(seed=0)
         while not over:
@@ -302,7 +304,7 @@ def test_of_a_run_with_absorbing_states_both_kinds_of_environment_are_paid(tmp_p
     assert run is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = LearnedRewardWrapper(registry.make("Falls-v0", 0, absorb=True), tmp_path / "run")
+        env = LearnedRewardWrapper(registration.make("Falls-v0", 0, absorb=True), tmp_path / "run")
     with pytest.warns(UserWarning, match="worth nothing more"):
         plain = LearnedRewardWrapper(gymnasium.make("Falls-v0"), tmp_path / "run")
     obs, _ = env.reset()

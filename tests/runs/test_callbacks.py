@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.config.presets import BPREF
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from tests.conftest import SMALL
 from tests.support.faults import tables
@@ -34,7 +34,7 @@ def learnt(callback: Any, steps: int = STEPS, method: str = "pebble", **settings
 
 
 def steer() -> gymnasium.Env:
-    return Monitor(registry.make("Steer-v0", 0, stream=5))
+    return Monitor(registration.make("Steer-v0", 0, stream=5))
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -95,7 +95,7 @@ def test_rollouts_begin_and_end_as_in_sb3(method: str, settings: dict[str, Any],
         pass
 
     theirs, ours = Each(), Each()
-    env = Monitor(Plain(registry.make("Steer-v0", 0)))
+    env = Monitor(Plain(registration.make("Steer-v0", 0)))
     if method == "pebble":
         SAC("MlpPolicy", env, train_freq=length, learning_starts=10**6, buffer_size=1000).learn(STEPS, callback=theirs)
     else:
@@ -180,7 +180,7 @@ def no_improvement() -> sb3.EvalCallback:
             return obs, 1.0, *rest
 
     stop = sb3.StopTrainingOnNoModelImprovement(max_no_improvement_evals=1, min_evals=0)
-    env = Monitor(Same(registry.make("Steer-v0", 0)))
+    env = Monitor(Same(registration.make("Steer-v0", 0)))
     return sb3.EvalCallback(env, callback_after_eval=stop, n_eval_episodes=1, eval_freq=30, verbose=0)
 
 

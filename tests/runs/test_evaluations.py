@@ -20,9 +20,9 @@ import torch
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.runs import session, side_by_side, start
-from rlhf_bilevel.runs.build import Parts
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager
 from rlhf_bilevel.runs.evaluations import greedy
+from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training import loop
 from tests.conftest import SMALL, Steer, build

@@ -25,7 +25,7 @@ from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
 from rlhf_bilevel.human.clips.page import Show
 from rlhf_bilevel.learners.off_policy import SB3Learner
 from rlhf_bilevel.runs import watch
-from rlhf_bilevel.runs.build import make_drawn_env, make_posed_env
+from rlhf_bilevel.runs.environments import make_drawn_env, make_posed_env
 from rlhf_bilevel.runs.moment import Moment
 from tests.cli.test_cli import fails
 from tests.conftest import FEW

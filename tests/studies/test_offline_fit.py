@@ -19,7 +19,7 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
-from rlhf_bilevel.envs import registry
+from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 from rlhf_bilevel.studies import offline_fit
@@ -181,7 +181,7 @@ def test_correlations_are_those_of_scipy_and_undefined_without_variation() -> No
 
 def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
     """So observations, scaled actions and rewards of a step belong together."""
-    env = registry.make("Linear-v0", 0)
+    env = registration.make("Linear-v0", 0)
     found = offline_fit.correlations(truth, env, offline_fit.uniform_policy(env, np.random.default_rng(0)), 3)  # type: ignore[arg-type]
     assert found["step"]["pearson"] > 1 - 1e-6 and found["return"]["pearson"] > 1 - 1e-6
 

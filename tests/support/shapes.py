@@ -12,7 +12,7 @@ typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int may st
 
 MODULES = [
     "rlhf_bilevel.bilevel.penalty",
-    "rlhf_bilevel.feedback.queries",
+    "rlhf_bilevel.feedback.query_rules",
     "rlhf_bilevel.methods.cost",
     "rlhf_bilevel.rewards.bradley_terry",
     "rlhf_bilevel.rewards.ensemble",

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import dm_control, registry, wrappers
+from rlhf_bilevel.envs import dm_control, registration, wrappers
 from rlhf_bilevel.envs.interface import InvalidEnvError
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import scene
@@ -144,12 +144,12 @@ def _simulator(env: Any) -> tuple[Any, Any]:
 def make(
     env_id: str, seed: int, stream: int = 0, protocol: str = "bpref", action_repeat: int = 1, **others: Any
 ) -> PoseWrapper:
-    """The environment of ``envs.registry.make`` with the same arguments, and with poses in its info.
+    """The environment of ``envs.registration.make`` with the same arguments, and with poses in its info.
 
-    ``others`` are more arguments of ``envs.registry.make``. UserError if a person could see nothing of the environment:
+    ``others`` are more arguments of ``registration.make``. UserError if a person could see nothing of the environment:
     it has no MuJoCo model, and draws no pictures.
     """
-    env = registry.make(env_id, seed, stream, protocol, None, action_repeat, **others)
+    env = registration.make(env_id, seed, stream, protocol, None, action_repeat, **others)
     if _simulator(env.unwrapped)[0] is not None:
         return PoseWrapper(env, MujocoPoses(env, frame_rate(env, action_repeat)))
     env.close()
@@ -164,7 +164,7 @@ def make_drawn(
 ) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """As ``make``, but with pictures from ``render`` and without poses. UserError if it cannot draw here."""
     try:
-        env = registry.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
+        env = registration.make(env_id, seed, stream, protocol, "rgb_array", action_repeat, **others)
         env.reset()
         drawn = np.asarray(env.render())
     except InvalidEnvError as error:

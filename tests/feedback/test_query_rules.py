@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.feedback import queries
-from rlhf_bilevel.feedback.queries import best, disagreement, k_center
+from rlhf_bilevel.feedback import query_rules
+from rlhf_bilevel.feedback.pairs import AskedPairs, differences, joined
+from rlhf_bilevel.feedback.query_rules import best, disagreement, k_center
 from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.training.loop import train
@@ -47,7 +48,7 @@ def rows(chosen: Queries, candidates: Queries) -> list[int]:
 def test_entropy_is_the_mean_of_the_members_entropies() -> None:
     candidates = pairs(30)
     expected = [np.mean([entropy(np.array([p, 1 - p])) for p in column]) for column in probabilities(candidates).T]
-    assert queries.entropy(members, candidates).numpy() == pytest.approx(np.array(expected), rel=1e-4)
+    assert query_rules.entropy(members, candidates).numpy() == pytest.approx(np.array(expected), rel=1e-4)
 
 
 def test_information_gain_is_the_mutual_information_of_member_and_answer() -> None:
@@ -57,7 +58,7 @@ def test_information_gain_is_the_mutual_information_of_member_and_answer() -> No
         joint = np.stack([column, 1 - column], 1) / len(column)  # (members, answers)
         independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
         expected = (joint * np.log(joint / independent)).sum()
-        got = queries.information_gain(members, candidates)[number].item()
+        got = query_rules.information_gain(members, candidates)[number].item()
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
@@ -68,7 +69,7 @@ def test_members_that_are_sure_and_split_tell_most_and_members_that_agree_nothin
         def own(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
             return torch.stack([value * obs[..., 0] for value in returns])
 
-        return queries.information_gain(own, lone).item(), queries.entropy(own, lone).item()
+        return query_rules.information_gain(own, lone).item(), query_rules.entropy(own, lone).item()
 
     assert opinions(200, -200) == (pytest.approx(math.log(2)), 0)  # both are sure of an answer, and not of the same
     assert opinions(0, 0) == (pytest.approx(0, abs=1e-7), pytest.approx(math.log(2)))  # a coin, and all know it
@@ -142,9 +143,11 @@ def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> 
     kept = np.argsort(-scores)[:20]
     points, before = (torch.cat([s.obs.flatten(1) for s in q[:2]], 1) for q in (candidates, asked))
     expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 15)]
-    assert rows(queries.choose(f"k_center+{score}", members, candidates, asked, 15), candidates) == expected
-    assert rows(queries.choose(score, members, candidates, asked, 15), candidates) == list(kept[:15])
-    assert rows(queries.choose("k_center", members, candidates, asked, 15), candidates) == greedy(points, before, 15)
+    assert rows(query_rules.choose(f"k_center+{score}", members, candidates, asked, 15), candidates) == expected
+    assert rows(query_rules.choose(score, members, candidates, asked, 15), candidates) == list(kept[:15])
+    assert rows(query_rules.choose("k_center", members, candidates, asked, 15), candidates) == greedy(
+        points, before, 15
+    )
     assert expected != greedy(points, before, 15)
 
 
@@ -156,10 +159,10 @@ def test_before_the_first_labels_every_rule_is_uniform(name: str) -> None:
         raise AssertionError("an untrained reward was asked")
 
     candidates = pairs(40)
-    assert rows(queries.choose(name, untrained, candidates, None, 7), candidates) == list(range(7))
+    assert rows(query_rules.choose(name, untrained, candidates, None, 7), candidates) == list(range(7))
     asked = Preferences(*pairs(5, seed=9), torch.ones(5))
-    assert len(queries.choose(name, members, candidates, asked, 7).first.obs) == 7
-    assert len(queries.choose(name, members, candidates, asked, 99).first.obs) == 40
+    assert len(query_rules.choose(name, members, candidates, asked, 7).first.obs) == 7
+    assert len(query_rules.choose(name, members, candidates, asked, 99).first.obs) == 40
 
 
 def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
@@ -172,9 +175,9 @@ def test_a_run_asks_uniformly_first_and_by_its_rule_after() -> None:
         calls.append((name, None if asked is None else len(asked.label), uniform))
         return chosen
 
-    choose = queries.choose
+    choose = query_rules.choose
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queries, "choose", spy)
+        patch.setattr(query_rules, "choose", spy)
         list(train(run))
     assert calls == [("k_center+entropy", None, True), ("k_center+entropy", 10, False)]
 
@@ -184,13 +187,13 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
     distinct = pairs(6)
     again = Queries(distinct.second, distinct.first)
     itself = Queries(distinct.first, distinct.first)
-    asked = queries.AskedPairs()
+    asked = AskedPairs()
     assert asked.new(distinct) is distinct
-    mixed = queries.joined([itself, distinct, again, distinct])
+    mixed = joined([itself, distinct, again, distinct])
     assert rows(asked.new(mixed), mixed) == list(range(6, 12))
     asked.add(best(distinct, torch.zeros(6), 2))
     assert rows(asked.new(mixed), mixed) == list(range(8, 12)) and len(asked) == 2
-    copy = queries.AskedPairs()
+    copy = AskedPairs()
     copy.load_state_dict(asked.state_dict())
     assert torch.equal(copy.state_dict(), asked.state_dict()) and rows(copy.new(mixed), mixed) == list(range(8, 12))
     copy.add(again)
@@ -213,7 +216,7 @@ def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
     run.teacher = spy
     with pytest.warns(UserWarning, match=r"[12] of \d+ queries at step \d+: there are no more pairs"):
         list(train(run))
-    asked = queries.joined(seen)
+    asked = joined(seen)
     sides = ([obs.numpy().tobytes() for obs in segments.obs] for segments in asked)
     keys = set(map(frozenset, zip(*sides, strict=True)))
     assert len(keys) == len(asked.first.obs) == len(run.prefs) == len(run.asked) > 10
@@ -237,12 +240,12 @@ def test_the_difference_of_a_pair_is_that_of_its_observations_step_by_step() -> 
         np.sqrt(np.mean([((one - other) / unit.numpy()) ** 2 for one, other in zip(a, b, strict=True)]))
         for a, b in zip(asked.first.obs.numpy(), asked.second.obs.numpy(), strict=True)
     ]
-    assert queries.differences(asked, unit).numpy() == pytest.approx(np.array(expected), rel=1e-5)
+    assert differences(asked, unit).numpy() == pytest.approx(np.array(expected), rel=1e-5)
     itself = Queries(asked.first, asked.first)
-    assert not queries.differences(itself, unit).any()
+    assert not differences(itself, unit).any()
     drawn = torch.randn(2, 500, 50, 3) * 7
     random = Queries(*(Segments(side, side, side[..., 0]) for side in drawn))
-    assert queries.differences(random, torch.full((3,), 7.0)).mean().item() == pytest.approx(2**0.5, rel=0.01)
+    assert differences(random, torch.full((3,), 7.0)).mean().item() == pytest.approx(2**0.5, rel=0.01)
 
 
 def watched(**settings: Any) -> tuple[list[float], list[dict[str, float]]]:
@@ -258,7 +261,7 @@ def watched(**settings: Any) -> tuple[list[float], list[dict[str, float]]]:
     oracle = run.teacher
 
     def spy(asked: Queries) -> Preferences:
-        found.append(queries.differences(asked, run.store.obs[: run.store.size].std(0)))
+        found.append(differences(asked, run.store.obs[: run.store.size].std(0)))
         return oracle(asked)
 
     run.teacher = spy

@@ -12,17 +12,17 @@ where each member is sure and they do not agree. ``Run.sample_pairs`` decides wh
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_bilevel.envs.interface import value_text
 from rlhf_bilevel.envs.user_code import faults_as_user_errors
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.pairs import pair_hashes, take
 from rlhf_bilevel.registries import QUERY_RULES
 from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.types import Preferences, Queries, RewardFn, Segments
@@ -73,17 +73,17 @@ def _entropies(members: Members, candidates: Queries) -> tuple[Float[Tensor, " B
     return entr(answers.mean(1)).sum(0), entr(answers).sum(0).mean(0)
 
 
-def k_center(candidates: Queries, asked: Queries | Preferences | None, count: int) -> Queries:
-    """``count`` candidates far from one another and from pairs asked before [Sener and Savarese 2018; B-Pref].
+def k_center(candidates: Queries, labelled: Queries | Preferences | None, count: int) -> Queries:
+    """``count`` candidates far from one another and from labelled pairs [Sener and Savarese 2018; B-Pref].
 
     Greedy k-center: a pair is the vector of its observations (2 T o,), and each step picks the candidate whose distance
-    to the nearest pair picked or asked before is largest. If nothing was asked, it begins with the first candidate.
+    to the nearest pair picked or labelled is largest. If no pair is labelled, it begins with the first candidate.
     """
     points = _points(candidates)
     centre = points.mean(0)
     points = points - centre  # |p - q|^2 = |p|^2 + |q|^2 - 2 p q, below, loses less precision with small numbers
     squares, nearest = points.square().sum(1), torch.full((len(points),), torch.inf)  # squared distances
-    for start in _points(asked).split(1000) if asked else ():
+    for start in _points(labelled).split(1000) if labelled else ():
         nearest = nearest.minimum(torch.cdist(points, start - centre).square().amin(1))
     picks: list[int] = []
     for _ in range(min(count, len(points))):
@@ -103,32 +103,17 @@ def best(candidates: Queries, score: Float[Tensor, " B"], count: int) -> Queries
     return take(candidates, score.argsort(descending=True, stable=True)[:count])
 
 
-def take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
-    """The candidates at ``rows``."""
-    first, second = (Segments(*(column[rows] for column in segments)) for segments in candidates)
-    return Queries(first, second)
-
-
-def differences(pairs: Queries, unit: Float[Tensor, " o"]) -> Float[Tensor, " B"]:
-    """How different the two segments of each pair look, (B,): small where a person hardly sees a difference.
-
-    It is the root mean square, over steps and entries, of the difference of their observations, step by step, in
-    ``unit`` of each entry. Of two random segments it is about the root of 2, in standard deviations.
-    """
-    return ((pairs.first.obs - pairs.second.obs) / unit).square().flatten(1).mean(1).sqrt()
-
-
 def top(score: Score) -> Rule:
     """The rule that asks about the pairs with the highest score."""
-    return lambda members, candidates, asked, count: best(candidates, score(members, candidates), count)
+    return lambda members, candidates, labelled, count: best(candidates, score(members, candidates), count)
 
 
 def spread(score: Score, share: float = 0.5) -> Rule:
     """The rule that picks by k-center among the ``share`` of the candidates with the highest score (B-Pref: half)."""
 
-    def rule(members: Members, candidates: Queries, asked: Preferences, count: int) -> Queries:
+    def rule(members: Members, candidates: Queries, labelled: Preferences, count: int) -> Queries:
         kept = max(count, int(share * len(candidates.first.obs)))
-        return k_center(best(candidates, score(members, candidates), kept), asked, count)
+        return k_center(best(candidates, score(members, candidates), kept), labelled, count)
 
     return rule
 
@@ -138,72 +123,19 @@ K_CENTER, K_CENTER_DISAGREEMENT = spread(uniform, share=1), spread(disagreement)
 K_CENTER_ENTROPY, K_CENTER_INFORMATION_GAIN = spread(entropy), spread(information_gain)
 
 
-class AskedPairs:
-    """The pairs that a run has asked about, answered or not. Segments are equal if their obs and act are equal."""
-
-    def __init__(self) -> None:
-        self._hashes: dict[tuple[int, int], None] = {}  # of both segments, in the order in which they were asked
-
-    def __len__(self) -> int:
-        """How many pairs have been asked about."""
-        return len(self._hashes)
-
-    def new(self, candidates: Queries) -> Queries:
-        """The candidates that a label would tell something about: two different segments, not asked about before.
-
-        Of equal pairs only the first stays; which segment comes first makes no difference.
-        """
-        rows: dict[tuple[int, int], int] = {}
-        for row, pair in enumerate(_hashes(candidates)):
-            if pair[0] != pair[1] and pair not in self._hashes:
-                rows.setdefault(pair, row)
-        if len(rows) == len(candidates.first.obs):
-            return candidates
-        return take(candidates, torch.tensor([*rows.values()], dtype=torch.long))
-
-    def add(self, pairs: Queries) -> None:
-        """Records that these pairs have been asked about."""
-        self._hashes |= dict.fromkeys(_hashes(pairs))
-
-    def state_dict(self) -> Int[Tensor, "N 2"]:
-        """Two hashes for each pair asked about: (N, 2), int64."""
-        return torch.tensor([*self._hashes], dtype=torch.long).reshape(-1, 2)
-
-    def load_state_dict(self, state: Int[Tensor, "N 2"]) -> None:
-        """Replaces all pairs by those of ``state_dict``."""
-        self._hashes = {(first, second): None for first, second in state.tolist()}
-
-
-def _hashes(pairs: Queries) -> list[tuple[int, int]]:
-    """The hashes of the two segments of each pair, the smaller one first."""
-
-    def segment_hash(obs: Tensor, act: Tensor) -> int:
-        digest = hashlib.blake2b(obs.numpy().tobytes() + act.numpy().tobytes(), digest_size=8).digest()
-        return int.from_bytes(digest, "little", signed=True)
-
-    first, second = ([segment_hash(obs, act) for obs, act, _ in zip(*segments, strict=True)] for segments in pairs[:2])
-    return [(min(pair), max(pair)) for pair in zip(first, second, strict=True)]
-
-
-def joined(parts: Sequence[Queries]) -> Queries:
-    """All pairs of ``parts``, at least one, one part after the other."""
-    first, second = (Segments(*map(torch.cat, zip(*(part[side] for part in parts), strict=True))) for side in (0, 1))
-    return Queries(first, second)
-
-
-def choose(name: str, members: Members, candidates: Queries, asked: Preferences | None, count: int) -> Queries:
+def choose(name: str, members: Members, candidates: Queries, labelled: Preferences | None, count: int) -> Queries:
     """At most ``count`` of the candidates, chosen by the rule ``name`` of ``QUERY_RULES``.
 
-    ``asked`` are the labelled pairs that the members have learnt from. If it is None there are none yet, an untrained
+    ``labelled`` are the pairs that the members have learnt from. If it is None there are none yet, an untrained
     reward says nothing about a pair, and the choice is uniform whatever the rule [B-Pref]. UserError if a rule that is
     not ours fails, or returns anything but some of the candidates.
     """
-    if asked is None:
+    if labelled is None:
         return best(candidates, uniform(members, candidates), count)
     rule = QUERY_RULES[name]
     if name in QUERY_RULES.ours:
-        return rule(members, candidates, asked, count)
-    own, known = _copied(candidates), _copied(asked)
+        return rule(members, candidates, labelled, count)
+    own, known = _copied(candidates), _copied(labelled)
     with faults_as_user_errors(f"query rule {name}"):
         chosen = rule(members, own, known, count)
     return _among(name, chosen, candidates, count)
@@ -220,8 +152,8 @@ def _among(name: str, chosen: Any, candidates: Queries, count: int) -> Queries:
     with faults_as_user_errors(
         f"query rule {name} must return Queries, some of its candidates, not {value_text(chosen)}"
     ):
-        hashes = _hashes(chosen)
-    rows = {pair: row for row, pair in reversed([*enumerate(_hashes(candidates))])}
+        hashes = pair_hashes(chosen)
+    rows = {pair: row for row, pair in reversed([*enumerate(pair_hashes(candidates))])}
     if not set(hashes) <= rows.keys():
         raise UserError(f"query rule {name}: it must choose among its candidates, and has returned other pairs")
     if not 0 < len(hashes) <= count or len(set(hashes)) < len(hashes):

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.envs import episodes, registry
+from rlhf_bilevel.envs import episodes, registration
 from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED, NotFiniteError, space_problem
-from rlhf_bilevel.envs.registry import entry_names, make, resolve
+from rlhf_bilevel.envs.registration import entry_names, make, resolve
 from rlhf_bilevel.errors import UserError
 
 FAMILIES = [
@@ -200,7 +200,7 @@ def test_bad_arguments_are_refused() -> None:
 def test_resolving_loads_no_simulator_and_training_no_opengl() -> None:
     program = """
 import os, sys
-from rlhf_bilevel.envs.registry import make, resolve
+from rlhf_bilevel.envs.registration import make, resolve
 resolve("walker_walk"), resolve("door-open-v3")
 assert not {"torch", "mujoco", "dm_control", "metaworld"} & set(sys.modules)
 before = dict(os.environ)
@@ -316,7 +316,7 @@ def test_an_environment_whose_library_is_missing_is_refused_in_one_line(
     [
         (lambda: 3, "must inherit from the gymnasium.Env class"),
         (lambda goal: None, "missing 1 required positional argument: 'goal'"),
-        ("tests.envs.test_registry:Nothing", "has no attribute 'Nothing'"),
+        ("tests.envs.test_registration:Nothing", "has no attribute 'Nothing'"),
         ("no_such_module:Nothing", "No module named 'no_such_module'"),
     ],
 )
@@ -334,7 +334,7 @@ def test_what_is_registered_and_makes_no_environment_is_refused_in_one_line(
 def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Buggy-v0", entry_point=partial(fails, error))
     monkeypatch.setitem(gymnasium.registry, "Buggy-v0", spec)
-    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_registry.py, line \d+") as caught:
+    with pytest.raises(UserError, match=rf"{error.__name__}: .*test_registration.py, line \d+") as caught:
         make("Buggy-v0", 0)
     assert isinstance(caught.value.__cause__, error)
 
@@ -342,7 +342,7 @@ def test_a_bug_in_its_own_code_is_told_with_its_place(error: type[Exception], mo
 def test_names_are_not_taken_from_an_attribute_of_the_users() -> None:
     env = make("Counter-v0", 0)
     env.unwrapped.names = ["x", "v", "push"]  # type: ignore[attr-defined]
-    assert registry.entry_names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
+    assert registration.entry_names(env) == ["obs[0]", "obs[1]", "act[0]", "act[1]"]
 
 
 class Pole(gymnasium.Env):
