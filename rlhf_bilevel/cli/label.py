@@ -45,9 +45,14 @@ EXAMPLES = (
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("dir", type=Path, metavar="DIR", help="of a run with --teacher human")
-    sub.add_argument("--question", default="Which one is better?", help="what people are asked")
     sub.add_argument(
-        "--guidelines", type=Path, metavar="FILE.md", help="what to judge by: shown at the first visit, and in the help"
+        "--question", help="what people are asked (default: as before, and at first 'Which one is better?')"
+    )
+    sub.add_argument(
+        "--guidelines",
+        type=Path,
+        metavar="FILE.md",
+        help="what to judge by: shown at the first visit, and in the help (default: as before)",
     )
     sub.add_argument(
         "--labeller", action="append", default=[], metavar="NAME", help="gets a link; repeatable (default: human)"
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> Work:
     """
     from rlhf_bilevel.human import guidelines
     from rlhf_bilevel.human.clips.assets import static_files
+    from rlhf_bilevel.human.page_text import page_text
     from rlhf_bilevel.human.server import Invitations, create_app
     from rlhf_bilevel.human.store import LabelStore
 
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> Work:
     people = people or [(DEFAULT_NAME, "owner")]
     check(args, [name for name, _ in people])
     files = static_files()
-    guidelines_html = guidelines.html(args.guidelines) if args.guidelines else ""
+    guidelines_text = guidelines.read(args.guidelines) if args.guidelines else None
     open_store, imported = partial(LabelStore.of, args.dir, args.trust, args.labels_db), None
     if args.import_file and is_run(args.dir):  # read before anything is written
         from rlhf_bilevel.data.preference_dataset import Dataset
@@ -101,6 +107,7 @@ def run(args: argparse.Namespace) -> Work:
         if imported is not None:
             import_answers(store, imported, args.import_file)
             return
+        text = page_text(RunFolder(args.dir), args.question, guidelines_text)
         listener = listen(args.host, args.port)
         port = listener.getsockname()[1]
         base_url = args.url.rstrip("/") if args.url else f"http://{in_url(public_name(args.host))}:{port}"
@@ -109,8 +116,8 @@ def run(args: argparse.Namespace) -> Work:
         app = create_app(
             store,
             invitations,
-            question=args.question,
-            guidelines=guidelines_html,
+            question=text.question,
+            guidelines=guidelines.html(text.guidelines),
             hosts=hosts,
             origins=origins,
             files=files,
@@ -206,6 +213,8 @@ def check(args: argparse.Namespace, people: list[str]) -> None:
     for option, share in (("--repeats", args.repeats), ("--gold", args.gold)):
         if not 0 <= share <= 0.5:
             raise UserError(f"{option} {share:g}: a share from 0 to 0.5")
+    if args.question is not None and not 0 < len(args.question.strip()) <= 1000:
+        raise UserError(f"--question {args.question[:60]!r}: it must have 1 to 1,000 letters")
     for name in people:
         if people.count(name) > 1:
             raise UserError(f"labeller {name!r} is named twice")

@@ -88,6 +88,7 @@ class RunFolder:
         self.sums = path / SUMS  # checksums of the files above; written last
         self.book = path / "book.sqlite"  # queries to people and their answers
         self.run_id = path / "run_id"  # the run's name in the book
+        self.label_page = path / "label_page.json"  # the question and the guidelines of the label page
         self.requests = path / "teacher.jsonl"  # every request to a teacher by HTTP, and its answer
         self.clips = path / "clips"  # a folder: the clips that people see
         self.lock_file = path / ".lock"

@@ -11,10 +11,9 @@ from rlhf_bilevel.errors import UserError
 MAX_BYTES = 2**16
 
 
-def html(path: Path) -> str:
-    """The text of the file ``path`` as HTML.
+def read(path: Path) -> str:
+    """The text of the file ``path``.
 
-    Paragraphs, lists and emphasis are kept. Everything else, HTML and links included, is escaped to plain text.
     UserError if the file cannot be read, is not UTF-8, is empty, or has more than MAX_BYTES bytes.
     """
     try:
@@ -26,4 +25,9 @@ def html(path: Path) -> str:
         raise UserError(f"--guidelines {path}: the file is not text in UTF-8") from None
     if not text.strip() or len(data) > MAX_BYTES:
         raise UserError(f"--guidelines {path}: the text must have 1 to {MAX_BYTES:,} bytes, not {len(data):,}")
+    return text
+
+
+def html(text: str) -> str:
+    """The text as HTML: paragraphs, lists and emphasis. All else, HTML and links included, is escaped to plain text."""
     return MarkdownIt("zero").enable(["list", "emphasis"]).render(text)

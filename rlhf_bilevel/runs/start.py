@@ -262,6 +262,8 @@ def select(
             check_vacant(spec.out)
         write(folder.selecting, asked_for)
         folder.write_config(config_record(spec, parts, config))
+        if source.label_page.is_file():  # people are asked the same
+            write(folder.label_page, read(source.label_page, JSON_LIMIT))
         with closing(LabelLog(folder.labels)) as log:
             try:
                 chosen = choose(recorded=lambda teacher: RecordedTeacher(teacher, log))

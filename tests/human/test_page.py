@@ -873,7 +873,7 @@ def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_p
     file = tmp_path / "rules.md"
     for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
         file.write_text(text)
-        with served(tmp_path, 1 if opens else 0, guidelines=html(file) if text else "") as server:
+        with served(tmp_path, 1 if opens else 0, guidelines=html(text)) as server:
             page = visit.open(server.link())
             assert page.locator("#help").is_visible() == opens
             if not opens:

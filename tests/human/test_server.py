@@ -20,10 +20,12 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from rlhf_bilevel.cli.label import returns_of, wait
-from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.data.run_folder import RunFolder
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.addresses import exposure_warning, listen, names
-from rlhf_bilevel.human.guidelines import html
+from rlhf_bilevel.human.guidelines import html, read
 from rlhf_bilevel.human.overview import recent_returns, when_next_pairs
+from rlhf_bilevel.human.page_text import PageText, page_text
 from rlhf_bilevel.human.records import Pending, Status
 from rlhf_bilevel.human.security import BODY_LIMIT, LimitedHTTP, SecurityMiddleware
 from rlhf_bilevel.human.server import Invitations, create_app
@@ -373,12 +375,26 @@ def test_no_path_leads_to_a_file(shared: Site, path: str) -> None:
 def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_path: Path) -> None:
     file = tmp_path / "rules.md"
     file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
-    told = html(file)
+    told = html(read(file))
     assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
     assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
     file.write_bytes(b"\xff")
     with pytest.raises(UserError, match="not text in UTF-8"):
-        html(file)
+        read(file)
+
+
+def test_the_next_page_of_a_run_asks_the_same_and_so_does_the_selection_among_its_policies(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert page_text(run) == PageText() and not run.label_page.exists()
+    text = "# Feet\n" + "\U0001f600" * 16_000  # the most that guidelines may have
+    page_text(run, "Which one is slower?", text)
+    page_text(run, guidelines=None)
+    assert page_text(run) == PageText(question="Which one is slower?", guidelines=text)
+    assert page_text(run, guidelines="Other") == PageText(question="Which one is slower?", guidelines="Other")
+    for content, told in (('{"question": ""}', "question: "), ("{", "damaged"), ('{"answer": "x"}', "answer: ")):
+        run.label_page.write_text(content)
+        with pytest.raises(CorruptFileError, match=told):
+            page_text(run)
 
 
 def test_names_and_questions_are_text(tmp_path: Path) -> None:
@@ -560,8 +576,8 @@ def test_it_waits_for_a_run_that_is_not_made_yet_and_makes_nothing_there(
     assert seen == [set() if empty else None, set(), {".lock"}, {".lock", "config.yaml.tmp"}] and len(steps) == 1
     told = capsys.readouterr()
     assert told.err.startswith(f"{folder}: there is no run yet")
-    assert f"--teacher human --out {folder}; " in told.err and told.err.count("\n") == 1 and not told.out
-    assert told.err.endswith(f"a run is {tmp_path / 'walked'}\n")
+    assert f"--teacher human --out {folder}\n" in told.err and f"a run is {tmp_path / 'walked'}. " in told.err
+    assert told.err.endswith(f"  rlhf-bilevel select RUN --teacher human --out {folder}\n") and not told.out
 
 
 def test_what_turns_out_to_be_no_run_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

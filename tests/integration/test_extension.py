@@ -303,7 +303,7 @@ def test_what_is_wrong_with_a_module_or_its_object_is_told_in_one_line(
         ("--teacher oracel", "unknown teacher 'oracel'; did you mean 'oracle'?"),
         ("--set teacher_object=x", "no teacher has that name"),
         ("--teacher broken.holds:FUNCTION --set teacher_replay=x", "teacher_replay and teacher_object are 2 teachers"),
-        ("--set query=broken.holds:FUNCTION", "it must take (members, candidates, asked, count): too many"),
+        ("--set query=broken.holds:FUNCTION", "it must take (members, candidates, labelled, count): too many"),
         ("--set reward_form=broken.holds:CLASS", "it is the class CLASS, and must be a subclass of RewardEnsemble"),
         ("--algorithm broken.holds:CLASS", "no algorithm of SB3, and no types.Learner: no act"),
     ],

@@ -41,7 +41,7 @@ def test_an_option_without_a_meaning_fails_the_build() -> None:
 def test_the_command_lines_page_has_every_command_and_its_options() -> None:
     text = reference.command_line()
     assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == list(COMMANDS)
-    assert "| `--keep-every STEPS` | 0 | keep a checkpoint every so many steps, for fork; 0: none |" in text
+    assert "| `--keep-every STEPS` | 0 | keep a checkpoint every so many steps, for watch and fork; 0: none |" in text
     assert "| `--env ENV` | required | such as Pendulum-v1, dm_control/walker-walk-v0" in text
 
 

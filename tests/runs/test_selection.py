@@ -17,6 +17,7 @@ from rlhf_bilevel.data.label_log import read_sessions
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
+from rlhf_bilevel.human.page_text import page_text
 from rlhf_bilevel.runs import selection
 from rlhf_bilevel.types import Preferences, Queries
 from tests.cli.test_cli import fails
@@ -85,6 +86,7 @@ def test_a_run_that_is_stopped_keeps_its_last_policy(tmp_path: Path) -> None:
 
 
 def test_a_collapsed_run_is_rolled_back_and_stays_as_it_is(tmp_path: Path, collapsed: Path) -> None:
+    RunFolder(collapsed).label_page.write_text('{"question": "Which one is nearer?"}')
     before = snapshot(collapsed)
     agent = Agent.load(collapsed)
     last = agent.evaluate(5).returns.mean()
@@ -95,6 +97,7 @@ def test_a_collapsed_run_is_rolled_back_and_stays_as_it_is(tmp_path: Path, colla
     for folder in ("new", "saved"):
         assert (Agent.load(tmp_path / folder).evaluate(5).returns == agent.evaluate(5).returns).all()
     assert labels_of(tmp_path / "new") == chosen.labels
+    assert page_text(RunFolder(tmp_path / "new")).question == "Which one is nearer?"  # people are asked the same
     told = json.loads((tmp_path / "new" / "selection.json").read_text())
     assert told == chosen.record() and told["chosen"] == GOOD
     assert sum(match["wins"] + match["losses"] + match["ties"] for match in told["matches"]) == told["labels"]
