@@ -184,13 +184,13 @@ def create_app(
 
         A long evaluation or update of the reward is silent, and so is training that was killed.
         """
-        if ended():
-            return "ended"
         status = store.status()
+        if ended() or (status and status.ended):
+            return "ended"
         silence = clock() - status.updated_at if status else 0.0
         if status is None or status.stopped or silence > AWAY_SECONDS:
             return "away"
-        if silence > SILENT_SECONDS:
+        if silence > SILENT_SECONDS and not status.policies:  # a selection is silent while it makes a pair
             return "silent"
         return "waiting" if status.waiting else "on"
 
@@ -306,7 +306,7 @@ def create_app(
     def status(me: Me) -> dict[str, Any]:
         training, state = store.status(), training_state()
         told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
-        if run and training and me.role in SEE_ALL:
+        if run and training and me.role in SEE_ALL and (state == "ended" or not training.policies):
             told["command"] = f"rlhf-bilevel {'resume' if state == 'away' else 'watch'} {shlex.quote(run)}"
         return store.progress(me)._asdict() | {"training": {"state": state} | told}
 

@@ -341,12 +341,14 @@ class LabelStore:
             mine = c.scalar(answer_count.where(choices.c.labeller == labeller.id)) or 0
             total = c.scalar(answer_count.where(of_run)) or 0
             open_counts = assignment.open_counts(c, self.run, labeller.id, self._clock())
+            joined = select(func.count(labellers.c.id.distinct())).join(tokens).where(labellers.c.run == self.run)
+            people = c.scalar(joined) or 0
             can_undo = answers.undoable(c, labeller.id, lock=False) is not None
         status, pending = self.status(), self.pending()
         needed = status.needed if status else 0
         if status and status.spare is not None:  # training counts once a second: answers have come since
             needed = max(0, pending.missing - status.spare)
-        return Progress(mine, total, pending.asked, *open_counts, needed, can_undo)
+        return Progress(mine, total, pending.asked, *open_counts, people, needed, can_undo)
 
     # Everything that is stored
 

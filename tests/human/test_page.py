@@ -455,12 +455,15 @@ OPEN = {
     "judged": (1, "1 pair that you answered waits for another person’s answer, too."),
     "skipped": (1, "You skipped 1 pair: another person can judge it, or you look again."),
 }
-ANSWERED = {
-    "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
-    "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
-    "silent": "All pairs that were asked are answered. If training is only busy, it asks again later.",
-    "away": "All pairs that were asked are answered. Training is not running: "
-    "the next pair comes up here by itself once it runs again.",
+ALONE = "You skipped 1 pair: you can look at it again."
+LATER = "The next pair comes up here by itself; you can leave this page open."
+COMES = {
+    "on": f"Training goes on, and asks again in about 2 minutes. {LATER}",
+    "waiting": f"Training waits for 1 more answer. {LATER}",
+    "silent": f"If training is only busy, it asks again later. {LATER}",
+    "away": "Training is not running: the next pair comes up here by itself once it runs again. "
+    "It runs again with: rlhf-bilevel resume runs/walker",
+    "unheard": "Training is not running: the next pair comes up here by itself once it runs again.",
 }
 NOT_ASKED = {
     "unheard": "Training has not begun yet. It comes up here by itself once training asks.",
@@ -483,47 +486,74 @@ def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path,
 def fits_together(page: Page) -> None:
     told = dict[str, Any]()
     page.route("**/api/status", lambda route: route.fulfill(json=told))
-    zero = {
-        "mine": 3,
-        "total": 4,
-        "asked": 7,
-        "open": 0,
-        "skipped": 0,
-        "judged": 0,
-        "taken": 0,
-        "needed": 0,
-        "can_undo": False,
-    }
-    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
-    later = "The next pair comes up here by itself; you can leave this page open."
+    zero = dict.fromkeys(("open", "skipped", "judged", "taken", "needed"), 0)
+    zero |= {"mine": 3, "total": 4, "asked": 7, "people": 2, "can_undo": False}
+    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns.", "next_pairs": 125.0}
+    heard |= {"command": "rlhf-bilevel resume runs/walker"}
+    reasons = [*chain.from_iterable(combinations(OPEN, count) for count in range(4)), ("alone",)]
     for training, (usual, more) in TRAINING.items():
         state = {"unheard": "away", "has all": "on"}.get(training, training)
         known = {} if training == "unheard" else heard | ({"labels": 8} if training == "has all" else {})
-        for why in chain.from_iterable(combinations(OPEN, count) for count in range(4)):
-            counts = {name: OPEN[name][0] for name in why}
+        if training in DONE:
+            known.pop("command")
+        for why in reasons:
+            counts = {"skipped": 1} if why == ("alone",) else {name: OPEN[name][0] for name in why}
             told.update(zero | counts | {"open": sum(counts.values()), "training": {"state": state} | known} | more)
-            sentence, heading = usual, "No pair is left for you now"
-            text = " ".join([*(OPEN[name][1] for name in why), later])
-            if training == "on" and not why:  # what is needed has not been asked yet
+            told["people"] = 1 if why == ("alone",) else 2
+            sentence, comes = usual, COMES.get(training, "")
+            if training == "on" and why in ((), ("alone",)):  # nobody can give what is needed: it was not asked yet
                 sentence = "Training goes on, step 5 of 9: it learns."
             if training == "waiting" and not why:
                 told["needed"] = 0
                 sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."
+                comes = f"Training goes on in a moment. {LATER}"
             if training == "unheard":
                 told["asked"] = len(why)
             if training == "ended" and why:
                 sentence += " More answers are kept, but it does not use them."
-            if not why:
-                heading = "The first pair is not here yet" if training == "unheard" else "Nothing to label now"
-                text = NOT_ASKED.get(training, "") if training == "unheard" else ANSWERED.get(training, "")
-                text += f" {later}" if state != "away" else ""
+            heading = "No pair is left for you now" if {*why} & {"taken", "judged"} else "Nothing to label now"
+            told_why = [ALONE] if why == ("alone",) else [OPEN[name][1] for name in why]
+            if heading == "Nothing to label now":
+                told_why.insert(0, f"All {'other pairs' if why else 'pairs that were asked'} are answered.")
+            text = " ".join([*told_why, comes])
+            if training == "unheard" and not why:
+                heading, text = "The first pair is not here yet", NOT_ASKED["unheard"]
             if training in DONE:
                 heading, text = "All done", DONE[training]
             page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
             expect(page.locator("#doing")).to_have_text(sentence)
             expect(page.locator("#pause-heading")).to_have_text(heading)
             expect(page.locator("#pause-text")).to_have_text(text)
-            assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
+            skipped = {*why} & {"skipped", "alone"}
+            assert page.locator("#unskip").is_visible() == (bool(skipped) and training not in DONE)
+
+
+@pytest.mark.slow
+def test_who_chooses_among_policies_is_told_so_and_nothing_of_training(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1, run="runs/chosen") as server:
+        status = Status(50, 5000, 3, 8, True, 1, "it waits", spare=0, policies=4)
+        server.store.set_status(status)
+        page = visit.open(server.link(role="owner"))
+        doing, used = page.locator("#doing"), page.locator("#used")
+        heading, text = page.locator("#pause-heading"), page.locator("#pause-text")
+        choice = "You choose among 4 policies: which of these behaviours is better?"
+        expect(doing).to_have_text(choice)
+        expect(used).to_have_text("3 of at most 8 answers used")
+        visit.press("ArrowLeft")
+        server.store.set_status(replace(status, labels=4, waiting=False, needed=0))
+        expect(heading).to_have_text("The next pair is being made")
+        expect(text).to_have_text(f"Two policies play an episode each, which takes some seconds. {LATER}")
+        server.store.set_status(replace(status, stopped=True))
+        expect(doing).to_have_text(f"{choice} The selection is not running now. Answers are kept for it.")
+        expect(text).to_contain_text("once the same rlhf-bilevel select command runs again.")
+        server.store.set_status(replace(status, labels=6, stopped=True, ended=True))
+        expect(heading).to_have_text("All done")
+        expect(doing).to_have_text("You chose among 4 policies.")
+        expect(text).to_have_text(
+            "The agent now acts by the policy that was preferred. Thank you. "
+            "To see the agent: rlhf-bilevel watch runs/chosen"
+        )
+        assert page.evaluate("(bar => bar.value / bar.max)(document.getElementById('bar'))") == 1
 
 
 @pytest.mark.slow
@@ -581,14 +611,15 @@ def test_the_page_says_what_the_reward_has_understood_and_its_owner_what_to_type
     with served(tmp_path, 0, run="runs/walker") as server:
         page = visit.open(server.link(role="owner"), state="empty")
         text, status = page.locator("#pause-text"), Status(60, 100, 20, 40, False, 0, "it trains.")
-        server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=10))
-        expect(page.locator("#used")).to_have_text("20 of 40 labels used; it predicted 75 % of the last 10")
+        server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=12))
+        predicted = "the reward predicted 9 of the last 12 (ties left out)"
+        expect(page.locator("#used")).to_have_text(f"20 of 40 labels used; {predicted}")
         server.store.set_status(replace(status, stopped=True))
         expect(text).to_contain_text("rlhf-bilevel resume runs/walker")
         server.store.set_status(replace(status, labels=40))
         expect(text).to_have_text(
             "Training has all the labels that it asked for. Thank you. "
-            "It practises until its last step. To see the agent then: rlhf-bilevel watch runs/walker"
+            "It goes on without new labels until its last step. To see the agent then: rlhf-bilevel watch runs/walker"
         )
 
 

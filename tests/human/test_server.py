@@ -261,6 +261,17 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
         assert state() == "away"  # at once
         ended[0] = True
         assert state() == "ended"
+        ended[0] = False
+        selection = Status(0, 100, 8, 20, False, 0, "it makes a pair", policies=3)
+        store.set_status(selection)
+        now[0] += 30
+        assert state() == "on"  # it is silent while it plays episodes
+        now[0] += 31
+        assert state() == "away"
+        store.set_status(replace(selection, stopped=True))
+        assert state() == "away"
+        store.set_status(replace(selection, stopped=True, ended=True))
+        assert state() == "ended"  # before the chosen policy is written
 
 
 def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,10 +653,15 @@ def test_the_owner_alone_is_told_what_to_type_next(tmp_path: Path) -> None:
         site = Site(store, run="runs/a walker")
         ada, owner = site.joined("ada"), site.joined("olga", "owner")
         assert "command" not in owner.get("/api/status").json()["training"]  # nothing has been trained that could go on
+        status = Status(60, 100, 8, 20, False, 0, "it trains")
         for stopped, command in ((True, "resume"), (False, "watch")):
-            store.set_status(Status(60, 100, 8, 20, False, 0, "it trains", stopped=stopped))
+            store.set_status(replace(status, stopped=stopped))
             assert owner.get("/api/status").json()["training"]["command"] == f"rlhf-bilevel {command} 'runs/a walker'"
             assert "command" not in ada.get("/api/status").json()["training"]
+        store.set_status(replace(status, stopped=True, policies=3))  # resume cannot go on with a selection
+        assert "command" not in owner.get("/api/status").json()["training"]
+        store.set_status(replace(status, stopped=True, policies=3, ended=True))
+        assert owner.get("/api/status").json()["training"]["command"] == "rlhf-bilevel watch 'runs/a walker'"
 
 
 def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ function tell(status) {
   byId("total").textContent = number(total);
   byId("used").textContent = used(training);
   bar.hidden = !wanted;
-  bar.max = wanted || 1;
+  bar.max = (training.policies && training.state === "ended" ? labels : wanted) || 1; // a selection may need fewer
   bar.value = labels;
   if (connection.isThere) tellTraining(training.state, sentence(status));
 }
