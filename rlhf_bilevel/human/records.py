@@ -126,7 +126,7 @@ class Past(NamedTuple):
     right: str
     note: str
     answered_at: float
-    can_change: bool  # False once training has used it
+    can_change: bool  # False once it is final
 
 
 class Undone(NamedTuple):
@@ -147,6 +147,7 @@ class Chosen(NamedTuple):
     shown_at: float | None
     answered_at: float
     note: str = ""
+    final: bool = True  # see ``answers.is_final``
 
 
 @dataclass(frozen=True)

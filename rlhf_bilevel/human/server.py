@@ -172,7 +172,7 @@ def create_app(
         """The report on all people, or on ``me`` alone; its flags have names."""
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
-        content = report(store).model_dump()
+        content = report(store, hide_new_checks=not is_over()).model_dump()
         content["alone"] = len(content["labellers"]) < 2
         if me.role not in SEE_ALL:
             content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
@@ -193,6 +193,11 @@ def create_app(
         if silence > SILENT_SECONDS and not status.policies:  # a selection is silent while it makes a pair
             return "silent"
         return "waiting" if status.waiting else "on"
+
+    def is_over() -> bool:
+        """Whether training uses no more answers."""
+        status = store.status()
+        return training_state() == "ended" or (status is not None and 0 < status.wanted <= status.labels)
 
     Me = Annotated[Any, Depends(signed_in)]
 
@@ -288,7 +293,7 @@ def create_app(
 
     @app.post("/api/undo")
     def undo(me: Me, sent: Undo) -> dict[str, str]:
-        undone = store.undo(me, sent.key)
+        undone = None if is_over() else store.undo(me, sent.key)
         if undone is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
         return {"query": undone.query_id, "note": undone.note}
@@ -296,7 +301,9 @@ def create_app(
     @app.get("/api/history")
     def history(me: Me) -> dict[str, Any]:
         """The reply does not say for which purpose a pair was shown."""
-        return {"choices": [past._asdict() for past in store.history(me, HISTORY)]}
+        over = is_over()
+        listed = [past._replace(can_change=past.can_change and not over) for past in store.history(me, HISTORY)]
+        return {"choices": [past._asdict() for past in listed], "over": over}
 
     @app.post("/api/unskip")
     def unskip(me: Me, empty: Empty) -> dict[str, int]:
@@ -308,7 +315,9 @@ def create_app(
         told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
         if run and training and me.role in SEE_ALL and (state == "ended" or not training.policies):
             told["command"] = f"rlhf-bilevel {'resume' if state == 'away' else 'watch'} {shlex.quote(run)}"
-        return store.progress(me)._asdict() | {"training": {"state": state} | told}
+        progress = store.progress(me)
+        progress = progress._replace(can_undo=progress.can_undo and not is_over())
+        return progress._asdict() | {"training": {"state": state} | told}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:
         data = find(name) if name.isprintable() else None  # PostgreSQL refuses some names that are not printable

@@ -207,7 +207,7 @@ class LabelStore:
         A session that collects again gets the same labels first, and then those that have come since.
         """
         with self._write() as c:
-            return questions.collect(c, self.run, session, limit)
+            return questions.collect(c, self.run, session, limit, self._clock())
 
     # People answer
 
@@ -301,8 +301,8 @@ class LabelStore:
     def undo(self, labeller: Labeller, key: str | None = None) -> Undone | None:
         """Takes back a choice of the labeller, for any purpose, and puts its pair before them again.
 
-        It is the choice that came with ``key``, or else their last one. None if there is no such choice, or if training
-        has used it.
+        It is the choice that came with ``key``, or else their last one. None if there is no such choice, or if it is
+        final (``Chosen.final``).
         """
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
@@ -365,13 +365,14 @@ class LabelStore:
 
     def all_chosen(self) -> list[Chosen]:
         """All choices that were not taken back, for every purpose, in the order in which they came."""
-        columns = choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at", "note"]
-        rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers)
+        columns: list[Any] = [*choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at", "note"]]
+        columns += [answers.is_final()]
+        rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers).join(queries)
         with self._read() as c:
             ordered = c.execute(rows.where(labellers.c.run == self.run, LIVE).order_by(choices.c.id))
             return [
-                Chosen(query, Labeller(*labeller), purpose, choice, left_is_first, shown_at, answered_at, note or "")
-                for query, *labeller, purpose, choice, left_is_first, shown_at, answered_at, note in ordered
+                Chosen(query, Labeller(*who), purpose, choice, left_is_first, shown_at, answered_at, note or "", final)
+                for query, *who, purpose, choice, left_is_first, shown_at, answered_at, note, final in ordered
             ]
 
     # Transactions

@@ -246,14 +246,28 @@ def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: 
     audit(page)
     items.last.get_by_role("button").click()
     page.wait_for_function(f"first => {SHOWN} === first", arg=first)
-    expect(page.locator("#notice")).to_contain_text("judge this pair again")
+    expect(page.locator("#notice")).to_contain_text("You had answered: Left is better. Judge this pair again")
+    keep = page.get_by_role("button", name="Keep: left is better")
+    keep.click()
+    visit.sent()
+    assert chosen(server.store)[first].choice == "left"
+    expect(keep).to_be_hidden()
+    page.keyboard.press("h")
+    page.locator("#history-list li", has_text="Left is better").get_by_role("button").click()
+    page.wait_for_function(f"first => {SHOWN} === first", arg=first)
     visit.press("ArrowRight")
+    expect(keep).to_be_hidden()
     visit.sent()
     assert chosen(server.store)[first].choice == "right"
     server.store.collect(0, 9)
     page.click("#history-button")
     expect(items.first).to_contain_text("used by training")
     assert page.locator("#history-list button").count() == 0
+    page.keyboard.press("Escape")
+    server.store.set_status(Status(60, 100, 8, 8, False, 0, "it trains"))
+    page.keyboard.press("h")
+    expect(page.locator("#history-text")).to_contain_text("cannot be changed any more")
+    assert "used" not in str(items.first.text_content())  # checks are not, and would be found by it
 
 
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:

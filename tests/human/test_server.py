@@ -162,12 +162,35 @@ def test_an_answer_of_the_history_is_taken_back_by_its_key(site: Site) -> None:
     assert (newest["choice"], newest["note"], newest["can_change"]) == ("both_bad", "note 1", True)
     for past, pair in ((newest, second), (oldest, first)):
         assert (past["left"], past["right"]) == (pair["left"], pair["right"])
-    assert "purpose" not in newest and site.joined("ada").get("/api/history").json() == {"choices": []}
+    assert "purpose" not in newest and site.joined("ada").get("/api/history").json()["choices"] == []
     assert site.joined("ada").post("/api/undo", json={"key": oldest["key"]}).status_code == 404
     undone = browser.post("/api/undo", json={"key": oldest["key"]}).json()
     assert undone == {"query": first["query"], "note": "note 0"}
     assert [chosen.query_id for chosen in site.store.all_chosen()] == [second["query"]]
     assert browser.post("/api/undo", json={"key": oldest["key"]}).status_code == 404
+
+
+def test_once_training_is_over_no_answer_can_be_changed(tmp_path: Path) -> None:
+    """Neither those that training never used, nor checks, which would be found by it."""
+    ended = [False]
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        ask(store, 3)
+        browser = Site(store, ended=lambda: ended[0]).joined()
+
+        def changeable() -> tuple[bool, ...]:
+            history = browser.get("/api/history").json()
+            return history["over"], history["choices"][0]["can_change"], browser.get("/api/status").json()["can_undo"]
+
+        for number, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):
+            browser.post("/api/answers", json=answer(pair, key=f"{number}{KEY}"))
+        assert changeable() == (False, True, True)
+        store.set_status(Status(60, 100, 8, 8, False, 0, "it trains"))  # with all its labels
+        assert changeable() == (True, False, False) and browser.post("/api/undo", json={}).status_code == 404
+        store.set_status(Status(60, 100, 7, 8, False, 0, "it trains"))
+        ended[0] = True
+        assert changeable() == (True, False, False) and browser.post("/api/undo", json={}).status_code == 404
+        ended[0] = False
+        assert browser.post("/api/undo", json={}).status_code == 200
 
 
 def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:

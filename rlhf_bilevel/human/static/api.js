@@ -118,8 +118,8 @@ export const sendAnswer = (answer) => tracked("/api/answers", answer);
 /** Takes back the answer that was sent with `key`, or else the last one. @param {string} [key] @returns {Promise<{query: string, note: string}>} */
 export const takeBack = (key) => tracked("/api/undo", key ? { key } : {});
 
-/** The last answers of this labeller, newest first. @returns {Promise<Past[]>} */
-export const getHistory = async () => (await tracked("/api/history")).choices;
+/** The last answers of this labeller, newest first, and whether training uses no more. @returns {Promise<{choices: Past[], over: boolean}>} */
+export const getHistory = () => tracked("/api/history");
 
 /** Makes the server show again what this labeller skipped and nobody else has answered. */
 export const showSkippedAgain = () => tracked("/api/unskip", {});
