@@ -83,10 +83,14 @@ class Visit:
     def open(self, link: str, state: str = "pair") -> Page:
         self.page.goto(link)
         self.page.wait_for_selector(f"body[data-state={state}]")
+        if state == "pair":
+            looked(self.page)
         return self.page
 
     def press(self, key: str) -> None:
         """And waits until another pair, or none, is shown."""
+        if self.page.evaluate("document.body.dataset.state") == "pair":
+            looked(self.page)
         before = self.page.evaluate(SHOWN)
         self.page.keyboard.press(key)
         over = f"before => document.body.dataset.state === 'empty' || ({SHOWN} && {SHOWN} !== before)"
@@ -95,6 +99,11 @@ class Visit:
     def sent(self) -> None:
         """Waits until no answer is waiting in the browser."""
         self.page.wait_for_function("() => !Object.keys(localStorage).some((key) => key.startsWith('answer:'))")
+
+
+def looked(page: Page) -> None:
+    """Waits until the pair was there long enough to be answered."""
+    page.wait_for_selector("body[data-answerable]")
 
 
 @pytest.fixture
@@ -144,9 +153,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     page = visit.open(server.link())
     given = {}
     for choice in KEYS:
+        looked(page)
         query = given[choice] = page.evaluate(SHOWN)
         page.click(f"[data-choice={choice}]")
         page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    looked(page)
     query = given["held"] = page.evaluate(SHOWN)
     page.keyboard.down("ArrowLeft")
     page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
@@ -156,7 +167,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     visit.sent()
     stored = {query: choice.choice for query, choice in chosen(server.store).items()}
     assert stored == {given[choice]: choice for choice in KEYS} | {given["held"]: "left"}
+    looked(page)
+    query = page.evaluate(SHOWN)
     page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
+    page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    looked(page)
     page.keyboard.press(" ")
     expect(page.locator("#play-word")).to_have_text("Play")
 
@@ -270,6 +285,32 @@ def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: 
     assert "used" not in str(items.first.text_content())  # checks are not, and would be found by it
 
 
+def test_the_second_of_two_quick_presses_answers_no_pair_that_nobody_saw(server: Served, visit: Visit) -> None:
+    """However fast the machine is: no answer comes sooner after its pair than a person can look."""
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    for number in range(3):
+        looked(page)
+        if number:
+            page.keyboard.press("ArrowLeft")
+            page.keyboard.press("ArrowLeft")
+        else:
+            page.dblclick("[data-choice=left]")
+    visit.sent()
+    looks = [choice.answered_at - choice.shown_at for choice in server.store.all_chosen() if choice.shown_at]
+    assert 3 <= len(looks) <= 6 and min(looks) > 0.29
+
+
+def test_a_new_pair_plays_also_where_the_one_before_was_paused(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.keyboard.press(" ")
+    expect(page.locator("#play-word")).to_have_text("Play")
+    visit.press("ArrowLeft")
+    expect(page.locator("#play-word")).to_have_text("Pause")
+    moved = "before => document.getElementById('position').textContent !== before"
+    page.wait_for_function(moved, arg=page.locator("#position").text_content())
+
+
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     page.wait_for_selector(READY, state="attached")
@@ -352,10 +393,10 @@ def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, v
     page = visit.open(server.link())
     page.route("**/api/answers", lambda route: route.abort())
     given = []
-    for _ in range(3):
+    for number in range(3):
         given.append(page.evaluate(SHOWN))
         visit.press("ArrowLeft")
-    expect(page.locator("#notice")).to_contain_text("No connection")
+        expect(page.locator("#doing")).to_contain_text(f"{number + 1} answer{'s' * (number > 0)} not sent yet")
     page.reload()
     page.wait_for_selector("body[data-state=pair]")
     assert page.evaluate(SHOWN) not in given  # they are answered, though the server does not know it yet
@@ -394,6 +435,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
             visit.press("ArrowLeft")
             expect(page.locator("#notice")).to_contain_text("No connection")
             process.wait()
+            looked(page)
             given.append(page.evaluate(SHOWN))
             page.keyboard.press("ArrowLeft")  # nobody is there
             assert [choice.query_id for choice in store.all_chosen()] == given[:1]
@@ -441,14 +483,20 @@ def test_without_a_connection_the_page_says_so_in_place_of_what_training_does(tm
         page.route("**/api/**", lambda route: route.abort())
         expect(training).to_have_attribute("data-state", "unknown")
         expect(doing).to_have_text(lost)
-        page.keyboard.press("ArrowLeft")  # which counts one answer more
+        page.keyboard.press("ArrowLeft")
         expect(page.locator("#pause-heading")).to_have_text("No connection")
-        expect(doing).to_have_text(lost)
+        unsent = "1 answer not sent yet: keep this page open. It is sent once the server is back."
+        expect(doing).to_have_text(f"{lost} {unsent}")
+        expect(page.locator("#notice")).to_have_text(f"Left is better. {unsent}")
+        expect(page.locator("#pause-text")).to_contain_text(unsent)
+        expect(page.locator("#mine")).to_have_text("0")  # it is not stored yet
         page.unroute("**/api/**")
         expect(training).to_have_attribute("data-state", "on")
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        expect(page.locator("#mine")).to_have_text("1")
         page.route("**/api/**", lambda route: route.abort())
         expect(page.locator("#pause-heading")).to_have_text("No connection")
+        expect(doing).to_have_text(lost)
         page.unroute("**/api/**")
 
 
@@ -710,6 +758,7 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
     other.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=first)
     expect(other.locator("#notice")).to_have_text("That pair was answered in another window.")
     for window in (other, page, other):
+        looked(window)
         before = window.evaluate(SHOWN)
         window.keyboard.press("ArrowLeft")
         for each in (page, other):  # neither still shows what the other has answered
@@ -866,6 +915,7 @@ def test_single_keys_can_be_turned_off_for_good(server: Served, visit: Visit) ->
     expect(page.locator("#help")).to_be_hidden()
     page.reload()
     page.wait_for_selector("body[data-state=pair]")
+    looked(page)
     first = page.evaluate(SHOWN)
     for key in (*KEYS.values(), " ", "u", "?"):
         page.keyboard.press(key)

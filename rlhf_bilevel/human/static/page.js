@@ -7,7 +7,7 @@ import { listen } from "./keys.js";
 import { outbox } from "./outbox.js";
 import { player } from "./player.js";
 import { clearStills, still } from "./stills.js";
-import { NO_CONNECTION, NO_SESSION, number, rest, sentence, used } from "./wording.js";
+import { NO_CONNECTION, NO_SESSION, notSent, number, rest, sentence, used } from "./wording.js";
 
 /**
  * @typedef {import("./api.js").Pair} Pair
@@ -18,6 +18,7 @@ import { NO_CONNECTION, NO_SESSION, number, rest, sentence, used } from "./wordi
 
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
 const HISTORY = 50; // answered pairs that undo can show at once
+const LOOK = 300; // milliseconds from when a pair is painted: the second of two quick presses was not meant for it
 
 const { body } = document;
 const title = document.title;
@@ -107,6 +108,10 @@ function show(pair) {
   player.swap();
   shownAt = now();
   Object.assign(body.dataset, { state: "pair", ...pair });
+  delete body.dataset.answerable;
+  requestAnimationFrame(() => setTimeout(() => {
+    if (player.isShown && player.front.pair === pair) body.dataset.answerable = "";
+  }, LOOK));
   if (document.activeElement === body) hand?.focus(); // which had it before there was nothing to judge
   hand = null;
   enable(true);
@@ -122,12 +127,18 @@ function show(pair) {
 /** The first pair is not to be judged any more. */
 function hide() {
   player.isShown = false;
+  delete body.dataset.answerable;
   enable(false);
   offerToKeep();
 }
 
 /** @param {Choice} choice */
 function answer(choice) {
+  if ("answerable" in body.dataset) give(choice);
+}
+
+/** @param {Choice} choice */
+function give(choice) {
   if (!player.isShown || undoing) return;
   if (isSlight()) choice = SLIGHT[choice] ?? choice;
   slight(false);
@@ -142,6 +153,7 @@ function answer(choice) {
   if (choice !== "skip") count(1);
   notice(`${SAID[choice]}.`);
   outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now(), note: notes.get(pair.query) ?? "" });
+  if (!connection.isThere) notice(`${SAID[choice]}. ${notSent(outbox.waiting().length)}`, true);
   refill();
   advance();
 }
@@ -364,13 +376,20 @@ function enable(there) {
 function tell(status) {
   ready();
   const { mine, total, training } = status, { wanted = 0, labels = 0 } = training, bar = element("bar", HTMLProgressElement);
-  byId("mine").textContent = number(mine);
-  byId("total").textContent = number(total);
+  const unsent = connection.isThere ? 0 : outbox.waiting().filter(({ choice }) => choice !== "skip").length;
+  byId("mine").textContent = number(Math.max(mine - unsent, 0));
+  byId("total").textContent = number(Math.max(total - unsent, 0));
   byId("used").textContent = used(training);
   bar.hidden = !wanted;
   bar.max = (training.policies && training.state === "ended" ? labels : wanted) || 1; // a selection may need fewer
   bar.value = labels;
   if (connection.isThere) tellTraining(training.state, sentence(status));
+  else tellAway();
+}
+
+/** In place of what training does. */
+function tellAway() {
+  tellTraining("unknown", [NO_CONNECTION, "", ` ${notSent(outbox.waiting().length)}`]);
 }
 
 /** What training does, as far as that is known. @param {Training["state"] | "unknown"} state @param {string[]} parts */
@@ -420,6 +439,7 @@ function pollNow() {
 
 /** By key: the button shows it. @param {Choice} choice */
 function choose(choice) {
+  if (!("answerable" in body.dataset)) return;
   const button = buttons.find((each) => each.dataset.choice === choice.replace("slightly_", ""));
   button?.classList.add("pressed");
   setTimeout(() => button?.classList.remove("pressed"), 150);
@@ -440,12 +460,18 @@ connection.changed = () => {
     notice("The connection is back.");
     return pollNow();
   }
-  tellTraining("unknown", [NO_CONNECTION]);
+  if (status) tell(status);
+  else tellAway();
   if (!pairs.length) tellRest();
-  notice("No connection. Answers are kept here and sent when it is back.", true);
+  notice(`No connection. ${notSent(outbox.waiting().length) || "Answers are kept here and sent when it is back."}`, true);
 };
 connection.signedOut = leave;
-outbox.changed = ready;
+outbox.changed = () => {
+  ready();
+  if (connection.isThere) return;
+  if (status) tell(status);
+  else tellAway();
+};
 outbox.stored = ({ choice, note }) => note && notice(`${SAID[choice]}. Your note is kept: History shows it.`);
 outbox.refused = (reason) => notice(`An answer was not taken: ${reason}.`, true);
 outbox.rested = () => player.isShown || pollNow(); // the page says again why no pair is left
@@ -453,7 +479,7 @@ outbox.watch(answeredElsewhere);
 for (const button of buttons) button.addEventListener("click", () => answer(/** @type {Choice} */ (button.dataset.choice)));
 byId("undo").addEventListener("click", () => undo());
 byId("slightly").addEventListener("click", () => slight(!isSlight()));
-byId("keep").addEventListener("click", () => kept && answer(kept.choice));
+byId("keep").addEventListener("click", () => kept && give(kept.choice));
 byId("note-button").addEventListener("click", writeNote);
 byId("close-note").addEventListener("click", () => noteDialog.close());
 noteText.addEventListener("input", keepNote);

@@ -60,7 +60,8 @@ export const NO_CONNECTION = "No connection: the server of this page has stopped
 export const NO_SESSION = "What training does is shown to those who are signed in.";
 
 /** What the server does not have yet; nothing where it has all. @param {number} unsent answers */
-export const notSent = (unsent) => (unsent ? `${some(unsent, "answer")} not sent yet: keep this page open.` : "");
+export const notSent = (unsent) => (unsent
+  ? `${some(unsent, "answer")} not sent yet: keep this page open. ${unsent === 1 ? "It is" : "They are"} sent once the server is back.` : "");
 
 /** How many labels training has used, and how many of the newest its reward predicted. @param {Training} training */
 export function used({ labels = 0, wanted = 0, again = 0, policies = 0, fresh_accuracy = null, fresh_labels = 0 }) {
