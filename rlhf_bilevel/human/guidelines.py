@@ -14,7 +14,8 @@ MAX_BYTES = 2**16
 def html(path: Path) -> str:
     """The text of the file ``path`` as HTML.
 
-    Paragraphs, lists and emphasis are kept. Everything else, HTML and links included, is escaped to plain text.
+    Headings, paragraphs, lists and emphasis are kept. Everything else, HTML and links included, is escaped to plain
+    text. The largest heading is an h3: the page has an h1, and the guidelines an h2.
     UserError if the file cannot be read, is not UTF-8, is empty, or has more than MAX_BYTES bytes.
     """
     try:
@@ -26,4 +27,9 @@ def html(path: Path) -> str:
         raise UserError(f"--guidelines {path}: the file is not text in UTF-8") from None
     if not text.strip() or len(data) > MAX_BYTES:
         raise UserError(f"--guidelines {path}: the text must have 1 to {MAX_BYTES:,} bytes, not {len(data):,}")
-    return MarkdownIt("zero").enable(["list", "emphasis"]).render(text)
+    markdown = MarkdownIt("zero").enable(["heading", "lheading", "list", "emphasis"])
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    return markdown.renderer.render(tokens, markdown.options, {})

@@ -129,6 +129,13 @@ class Past(NamedTuple):
     can_change: bool  # False once it is final
 
 
+class Pair(NamedTuple):
+    """A query, to be looked at."""
+
+    number: int  # in the order in which queries were asked, from 1
+    clips: tuple[str, str]  # the ids of the clips of its first and second segment
+
+
 class Undone(NamedTuple):
     """What was taken back."""
 

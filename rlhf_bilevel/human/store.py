@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
@@ -37,6 +37,7 @@ from rlhf_bilevel.human.records import (
     Chosen,
     Labeller,
     Outcome,
+    Pair,
     Past,
     Pending,
     Progress,
@@ -160,6 +161,18 @@ class LabelStore:
         data = _packed(content)
         with self._write() as c:
             insert_if_absent(c, scenes, run=self.run, id=scene, data=data)
+
+    def pair(self, query_id: str) -> Pair | None:
+        """A query that was asked; None if this run has no such query."""
+        place = queries.c["session", "position", "first_clip", "second_clip"]
+        with self._read() as c:
+            found = c.execute(select(*place).where(queries.c.id == query_id, queries.c.run == self.run)).first()
+            if found is None:
+                return None
+            same_session = and_(queries.c.session == found.session, queries.c.position < found.position)
+            before = or_(queries.c.session < found.session, same_session)
+            number = c.scalar(select(func.count()).where(queries.c.run == self.run, before)) or 0
+        return Pair(number + 1, (found.first_clip, found.second_clip))
 
     def scene(self, scene_id: str) -> bytes | None:
         """A scene as gzipped JSON; None if this run has no such scene."""

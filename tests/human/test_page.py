@@ -947,11 +947,15 @@ def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_witho
     visit.open(link)
     visit.open(link)
     other = Visit(chromium)
-    other.page.goto(link)
-    expect(other.page.locator("#told")).to_contain_text("opened before")
+    for wrong in (link, f"{server.url}/join/invented", f"{server.url}/join/%E0%A4%A", f"{server.url}/join/a.b"):
+        other.page.goto(wrong)
+        expect(other.page.locator("h1")).to_have_text("This link does not work")
+        expect(other.page.locator("#told")).to_contain_text("ask the person who sent it for a new one")
+        assert other.page.title() == "This link does not work · rlhf-bilevel"
+    audit(other.page)
     other.page.route("**/api/join", lambda route: route.fulfill(status=503))  # the database is away, say
     other.page.goto(server.link())
-    expect(other.page.locator("#told")).to_contain_text("The server does not answer")
+    expect(other.page.locator("h1")).to_have_text("The server does not answer")
     other.context.close()
 
 
@@ -966,16 +970,20 @@ def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
 @pytest.mark.slow
 def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
     file = tmp_path / "rules.md"
-    for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
+    long = "# Judge *the feet*\n\n" + "- up\n- down\n" * 40
+    for text, opens in ((long, True), ("Judge the **arms**.", True), ("", False)):
         file.write_text(text)
         with served(tmp_path, 1 if opens else 0, guidelines=html(file) if text else "") as server:
             page = visit.open(server.link())
             assert page.locator("#help").is_visible() == opens
             if not opens:
                 continue
-            expect(page.locator("#guidelines")).to_contain_text(text.split()[2].strip("*."))
+            expect(page.locator("#guidelines")).to_contain_text("the feet" if text == long else "the arms")
+            assert page.locator("#guidelines h3").count() == (text == long)
             audit(page)
-            page.keyboard.press("Escape")
+            page.get_by_role("button", name="Close").first.click()  # in sight without scrolling
+            expect(page.locator("#help")).to_be_hidden()
+            assert page.evaluate("document.getElementById('help').scrollTop") == 0
             page.reload()
             page.wait_for_selector("body[data-state=pair]")
             expect(page.locator("#help")).to_be_hidden()
@@ -1027,12 +1035,25 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
         page.click("#help-button")
         audit(page)
         page.click("#close-help")
+        page.keyboard.press("n")
+        page.fill("#note", "It falls.")
+        page.click("#close-note")
         page.click("[data-choice=left]")
         page.wait_for_selector("body[data-state=empty]")
         audit(page)
         page.goto(server.url + "/quality")
         audit(page)
         page.goto(server.url + "/overview")
+        audit(page)
+        page.click("ul a")  # of the note
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.view canvas')].every((canvas) => "
+            "canvas.getContext('2d').getImageData(canvas.width / 2 | 0, canvas.height / 2 | 0, 1, 1).data[0] > 0)"
+        )
+        audit(page)
+        page.click("#play")
+        expect(page.locator("#play")).to_have_text("Pause")
+        page.goto(server.url + "/nothing")
         audit(page)
         page.goto(server.url + "/join/wrong")  # with a session: leads to the page
         page.wait_for_selector("body[data-state=empty]")

@@ -408,8 +408,10 @@ def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_p
     file = tmp_path / "rules.md"
     file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
     told = html(file)
-    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
-    assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
+    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "<h3>g</h3>"))
+    assert set(re.findall(r"<(\w+)", told)) == {"h3", "p", "em", "strong", "ul", "ol", "li"}
+    file.write_text("Taste\n=====\n\n###### <b>x</b>\n")
+    assert html(file).split() == ["<h3>Taste</h3>", "<h6>&lt;b&gt;x&lt;/b&gt;</h6>"]
     file.write_bytes(b"\xff")
     with pytest.raises(UserError, match="not text in UTF-8"):
         html(file)
@@ -690,7 +692,7 @@ def test_the_owner_alone_is_told_what_to_type_next(tmp_path: Path) -> None:
 def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:
     now, state = [10_000.0], ["on"]
     with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
-        ask(store, 4)
+        ask(store, 5)
         rows = [{"rollout/true_return": "1.5", "rollout/learned_return": ""}, {"rollout/true_return": ""}]
         rows.append({"rollout/true_return": "2.5", "rollout/learned_return": "8.25"})
         site = Site(
@@ -699,7 +701,7 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         ada, owner = site.joined("ada"), site.joined("olga", "owner")
         assert "Training has not begun yet" in owner.get("/overview").text
         assert ada.get("/overview").status_code == 403 and site.browser().get("/overview").status_code == 401
-        for number, seconds in enumerate((0, 18, 18, 4000)):
+        for number, seconds in enumerate((0, 18, 18, 4000, 108)):
             now[0] += seconds
             (pair,) = ada.get("/api/next?count=1").json()["pairs"]
             now[0] += 12
@@ -708,15 +710,29 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         told = Status(50, 100, 7, 20, False, 0, "it trains", next_session=300.0, fresh_accuracy=0.75, fresh_labels=20)
         store.set_status(told)
         text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
-        assert "ada 4 0.8 1 120" in text and "olga 0 0.0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
-        assert (
-            "predicted 75 % of the last 20 labels that prefer" in text and "learnt from 7 of at most 20 labels" in text
-        )
+        assert "ada 5 1.0 2 60" in text and "olga 0 0.0 0 –" in text  # gaps of 30, 30, 120 s; 4000 s is a break
+        assert "It was right for 15 of the last 20 labels" in text and "learnt from 7 of at most 20 labels" in text
         assert "last 2 episodes of training is 2 by this reward" in text and "a scale of its own, it is 8.25" in text
-        assert "which is 2.5 for a minute of labelling" in text  # four looks of 12 s
-        assert "come in about 5 minutes" in text and "again" not in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        assert "for a minute of labelling" not in text  # that were five looks of 12 s
+        assert "come in about 5 minutes" in text and "again" not in text
+        assert "Pair 2 , ada, “left is better”: &lt;b&gt;falls&lt;/b&gt;" in text
+        (link,) = re.findall('href="(/pair/[^"]+)"', owner.get("/overview").text)
+        shown = [re.findall('data-clip="([^"]+)"', owner.get(link).text) for link in (link, link.split("?")[0])]
+        past = ada.get("/api/history").json()["choices"][3]
+        assert shown[0] == [past["left"], past["right"]] and sorted(shown[1]) == sorted(shown[0])
+        refused = [ada.get(link), site.browser().get(link), owner.get("/pair/0"), owner.get(link[:-4])]
+        assert [reply.status_code for reply in refused] == [403, 401, 404, 404]
         store.set_status(replace(told, again=3))
         assert "training uses the 3 labels of these answers again" in owner.get("/overview").text
+        rows[:] = [{"rollout/true_return": "1712.6", "rollout/learned_return": "0.00001234"}]
+        for number in range(10, 15):
+            ask(store, 1, session=number)
+            (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+            now[0] += 60
+            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0] - 60, "answered_at": now[0]}
+            ada.post("/api/answers", json=sent)
+        told = owner.get("/overview").text
+        assert "is 1,710 by this reward, which is 285 for a minute" in told and "it is 0.0000123." in told
         rows[:] = [{"rollout/true_return": "0.0", "rollout/learned_return": "8.25"}]  # it pays nothing
         assert "own reward" not in owner.get("/overview").text
         now[0] += 6
@@ -766,6 +782,25 @@ def test_everybody_learns_whether_pairs_were_asked_and_when_the_next_ones_come(t
         ask(store, 3)
         told = browser.get("/api/status").json()
         assert (told["asked"], told["training"]["next_pairs"]) == (3, None)
+
+
+def test_a_wrong_path_and_a_page_of_others_are_told_in_a_sentence_and_a_link(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = site.joined("ada")
+    replies = [ada.get(path) for path in ("/overview", "/nothing", "/pair/0")]
+    assert [reply.status_code for reply in replies] == [403, 404, 403]
+    replies += [site.browser().get("/nothing")]
+    links = {
+        role: site.joined(role, role).get("/quality").text.count('href="/overview"') for role in ("owner", "labeller")
+    }
+    assert links == {"owner": 1, "labeller": 0}
+    monkeypatch.setattr(site.store, "all_chosen", lambda: (_ for _ in ()).throw(OperationalError("", {}, Exception())))
+    replies.append(ada.get("/quality"))
+    for reply in replies:
+        assert reply.headers["content-type"].startswith("text/html") and '<a href="/">' in reply.text
+        assert "{" not in reply.text and "Bright" not in reply.text
+    assert ada.get("/api/nothing").json() == {"error": "Not Found"}
 
 
 def test_a_progress_file_that_is_missing_or_wrong_gives_no_returns(tmp_path: Path) -> None:

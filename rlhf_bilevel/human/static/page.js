@@ -486,10 +486,9 @@ noteText.addEventListener("input", keepNote);
 noteDialog.addEventListener("close", tellNote);
 byId("history-button").addEventListener("click", showHistory);
 historyDialog.addEventListener("close", clearStills);
-byId("close-history").addEventListener("click", () => historyDialog.close());
+for (const button of document.querySelectorAll("button.close")) button.addEventListener("click", () => button.closest("dialog")?.close());
 byId("unskip").addEventListener("click", unskip);
 byId("help-button").addEventListener("click", () => help.showModal());
-byId("close-help").addEventListener("click", () => help.close());
 document.addEventListener("visibilitychange", () => (document.title = title));
 listen({
   ArrowLeft: () => choose("left"),
