@@ -731,8 +731,9 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
             now[0] += 60
             sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0] - 60, "answered_at": now[0]}
             ada.post("/api/answers", json=sent)
-        told = owner.get("/overview").text
-        assert "is 1,710 by this reward, which is 285 for a minute" in told and "it is 0.0000123." in told
+        text = owner.get("/overview").text
+        assert "is 1,710 by this reward, which is 285 for a minute" in text and "it is 0.0000123." in text
+        store.set_status(told)
         rows[:] = [{"rollout/true_return": "0.0", "rollout/learned_return": "8.25"}]  # it pays nothing
         assert "own reward" not in owner.get("/overview").text
         now[0] += 6
