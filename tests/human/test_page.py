@@ -261,7 +261,7 @@ def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: 
     audit(page)
     items.last.get_by_role("button").click()
     page.wait_for_function(f"first => {SHOWN} === first", arg=first)
-    expect(page.locator("#notice")).to_contain_text("You had answered: Left is better. Judge this pair again")
+    expect(page.locator("#notice")).to_contain_text("Judge this pair again, or keep your answer.")
     keep = page.get_by_role("button", name="Keep: left is better")
     keep.click()
     visit.sent()
@@ -674,8 +674,8 @@ def test_the_page_says_what_the_reward_has_understood_and_its_owner_what_to_type
         page = visit.open(server.link(role="owner"), state="empty")
         text, status = page.locator("#pause-text"), Status(60, 100, 20, 40, False, 0, "it trains.")
         server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=12))
-        predicted = "the reward predicted 9 of the last 12 (ties left out)"
-        expect(page.locator("#used")).to_have_text(f"20 of 40 labels used; {predicted}")
+        expect(page.locator("#used")).to_have_text("20 of 40 labels used")
+        expect(page.locator("#predicted")).to_have_text("The reward predicted 9 of the last 12 (ties left out)")
         server.store.set_status(replace(status, stopped=True))
         expect(text).to_contain_text("rlhf-bilevel resume runs/walker")
         server.store.set_status(replace(status, labels=40))
@@ -876,6 +876,78 @@ def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Brow
             box = page.locator(name).bounding_box()
             assert box and box["y"] + box["height"] <= height
         audit(page)
+    visit.context.close()
+
+
+@pytest.mark.slow
+def test_a_telephone_is_told_of_its_buttons_and_not_of_keys(tmp_path: Path, chromium: Browser) -> None:
+    visit = Visit(chromium, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    with served(tmp_path, 9) as server:
+        page = visit.open(server.link(role="owner"))
+        left, slightly = page.locator("[data-choice=left]"), page.locator("#slightly")
+        expect(left).to_have_text(re.compile("Upper"))
+        assert "slightly" not in left.inner_text()
+        page.tap("#slightly")
+        assert re.sub(r"\s+", " ", left.inner_text()).strip() == "Upper is slightly better"
+        places = [part.bounding_box() for part in (left, slightly, page.locator("[data-choice=right]"))]
+        assert len({place["y"] for place in places if place}) == 1  # it is between the buttons that it changes
+        page.tap("[data-choice=left]")
+        looked(page)
+        page.tap("#help-button")
+        told = page.locator("#help").inner_text()
+        assert "Equally good" in told and not any(word in told for word in ("←", "⇧", "space", "keys", "(or press"))
+        audit(page)
+        page.locator("#help .close").first.tap()
+        page.tap("#note-button")
+        assert "Esc" not in page.locator("#note-dialog").inner_text()
+        page.tap("#close-note")
+        page.tap("[data-choice=left]")
+        visit.sent()
+        looked(page)
+        page.tap("#history-button")
+        line = page.locator("#history-list .when").first
+        height = line.evaluate("(line) => line.clientHeight / parseFloat(getComputedStyle(line).lineHeight)")
+        assert 0 < height < 1.5  # the date has one line
+        page.locator("#history-list button").last.tap()
+        expect(page.locator("#keep")).to_be_visible()
+        places = [page.locator(name).bounding_box() for name in ("#keep", "#undo", "[data-choice=skip]")]
+        assert all(place and place["y"] + place["height"] <= 800 for place in places)
+        expect(page.locator("#keep")).to_have_text("Keep: upper is slightly better")
+        audit(page)
+        for name in ("/quality", "/overview"):
+            page.goto(server.url + name)
+            assert page.evaluate(
+                "[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)"
+            )
+            expect(page.locator("tbody td").nth(1)).to_have_css("display", "grid")
+            audit(page)
+    visit.context.close()
+
+
+@pytest.mark.parametrize("width", [pytest.param(800, marks=pytest.mark.slow), 1200])
+def test_long_words_are_not_cut_and_a_long_message_moves_nothing(tmp_path: Path, chromium: Browser, width: int) -> None:
+    visit = Visit(chromium, viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    with served(tmp_path, 1) as server:
+        server.store.set_run_info({"method": "pebble", "env": "dm_control/cartpole-balance-v0"})
+        status = Status(61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it.")
+        server.store.set_status(replace(status, fresh_accuracy=0.9, fresh_labels=30))
+        page = visit.open(server.link())
+        expect(page.locator("#predicted")).to_contain_text("27 of the last 30")
+        cut = "(part) => part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1"
+        for name in (".title", "header", ".progress", *(f"[data-choice={choice}]" for choice in KEYS)):
+            assert not page.locator(name).first.evaluate(cut), name
+        equal = page.locator("[data-choice=equal]")
+        whole_text = (
+            "(button) => { const text = document.createRange(); text.selectNode(button.lastChild); return text; }"
+        )
+        assert equal.evaluate(f"(button) => ({whole_text})(button).getClientRects().length") == 1  # in one line
+        parts = "document.querySelectorAll('.front .clip, .choices, footer button')"
+        whole = f"[...{parts}].map((part) => part.getBoundingClientRect().y)"
+        before = page.evaluate(whole)
+        page.evaluate("document.getElementById('notice').textContent = 'An answer was not taken. '.repeat(12)")
+        assert page.evaluate(whole) == before
+        page.click("#slightly")
+        assert page.evaluate(whole) == before
     visit.context.close()
 
 

@@ -7,7 +7,7 @@ import { listen } from "./keys.js";
 import { outbox } from "./outbox.js";
 import { player } from "./player.js";
 import { clearStills, still } from "./stills.js";
-import { NO_CONNECTION, NO_SESSION, notSent, number, rest, sentence, used } from "./wording.js";
+import { NO_CONNECTION, NO_SESSION, notSent, number, predicted, rest, sentence, used } from "./wording.js";
 
 /**
  * @typedef {import("./api.js").Pair} Pair
@@ -176,7 +176,10 @@ const ACROSS = { left: "Left clip", right: "Right clip" }, UPRIGHT = { left: "Up
 const SLIGHT = { left: "slightly_left", right: "slightly_right" };
 const isSlight = () => byId("slightly").getAttribute("aria-pressed") === "true";
 /** Whether the next side that is chosen is only slightly better. @param {boolean} pressed */
-const slight = (pressed) => byId("slightly").setAttribute("aria-pressed", String(pressed));
+const slight = (pressed) => {
+  byId("slightly").setAttribute("aria-pressed", String(pressed));
+  byId("choices").classList.toggle("slight", pressed);
+};
 
 const NO_UNDO = "There is no answer to take back: training has used it, or there is none.";
 const canUndo = () => outbox.waiting().length > 0 || (status?.can_undo ?? true); // the server knows, before its status does
@@ -209,7 +212,7 @@ async function bringBack({ query, note }, before) {
   changes++;
   if (past?.choice !== "skip") count(-1);
   if (status) status.can_undo = answered.length > 0; // until the server says so
-  notice(before ? `You had answered: ${SAID[before]}. Judge this pair again, or keep your answer.` : "Your answer is taken back: judge this pair again.");
+  notice(before ? "Judge this pair again, or keep your answer." : "Your answer is taken back: judge this pair again.");
   hide();
   kept = before ? { query, choice: before } : null;
   for (let i; (i = pairs.findIndex((pair) => pair.query === query)) >= 0; ) pairs.splice(i, 1); // a repetition of it
@@ -380,6 +383,7 @@ function tell(status) {
   byId("mine").textContent = number(Math.max(mine - unsent, 0));
   byId("total").textContent = number(Math.max(total - unsent, 0));
   byId("used").textContent = used(training);
+  byId("predicted").textContent = predicted(training);
   bar.hidden = !wanted;
   bar.max = (training.policies && training.state === "ended" ? labels : wanted) || 1; // a selection may need fewer
   bar.value = labels;

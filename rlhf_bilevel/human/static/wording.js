@@ -63,14 +63,18 @@ export const NO_SESSION = "What training does is shown to those who are signed i
 export const notSent = (unsent) => (unsent
   ? `${some(unsent, "answer")} not sent yet: keep this page open. ${unsent === 1 ? "It is" : "They are"} sent once the server is back.` : "");
 
-/** How many labels training has used, and how many of the newest its reward predicted. @param {Training} training */
-export function used({ labels = 0, wanted = 0, again = 0, policies = 0, fresh_accuracy = null, fresh_labels = 0 }) {
+/** How many labels training has used. @param {Training} training */
+export function used({ labels = 0, wanted = 0, again = 0, policies = 0 }) {
   if (!wanted) return "";
   if (policies) return `${number(labels)} of at most ${some(wanted, "answer")} used`;
   const kept = again ? `; ${number(again)} more ${again === 1 ? "is" : "are"} kept, and used again later` : "";
-  const right = Math.round((fresh_accuracy ?? 0) * fresh_labels);
-  const predicted = fresh_accuracy == null ? "" : `; the reward predicted ${number(right)} of the last ${number(fresh_labels)} (ties left out)`;
-  return `${number(labels)} of ${some(wanted, "label")} used${kept}${predicted}`;
+  return `${number(labels)} of ${some(wanted, "label")} used${kept}`;
+}
+
+/** How many of the newest labels the reward predicted. @param {Training} training */
+export function predicted({ fresh_accuracy = null, fresh_labels = 0 }) {
+  if (fresh_accuracy == null) return "";
+  return `The reward predicted ${number(Math.round(fresh_accuracy * fresh_labels))} of the last ${number(fresh_labels)} (ties left out)`;
 }
 
 /** @param {Training} training @param {string} unknown what is said where it is not known */
