@@ -740,6 +740,8 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         assert "Training has not reported for some seconds" in owner.get("/overview").text
         state[0] = "ended"
         assert "No more pairs come" in owner.get("/overview").text
+        store.set_status(replace(told, policies=3))
+        assert "People choose among 3 policies of a run" in owner.get("/overview").text
         assert [">Overview<" in who.get("/").text for who in (ada, owner)] == [False, True]
 
 
@@ -751,6 +753,9 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         ("silent", 0, {"next_session": 9.0}, "It is not known yet when the next pairs come."),
         ("away", 0, {"next_session": 9.0}, "It is not known when the next pairs come: training is not running."),
         ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels."),
+        ("on", 0, {"policies": 3}, "The next pair comes in some seconds."),
+        ("away", 0, {"policies": 3}, "The next pair comes once the same rlhf-bilevel select command runs again."),
+        ("ended", 0, {"policies": 3}, "No more pairs come: the choice is made."),
         ("ended", 0, {}, "No more pairs come: training has ended."),
         ("on", 0, {"next_session": 70.0}, "The next pairs come in less than a minute."),  # 20 seconds ago
         ("on", 0, {"next_session": 90.0}, "The next pairs come in about 1 minute, if training goes on as fast as now."),
