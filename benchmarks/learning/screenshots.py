@@ -29,7 +29,7 @@ BEHAVIOUR = BEHAVIOURS["cartpole_spin"]
 
 
 def answer(page: Page, folder: Path) -> None:
-    page.wait_for_selector("body[data-state=pair]", timeout=300_000)
+    page.wait_for_selector("body[data-answerable]", timeout=300_000)
     query, left, right = (page.evaluate(f"document.body.dataset.{name}") for name in ("query", "left", "right"))
     page.keyboard.press(KEYS[judged(folder, BEHAVIOUR, Assignment(query, left, right, LABEL))])
     page.wait_for_function("before => document.body.dataset.query !== before", arg=query)

@@ -94,15 +94,21 @@ class Report(BaseModel):
     flags: list[str]  # about all people together; those about one person are in their Figures
 
 
-def report(store: LabelStore) -> Report:
-    """How reliable the answers in a label store are."""
+def report(store: LabelStore, *, hide_new_checks: bool = False) -> Report:
+    """How reliable the answers in a label store are.
+
+    With ``hide_new_checks``, answers to repeated and gold pairs are compared only once they are final
+    (``Chosen.final``). Otherwise a labeller who looks after each answer would see which pair was a check.
+    """
     everything = store.all_chosen()
+    compared = [chosen for chosen in everything if chosen.purpose == LABEL or chosen.final or not hide_new_checks]
     labels, expert_labels = _labels_by_person(everything), _expert_labels(everything)
     labellers = []
     for labeller in store.labellers():
         theirs = [chosen for chosen in everything if chosen.labeller.id == labeller.id]
-        labellers.append(_figures(labeller.name, labeller.role, theirs, labels, expert_labels))
-    agreement, flags = agreed(everything), []
+        checks = [chosen for chosen in compared if chosen.labeller.id == labeller.id]
+        labellers.append(_figures(labeller.name, labeller.role, theirs, checks, labels, expert_labels))
+    agreement, flags = agreed(compared), []
     if agreement and agreement.queries >= MIN_COUNT and agreement.high < MIN_ALPHA:
         flags.append(
             f"people agree little: Krippendorff's alpha is {agreement.alpha:.2f} "
@@ -110,8 +116,8 @@ def report(store: LabelStore) -> Report:
         )
     return Report(
         labellers=labellers,
-        overall=_figures("everybody", "", everything, labels, expert_labels),
-        shared=len(_label_counts(everything)),
+        overall=_figures("everybody", "", everything, compared, labels, expert_labels),
+        shared=len(_label_counts(compared)),
         agreement=agreement,
         flags=flags,
     )
@@ -184,21 +190,23 @@ def _figures(
     name: str,
     role: str,
     choices: Sequence[Chosen],
+    checks: Sequence[Chosen],
     labels: Mapping[tuple[str, int], float],
     expert_labels: Mapping[str, float],
 ) -> Figures:
+    """Of these ``choices``; repeated and gold pairs are compared among the ``checks``, which are some of them."""
     counts = Counter(chosen.choice for chosen in choices)
     lefts, rights = counts[LEFT] + counts[SLIGHTLY_LEFT], counts[RIGHT] + counts[SLIGHTLY_RIGHT]
     seconds = [c.answered_at - c.shown_at for c in choices if c.shown_at is not None and c.choice != SKIP]
 
     def share_of_same(purpose: str, expected: Sequence[float | None]) -> Share | None:
-        """The share of the choices with this purpose that prefer what the ``expected`` labels prefer.
+        """The share of the checks with this purpose that prefer what the ``expected`` labels prefer.
 
-        There is one expected label for each choice, or None. How strong a preference is does not matter.
+        There is one expected label for each check, or None. How strong a preference is does not matter.
         """
         compared = [
             (label, c)
-            for label, c in zip(expected, choices, strict=True)
+            for label, c in zip(expected, checks, strict=True)
             if label is not None and c.purpose == purpose and c.choice in DECIDED
         ]
         return share(sum(np.sign(label - 0.5) == np.sign(_label(c) - 0.5) for label, c in compared), len(compared))
@@ -212,8 +220,8 @@ def _figures(
         ties=counts[EQUAL] + counts[BOTH_BAD],
         median_seconds=median(seconds) if seconds else None,
         left=share(lefts, lefts + rights),
-        repeats=share_of_same(REPEAT, [labels.get((c.query_id, c.labeller.id)) for c in choices]),
-        gold=share_of_same(GOLD, [expert_labels.get(c.query_id) for c in choices]),
+        repeats=share_of_same(REPEAT, [labels.get((c.query_id, c.labeller.id)) for c in checks]),
+        gold=share_of_same(GOLD, [expert_labels.get(c.query_id) for c in checks]),
         flags=[],
     )
     return figures.model_copy(update={"flags": _flags(figures)})

@@ -1,14 +1,15 @@
 """How a choice is stored and taken back.
 
-A choice is never changed, only withdrawn by the person who made it, and only until training has used it. All functions
-run inside a transaction of ``LabelStore``. Times are seconds since 1970.
+A choice is never changed, only withdrawn by the person who made it, and only until it is final: training has used it. A
+check, which is not used, is final once training has taken labels after it, so that it looks like any other answer. All
+functions run inside a transaction of ``LabelStore``. Times are seconds since 1970.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select, update
 
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, NotFoundError, Outcome, Past
 from rlhf_bilevel.human.tables import (
@@ -20,6 +21,7 @@ from rlhf_bilevel.human.tables import (
     choices,
     labellers,
     queries,
+    runs,
 )
 
 UNDO_LEASE = 120.0  # seconds for which a pair that was taken back stays with its labeller
@@ -92,25 +94,31 @@ def store(
 
 
 def undoable(c: Connection, labeller: int, key: str | None = None, lock: bool = True) -> Any:
-    """The labeller's choice with this key, or else their last one, as a row; None if there is none, or if training has
-    used it.
+    """The labeller's choice with this key, or else their last one, as a row; None if there is none, or if it is final.
 
     With ``lock``, training cannot use it until the transaction ends.
     """
     mine = select(choices).where(choices.c.labeller == labeller, LIVE)
     mine = mine if key is None else mine.where(choices.c.key == key)
     choice = c.execute(mine.order_by(choices.c.id.desc()).limit(1)).first()
-    if choice is None or choice.purpose != LABEL:
-        return choice
-    query = select(queries.c.consumed_session).where(queries.c.id == choice.query)
-    consumed = c.execute(query.with_for_update() if lock else query).one().consumed_session
-    return choice if consumed is None else None
+    if choice is None:
+        return None
+    if lock:
+        c.execute(select(queries.c.id).where(queries.c.id == choice.query).with_for_update())
+    final = c.scalar(select(is_final()).select_from(choices.join(queries)).where(choices.c.id == choice.id))
+    return None if final else choice
+
+
+def is_final() -> ColumnElement[bool]:
+    """Whether a choice cannot be taken back any more, for a statement that joins ``choices`` and ``queries``."""
+    collected_at = select(runs.c.collected_at).where(runs.c.id == queries.c.run).scalar_subquery()
+    used = queries.c.consumed_session.is_not(None)
+    return case((choices.c.purpose == LABEL, used), else_=choices.c.received_at <= func.coalesce(collected_at, 0.0))
 
 
 def history(c: Connection, labeller: int, limit: int) -> list[Past]:
     """See ``LabelStore.history``."""
-    unused = or_(choices.c.purpose != LABEL, queries.c.consumed_session.is_(None))
-    columns: list[Any] = [*choices.c["key", "query", "choice", "left_is_first", "note", "answered_at"], unused]
+    columns: list[Any] = [*choices.c["key", "query", "choice", "left_is_first", "note", "answered_at"], is_final()]
     columns += queries.c["first_clip", "second_clip"]
     rows = select(*columns).join(queries).where(choices.c.labeller == labeller, LIVE)
     newest = c.execute(rows.order_by(choices.c.id.desc()).limit(limit))
@@ -123,9 +131,9 @@ def history(c: Connection, labeller: int, limit: int) -> list[Past]:
             right=second if left_is_first else first,
             note=note or "",
             answered_at=answered_at,
-            can_change=bool(can_change),
+            can_change=not final,
         )
-        for key, query, choice, left_is_first, note, answered_at, can_change, first, second in newest
+        for key, query, choice, left_is_first, note, answered_at, final, first, second in newest
     ]
 
 

@@ -29,5 +29,13 @@ def read(path: Path) -> str:
 
 
 def html(text: str) -> str:
-    """The text as HTML: paragraphs, lists and emphasis. All else, HTML and links included, is escaped to plain text."""
-    return MarkdownIt("zero").enable(["list", "emphasis"]).render(text)
+    """The text as HTML: headings, paragraphs, lists and emphasis. All else, HTML and links included, is plain text.
+
+    The largest heading is an h3: the page has an h1, and the guidelines an h2.
+    """
+    markdown = MarkdownIt("zero").enable(["heading", "lheading", "list", "emphasis"])
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    return markdown.renderer.render(tokens, markdown.options, {})

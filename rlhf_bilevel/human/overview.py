@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import pairwise
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from rlhf_bilevel.human.tables import SKIP
 
 BREAK = 300.0  # seconds without an answer, after which a person is not labelling any more
 EPISODES = 10  # whose returns are averaged
+SHORTEST = 180.0  # seconds of labelling, below which nothing is said of how fast it is
 
 
 class Speed(BaseModel):
@@ -21,7 +23,7 @@ class Speed(BaseModel):
     answers: int
     minutes: float  # spent on pairs, skipped ones included
     last_hour: int  # answers in the last hour
-    per_hour: float | None  # answers an hour while they label, without breaks; None before the second answer
+    per_hour: float | None  # answers an hour while they label, without breaks; None before SHORTEST of it
 
 
 def labelling_seconds(choices: Sequence[Chosen]) -> float:
@@ -51,10 +53,15 @@ def speeds(labellers: Sequence[Labeller], choices: Sequence[Chosen], now: float)
                 answers=len(times),
                 minutes=labelling_seconds(own) / 60,
                 last_hour=sum(time > now - 3600 for time in times),
-                per_hour=3600 * len(gaps) / sum(gaps) if sum(gaps) else None,
+                per_hour=3600 * len(gaps) / sum(gaps) if sum(gaps) >= SHORTEST else None,
             )
         )
     return by_person
+
+
+def plain(value: float) -> str:
+    """Three digits of a number, without an exponent: 1,700 and 0.000123."""
+    return f"{Decimal(f'{value:.3g}'):,f}"
 
 
 def recent_returns(progress: Sequence[Mapping[str, str]]) -> Returns | None:
@@ -87,6 +94,12 @@ def when_next_pairs(state: str, status: Status | None, pending: Pending, now: fl
     """
     if pending.missing:
         return f"{pending.missing} {'pair waits' if pending.missing == 1 else 'pairs wait'} for an answer now."
+    if status and status.policies:
+        if state == "ended":
+            return "No more pairs come: the choice is made."
+        if state == "away":
+            return "The next pair comes once the same rlhf-bilevel select command runs again."
+        return "The next pair comes in some seconds."
     if state == "ended":
         return "No more pairs come: training has ended."
     if status and status.labels >= status.wanted:

@@ -22,6 +22,7 @@ from rlhf_bilevel.human.tables import (
     count,
     exists,
     queries,
+    runs,
 )
 
 PackedQuestion = tuple[bytes, bytes, bytes, bytes]
@@ -87,7 +88,7 @@ def labels_used(c: Connection, run: str, before_session: int) -> int:
     return c.scalar(select(func.count()).where(*consumed, decided)) or 0
 
 
-def collect(c: Connection, run: str, session: int, limit: int) -> list[Answered]:
+def collect(c: Connection, run: str, session: int, limit: int, now: float) -> list[Answered]:
     """See ``LabelStore.collect``."""
     new = and_(queries.c.complete_at.is_not(None), queries.c.consumed_session.is_(None))
     available = queries.c.run == run, or_(queries.c.consumed_session == session, new)
@@ -105,5 +106,7 @@ def collect(c: Connection, run: str, session: int, limit: int) -> list[Answered]
         consumed.append(row.id)
         if votes := values[row.id]:  # without a vote nobody could tell: the query is over, and gives no label
             labels.append(Answered(sum(votes) / len(votes), row.first, row.second))
+    if any(row.consumed_session is None for row in rows[: len(consumed)]):
+        c.execute(update(runs).where(runs.c.id == run).values(collected_at=now))
     c.execute(update(queries).where(queries.c.id.in_(consumed)).values(consumed_session=session))
     return labels

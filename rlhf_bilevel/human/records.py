@@ -65,6 +65,7 @@ class Progress(NamedTuple):
     skipped: int  # open queries that this labeller skipped
     judged: int  # open queries that this labeller answered, and that need another person's answer
     taken: int  # open queries that this labeller cannot get now, because others are looking at them
+    people: int  # labellers of this run who have opened a link
     needed: int  # answers until training continues; while it runs, the answers that its next session will need
     can_undo: bool  # whether the labeller's last choice can be taken back
 
@@ -125,7 +126,14 @@ class Past(NamedTuple):
     right: str
     note: str
     answered_at: float
-    can_change: bool  # False once training has used it
+    can_change: bool  # False once it is final
+
+
+class Pair(NamedTuple):
+    """A query, to be looked at."""
+
+    number: int  # in the order in which queries were asked, from 1
+    clips: tuple[str, str]  # the ids of the clips of its first and second segment
 
 
 class Undone(NamedTuple):
@@ -146,6 +154,7 @@ class Chosen(NamedTuple):
     shown_at: float | None
     answered_at: float
     note: str = ""
+    final: bool = True  # see ``answers.is_final``
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,8 @@ class Status:
     fresh_labels: int = 0  # the number of labels of which that is a share
     again: int = 0  # labels given after the checkpoint that it resumed from: it uses them again at their session
     stopped: bool = False  # whether training has ended or was stopped: this is its last report
+    policies: int = 0  # that people choose among, if this is a selection; 0 if a run trains
+    ended: bool = False  # whether a selection has chosen one
 
 
 def first_better(choice: str, left_is_first: bool) -> float:

@@ -10,11 +10,12 @@ may be killed and started again at any moment. It imports neither torch nor a si
     GET  /api/clips/{id}      a clip, gzipped JSON           POST /api/unskip       shows skipped pairs again
     GET  /api/scenes/{id}     the scene of a clip            GET  /static/{name}    one of a fixed list of files
     GET  /api/history         one's own last choices         GET  /overview            what the owner wants to know
-    GET  /healthz             whether the server answers
+    GET  /healthz             whether the server answers   GET  /pair/{id}          one pair, for the owner
 
 Errors, besides those of ``security``: 401 without a session, or with a session of another person than the page's; 403
 for a link that was used; 404 for unknown things; 409 for an answer that contradicts a stored one; 410 if training has
-used the pair; 422 for anything that is not an answer; 503 for everything while the database does not answer.
+used the pair; 422 for anything that is not an answer; 503 for everything while the database does not answer. Paths
+under /api/ get them as JSON, and others as a page.
 """
 
 import gzip
@@ -35,7 +36,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException as PlainHTTPException
 
-from rlhf_bilevel.human.overview import Returns, labelling_seconds, seconds_to_next_pairs, speeds, when_next_pairs
+from rlhf_bilevel.human.overview import (
+    SHORTEST,
+    Returns,
+    labelling_seconds,
+    plain,
+    seconds_to_next_pairs,
+    speeds,
+    when_next_pairs,
+)
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, Labeller, NotFoundError
 from rlhf_bilevel.human.security import SecurityMiddleware
 from rlhf_bilevel.human.store import LabelStore
@@ -143,6 +152,7 @@ def create_app(
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     pages = Environment(loader=PackageLoader("rlhf_bilevel.human"), autoescape=True, undefined=StrictUndefined)
+    pages.filters["plain"] = plain
     static = {name: packed(path) for name, path in files.items()}
     run_hash = sha256(store.run.encode())[:8]
     cookie = f"label-{run_hash}"  # all ports of a machine share their cookies: each run has its own
@@ -172,7 +182,7 @@ def create_app(
         """The report on all people, or on ``me`` alone; its flags have names."""
         from rlhf_bilevel.human.agreement import report  # SciPy takes a second to load
 
-        content = report(store).model_dump()
+        content = report(store, hide_new_checks=not is_over()).model_dump()
         content["alone"] = len(content["labellers"]) < 2
         if me.role not in SEE_ALL:
             content["labellers"] = [row for row in content["labellers"] if row["name"] == me.name]
@@ -184,32 +194,46 @@ def create_app(
 
         A long evaluation or update of the reward is silent, and so is training that was killed.
         """
-        if ended():
-            return "ended"
         status = store.status()
+        if ended() or (status and status.ended):
+            return "ended"
         silence = clock() - status.updated_at if status else 0.0
         if status is None or status.stopped or silence > AWAY_SECONDS:
             return "away"
-        if silence > SILENT_SECONDS:
+        if silence > SILENT_SECONDS and not status.policies:  # a selection is silent while it makes a pair
             return "silent"
         return "waiting" if status.waiting else "on"
+
+    def is_over() -> bool:
+        """Whether training uses no more answers."""
+        status = store.status()
+        return training_state() == "ended" or (status is not None and 0 < status.wanted <= status.labels)
 
     Me = Annotated[Any, Depends(signed_in)]
 
     @app.exception_handler(PlainHTTPException)
-    def refuse(request: Request, error: PlainHTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code)
+    def refuse(request: Request, error: PlainHTTPException) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": error.detail}, error.status_code)
+        heading = "There is no such page" if error.status_code == 404 else "You cannot see this page"
+        text = "Check the address." if error.status_code == 404 else error.detail
+        return page("message.html", error.status_code, heading=heading, text=text)
 
     @app.exception_handler(RequestValidationError)
-    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+    def malformed(request: Request, error: RequestValidationError) -> Response:
+        if not request.url.path.startswith("/api/"):
+            return refuse(request, PlainHTTPException(404))
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:]))[:100]
         return JSONResponse({"error": " ".join(f"{where}: {first['msg']}".split())}, 422)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
-    def away(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the label store cannot be reached now"}, 503)
+    def away(request: Request, error: Exception) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": "the label store cannot be reached now"}, 503)
+        heading, text = "The answers cannot be read now", "Nothing is lost. Load this page again in a moment."
+        return page("message.html", 503, heading=heading, text=text)
 
     @app.get("/healthz")
     def health() -> dict[str, bool]:
@@ -229,7 +253,7 @@ def create_app(
         me = visitor(request)
         if me is None:
             return page("stranger.html", 401)
-        return page("quality.html", me=me, **agreement_seen_by(me))
+        return page("quality.html", me=me, sees_all=me.role in SEE_ALL, **agreement_seen_by(me))
 
     @app.get("/overview")
     def overview(request: Request) -> HTMLResponse:
@@ -237,9 +261,10 @@ def create_app(
         if me is None:
             return page("stranger.html", 401)
         if me.role not in SEE_ALL:
-            raise HTTPException(403, "only the owner of the run and experts see this page")
+            raise HTTPException(403, "Only the owner of the run and experts see it.")
         choices, status, state = store.all_chosen(), store.status(), training_state()
-        seen = agreement_seen_by(me)
+        seen, seconds, recent = agreement_seen_by(me), labelling_seconds(choices), returns()
+        noted = [chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1]
         return page(
             "overview.html",
             me=me,
@@ -247,12 +272,26 @@ def create_app(
             status=status,
             next_pairs=when_next_pairs(state, status, store.pending(), clock()),
             speeds=speeds(store.labellers(), choices, clock()),
-            minutes=labelling_seconds(choices) / 60,
-            returns=returns(),
+            per_minute=recent.true / (seconds / 60) if recent and seconds >= SHORTEST else None,
+            returns=recent,
             agreement=seen["agreement"],
             flags=seen["flags"],
-            notes=[chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1],
+            notes=[(chosen, store.pair(chosen.query_id)) for chosen in noted],
         )
+
+    @app.get("/pair/{query}")
+    def pair(request: Request, query: str, left: Literal["first", "second"] = "first") -> HTMLResponse:
+        """One pair, to be looked at; ``left`` is the clip on the left side."""
+        me = visitor(request)
+        if me is None:
+            return page("stranger.html", 401)
+        if me.role not in SEE_ALL:
+            raise HTTPException(403, "Only the owner of the run and experts see it.")
+        found = store.pair(query) if query.isascii() and query.isalnum() else None
+        if found is None:
+            raise HTTPException(404, "there is no such pair")
+        shown = found.clips if left == "first" else found.clips[::-1]
+        return page("pair.html", me=me, page_owner=page_owner(me), number=found.number, clips=shown)
 
     @app.get("/join/{token}")
     def join_page(token: str) -> HTMLResponse:
@@ -263,7 +302,9 @@ def create_app(
     def join(request: Request, sent: Join) -> Response:
         invited = invitations.take(sent.token)
         if invited is None:
-            raise HTTPException(403, "this link was opened before, or is of an earlier start")
+            raise HTTPException(
+                403, "this link does not work: it was opened before, is of an earlier start, or is mistyped"
+            )
         response = Response(status_code=204)
         token, secure = store.invite(*invited), request.headers["origin"].startswith("https:")
         response.set_cookie(
@@ -288,7 +329,7 @@ def create_app(
 
     @app.post("/api/undo")
     def undo(me: Me, sent: Undo) -> dict[str, str]:
-        undone = store.undo(me, sent.key)
+        undone = None if is_over() else store.undo(me, sent.key)
         if undone is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")
         return {"query": undone.query_id, "note": undone.note}
@@ -296,7 +337,9 @@ def create_app(
     @app.get("/api/history")
     def history(me: Me) -> dict[str, Any]:
         """The reply does not say for which purpose a pair was shown."""
-        return {"choices": [past._asdict() for past in store.history(me, HISTORY)]}
+        over = is_over()
+        listed = [past._replace(can_change=past.can_change and not over) for past in store.history(me, HISTORY)]
+        return {"choices": [past._asdict() for past in listed], "over": over}
 
     @app.post("/api/unskip")
     def unskip(me: Me, empty: Empty) -> dict[str, int]:
@@ -306,9 +349,11 @@ def create_app(
     def status(me: Me) -> dict[str, Any]:
         training, state = store.status(), training_state()
         told = asdict(training) | {"next_pairs": seconds_to_next_pairs(state, training, clock())} if training else {}
-        if run and training and me.role in SEE_ALL:
+        if run and training and me.role in SEE_ALL and (state == "ended" or not training.policies):
             told["command"] = f"rlhf-bilevel {'resume' if state == 'away' else 'watch'} {shlex.quote(run)}"
-        return store.progress(me)._asdict() | {"training": {"state": state} | told}
+        progress = store.progress(me)
+        progress = progress._replace(can_undo=progress.can_undo and not is_over())
+        return progress._asdict() | {"training": {"state": state} | told}
 
     def gzipped(name: str, find: Callable[[str], bytes | None]) -> Response:
         data = find(name) if name.isprintable() else None  # PostgreSQL refuses some names that are not printable

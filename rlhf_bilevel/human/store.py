@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
@@ -37,6 +37,7 @@ from rlhf_bilevel.human.records import (
     Chosen,
     Labeller,
     Outcome,
+    Pair,
     Past,
     Pending,
     Progress,
@@ -161,6 +162,18 @@ class LabelStore:
         with self._write() as c:
             insert_if_absent(c, scenes, run=self.run, id=scene, data=data)
 
+    def pair(self, query_id: str) -> Pair | None:
+        """A query that was asked; None if this run has no such query."""
+        place = queries.c["session", "position", "first_clip", "second_clip"]
+        with self._read() as c:
+            found = c.execute(select(*place).where(queries.c.id == query_id, queries.c.run == self.run)).first()
+            if found is None:
+                return None
+            same_session = and_(queries.c.session == found.session, queries.c.position < found.position)
+            before = or_(queries.c.session < found.session, same_session)
+            number = c.scalar(select(func.count()).where(queries.c.run == self.run, before)) or 0
+        return Pair(number + 1, (found.first_clip, found.second_clip))
+
     def scene(self, scene_id: str) -> bytes | None:
         """A scene as gzipped JSON; None if this run has no such scene."""
         with self._read() as c:
@@ -207,7 +220,7 @@ class LabelStore:
         A session that collects again gets the same labels first, and then those that have come since.
         """
         with self._write() as c:
-            return questions.collect(c, self.run, session, limit)
+            return questions.collect(c, self.run, session, limit, self._clock())
 
     # People answer
 
@@ -301,8 +314,8 @@ class LabelStore:
     def undo(self, labeller: Labeller, key: str | None = None) -> Undone | None:
         """Takes back a choice of the labeller, for any purpose, and puts its pair before them again.
 
-        It is the choice that came with ``key``, or else their last one. None if there is no such choice, or if training
-        has used it.
+        It is the choice that came with ``key``, or else their last one. None if there is no such choice, or if it is
+        final (``Chosen.final``).
         """
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
@@ -341,12 +354,14 @@ class LabelStore:
             mine = c.scalar(answer_count.where(choices.c.labeller == labeller.id)) or 0
             total = c.scalar(answer_count.where(of_run)) or 0
             open_counts = assignment.open_counts(c, self.run, labeller.id, self._clock())
+            joined = select(func.count(labellers.c.id.distinct())).join(tokens).where(labellers.c.run == self.run)
+            people = c.scalar(joined) or 0
             can_undo = answers.undoable(c, labeller.id, lock=False) is not None
         status, pending = self.status(), self.pending()
         needed = status.needed if status else 0
         if status and status.spare is not None:  # training counts once a second: answers have come since
             needed = max(0, pending.missing - status.spare)
-        return Progress(mine, total, pending.asked, *open_counts, needed, can_undo)
+        return Progress(mine, total, pending.asked, *open_counts, people, needed, can_undo)
 
     # Everything that is stored
 
@@ -363,13 +378,14 @@ class LabelStore:
 
     def all_chosen(self) -> list[Chosen]:
         """All choices that were not taken back, for every purpose, in the order in which they came."""
-        columns = choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at", "note"]
-        rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers)
+        columns: list[Any] = [*choices.c["purpose", "choice", "left_is_first", "shown_at", "answered_at", "note"]]
+        columns += [answers.is_final()]
+        rows = select(choices.c.query, *labellers.c["id", "name", "role"], *columns).join(labellers).join(queries)
         with self._read() as c:
             ordered = c.execute(rows.where(labellers.c.run == self.run, LIVE).order_by(choices.c.id))
             return [
-                Chosen(query, Labeller(*labeller), purpose, choice, left_is_first, shown_at, answered_at, note or "")
-                for query, *labeller, purpose, choice, left_is_first, shown_at, answered_at, note in ordered
+                Chosen(query, Labeller(*who), purpose, choice, left_is_first, shown_at, answered_at, note or "", final)
+                for query, *who, purpose, choice, left_is_first, shown_at, answered_at, note, final in ordered
             ]
 
     # Transactions

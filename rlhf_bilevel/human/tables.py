@@ -1,6 +1,6 @@
 """The tables of the label store, and the words that are stored in them. Times are seconds since 1970.
 
-runs(id, facts, status, begun_at)                 several runs may share one database
+runs(id, facts, status, begun_at, collected_at)   several runs may share one database
 queries(id, run, session, position, first_clip, second_clip, asked_at, wanted,
         complete_at, retired_session, consumed_session, first, second)
 clips(id, run, data)   scenes(run, id, data)      gzipped JSON
@@ -62,6 +62,7 @@ runs = Table(
     Column("facts", Text, nullable=False),  # JSON: what training says about the run
     Column("status", Text),  # JSON of records.Status; null before the first report
     Column("begun_at", Double, nullable=False),
+    Column("collected_at", Double),  # when training last took labels; null before
 )
 queries = Table(
     "queries",

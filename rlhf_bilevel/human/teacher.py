@@ -51,12 +51,14 @@ class HumanTeacher:
     """A teacher that asks people through the label store of the run in ``folder``.
 
     Use it in a ``with`` statement: the label store is open inside. ``recorder`` makes the clips, from rows of
-    ``buffer``. ``resume`` is the command that goes on if this process is stopped.
+    ``buffer``. ``resume`` is the command that goes on if this process is stopped. ``policies`` is among how many people
+    choose, if this is a selection.
     """
 
     def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipRecorder, folder: Path) -> None:
         self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
         self._config, self._buffer, self._folder = config, buffer, folder
+        self.policies = 0
         self._stored_scenes, self._announced = set[str](), False
         self._next_report, self._last_report = 0.0, (0.0, 0)  # the last: its time and step
         self._labels_used = self._recorded = self._again = 0  # see Status; recorded: labels of earlier sessions
@@ -77,12 +79,16 @@ class HumanTeacher:
         self._label_store.set_run_info(info)
         self._recorded = self._label_store.labels_used(count_sessions(RunFolder(self._folder).labels))
         self._last_report = time.monotonic(), self._buffer.size
+        if self.policies:
+            self._labels_used = self._recorded
+            self._report_selection()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         stopped = f"Training has stopped. {self.resume} continues it."
         with suppress(*DATABASE_ERRORS):
-            self._report(False, 0, None, stopped if kind else "Training has come to its end.", stopped=True)
+            doing = stopped if kind else "Training has come to its end."
+            self._report(False, 0, None, doing, stopped=True, ended=self.policies > 0 and kind is None)
         self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
@@ -98,6 +104,9 @@ class HumanTeacher:
         self._last_report = time.monotonic(), self._buffer.size  # what training waited is not its speed
         self._next_report = self._last_report[0] + INTERVAL
         answers = self._retry(lambda: store.collect(session, labels_left))
+        self._labels_used += len(answers)
+        if self.policies:
+            self._report_selection()
         before = sum(seconds or 0.0 for seconds in read_seconds(RunFolder(self._folder).labels))
         self.seconds = max(0.0, labelling_seconds(self._retry(store.all_chosen)) - before)
         return decode_answers(answers) if answers else no_answers(queries)
@@ -160,6 +169,10 @@ class HumanTeacher:
             self._retry(partial(self._report, True, *counts, doing))
             time.sleep(INTERVAL)
 
+    def _report_selection(self) -> None:
+        """Reports that the next pair is being made. A run that trains reports in ``beat``."""
+        self._retry(partial(self._report, False, 0, None, "The next pair is being made."))
+
     def _needed(self, new_queries: int = 0) -> tuple[int, int]:
         """How many answers training waits for, and how many of its queries may stay unanswered while it continues.
 
@@ -177,6 +190,7 @@ class HumanTeacher:
         doing: str,
         next_session: float | None = None,
         stopped: bool = False,
+        ended: bool = False,
     ) -> None:
         """Stores a ``Status`` with these fields."""
         c, (accuracy, count) = self._config, self._accuracy
@@ -195,6 +209,8 @@ class HumanTeacher:
                 fresh_labels=count,
                 again=self._again,
                 stopped=stopped,
+                policies=self.policies,
+                ended=ended,
             )
         )
 

@@ -183,7 +183,7 @@ def choose(
     try:
         for policy in range(len(steps)):  # one that is damaged is found before the first label
             play_as(policy)
-        with _asking(spec, parts, config, labels + SILENT * number, recorded) as (env, store, teacher):
+        with _asking(spec, parts, config, number, recorded) as (env, store, teacher):
             pairs = _Pairs(env, model, play_as, store, config)
             matches = select(len(steps), labels, margin, error, lambda *both: pairs.ask(teacher, *both))
         play_as(matches[-1].winner)
@@ -195,9 +195,9 @@ def choose(
 
 @contextmanager
 def _asking(
-    spec: RunSpec, parts: Parts, config: Config, pairs: int, recorded: Callable[[Teacher], Teacher]
+    spec: RunSpec, parts: Parts, config: Config, matches: int, recorded: Callable[[Teacher], Teacher]
 ) -> Iterator[tuple[Any, ReplayBuffer, Teacher]]:
-    """The environment, the buffer for at most so many ``pairs`` of segments, and the teacher of them."""
+    """The environment, the buffer for all pairs of segments of so many ``matches``, and the teacher of them."""
     with ExitStack() as stack:
         env: Any = make_env(spec.env, config, SELECTION)
         stack.callback(lambda: env.close())
@@ -205,7 +205,7 @@ def _asking(
         if config.segment_length > limit:
             raise UserError(f"segment_length={config.segment_length}: an episode has at most {limit} steps")
         sizes = flatdim(env.observation_space), flatdim(env.action_space)
-        rows = pairs * 2 * config.segment_length
+        rows = (config.labels + SILENT * matches) * 2 * config.segment_length
         check_memory("this selection", 4 * rows * (2 * sizes[0] + sizes[1] + 2))
         store, recorder = ReplayBuffer(*sizes, rows), None
         people = parts.teacher is None and config.teacher_human
@@ -220,7 +220,7 @@ def _asking(
                 warnings.warn(f"the teacher gets states and actions alone: {problem}", stacklevel=2)
         teacher: Any = make_teacher(spec, parts, config, store, PreferenceBuffer(), recorder, 0)
         if people:
-            teacher.resume = "The same rlhf-bilevel select command"
+            teacher.resume, teacher.policies = "The same rlhf-bilevel select command", matches + 1
             stack.enter_context(teacher)
         yield env, store, recorded(teacher)
 

@@ -162,6 +162,18 @@ def test_a_share_is_flagged_where_chance_seldom_makes_it_so_low(of: int) -> None
     assert (flagged == []) == (of < 5) and all(count < 0.8 * of for count in flagged)
 
 
+def test_a_check_is_compared_only_once_it_is_final_where_its_labeller_may_look() -> None:
+    first, again, gold = chose(ANN, 0, LEFT), chose(ANN, 0, RIGHT, REPEAT, left=False), chose(ANN, 1, LEFT, GOLD)
+    expert = chose(VERA, 1, LEFT), chose(VERA, 2, RIGHT), chose(ANN, 2, LEFT)
+    for final, shared in ((False, 1), (True, 2)):
+        checks = [check._replace(final=final) for check in (again, gold)]
+        seen = report(Everything(first, *expert, *checks), hide_new_checks=True)  # type: ignore[arg-type]
+        ann = next(row for row in seen.labellers if row.name == "Ann")
+        assert (ann.repeats is not None, ann.gold is not None, seen.shared, ann.answers) == (final, final, shared, 4)
+        everything = report(Everything(first, *expert, *checks))  # type: ignore[arg-type]
+        assert everything.shared == 2 and everything.overall.repeats
+
+
 def test_wilsons_interval() -> None:
     """The published example of 81 of 263: .2553 to .3662 [Newcombe 1998, table I]."""
     found = share(81, 263)

@@ -98,6 +98,7 @@ def test_a_person_who_presses_keys_teaches_a_run_while_it_trains(tmp_path: Path)
                         visit.press(KEYS[choice])
                     else:
                         visit.sent()
+                        page.wait_for_selector("body[data-answerable]")
                         page.on("request", dies)
                         page.keyboard.press(KEYS[choice])  # the next pair may have to wait for the server
                         expect(page.locator("#notice")).to_contain_text("No connection", timeout=60_000)

@@ -83,10 +83,14 @@ class Visit:
     def open(self, link: str, state: str = "pair") -> Page:
         self.page.goto(link)
         self.page.wait_for_selector(f"body[data-state={state}]")
+        if state == "pair":
+            looked(self.page)
         return self.page
 
     def press(self, key: str) -> None:
         """And waits until another pair, or none, is shown."""
+        if self.page.evaluate("document.body.dataset.state") == "pair":
+            looked(self.page)
         before = self.page.evaluate(SHOWN)
         self.page.keyboard.press(key)
         over = f"before => document.body.dataset.state === 'empty' || ({SHOWN} && {SHOWN} !== before)"
@@ -95,6 +99,11 @@ class Visit:
     def sent(self) -> None:
         """Waits until no answer is waiting in the browser."""
         self.page.wait_for_function("() => !Object.keys(localStorage).some((key) => key.startsWith('answer:'))")
+
+
+def looked(page: Page) -> None:
+    """Waits until the pair was there long enough to be answered."""
+    page.wait_for_selector("body[data-answerable]")
 
 
 @pytest.fixture
@@ -144,9 +153,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     page = visit.open(server.link())
     given = {}
     for choice in KEYS:
+        looked(page)
         query = given[choice] = page.evaluate(SHOWN)
         page.click(f"[data-choice={choice}]")
         page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    looked(page)
     query = given["held"] = page.evaluate(SHOWN)
     page.keyboard.down("ArrowLeft")
     page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
@@ -156,7 +167,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     visit.sent()
     stored = {query: choice.choice for query, choice in chosen(server.store).items()}
     assert stored == {given[choice]: choice for choice in KEYS} | {given["held"]: "left"}
+    looked(page)
+    query = page.evaluate(SHOWN)
     page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
+    page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    looked(page)
     page.keyboard.press(" ")
     expect(page.locator("#play-word")).to_have_text("Play")
 
@@ -246,14 +261,54 @@ def test_an_answer_is_changed_in_the_history_until_training_has_used_it(server: 
     audit(page)
     items.last.get_by_role("button").click()
     page.wait_for_function(f"first => {SHOWN} === first", arg=first)
-    expect(page.locator("#notice")).to_contain_text("judge this pair again")
+    expect(page.locator("#notice")).to_contain_text("Judge this pair again, or keep your answer.")
+    keep = page.get_by_role("button", name="Keep: left is better")
+    keep.click()
+    visit.sent()
+    assert chosen(server.store)[first].choice == "left"
+    expect(keep).to_be_hidden()
+    page.keyboard.press("h")
+    page.locator("#history-list li", has_text="Left is better").get_by_role("button").click()
+    page.wait_for_function(f"first => {SHOWN} === first", arg=first)
     visit.press("ArrowRight")
+    expect(keep).to_be_hidden()
     visit.sent()
     assert chosen(server.store)[first].choice == "right"
     server.store.collect(0, 9)
     page.click("#history-button")
     expect(items.first).to_contain_text("used by training")
     assert page.locator("#history-list button").count() == 0
+    page.keyboard.press("Escape")
+    server.store.set_status(Status(60, 100, 8, 8, False, 0, "it trains"))
+    page.keyboard.press("h")
+    expect(page.locator("#history-text")).to_contain_text("cannot be changed any more")
+    assert "used" not in str(items.first.text_content())  # checks are not, and would be found by it
+
+
+def test_the_second_of_two_quick_presses_answers_no_pair_that_nobody_saw(server: Served, visit: Visit) -> None:
+    """However fast the machine is: no answer comes sooner after its pair than a person can look."""
+    page = visit.open(server.link())
+    page.wait_for_selector(READY, state="attached")
+    for number in range(3):
+        looked(page)
+        if number:
+            page.keyboard.press("ArrowLeft")
+            page.keyboard.press("ArrowLeft")
+        else:
+            page.dblclick("[data-choice=left]")
+    visit.sent()
+    looks = [choice.answered_at - choice.shown_at for choice in server.store.all_chosen() if choice.shown_at]
+    assert 3 <= len(looks) <= 6 and min(looks) > 0.29
+
+
+def test_a_new_pair_plays_also_where_the_one_before_was_paused(server: Served, visit: Visit) -> None:
+    page = visit.open(server.link())
+    page.keyboard.press(" ")
+    expect(page.locator("#play-word")).to_have_text("Play")
+    visit.press("ArrowLeft")
+    expect(page.locator("#play-word")).to_have_text("Pause")
+    moved = "before => document.getElementById('position').textContent !== before"
+    page.wait_for_function(moved, arg=page.locator("#position").text_content())
 
 
 def test_the_next_pair_is_there_without_asking_for_it(server: Served, visit: Visit) -> None:
@@ -338,10 +393,10 @@ def test_a_reload_while_the_connection_is_gone_loses_no_answer(server: Served, v
     page = visit.open(server.link())
     page.route("**/api/answers", lambda route: route.abort())
     given = []
-    for _ in range(3):
+    for number in range(3):
         given.append(page.evaluate(SHOWN))
         visit.press("ArrowLeft")
-    expect(page.locator("#notice")).to_contain_text("No connection")
+        expect(page.locator("#doing")).to_contain_text(f"{number + 1} answer{'s' * (number > 0)} not sent yet")
     page.reload()
     page.wait_for_selector("body[data-state=pair]")
     assert page.evaluate(SHOWN) not in given  # they are answered, though the server does not know it yet
@@ -380,6 +435,7 @@ def test_a_server_that_is_killed_inside_a_post_loses_and_doubles_nothing(tmp_pat
             visit.press("ArrowLeft")
             expect(page.locator("#notice")).to_contain_text("No connection")
             process.wait()
+            looked(page)
             given.append(page.evaluate(SHOWN))
             page.keyboard.press("ArrowLeft")  # nobody is there
             assert [choice.query_id for choice in store.all_chosen()] == given[:1]
@@ -427,14 +483,20 @@ def test_without_a_connection_the_page_says_so_in_place_of_what_training_does(tm
         page.route("**/api/**", lambda route: route.abort())
         expect(training).to_have_attribute("data-state", "unknown")
         expect(doing).to_have_text(lost)
-        page.keyboard.press("ArrowLeft")  # which counts one answer more
+        page.keyboard.press("ArrowLeft")
         expect(page.locator("#pause-heading")).to_have_text("No connection")
-        expect(doing).to_have_text(lost)
+        unsent = "1 answer not sent yet: keep this page open. It is sent once the server is back."
+        expect(doing).to_have_text(f"{lost} {unsent}")
+        expect(page.locator("#notice")).to_have_text(f"Left is better. {unsent}")
+        expect(page.locator("#pause-text")).to_contain_text(unsent)
+        expect(page.locator("#mine")).to_have_text("0")  # it is not stored yet
         page.unroute("**/api/**")
         expect(training).to_have_attribute("data-state", "on")
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
+        expect(page.locator("#mine")).to_have_text("1")
         page.route("**/api/**", lambda route: route.abort())
         expect(page.locator("#pause-heading")).to_have_text("No connection")
+        expect(doing).to_have_text(lost)
         page.unroute("**/api/**")
 
 
@@ -455,12 +517,15 @@ OPEN = {
     "judged": (1, "1 pair that you answered waits for another person’s answer, too."),
     "skipped": (1, "You skipped 1 pair: another person can judge it, or you look again."),
 }
-ANSWERED = {
-    "on": "All pairs that were asked are answered. Training goes on, and asks again later.",
-    "waiting": "All pairs that were asked are answered. Training goes on in a moment.",
-    "silent": "All pairs that were asked are answered. If training is only busy, it asks again later.",
-    "away": "All pairs that were asked are answered. Training is not running: "
-    "the next pair comes up here by itself once it runs again.",
+ALONE = "You skipped 1 pair: you can look at it again."
+LATER = "The next pair comes up here by itself; you can leave this page open."
+COMES = {
+    "on": f"Training goes on, and asks again in about 2 minutes. {LATER}",
+    "waiting": f"Training waits for 1 more answer. {LATER}",
+    "silent": f"If training is only busy, it asks again later. {LATER}",
+    "away": "Training is not running: the next pair comes up here by itself once it runs again. "
+    "It runs again with: rlhf-bilevel resume runs/walker",
+    "unheard": "Training is not running: the next pair comes up here by itself once it runs again.",
 }
 NOT_ASKED = {
     "unheard": "Training has not begun yet. It comes up here by itself once training asks.",
@@ -483,47 +548,74 @@ def test_what_is_said_of_training_and_of_the_pairs_fits_together(tmp_path: Path,
 def fits_together(page: Page) -> None:
     told = dict[str, Any]()
     page.route("**/api/status", lambda route: route.fulfill(json=told))
-    zero = {
-        "mine": 3,
-        "total": 4,
-        "asked": 7,
-        "open": 0,
-        "skipped": 0,
-        "judged": 0,
-        "taken": 0,
-        "needed": 0,
-        "can_undo": False,
-    }
-    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns."}
-    later = "The next pair comes up here by itself; you can leave this page open."
+    zero = dict.fromkeys(("open", "skipped", "judged", "taken", "needed"), 0)
+    zero |= {"mine": 3, "total": 4, "asked": 7, "people": 2, "can_undo": False}
+    heard = {"step": 5, "steps": 9, "labels": 3, "wanted": 8, "doing": "it learns.", "next_pairs": 125.0}
+    heard |= {"command": "rlhf-bilevel resume runs/walker"}
+    reasons = [*chain.from_iterable(combinations(OPEN, count) for count in range(4)), ("alone",)]
     for training, (usual, more) in TRAINING.items():
         state = {"unheard": "away", "has all": "on"}.get(training, training)
         known = {} if training == "unheard" else heard | ({"labels": 8} if training == "has all" else {})
-        for why in chain.from_iterable(combinations(OPEN, count) for count in range(4)):
-            counts = {name: OPEN[name][0] for name in why}
+        if training in DONE:
+            known.pop("command")
+        for why in reasons:
+            counts = {"skipped": 1} if why == ("alone",) else {name: OPEN[name][0] for name in why}
             told.update(zero | counts | {"open": sum(counts.values()), "training": {"state": state} | known} | more)
-            sentence, heading = usual, "No pair is left for you now"
-            text = " ".join([*(OPEN[name][1] for name in why), later])
-            if training == "on" and not why:  # what is needed has not been asked yet
+            told["people"] = 1 if why == ("alone",) else 2
+            sentence, comes = usual, COMES.get(training, "")
+            if training == "on" and why in ((), ("alone",)):  # nobody can give what is needed: it was not asked yet
                 sentence = "Training goes on, step 5 of 9: it learns."
             if training == "waiting" and not why:
                 told["needed"] = 0
                 sentence = "Training has the answers that it waited for, and goes on (step 5 of 9)."
+                comes = f"Training goes on in a moment. {LATER}"
             if training == "unheard":
                 told["asked"] = len(why)
             if training == "ended" and why:
                 sentence += " More answers are kept, but it does not use them."
-            if not why:
-                heading = "The first pair is not here yet" if training == "unheard" else "Nothing to label now"
-                text = NOT_ASKED.get(training, "") if training == "unheard" else ANSWERED.get(training, "")
-                text += f" {later}" if state != "away" else ""
+            heading = "No pair is left for you now" if {*why} & {"taken", "judged"} else "Nothing to label now"
+            told_why = [ALONE] if why == ("alone",) else [OPEN[name][1] for name in why]
+            if heading == "Nothing to label now":
+                told_why.insert(0, f"All {'other pairs' if why else 'pairs that were asked'} are answered.")
+            text = " ".join([*told_why, comes])
+            if training == "unheard" and not why:
+                heading, text = "The first pair is not here yet", NOT_ASKED["unheard"]
             if training in DONE:
                 heading, text = "All done", DONE[training]
             page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
             expect(page.locator("#doing")).to_have_text(sentence)
             expect(page.locator("#pause-heading")).to_have_text(heading)
             expect(page.locator("#pause-text")).to_have_text(text)
-            assert page.locator("#unskip").is_visible() == ("skipped" in why and training not in DONE)
+            skipped = {*why} & {"skipped", "alone"}
+            assert page.locator("#unskip").is_visible() == (bool(skipped) and training not in DONE)
+
+
+@pytest.mark.slow
+def test_who_chooses_among_policies_is_told_so_and_nothing_of_training(tmp_path: Path, visit: Visit) -> None:
+    with served(tmp_path, 1, run="runs/chosen") as server:
+        status = Status(50, 5000, 3, 8, True, 1, "it waits", spare=0, policies=4)
+        server.store.set_status(status)
+        page = visit.open(server.link(role="owner"))
+        doing, used = page.locator("#doing"), page.locator("#used")
+        heading, text = page.locator("#pause-heading"), page.locator("#pause-text")
+        choice = "You choose among 4 policies: which of these behaviours is better?"
+        expect(doing).to_have_text(choice)
+        expect(used).to_have_text("3 of at most 8 answers used")
+        visit.press("ArrowLeft")
+        server.store.set_status(replace(status, labels=4, waiting=False, needed=0))
+        expect(heading).to_have_text("The next pair is being made")
+        expect(text).to_have_text(f"Two policies play an episode each, which takes some seconds. {LATER}")
+        server.store.set_status(replace(status, stopped=True))
+        expect(doing).to_have_text(f"{choice} The selection is not running now. Answers are kept for it.")
+        expect(text).to_contain_text("once the same rlhf-bilevel select command runs again.")
+        server.store.set_status(replace(status, labels=6, stopped=True, ended=True))
+        expect(heading).to_have_text("All done")
+        expect(doing).to_have_text("You chose among 4 policies.")
+        expect(text).to_have_text(
+            "The agent now acts by the policy that was preferred. Thank you. "
+            "To see the agent: rlhf-bilevel watch runs/chosen"
+        )
+        assert page.evaluate("(bar => bar.value / bar.max)(document.getElementById('bar'))") == 1
 
 
 @pytest.mark.slow
@@ -581,14 +673,15 @@ def test_the_page_says_what_the_reward_has_understood_and_its_owner_what_to_type
     with served(tmp_path, 0, run="runs/walker") as server:
         page = visit.open(server.link(role="owner"), state="empty")
         text, status = page.locator("#pause-text"), Status(60, 100, 20, 40, False, 0, "it trains.")
-        server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=10))
-        expect(page.locator("#used")).to_have_text("20 of 40 labels used; it predicted 75 % of the last 10")
+        server.store.set_status(replace(status, fresh_accuracy=0.75, fresh_labels=12))
+        expect(page.locator("#used")).to_have_text("20 of 40 labels used")
+        expect(page.locator("#predicted")).to_have_text("The reward predicted 9 of the last 12 (ties left out)")
         server.store.set_status(replace(status, stopped=True))
         expect(text).to_contain_text("rlhf-bilevel resume runs/walker")
         server.store.set_status(replace(status, labels=40))
         expect(text).to_have_text(
             "Training has all the labels that it asked for. Thank you. "
-            "It practises until its last step. To see the agent then: rlhf-bilevel watch runs/walker"
+            "It goes on without new labels until its last step. To see the agent then: rlhf-bilevel watch runs/walker"
         )
 
 
@@ -665,6 +758,7 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
     other.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=first)
     expect(other.locator("#notice")).to_have_text("That pair was answered in another window.")
     for window in (other, page, other):
+        looked(window)
         before = window.evaluate(SHOWN)
         window.keyboard.press("ArrowLeft")
         for each in (page, other):  # neither still shows what the other has answered
@@ -785,6 +879,78 @@ def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Brow
     visit.context.close()
 
 
+@pytest.mark.slow
+def test_a_telephone_is_told_of_its_buttons_and_not_of_keys(tmp_path: Path, chromium: Browser) -> None:
+    visit = Visit(chromium, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    with served(tmp_path, 9) as server:
+        page = visit.open(server.link(role="owner"))
+        left, slightly = page.locator("[data-choice=left]"), page.locator("#slightly")
+        expect(left).to_have_text(re.compile("Upper"))
+        assert "slightly" not in left.inner_text()
+        page.tap("#slightly")
+        assert re.sub(r"\s+", " ", left.inner_text()).strip() == "Upper is slightly better"
+        places = [part.bounding_box() for part in (left, slightly, page.locator("[data-choice=right]"))]
+        assert len({place["y"] for place in places if place}) == 1  # it is between the buttons that it changes
+        page.tap("[data-choice=left]")
+        looked(page)
+        page.tap("#help-button")
+        told = page.locator("#help").inner_text()
+        assert "Equally good" in told and not any(word in told for word in ("←", "⇧", "space", "keys", "(or press"))
+        audit(page)
+        page.locator("#help .close").first.tap()
+        page.tap("#note-button")
+        assert "Esc" not in page.locator("#note-dialog").inner_text()
+        page.tap("#close-note")
+        page.tap("[data-choice=left]")
+        visit.sent()
+        looked(page)
+        page.tap("#history-button")
+        line = page.locator("#history-list .when").first
+        height = line.evaluate("(line) => line.clientHeight / parseFloat(getComputedStyle(line).lineHeight)")
+        assert 0 < height < 1.5  # the date has one line
+        page.locator("#history-list button").last.tap()
+        expect(page.locator("#keep")).to_be_visible()
+        places = [page.locator(name).bounding_box() for name in ("#keep", "#undo", "[data-choice=skip]")]
+        assert all(place and place["y"] + place["height"] <= 800 for place in places)
+        expect(page.locator("#keep")).to_have_text("Keep: upper is slightly better")
+        audit(page)
+        for name in ("/quality", "/overview"):
+            page.goto(server.url + name)
+            assert page.evaluate(
+                "[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)"
+            )
+            expect(page.locator("tbody td").nth(1)).to_have_css("display", "grid")
+            audit(page)
+    visit.context.close()
+
+
+@pytest.mark.parametrize("width", [pytest.param(800, marks=pytest.mark.slow), 1200])
+def test_long_words_are_not_cut_and_a_long_message_moves_nothing(tmp_path: Path, chromium: Browser, width: int) -> None:
+    visit = Visit(chromium, viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    with served(tmp_path, 1) as server:
+        server.store.set_run_info({"method": "pebble", "env": "dm_control/cartpole-balance-v0"})
+        status = Status(61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it.")
+        server.store.set_status(replace(status, fresh_accuracy=0.9, fresh_labels=30))
+        page = visit.open(server.link())
+        expect(page.locator("#predicted")).to_contain_text("27 of the last 30")
+        cut = "(part) => part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1"
+        for name in (".title", "header", ".progress", *(f"[data-choice={choice}]" for choice in KEYS)):
+            assert not page.locator(name).first.evaluate(cut), name
+        equal = page.locator("[data-choice=equal]")
+        whole_text = (
+            "(button) => { const text = document.createRange(); text.selectNode(button.lastChild); return text; }"
+        )
+        assert equal.evaluate(f"(button) => ({whole_text})(button).getClientRects().length") == 1  # in one line
+        parts = "document.querySelectorAll('.front .clip, .choices, footer button')"
+        whole = f"[...{parts}].map((part) => part.getBoundingClientRect().y)"
+        before = page.evaluate(whole)
+        page.evaluate("document.getElementById('notice').textContent = 'An answer was not taken. '.repeat(12)")
+        assert page.evaluate(whole) == before
+        page.click("#slightly")
+        assert page.evaluate(whole) == before
+    visit.context.close()
+
+
 def test_both_clips_keep_one_time(server: Served, visit: Visit) -> None:
     page = visit.open(server.link())
     column = """(side) => {
@@ -821,6 +987,7 @@ def test_single_keys_can_be_turned_off_for_good(server: Served, visit: Visit) ->
     expect(page.locator("#help")).to_be_hidden()
     page.reload()
     page.wait_for_selector("body[data-state=pair]")
+    looked(page)
     first = page.evaluate(SHOWN)
     for key in (*KEYS.values(), " ", "u", "?"):
         page.keyboard.press(key)
@@ -852,11 +1019,15 @@ def test_a_link_that_was_opened_before_leads_on_with_a_session_and_says_so_witho
     visit.open(link)
     visit.open(link)
     other = Visit(chromium)
-    other.page.goto(link)
-    expect(other.page.locator("#told")).to_contain_text("opened before")
+    for wrong in (link, f"{server.url}/join/invented", f"{server.url}/join/%E0%A4%A", f"{server.url}/join/a.b"):
+        other.page.goto(wrong)
+        expect(other.page.locator("h1")).to_have_text("This link does not work")
+        expect(other.page.locator("#told")).to_contain_text("ask the person who sent it for a new one")
+        assert other.page.title() == "This link does not work · rlhf-bilevel"
+    audit(other.page)
     other.page.route("**/api/join", lambda route: route.fulfill(status=503))  # the database is away, say
     other.page.goto(server.link())
-    expect(other.page.locator("#told")).to_contain_text("The server does not answer")
+    expect(other.page.locator("h1")).to_have_text("The server does not answer")
     other.context.close()
 
 
@@ -871,16 +1042,20 @@ def test_a_script_in_a_name_does_not_run(tmp_path: Path, visit: Visit) -> None:
 @pytest.mark.slow
 def test_guidelines_are_shown_at_the_first_visit_and_where_they_are_others(tmp_path: Path, visit: Visit) -> None:
     file = tmp_path / "rules.md"
-    for text, opens in (("Judge the *feet*.\n\n- up\n- down", True), ("Judge the **arms**.", True), ("", False)):
+    long = "# Judge *the feet*\n\n" + "- up\n- down\n" * 40
+    for text, opens in ((long, True), ("Judge the **arms**.", True), ("", False)):
         file.write_text(text)
         with served(tmp_path, 1 if opens else 0, guidelines=html(text)) as server:
             page = visit.open(server.link())
             assert page.locator("#help").is_visible() == opens
             if not opens:
                 continue
-            expect(page.locator("#guidelines")).to_contain_text(text.split()[2].strip("*."))
+            expect(page.locator("#guidelines")).to_contain_text("the feet" if text == long else "the arms")
+            assert page.locator("#guidelines h3").count() == (text == long)
             audit(page)
-            page.keyboard.press("Escape")
+            page.get_by_role("button", name="Close").first.click()  # in sight without scrolling
+            expect(page.locator("#help")).to_be_hidden()
+            assert page.evaluate("document.getElementById('help').scrollTop") == 0
             page.reload()
             page.wait_for_selector("body[data-state=pair]")
             expect(page.locator("#help")).to_be_hidden()
@@ -932,12 +1107,25 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
         page.click("#help-button")
         audit(page)
         page.click("#close-help")
+        page.keyboard.press("n")
+        page.fill("#note", "It falls.")
+        page.click("#close-note")
         page.click("[data-choice=left]")
         page.wait_for_selector("body[data-state=empty]")
         audit(page)
         page.goto(server.url + "/quality")
         audit(page)
         page.goto(server.url + "/overview")
+        audit(page)
+        page.click("ul a")  # of the note
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.view canvas')].every((canvas) => "
+            "canvas.getContext('2d').getImageData(canvas.width / 2 | 0, canvas.height / 2 | 0, 1, 1).data[0] > 0)"
+        )
+        audit(page)
+        page.click("#play")
+        expect(page.locator("#play")).to_have_text("Pause")
+        page.goto(server.url + "/nothing")
         audit(page)
         page.goto(server.url + "/join/wrong")  # with a session: leads to the page
         page.wait_for_selector("body[data-state=empty]")

@@ -164,12 +164,35 @@ def test_an_answer_of_the_history_is_taken_back_by_its_key(site: Site) -> None:
     assert (newest["choice"], newest["note"], newest["can_change"]) == ("both_bad", "note 1", True)
     for past, pair in ((newest, second), (oldest, first)):
         assert (past["left"], past["right"]) == (pair["left"], pair["right"])
-    assert "purpose" not in newest and site.joined("ada").get("/api/history").json() == {"choices": []}
+    assert "purpose" not in newest and site.joined("ada").get("/api/history").json()["choices"] == []
     assert site.joined("ada").post("/api/undo", json={"key": oldest["key"]}).status_code == 404
     undone = browser.post("/api/undo", json={"key": oldest["key"]}).json()
     assert undone == {"query": first["query"], "note": "note 0"}
     assert [chosen.query_id for chosen in site.store.all_chosen()] == [second["query"]]
     assert browser.post("/api/undo", json={"key": oldest["key"]}).status_code == 404
+
+
+def test_once_training_is_over_no_answer_can_be_changed(tmp_path: Path) -> None:
+    """Neither those that training never used, nor checks, which would be found by it."""
+    ended = [False]
+    with LabelStore.open(tmp_path / "book.sqlite", "run") as store:
+        ask(store, 3)
+        browser = Site(store, ended=lambda: ended[0]).joined()
+
+        def changeable() -> tuple[bool, ...]:
+            history = browser.get("/api/history").json()
+            return history["over"], history["choices"][0]["can_change"], browser.get("/api/status").json()["can_undo"]
+
+        for number, pair in enumerate(browser.get("/api/next?count=2").json()["pairs"]):
+            browser.post("/api/answers", json=answer(pair, key=f"{number}{KEY}"))
+        assert changeable() == (False, True, True)
+        store.set_status(Status(60, 100, 8, 8, False, 0, "it trains"))  # with all its labels
+        assert changeable() == (True, False, False) and browser.post("/api/undo", json={}).status_code == 404
+        store.set_status(Status(60, 100, 7, 8, False, 0, "it trains"))
+        ended[0] = True
+        assert changeable() == (True, False, False) and browser.post("/api/undo", json={}).status_code == 404
+        ended[0] = False
+        assert browser.post("/api/undo", json={}).status_code == 200
 
 
 def test_skipped_pairs_come_back_when_they_are_asked_for(site: Site) -> None:
@@ -263,6 +286,17 @@ def test_status_tells_progress_and_what_training_does(tmp_path: Path) -> None:
         assert state() == "away"  # at once
         ended[0] = True
         assert state() == "ended"
+        ended[0] = False
+        selection = Status(0, 100, 8, 20, False, 0, "it makes a pair", policies=3)
+        store.set_status(selection)
+        now[0] += 30
+        assert state() == "on"  # it is silent while it plays episodes
+        now[0] += 31
+        assert state() == "away"
+        store.set_status(replace(selection, stopped=True))
+        assert state() == "away"
+        store.set_status(replace(selection, stopped=True, ended=True))
+        assert state() == "ended"  # before the chosen policy is written
 
 
 def test_a_database_that_is_away_is_a_passing_fault(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,8 +410,9 @@ def test_guidelines_are_paragraphs_lists_and_emphasis_and_all_else_is_text(tmp_p
     file = tmp_path / "rules.md"
     file.write_text("A *b* **c**\n\n- d\n- e\n\n1. f\n\n# g\n<script>h</script> [i](javascript:j) ![k](l) <m@n.o>\n")
     told = html(read(file))
-    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "# g"))
-    assert set(re.findall(r"<(\w+)", told)) == {"p", "em", "strong", "ul", "ol", "li"}
+    assert all(part in told for part in ("<em>b</em>", "<strong>c</strong>", "<li>d</li>", "<ol>", "<h3>g</h3>"))
+    assert set(re.findall(r"<(\w+)", told)) == {"h3", "p", "em", "strong", "ul", "ol", "li"}
+    assert html("Taste\n=====\n\n###### <b>x</b>\n").split() == ["<h3>Taste</h3>", "<h6>&lt;b&gt;x&lt;/b&gt;</h6>"]
     file.write_bytes(b"\xff")
     with pytest.raises(UserError, match="not text in UTF-8"):
         read(file)
@@ -658,16 +693,21 @@ def test_the_owner_alone_is_told_what_to_type_next(tmp_path: Path) -> None:
         site = Site(store, run="runs/a walker")
         ada, owner = site.joined("ada"), site.joined("olga", "owner")
         assert "command" not in owner.get("/api/status").json()["training"]  # nothing has been trained that could go on
+        status = Status(60, 100, 8, 20, False, 0, "it trains")
         for stopped, command in ((True, "resume"), (False, "watch")):
-            store.set_status(Status(60, 100, 8, 20, False, 0, "it trains", stopped=stopped))
+            store.set_status(replace(status, stopped=stopped))
             assert owner.get("/api/status").json()["training"]["command"] == f"rlhf-bilevel {command} 'runs/a walker'"
             assert "command" not in ada.get("/api/status").json()["training"]
+        store.set_status(replace(status, stopped=True, policies=3))  # resume cannot go on with a selection
+        assert "command" not in owner.get("/api/status").json()["training"]
+        store.set_status(replace(status, stopped=True, policies=3, ended=True))
+        assert owner.get("/api/status").json()["training"]["command"] == "rlhf-bilevel watch 'runs/a walker'"
 
 
 def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path) -> None:
     now, state = [10_000.0], ["on"]
     with LabelStore.open(tmp_path / "book.sqlite", "run", clock=lambda: now[0]) as store:
-        ask(store, 4)
+        ask(store, 5)
         rows = [{"rollout/true_return": "1.5", "rollout/learned_return": ""}, {"rollout/true_return": ""}]
         rows.append({"rollout/true_return": "2.5", "rollout/learned_return": "8.25"})
         site = Site(
@@ -676,7 +716,7 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         ada, owner = site.joined("ada"), site.joined("olga", "owner")
         assert "Training has not begun yet" in owner.get("/overview").text
         assert ada.get("/overview").status_code == 403 and site.browser().get("/overview").status_code == 401
-        for number, seconds in enumerate((0, 18, 18, 4000)):
+        for number, seconds in enumerate((0, 18, 18, 4000, 108)):
             now[0] += seconds
             (pair,) = ada.get("/api/next?count=1").json()["pairs"]
             now[0] += 12
@@ -685,21 +725,38 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         told = Status(50, 100, 7, 20, False, 0, "it trains", next_session=300.0, fresh_accuracy=0.75, fresh_labels=20)
         store.set_status(told)
         text = " ".join(re.sub("<[^>]+>", " ", owner.get("/overview").text).split())
-        assert "ada 4 0.8 1 120" in text and "olga 0 0.0 0 –" in text  # two gaps of 30 s; that of 4000 s is a break
-        assert (
-            "predicted 75 % of the last 20 labels that prefer" in text and "learnt from 7 of at most 20 labels" in text
-        )
+        assert "ada 5 1.0 2 60" in text and "olga 0 0.0 0 –" in text  # gaps of 30, 30, 120 s; 4000 s is a break
+        assert "It was right for 15 of the last 20 labels" in text and "learnt from 7 of at most 20 labels" in text
         assert "last 2 episodes of training is 2 by this reward" in text and "a scale of its own, it is 8.25" in text
-        assert "which is 2.5 for a minute of labelling" in text  # four looks of 12 s
-        assert "come in about 5 minutes" in text and "again" not in text and "ada: &lt;b&gt;falls&lt;/b&gt;" in text
+        assert "for a minute of labelling" not in text  # that were five looks of 12 s
+        assert "come in about 5 minutes" in text and "again" not in text
+        assert "Pair 2 , ada, “left is better”: &lt;b&gt;falls&lt;/b&gt;" in text
+        (link,) = re.findall('href="(/pair/[^"]+)"', owner.get("/overview").text)
+        shown = [re.findall('data-clip="([^"]+)"', owner.get(link).text) for link in (link, link.split("?")[0])]
+        past = ada.get("/api/history").json()["choices"][3]
+        assert shown[0] == [past["left"], past["right"]] and sorted(shown[1]) == sorted(shown[0])
+        refused = [ada.get(link), site.browser().get(link), owner.get("/pair/0"), owner.get(link[:-4])]
+        assert [reply.status_code for reply in refused] == [403, 401, 404, 404]
         store.set_status(replace(told, again=3))
         assert "training uses the 3 labels of these answers again" in owner.get("/overview").text
+        rows[:] = [{"rollout/true_return": "1712.6", "rollout/learned_return": "0.00001234"}]
+        for number in range(10, 15):
+            ask(store, 1, session=number)
+            (pair,) = ada.get("/api/next?count=1").json()["pairs"]
+            now[0] += 60
+            sent = answer(pair, "left", f"{number}{KEY}") | {"shown_at": now[0] - 60, "answered_at": now[0]}
+            ada.post("/api/answers", json=sent)
+        text = owner.get("/overview").text
+        assert "is 1,710 by this reward, which is 285 for a minute" in text and "it is 0.0000123." in text
+        store.set_status(told)
         rows[:] = [{"rollout/true_return": "0.0", "rollout/learned_return": "8.25"}]  # it pays nothing
         assert "own reward" not in owner.get("/overview").text
         now[0] += 6
         assert "Training has not reported for some seconds" in owner.get("/overview").text
         state[0] = "ended"
         assert "No more pairs come" in owner.get("/overview").text
+        store.set_status(replace(told, policies=3))
+        assert "People choose among 3 policies of a run" in owner.get("/overview").text
         assert [">Overview<" in who.get("/").text for who in (ada, owner)] == [False, True]
 
 
@@ -711,6 +768,9 @@ def test_the_overview_tells_the_owner_what_people_and_training_do(tmp_path: Path
         ("silent", 0, {"next_session": 9.0}, "It is not known yet when the next pairs come."),
         ("away", 0, {"next_session": 9.0}, "It is not known when the next pairs come: training is not running."),
         ("on", 0, {"labels": 20}, "No more pairs come: training has all its labels."),
+        ("on", 0, {"policies": 3}, "The next pair comes in some seconds."),
+        ("away", 0, {"policies": 3}, "The next pair comes once the same rlhf-bilevel select command runs again."),
+        ("ended", 0, {"policies": 3}, "No more pairs come: the choice is made."),
         ("ended", 0, {}, "No more pairs come: training has ended."),
         ("on", 0, {"next_session": 70.0}, "The next pairs come in less than a minute."),  # 20 seconds ago
         ("on", 0, {"next_session": 90.0}, "The next pairs come in about 1 minute, if training goes on as fast as now."),
@@ -743,6 +803,25 @@ def test_everybody_learns_whether_pairs_were_asked_and_when_the_next_ones_come(t
         ask(store, 3)
         told = browser.get("/api/status").json()
         assert (told["asked"], told["training"]["next_pairs"]) == (3, None)
+
+
+def test_a_wrong_path_and_a_page_of_others_are_told_in_a_sentence_and_a_link(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = site.joined("ada")
+    replies = [ada.get(path) for path in ("/overview", "/nothing", "/pair/0")]
+    assert [reply.status_code for reply in replies] == [403, 404, 403]
+    replies += [site.browser().get("/nothing")]
+    links = {
+        role: site.joined(role, role).get("/quality").text.count('href="/overview"') for role in ("owner", "labeller")
+    }
+    assert links == {"owner": 1, "labeller": 0}
+    monkeypatch.setattr(site.store, "all_chosen", lambda: (_ for _ in ()).throw(OperationalError("", {}, Exception())))
+    replies.append(ada.get("/quality"))
+    for reply in replies:
+        assert reply.headers["content-type"].startswith("text/html") and '<a href="/">' in reply.text
+        assert "{" not in reply.text and "Bright" not in reply.text
+    assert ada.get("/api/nothing").json() == {"error": "Not Found"}
 
 
 def test_a_progress_file_that_is_missing_or_wrong_gives_no_returns(tmp_path: Path) -> None:

@@ -675,6 +675,40 @@ def test_an_answer_of_the_history_may_be_changed_until_training_has_used_it(stor
     assert not any(past.can_change for past in store.history(ann, 9)) and store.undo(ann, "1") is None
 
 
+def test_a_check_is_final_when_the_answers_around_it_are(store: LabelStore, clock: Clock) -> None:
+    """Else the history and undo would tell which pairs come twice."""
+    asked(store, count=9)
+    ann = somebody(store)
+
+    def answers(number: int, repeats: float) -> str:
+        clock.now += 1
+        (assignment,) = store.assign(ann, 1, repeats=repeats, gold=0)
+        store.choose(ann, assignment.query_id, LEFT, str(number))
+        return assignment.purpose
+
+    def finals() -> list[bool]:
+        assert [chosen.final for chosen in store.all_chosen()] == [not past.can_change for past in past_choices()]
+        return [not past.can_change for past in past_choices()]
+
+    def past_choices() -> list[Any]:
+        return store.history(ann, 20)[::-1]
+
+    assert [answers(number, 0) for number in range(6)] == [LABEL] * 6
+    clock.now += 1
+    store.collect(0, 9)
+    assert answers(6, 1) == REPEAT and finals() == [True] * 6 + [False]  # its first answer is used, and it is new
+    assert store.progress(ann).can_undo and answers(7, 0) == LABEL
+    assert finals() == [True] * 6 + [False] * 2
+    clock.now += 1
+    store.collect(1, 9)
+    assert finals() == [True] * 8 and store.undo(ann) is None and store.undo(ann, "6") is None
+    clock.now += 1
+    store.collect(1, 9)  # as a resumed run does: it takes the same again
+    answers(8, 1)
+    store.collect(1, 9)
+    assert finals() == [True] * 8 + [False] and store.undo(ann) is not None
+
+
 def test_a_store_of_the_first_revision_is_updated_and_keeps_its_answers(tmp_path: Path) -> None:
     path, migrations = tmp_path / "old.sqlite", database._scripts()
     engine = create_engine(f"sqlite:///{path}")

@@ -512,6 +512,11 @@ def test_people_choose_the_policy_that_the_oracle_chooses(
     assert chosen == choose(oracle[0], None, "oracle")
     assert Agent.load(new).predict(torch.zeros(1).numpy())[0].shape == (1,)
     assert len(load(new)) == chosen.labels and set(load(new).labeller) == {"Ann"}
+    with LabelStore.of(new) as label_store:
+        status = label_store.status()
+    compared = {policy for match in chosen.matches for policy in (match.challenger, match.incumbent)}
+    assert status and (status.labels, status.stopped, status.ended) == (chosen.labels, True, True)
+    assert status.policies == len(chosen.matches) + 1 >= len(compared)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@
  * @property {number} [wanted] labels in all; 0 where that is not known
  * @property {number} [again] labels given after the checkpoint that it resumed from: it uses them again
  * @property {number | null} [next_pairs] seconds until it asks again; null where that is not known
+ * @property {number} [policies] among which people choose; 0 where a run is trained
  * @property {string} [doing] what it does just now, a sentence
  * @property {number | null} [fresh_accuracy] share of the last labels that it predicted; null before it can
  * @property {number} [fresh_labels] how many these are
@@ -27,6 +28,7 @@
  * @property {number} skipped by this labeller
  * @property {number} judged by this labeller, and waiting for another person
  * @property {number} taken by somebody else, who looks at them
+ * @property {number} people who label here
  * @property {number} needed answers until the reward is updated
  * @property {boolean} can_undo
  * @property {Training} training
@@ -116,8 +118,8 @@ export const sendAnswer = (answer) => tracked("/api/answers", answer);
 /** Takes back the answer that was sent with `key`, or else the last one. @param {string} [key] @returns {Promise<{query: string, note: string}>} */
 export const takeBack = (key) => tracked("/api/undo", key ? { key } : {});
 
-/** The last answers of this labeller, newest first. @returns {Promise<Past[]>} */
-export const getHistory = async () => (await tracked("/api/history")).choices;
+/** The last answers of this labeller, newest first, and whether training uses no more. @returns {Promise<{choices: Past[], over: boolean}>} */
+export const getHistory = () => tracked("/api/history");
 
 /** Makes the server show again what this labeller skipped and nobody else has answered. */
 export const showSkippedAgain = () => tracked("/api/unskip", {});

@@ -7,7 +7,7 @@ import { listen } from "./keys.js";
 import { outbox } from "./outbox.js";
 import { player } from "./player.js";
 import { clearStills, still } from "./stills.js";
-import { NO_CONNECTION, NO_SESSION, number, rest, sentence, used } from "./wording.js";
+import { NO_CONNECTION, NO_SESSION, notSent, number, predicted, rest, sentence, used } from "./wording.js";
 
 /**
  * @typedef {import("./api.js").Pair} Pair
@@ -18,6 +18,7 @@ import { NO_CONNECTION, NO_SESSION, number, rest, sentence, used } from "./wordi
 
 const AHEAD = 3; // pairs that are held: the one in front, the one behind, and one whose clips are loaded
 const HISTORY = 50; // answered pairs that undo can show at once
+const LOOK = 300; // milliseconds from when a pair is painted: the second of two quick presses was not meant for it
 
 const { body } = document;
 const title = document.title;
@@ -39,6 +40,8 @@ let changes = 0; // of what the status counts, made here: a status that was aske
 let heard = ""; // the last state of training that was known
 let shownAt = 0; // seconds since 1970
 let undoing = false;
+/** @type {{query: string, choice: Choice} | null} */
+let kept = null; // what the pair that came back from the history had been given
 let noted = "", noteChanged = false; // the query whose note is being written
 let turn = 0; // of those who wait for a stage only the latest may change what is shown
 /** @type {HTMLElement | null} */
@@ -105,12 +108,17 @@ function show(pair) {
   player.swap();
   shownAt = now();
   Object.assign(body.dataset, { state: "pair", ...pair });
+  delete body.dataset.answerable;
+  requestAnimationFrame(() => setTimeout(() => {
+    if (player.isShown && player.front.pair === pair) body.dataset.answerable = "";
+  }, LOOK));
   if (document.activeElement === body) hand?.focus(); // which had it before there was nothing to judge
   hand = null;
   enable(true);
   if (waited) byId("said").textContent = "A new pair.";
   document.title = (waited && document.hidden ? "● " : "") + title;
   noteIsThere();
+  offerToKeep();
   requestAnimationFrame(() => setTimeout(ahead)); // this pair is painted before the next one is drawn
   const near = [...pairs, ...answered.slice(-3).map((past) => past.pair)];
   keepOnly(new Set(near.flatMap(({ left, right }) => [left, right])));
@@ -119,11 +127,18 @@ function show(pair) {
 /** The first pair is not to be judged any more. */
 function hide() {
   player.isShown = false;
+  delete body.dataset.answerable;
   enable(false);
+  offerToKeep();
 }
 
 /** @param {Choice} choice */
 function answer(choice) {
+  if ("answerable" in body.dataset) give(choice);
+}
+
+/** @param {Choice} choice */
+function give(choice) {
   if (!player.isShown || undoing) return;
   if (isSlight()) choice = SLIGHT[choice] ?? choice;
   slight(false);
@@ -131,12 +146,14 @@ function answer(choice) {
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   answered.push({ pair, choice, at: performance.now() });
   answered.splice(0, answered.length - HISTORY);
+  kept = null;
   hide();
   changes++;
   if (status) status.can_undo = true;
   if (choice !== "skip") count(1);
   notice(`${SAID[choice]}.`);
   outbox.add({ query: pair.query, choice, key, shown_at: shownAt, answered_at: now(), note: notes.get(pair.query) ?? "" });
+  if (!connection.isThere) notice(`${SAID[choice]}. ${notSent(outbox.waiting().length)}`, true);
   refill();
   advance();
 }
@@ -159,23 +176,26 @@ const ACROSS = { left: "Left clip", right: "Right clip" }, UPRIGHT = { left: "Up
 const SLIGHT = { left: "slightly_left", right: "slightly_right" };
 const isSlight = () => byId("slightly").getAttribute("aria-pressed") === "true";
 /** Whether the next side that is chosen is only slightly better. @param {boolean} pressed */
-const slight = (pressed) => byId("slightly").setAttribute("aria-pressed", String(pressed));
+const slight = (pressed) => {
+  byId("slightly").setAttribute("aria-pressed", String(pressed));
+  byId("choices").classList.toggle("slight", pressed);
+};
 
 const NO_UNDO = "There is no answer to take back: training has used it, or there is none.";
 const canUndo = () => outbox.waiting().length > 0 || (status?.can_undo ?? true); // the server knows, before its status does
 
-/** Takes an answer back: the one with `key`, or else the last, which may not have been sent yet. @param {string} [key] */
-async function undo(key) {
+/** Takes an answer back: one of the history, or else the last, which may not have been sent yet. @param {import("./api.js").Past} [changed] */
+async function undo(changed) {
   if (undoing || body.dataset.state === "gone") return;
-  if (!key && !canUndo()) return notice(NO_UNDO, true);
+  if (!changed && !canUndo()) return notice(NO_UNDO, true);
   undoing = true;
   try {
-    const unsent = key ? null : outbox.takeUnsent();
+    const unsent = changed ? null : outbox.takeUnsent();
     if (!unsent && !(await outbox.emptied())) throw new Error("the last answer may be on its way");
-    await bringBack(unsent ?? (await takeBack(key)));
+    await bringBack(unsent ?? (await takeBack(changed?.key)), changed?.choice);
   } catch (error) {
     if (body.dataset.state === "gone") return; // which leave() has told
-    if (error instanceof Refused && status && !key) status.can_undo = false;
+    if (error instanceof Refused && status && !changed) status.can_undo = false;
     notice(error instanceof Refused ? NO_UNDO : "No connection: your answer cannot be taken back now.", true);
   } finally {
     undoing = false;
@@ -184,16 +204,17 @@ async function undo(key) {
   }
 }
 
-/** Shows a pair again whose answer is taken back. @param {{query: string, note: string}} undone */
-async function bringBack({ query, note }) {
+/** Shows a pair again whose answer is taken back, and where that is known, offers to give it again. @param {{query: string, note: string}} undone @param {Choice} [before] */
+async function bringBack({ query, note }, before) {
   if (note) notes.set(query, note);
   const place = answered.findLastIndex((past) => past.pair.query === query);
   const [past] = place < 0 ? [] : answered.splice(place, 1);
   changes++;
   if (past?.choice !== "skip") count(-1);
   if (status) status.can_undo = answered.length > 0; // until the server says so
-  notice("Your answer is taken back: judge this pair again.");
+  notice(before ? "Judge this pair again, or keep your answer." : "Your answer is taken back: judge this pair again.");
   hide();
+  kept = before ? { query, choice: before } : null;
   for (let i; (i = pairs.findIndex((pair) => pair.query === query)) >= 0; ) pairs.splice(i, 1); // a repetition of it
   if (past) {
     pairs.unshift(past.pair);
@@ -212,22 +233,25 @@ async function showHistory() {
   historyDialog.showModal();
   try {
     await outbox.emptied();
-    const choices = await getHistory();
+    const { choices, over } = await getHistory();
     clearStills();
-    text.textContent = choices.length ? "You may change an answer until training has used it: the pair comes back to you." : "There is no answer yet.";
-    list.replaceChildren(...choices.map(pastItem));
+    text.textContent = !choices.length ? "There is no answer yet."
+      : over ? "Training uses no more answers: they cannot be changed any more."
+        : "You may change an answer until training has used it: the pair comes back to you.";
+    list.replaceChildren(...choices.map((past) => pastItem(past, over)));
   } catch {
     text.textContent = "No connection: your answers cannot be listed now.";
   }
 }
 
-/** @param {import("./api.js").Past} past */
-function pastItem(past) {
+/** @param {import("./api.js").Past} past @param {boolean} over whether training uses no more answers */
+function pastItem(past, over) {
   const [item, pictures, text] = ["li", "div", "div"].map((name) => document.createElement(name));
-  const words = document.createElement("p"), note = document.createElement("p");
-  const time = new Date(1000 * past.answered_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
-  const used = past.can_change ? "" : ", used by training";
-  words.textContent = `${SAID[past.choice]} (${time}${used})`;
+  const [words, when, note] = ["p", "p", "p"].map((name) => document.createElement(name));
+  const time = new Date(1000 * past.answered_at).toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+  words.textContent = SAID[past.choice];
+  when.textContent = past.can_change || over ? time : `${time}, used by training`;
+  when.className = "when";
   note.textContent = past.note && `Note: ${past.note}`;
   for (const side of /** @type {const} */ (["left", "right"])) {
     const picture = still(past[side], upright.matches ? UPRIGHT[side] : ACROSS[side]);
@@ -235,16 +259,16 @@ function pastItem(past) {
     pictures.append(picture);
   }
   pictures.className = "stills";
-  text.append(words, note);
+  text.append(words, when, note);
   item.append(pictures, text);
   if (!past.can_change) return item;
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Change";
-  button.setAttribute("aria-label", `Change: ${words.textContent}`);
+  button.setAttribute("aria-label", `Change: ${words.textContent}, ${time}`);
   button.addEventListener("click", () => {
     historyDialog.close();
-    undo(past.key);
+    undo(past);
   });
   item.append(button);
   return item;
@@ -253,6 +277,13 @@ function pastItem(past) {
 /** Whether the pair in front has a note is seen on the button. */
 function noteIsThere() {
   byId("note-button").classList.toggle("written", notes.has(pairs[0]?.query));
+}
+
+/** Where the pair in front came back from the history, a button gives it the same answer again. */
+function offerToKeep() {
+  const button = byId("keep"), offered = player.isShown && kept?.query === pairs[0]?.query ? kept : null;
+  button.hidden = !offered;
+  if (offered) button.textContent = `Keep: ${SAID[offered.choice].toLowerCase()}`;
 }
 
 function writeNote() {
@@ -348,13 +379,21 @@ function enable(there) {
 function tell(status) {
   ready();
   const { mine, total, training } = status, { wanted = 0, labels = 0 } = training, bar = element("bar", HTMLProgressElement);
-  byId("mine").textContent = number(mine);
-  byId("total").textContent = number(total);
+  const unsent = connection.isThere ? 0 : outbox.waiting().filter(({ choice }) => choice !== "skip").length;
+  byId("mine").textContent = number(Math.max(mine - unsent, 0));
+  byId("total").textContent = number(Math.max(total - unsent, 0));
   byId("used").textContent = used(training);
+  byId("predicted").textContent = predicted(training);
   bar.hidden = !wanted;
-  bar.max = wanted || 1;
+  bar.max = (training.policies && training.state === "ended" ? labels : wanted) || 1; // a selection may need fewer
   bar.value = labels;
   if (connection.isThere) tellTraining(training.state, sentence(status));
+  else tellAway();
+}
+
+/** In place of what training does. */
+function tellAway() {
+  tellTraining("unknown", [NO_CONNECTION, "", ` ${notSent(outbox.waiting().length)}`]);
 }
 
 /** What training does, as far as that is known. @param {Training["state"] | "unknown"} state @param {string[]} parts */
@@ -404,6 +443,7 @@ function pollNow() {
 
 /** By key: the button shows it. @param {Choice} choice */
 function choose(choice) {
+  if (!("answerable" in body.dataset)) return;
   const button = buttons.find((each) => each.dataset.choice === choice.replace("slightly_", ""));
   button?.classList.add("pressed");
   setTimeout(() => button?.classList.remove("pressed"), 150);
@@ -424,12 +464,18 @@ connection.changed = () => {
     notice("The connection is back.");
     return pollNow();
   }
-  tellTraining("unknown", [NO_CONNECTION]);
+  if (status) tell(status);
+  else tellAway();
   if (!pairs.length) tellRest();
-  notice("No connection. Answers are kept here and sent when it is back.", true);
+  notice(`No connection. ${notSent(outbox.waiting().length) || "Answers are kept here and sent when it is back."}`, true);
 };
 connection.signedOut = leave;
-outbox.changed = ready;
+outbox.changed = () => {
+  ready();
+  if (connection.isThere) return;
+  if (status) tell(status);
+  else tellAway();
+};
 outbox.stored = ({ choice, note }) => note && notice(`${SAID[choice]}. Your note is kept: History shows it.`);
 outbox.refused = (reason) => notice(`An answer was not taken: ${reason}.`, true);
 outbox.rested = () => player.isShown || pollNow(); // the page says again why no pair is left
@@ -437,16 +483,16 @@ outbox.watch(answeredElsewhere);
 for (const button of buttons) button.addEventListener("click", () => answer(/** @type {Choice} */ (button.dataset.choice)));
 byId("undo").addEventListener("click", () => undo());
 byId("slightly").addEventListener("click", () => slight(!isSlight()));
+byId("keep").addEventListener("click", () => kept && give(kept.choice));
 byId("note-button").addEventListener("click", writeNote);
 byId("close-note").addEventListener("click", () => noteDialog.close());
 noteText.addEventListener("input", keepNote);
 noteDialog.addEventListener("close", tellNote);
 byId("history-button").addEventListener("click", showHistory);
 historyDialog.addEventListener("close", clearStills);
-byId("close-history").addEventListener("click", () => historyDialog.close());
+for (const button of document.querySelectorAll("button.close")) button.addEventListener("click", () => button.closest("dialog")?.close());
 byId("unskip").addEventListener("click", unskip);
 byId("help-button").addEventListener("click", () => help.showModal());
-byId("close-help").addEventListener("click", () => help.close());
 document.addEventListener("visibilitychange", () => (document.title = title));
 listen({
   ArrowLeft: () => choose("left"),

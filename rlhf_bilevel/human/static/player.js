@@ -54,18 +54,20 @@ const scrubber = element("scrubber", HTMLInputElement);
 const position = element("position", HTMLOutputElement);
 const speed = element("speed", HTMLSelectElement);
 
+const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
 export const player = {
   front: new Stage(element("stage-a", HTMLElement)),
   back: new Stage(element("stage-b", HTMLElement)),
   isShown: false, // whether the pair in front is to be judged; only then it moves
-  playing: !matchMedia("(prefers-reduced-motion: reduce)").matches,
+  playing: !STILL,
   _at: 0, // seconds from the clips' first frame, up to their length and HOLD
   _held: false, // while the scrubber is being dragged
   _last: 0, // milliseconds
   _frame: 0, // seconds that one takes, a moving average
   _detail: 1,
 
-  /** Brings the pair behind to the front, at its first frame. */
+  /** Brings the pair behind to the front, at its first frame. It plays, also where the one before was paused. */
   swap() {
     [this.front, this.back] = [this.back, this.front];
     for (const stage of [this.front, this.back]) {
@@ -75,6 +77,7 @@ export const player = {
     this.isShown = true;
     scrubber.max = String(Math.round(this.front.seconds / this.front.step));
     this.seek(0);
+    if (!STILL) this.play(true);
   },
 
   /** @param {boolean} playing */

@@ -22,8 +22,10 @@ const hasAll = ({ labels = 0, wanted = 0 }) => wanted > 0 && labels >= wanted;
  *
  * @param {Status} status
  */
-export function sentence({ training, needed, open, asked }) {
+export function sentence(status) {
+  const { training, needed, open, asked } = status;
   const { state, steps, step, doing = "", again } = training;
+  if (training.policies) return [ofSelection(training), "", ""];
   const at = steps ? `step ${number(step)} of ${number(steps)}` : "";
   switch (state) {
     case "ended":
@@ -37,22 +39,42 @@ export function sentence({ training, needed, open, asked }) {
       return [`Training has the answers that it waited for, and goes on (${at}).`, "", ""];
     case "on": {
       const update = again ? " It repeats what came after its last saved state."
-        : hasAll(training) ? " It has all its labels." : needed && asked && open ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
+        : hasAll(training) ? " It has all its labels." : needed && asked && canBeAnswered(status) ? ` ${some(needed, "more answer")} until the reward is updated.` : "";
       return [`Training goes on, ${at}`, `: ${doing.replace(/\.$/, "")}`, `.${update}`];
     }
   }
 }
 
+/** What is said in place of training where people choose among the policies of a run. @param {Training} training */
+function ofSelection({ state, policies = 0 }) {
+  if (state === "ended") return `You chose among ${number(policies)} policies.`;
+  const choice = `You choose among ${number(policies)} policies: which of these behaviours is better?`;
+  return state === "away" ? `${choice} The selection is not running now. Answers are kept for it.` : choice;
+}
+
+/** Whether anybody could answer a pair that was asked, without going back to one that they skipped. @param {Status} status */
+const canBeAnswered = ({ open, skipped, people }) => open > (people > 1 ? 0 : skipped);
+
 /** In place of what training does. */
 export const NO_CONNECTION = "No connection: the server of this page has stopped, or the network is gone.";
 export const NO_SESSION = "What training does is shown to those who are signed in.";
 
-/** How many labels training has used, and how many it predicted before it learnt from them. @param {Training} training */
-export function used({ labels = 0, wanted = 0, again = 0, fresh_accuracy = null, fresh_labels = 0 }) {
+/** What the server does not have yet; nothing where it has all. @param {number} unsent answers */
+export const notSent = (unsent) => (unsent
+  ? `${some(unsent, "answer")} not sent yet: keep this page open. ${unsent === 1 ? "It is" : "They are"} sent once the server is back.` : "");
+
+/** How many labels training has used. @param {Training} training */
+export function used({ labels = 0, wanted = 0, again = 0, policies = 0 }) {
   if (!wanted) return "";
+  if (policies) return `${number(labels)} of at most ${some(wanted, "answer")} used`;
   const kept = again ? `; ${number(again)} more ${again === 1 ? "is" : "are"} kept, and used again later` : "";
-  const predicted = fresh_accuracy == null ? "" : `; it predicted ${Math.round(100 * fresh_accuracy)} % of the last ${number(fresh_labels)}`;
-  return `${number(labels)} of ${some(wanted, "label")} used${kept}${predicted}`;
+  return `${number(labels)} of ${some(wanted, "label")} used${kept}`;
+}
+
+/** How many of the newest labels the reward predicted. @param {Training} training */
+export function predicted({ fresh_accuracy = null, fresh_labels = 0 }) {
+  if (fresh_accuracy == null) return "";
+  return `The reward predicted ${number(Math.round(fresh_accuracy * fresh_labels))} of the last ${number(fresh_labels)} (ties left out)`;
 }
 
 /** @param {Training} training @param {string} unknown what is said where it is not known */
@@ -62,6 +84,8 @@ function when({ next_pairs: seconds }, unknown) {
   const minutes = Math.round(seconds / 60);
   return `in about ${minutes < 90 ? some(minutes, "minute") : some(Math.round(minutes / 60), "hour")}`;
 }
+
+const BY_ITSELF = "The next pair comes up here by itself; you can leave this page open.";
 
 /** Before the first question. @param {Training} training */
 function beforeTheFirst(training) {
@@ -73,12 +97,16 @@ function beforeTheFirst(training) {
   return `The agent collects its first episodes. The first pair comes ${time}. ${here}; you can leave this page open.`;
 }
 
-/** Where every pair that was asked is answered. */
-const NOTHING = {
-  waiting: "All pairs that were asked are answered. Training goes on in a moment.",
-  silent: "All pairs that were asked are answered. If training is only busy, it asks again later.",
-  away: "All pairs that were asked are answered. Training is not running: the next pair comes up here by itself once it runs again.",
-};
+/** What comes, where no pair is left. @param {Status} status */
+function whatComes({ training, needed }) {
+  const { state, command } = training;
+  switch (state) {
+    case "on": return `Training goes on, and asks again ${when(training, "later")}. ${BY_ITSELF}`;
+    case "waiting": return `${needed ? `Training waits for ${some(needed, "more answer")}.` : "Training goes on in a moment."} ${BY_ITSELF}`;
+    case "silent": return `If training is only busy, it asks again later. ${BY_ITSELF}`;
+    default: return `Training is not running: the next pair comes up here by itself once it runs again.${command ? ` It runs again with: ${command}` : ""}`;
+  }
+}
 
 /**
  * Why there is no pair, and what comes.
@@ -87,30 +115,48 @@ const NOTHING = {
  * @returns {Rest}
  */
 export function rest(status, connected, unsent) {
-  if (!connected) return { state: "away", heading: "No connection", text: "The next pair comes up here by itself once it is back. Your answers are kept until then." };
+  if (!connected) return { state: "away", heading: "No connection", text: `The next pair comes up here by itself once it is back. ${notSent(unsent)}`.trim() };
   if (!status) return { state: "loading", heading: "Loading the first pair …", text: "" };
   if (unsent) return { state: "loading", heading: "Sending your answer …", text: "" };
   const { training, asked, open, skipped, judged, taken } = status;
-  const { command = "" } = training;
-  if (training.state === "ended") return { state: "empty", heading: "All done", text: `This run has ended. Thank you.${command && ` To see the agent: ${command}`}` };
-  if (hasAll(training)) {
-    const more = command && (training.state === "away" ? ` It goes on with: ${command}` : ` It practises until its last step. To see the agent then: ${command}`);
+  const { command = "", policies } = training;
+  if (training.state === "ended") {
+    const thanks = policies ? "The agent now acts by the policy that was preferred. Thank you." : "This run has ended. Thank you.";
+    return { state: "empty", heading: "All done", text: `${thanks}${command && ` To see the agent: ${command}`}` };
+  }
+  if (!policies && hasAll(training)) {
+    const more = command && (training.state === "away" ? ` It goes on with: ${command}` : ` It goes on without new labels until its last step. To see the agent then: ${command}`);
     return { state: "empty", heading: "All done", text: `Training has all the labels that it asked for. Thank you.${more}` };
   }
   if (open > skipped + judged + taken) return { state: "loading", heading: "Loading the next pair …", text: "" };
-  const later = " The next pair comes up here by itself; you can leave this page open.";
-  if (open) return { state: "empty", heading: "No pair is left for you now", text: notForYou(status) + later };
-  if (!asked) return { state: "empty", heading: "The first pair is not here yet", text: beforeTheFirst(training) };
-  const { state } = training;
-  const text = state === "on" ? `All pairs that were asked are answered. Training goes on, and asks again ${when(training, "later")}.` : NOTHING[state];
-  return { state: "empty", heading: "Nothing to label now", text: state === "away" ? text + (command && ` It runs again with: ${command}`) : text + later };
+  const comes = policies ? nextOfSelection(status) : whatComes(status);
+  const waits = [forOthers(status), youSkipped(status)].filter(Boolean).join(" ");
+  if (judged || taken) return { state: "empty", heading: "No pair is left for you now", text: `${waits} ${comes}` };
+  if (!asked && !policies) return { state: "empty", heading: "The first pair is not here yet", text: beforeTheFirst(training) };
+  if (policies) {
+    const heading = training.state === "away" ? "Nothing to compare now" : "The next pair is being made";
+    return { state: "empty", heading, text: `${waits} ${comes}`.trim() };
+  }
+  return { state: "empty", heading: "Nothing to label now", text: `All ${open ? "other pairs" : "pairs that were asked"} are answered. ${waits} ${comes}`.replace("  ", " ") };
 }
 
-/** Why none of the open pairs comes to this labeller. @param {Status} status */
-function notForYou({ skipped, judged, taken }) {
+/** @param {Status} status */
+function nextOfSelection({ training }) {
+  if (training.state === "away") return "The selection is not running: the next pair comes up here by itself once the same rlhf-bilevel select command runs again.";
+  return `Two policies play an episode each, which takes some seconds. ${BY_ITSELF}`;
+}
+
+/** Which of the open pairs wait for others. @param {Status} status */
+function forOthers({ judged, taken }) {
   const why = [];
   if (taken) why.push(`Somebody else is looking at ${some(taken, "pair")}; what is not answered within ten minutes comes to you.`);
   if (judged) why.push(`${some(judged, "pair")} that you answered ${judged === 1 ? "waits" : "wait"} for another person’s answer, too.`);
-  if (skipped) why.push(`You skipped ${some(skipped, "pair")}: another person can judge ${skipped === 1 ? "it" : "them"}, or you look again.`);
   return why.join(" ");
+}
+
+/** @param {Status} status */
+function youSkipped({ skipped, people }) {
+  if (!skipped) return "";
+  const them = skipped === 1 ? "it" : "them";
+  return `You skipped ${some(skipped, "pair")}: ${people > 1 ? `another person can judge ${them}, or you look again` : `you can look at ${them} again`}.`;
 }
