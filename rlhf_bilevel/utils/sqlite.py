@@ -46,11 +46,16 @@ def check_files(path: Path) -> None:
     for file in (path, *(path.with_name(path.name + end) for end in BESIDE)):
         check_plain_file(file)
     journal = path.with_name(path.name + "-journal")
-    if journal.exists():
+    try:
         with open_to_read(journal, math.inf) as data:
             data.seek(max(0, data.seek(0, SEEK_END) - len(NAMES_ANOTHER)))
-            if data.read() == NAMES_ANOTHER:
-                raise UserError(f"{journal} names a journal of another database: it is neither read nor written")
+            names_another = data.read() == NAMES_ANOTHER
+    except UserError:
+        if not journal.exists():  # there is none, or another process has just ended its transaction
+            return
+        raise
+    if names_another:
+        raise UserError(f"{journal} names a journal of another database: it is neither read nor written")
 
 
 def table_definitions(connection: sqlite3.Connection) -> dict[str, str]:
