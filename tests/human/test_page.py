@@ -1139,6 +1139,7 @@ def audit(page: Page) -> None:
     """No finding of axe-core that is serious or critical, and nothing that has to be scrolled for sidewards."""
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(AXE.read_text())
+    page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")  # colours fade in
     found = page.evaluate(
         "async () => (await axe.run()).violations.map((v) => [v.impact, v.id, v.nodes.map((node) => node.html)])"
     )

@@ -41,7 +41,7 @@ from rlhf_bilevel.human.tables import (
     SLIGHTLY_RIGHT,
 )
 from rlhf_bilevel.human.teacher import HumanTeacher
-from rlhf_bilevel.runs import build, selection
+from rlhf_bilevel.runs import build, environments, selection
 from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.training.query_session import labels_due
@@ -495,7 +495,7 @@ def choose(run: Path, new: Path | None, teacher: str) -> selection.Selection:
 
 def fake_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     def recorded(spec: Any, config: Any, envs: list[Any], store: ReplayBuffer, stream: int) -> tuple[list[Any], Any]:
-        assert stream == build.SELECTION
+        assert stream == environments.SELECTION
         return envs, FakeRecorder(store)
 
     monkeypatch.setattr(selection, "recorded_envs", recorded)

@@ -386,7 +386,7 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
 
     Two of three seeds: so few labels mislead a seed now and then, with every method.
     """
-    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
+    assert np.median([true_return(method, seed) for seed in range(3)]) > 30
 
 
 def true_return(method: str, seed: int) -> float:
