@@ -116,7 +116,9 @@ def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
     assert torch.equal(torch.get_rng_state(), before)  # a metric does not move the run
 
 
-@pytest.mark.parametrize(("algorithm", "method"), [(TQC, "penalty"), (TQC, "mrn"), (CrossQ, "pebble")])
+@pytest.mark.parametrize(
+    ("algorithm", "method"), [pytest.param(TQC, "penalty", marks=pytest.mark.slow), (TQC, "mrn"), (CrossQ, "pebble")]
+)
 def test_an_algorithm_of_sb3_contrib_is_a_learner(algorithm: type, method: str) -> None:
     run = build(method, own={"algorithm": algorithm}, ent_coef="auto_0.3")
     for _ in train(run):
