@@ -71,6 +71,11 @@ class DMControlEnv(SuiteEnv):
         return math.ceil(steps) if math.isfinite(steps) else None
 
     @property
+    def simulator(self) -> tuple[Any, Any]:
+        """As ``SuiteEnv.simulator``."""
+        return self.physics.model.ptr, self.physics.data.ptr
+
+    @property
     def names(self) -> tuple[list[str], list[str]]:
         """Names of the observation's entries, and names of the action's entries (the motors)."""
         parts = self._env.observation_spec().items()

@@ -52,3 +52,8 @@ class SuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def names(self) -> tuple[list[str], list[str]]:
         """Names of the entries of observation and action; empty if they have none."""
         return [], []
+
+    @property
+    def simulator(self) -> tuple[Any, Any]:
+        """MuJoCo's ``MjModel`` and ``MjData``, from which clips for people are drawn; None and None if it has none."""
+        return None, None

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
-from rlhf_bilevel.envs import dm_control, registration, wrappers
+from rlhf_bilevel.envs import registration, wrappers
 from rlhf_bilevel.envs.interface import InvalidEnvError
+from rlhf_bilevel.envs.suites import SuiteEnv
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import scene
 from rlhf_bilevel.human.clips.renderer import jpeg
@@ -135,9 +136,8 @@ class RenderedPoses:
 
 def _simulator(env: Any) -> tuple[Any, Any]:
     """The MuJoCo model and data of an environment, or (None, None) if it has none."""
-    if isinstance(env, dm_control.DMControlEnv):
-        return env.physics.model.ptr, env.physics.data.ptr
-    model, data = getattr(env, "model", None), getattr(env, "data", None)
+    own = (getattr(env, "model", None), getattr(env, "data", None))
+    model, data = env.simulator if isinstance(env, SuiteEnv) else own
     return (model, data) if isinstance(model, mujoco.MjModel) else (None, None)
 
 
