@@ -22,6 +22,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.evaluation.rollout import evaluate
+from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.worker import all_settings
@@ -386,14 +387,14 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
 
     Two of three seeds: so few labels mislead a seed now and then, with every method.
     """
-    assert np.median([true_return(method, seed) for seed in range(3)]) > 30
+    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
 
 
 def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
     run = build(
         method,
-        total_timesteps=1300,
+        total_timesteps=1300 * METHODS[method].learners,  # two learners share the steps
         labels=80,
         other_every=4,
         net_arch=(32, 32),
