@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
-from typing import Any
 
 from rlhf_bilevel.cli.arguments import Work, add_trust_option
 from rlhf_bilevel.cli.checks import finished, new_file, run_folder
@@ -57,10 +56,9 @@ def run(args: argparse.Namespace) -> Work:
                 write(sb3, file.getvalue())
             c = agent.config
             assert c is not None
-            told: dict[str, Any] = {"protocol": c.protocol} if agent.env_id.startswith("Meta-World/") else {}
-            told |= {"action_repeat": c.action_repeat} if c.action_repeat > 1 else {}
-            told |= {key: value for key, value in (("kwargs", c.env_kwargs), ("flatten", c.flatten)) if value}
-            arguments = "".join(f", {key}={value!r}" for key, value in told.items())
+            told = {key: getattr(c, key) for key in ("protocol", "action_repeat", "env_kwargs", "flatten")}
+            told = {key: value for key, value in told.items() if value != type(c).model_fields[key].default}
+            arguments = "".join(f", {key.removeprefix('env_')}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
             print(f"    envs.registration.make({agent.env_id!r}, seed=0{arguments})")
             print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "

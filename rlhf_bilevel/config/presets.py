@@ -13,16 +13,17 @@ BPREF: dict[str, Any] = {
 """B-Pref's values of settings whose defaults are others here. They were the defaults before."""
 
 FIGURE1: dict[str, Any] = {
-    "batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000, "n_eval_episodes": 5
+    "batch_size": 128, "action_repeat": 2, "segment_length": 25, "eval_freq": 5000
 }  # fmt: skip
+
+PAPER = BPREF | {"tau": 0.0025, "n_eval_episodes": 10}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 1e-3, "reward_net_arch": (64, 64),
-              "reward_lr": 3e-3, "reward_batch": 32, "n_eval_episodes": 5, "action_repeat": 4,
-              "segment_length": 25},
+              "reward_lr": 3e-3, "reward_batch": 32, "action_repeat": 4, "segment_length": 25},
     "cpu": {},
-    "paper": BPREF | {"net_arch": (1024, 1024), "batch_size": 1024, "tau": 0.0025},
-    "paper/Meta-World": BPREF | {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4, "tau": 0.0025,
+    "paper": PAPER | {"net_arch": (1024, 1024), "batch_size": 1024},
+    "paper/Meta-World": PAPER | {"net_arch": (256, 256, 256), "batch_size": 512, "learning_rate": 3e-4,
                                  "reward_epochs": 10},
     "figure1": FIGURE1 | {"total_timesteps": 125_000, "labels": 100},
     "figure1/Meta-World": FIGURE1 | {"total_timesteps": 200_000, "labels": 1000, "reward_clip": True,

@@ -99,7 +99,7 @@ class Config(BaseModel):
     """Steps between two updates of the reward model without new labels. 0: never."""
     eval_freq: Size
     """Steps between two evaluations."""
-    n_eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 10
+    n_eval_episodes: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Episodes in one evaluation."""
 
     # Learners (SB3)

@@ -6,7 +6,8 @@ Both meet the same episodes with the same policies, so that they find the same, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,8 +50,7 @@ class Evaluations:
         self._child: Child | None = None
         if apart:
             policies = [_constructor(learner.model.policy) for learner in run.learners]
-            settings = torch.get_num_threads(), policies, run.config.n_eval_episodes
-            make = partial(_Evaluator, registered(make_env, apart), *settings)
+            make = partial(_Evaluator, registered(make_env, apart), policies, run.config.n_eval_episodes)
             self._child = Child(make, what="the evaluation", option="--threads", parent=True)
         else:
             self._env = make_env()
@@ -90,7 +90,8 @@ class Evaluations:
 
     def _evaluate_here(self, learner: Learner) -> Evaluation:
         self._env.episode = 0  # the same episodes each time, so that only the policy makes a difference
-        return evaluate(greedy(learner.model), self._env, self._run.config.n_eval_episodes)
+        with _one_thread():
+            return evaluate(greedy(learner.model), self._env, self._run.config.n_eval_episodes)
 
     def _told(self, due: Moment, results: Sequence[Evaluation]) -> Metrics:
         """Logs each episode. Returns the mean metrics.
@@ -112,15 +113,39 @@ class Evaluations:
 def greedy(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The actions (a,) of an SB3 model at observations (o,), without exploration."""
     if stackable(model) and model.device.type == "cpu":
-        return partial(act_by_mean, model.policy)
+        return mean_policy(model.policy)
     return lambda obs: model.predict(obs, deterministic=True)[0]
 
 
-def act_by_mean(policy: Any, obs: np.ndarray) -> np.ndarray:
-    """As ``predict`` of a SAC policy without exploration, bit for bit, in a third of its time."""
-    with torch.no_grad():
-        mean, _, _ = policy.actor.get_action_dist_params(torch.as_tensor(obs[None]))
-        return policy.unscale_action(torch.tanh(mean).numpy())[0]
+def mean_policy(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """As ``predict`` of a ``stackable`` SAC's policy without exploration, bit for bit, in a seventh of its time.
+
+    It has the weights of now: the networks must not change while it is used.
+    """
+    actor = policy.actor
+    layers = [layer for layer in [*actor.latent_pi, actor.mu] if isinstance(layer, nn.Linear)]
+    *hidden, last = [(layer.bias.detach(), layer.weight.detach().T) for layer in layers]
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            values = torch.as_tensor(obs[None], dtype=torch.float32)
+            for bias, weight in hidden:
+                values = torch.addmm(bias, values, weight).relu_()
+            mean = torch.addmm(last[0], values, last[1])
+            return policy.unscale_action(mean.tanh_().numpy())[0]
+
+    return act
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch has one thread: an operation on one observation takes less time than to wake another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Evaluator:
@@ -129,13 +154,12 @@ class _Evaluator:
     def __init__(
         self,
         make_env: Callable[[], Any],
-        threads: int,
         policies: Sequence[tuple[type[Any], dict[str, Any]]],
         episodes: int,
     ) -> None:
         if hasattr(os, "nice"):
             os.nice(NICE)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self._env, self._episodes = make_env(), episodes
         self._policies = [kind(**arguments) for kind, arguments in policies]
 
@@ -145,7 +169,7 @@ class _Evaluator:
         for policy, values in zip(self._policies, weights, strict=True):
             policy.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
             self._env.episode = 0
-            results.append(evaluate(partial(act_by_mean, policy), self._env, self._episodes))
+            results.append(evaluate(mean_policy(policy), self._env, self._episodes))
         return results
 
 

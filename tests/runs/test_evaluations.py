@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -122,12 +123,37 @@ def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit_on_as_many_or_ot
     assert found(folder) == found(whole)
 
 
-@pytest.mark.parametrize("own", [{}, {"policy_kwargs": {"net_arch": [8], "activation_fn": torch.nn.Tanh}}])
-def test_an_evaluation_acts_as_sb3_predicts_bit_for_bit(own: dict[str, Any]) -> None:
-    model = build("sac", own=own).learners[0].model
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("net_arch", [(8,), (256, 256)])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.Tanh])
+def test_an_evaluation_acts_as_sb3_predicts_bit_for_bit(activation: type, net_arch: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    own = {"policy_kwargs": {"net_arch": list(net_arch), "activation_fn": activation}}
+    model = build("sac", own=own, net_arch=net_arch).learners[0].model
     act = greedy(model)
     for obs in np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32):
         assert np.array_equal(act(obs), model.predict(obs, deterministic=True)[0])
+
+
+class Counting(Steer):
+    """Notes how many threads torch has while it is stepped, in training and in evaluations."""
+
+    threads: ClassVar[list[int]] = []
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        Counting.threads.append(torch.get_num_threads())
+        return super().step(action)
+
+
+gymnasium.register("Counting-v0", Counting)
+
+
+def test_torch_has_one_thread_while_a_run_evaluates_and_then_those_it_had(tmp_path: Path) -> None:
+    Counting.threads.clear()
+    start.train(spec(tmp_path / "run", 3, "pebble", "Counting-v0", total_timesteps=140))
+    changes = [now for now, _ in groupby(Counting.threads)]
+    assert changes == [3, 1, 3, 1]  # evaluations are after steps 70 and 140
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
