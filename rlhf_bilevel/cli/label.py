@@ -12,16 +12,20 @@ import shlex
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from filelock import Timeout
+
 from rlhf_bilevel.cli.arguments import Work, add_trust_option, positive
 from rlhf_bilevel.data.run_folder import CONFIG, RunFolder, runs_in
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.human.addresses import exposure_warning, in_url, is_loopback, listen, names, public_name
+from rlhf_bilevel.utils.files import lock
 
 if TYPE_CHECKING:
     import uvicorn
@@ -135,7 +139,7 @@ def run(args: argparse.Namespace) -> Work:
         sys.stdout.flush()
         if not is_loopback(args.host):
             print(exposure_warning(args.host, port), flush=True)
-        with suppress(KeyboardInterrupt), store:
+        with suppress(KeyboardInterrupt), store, only_page(RunFolder(args.dir)):
             server(app).run(sockets=[listener])
 
     return work
@@ -161,6 +165,26 @@ def server(app: SecurityMiddleware, **settings: Any) -> uvicorn.Server:
         "h11_max_incomplete_event_size": 2**14,
     }
     return uvicorn.Server(uvicorn.Config(app, **(defaults | settings)))
+
+
+@contextmanager
+def only_page(run: RunFolder) -> Iterator[None]:
+    """Says it, if another label page of the run is open on this machine. Both can be used."""
+    page_lock = lock(run.label_page_lock)
+    try:
+        page_lock.acquire()
+    except Timeout:
+        print(
+            f"Another label page of {run} is open. Both put pairs and keep answers; the links of one do not sign in to "
+            "the other.",
+            flush=True,
+        )
+    except OSError:  # the folder is for reading only: nobody is told
+        pass
+    try:
+        yield
+    finally:
+        page_lock.release()
 
 
 def is_run(folder: Path) -> bool:

@@ -89,6 +89,7 @@ class RunFolder:
         self.book = path / "book.sqlite"  # queries to people and their answers
         self.run_id = path / "run_id"  # the run's name in the book
         self.label_page = path / "label_page.json"  # the question and the guidelines of the label page
+        self.label_page_lock = path / "label_page.lock"  # held by the first label page that is open
         self.requests = path / "teacher.jsonl"  # every request to a teacher by HTTP, and its answer
         self.clips = path / "clips"  # a folder: the clips that people see
         self.lock_file = path / ".lock"
@@ -113,7 +114,7 @@ class RunFolder:
         """
         if not self.path.is_dir():
             return not os.path.lexists(self.path)
-        left = {self.lock_file.name, f"{CONFIG}.tmp"}
+        left = {self.lock_file.name, self.label_page_lock.name, f"{CONFIG}.tmp"}
         return {path.name for path in self.path.iterdir()} <= left or self.unfinished_fork
 
     @property
@@ -152,9 +153,9 @@ class RunFolder:
         return self
 
     def clear_selection(self) -> None:
-        """Removes what a selection that got no answer has written. The lock on the folder stays."""
+        """Removes what a selection that got no answer has written. Locks on the folder stay."""
         for path in self.path.iterdir():
-            if path not in (self.lock_file, self.selecting):
+            if path not in (self.lock_file, self.label_page_lock, self.selecting):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.selecting.unlink(missing_ok=True)  # last: it says what the folder is
 

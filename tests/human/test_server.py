@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -640,6 +641,33 @@ def test_started_before_training_it_serves_once_the_run_is_there(tmp_path: Path)
                 assert page.status == 200
         finally:
             process.terminate()
+
+
+def test_a_second_page_of_a_run_says_so_and_works(tmp_path: Path) -> None:
+    folder = run(tmp_path / "walker")
+    command = [sys.executable, "-m", "rlhf_bilevel", "label", str(folder)]
+    other = f"Another label page of {folder} is open. "
+    with ExitStack() as pages:
+
+        def begun() -> tuple[str, subprocess.Popen[str]]:
+            process = pages.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            pages.callback(process.terminate)
+            assert process.stdout
+            link, _ = process.stdout.readline().split()[1], process.stdout.readline()
+            with urlopen(link, timeout=30) as page:
+                assert page.status == 200
+            return link, process
+
+        (first_link, first), (second_link, second) = begun(), begun()
+        assert urlsplit(first_link).port != urlsplit(second_link).port
+        assert second.stdout and second.stdout.readline().startswith(other)
+        for process in (first, second):
+            process.terminate()
+        assert first.stdout and not first.stdout.read()  # it was told nothing
+        second.wait(30)
+        _, third = begun()
+        third.terminate()
+        assert third.stdout and not third.stdout.read()  # the others have ended
 
 
 def test_a_port_that_is_taken_is_passed_over_unless_it_was_asked_for() -> None:
