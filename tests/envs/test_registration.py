@@ -20,6 +20,7 @@ from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import ABSORBED, NotFiniteError, space_problem
 from rlhf_bilevel.envs.registration import entry_names, make, resolve
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.registries import SUITES
 
 FAMILIES = [
     "Pendulum-v1",
@@ -40,6 +41,20 @@ def play(env: gymnasium.Env, steps: int = 25) -> np.ndarray:
         obs, reward, *_ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
         rows.append(np.append(obs, reward))
     return np.array(rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*results are not comparable")
+@pytest.mark.parametrize("name", SUITES.ours)
+def test_a_suite_makes_its_tasks_by_all_their_names(name: str) -> None:
+    suite = SUITES[name]
+    tasks = list(suite.tasks())
+    assert len(tasks) == len(set(tasks)) > 10 and set(suite.aliases().values()) <= set(tasks)
+    for called, task in [(f"{name}/{tasks[0]}", tasks[0]), *list(suite.aliases().items())[:3]]:
+        assert resolve(called) == f"{name}/{task}"
+    env, again = make(f"{name}/{tasks[0]}", seed=0), make(f"{name}/{tasks[0]}", seed=0)
+    rows = play(env)
+    assert np.isfinite(rows).all() and np.array_equal(rows, play(again)) and not np.array_equal(rows, play(env))
+    assert len(entry_names(env)) == env.observation_space.shape[0] + env.action_space.shape[0]
 
 
 @pytest.mark.parametrize("env_id", FAMILIES)
