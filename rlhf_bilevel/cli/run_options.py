@@ -23,6 +23,18 @@ METHOD = one_of("method", METHODS, or_place=True)
 PRESET_NAMES = tuple(name for name in PRESETS if "/" not in name)
 
 
+def add_method(sub: argparse.ArgumentParser, **others: Any) -> None:
+    """Adds the argument that names the method; ``others`` are argparse's."""
+    names = ", ".join(METHODS)
+    sub.add_argument(
+        "method",
+        metavar="METHOD",
+        type=METHOD,
+        help=f"{names}, or module:NAME of your own; begin with pebble",
+        **others,
+    )
+
+
 def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
     """Adds the options that ``spec`` reads; ``people`` is what the help of --teacher says of people."""
     sub.add_argument(

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, integer, one_of, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
-from rlhf_bilevel.cli.run_options import METHOD, add_run_options
+from rlhf_bilevel.cli.run_options import add_method, add_run_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec
@@ -30,13 +30,7 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument(
-        "method",
-        nargs="+",
-        metavar="METHOD",
-        type=METHOD,
-        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
-    )
+    add_method(sub, nargs="+")
     sub.add_argument("--env", required=True, action="append", help="as for train; repeatable")
     sub.add_argument("--seed", type=integer, help="the first seed (default: 0)")
     sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="number of seeds")

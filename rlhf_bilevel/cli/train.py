@@ -13,9 +13,8 @@ from typing import Any
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import Work, add_training_options, integer
 from rlhf_bilevel.cli.checks import new_folder, table_of
-from rlhf_bilevel.cli.run_options import METHOD, add_run_options, assigned
+from rlhf_bilevel.cli.run_options import add_method, add_run_options, assigned
 from rlhf_bilevel.errors import AlreadyExistsError, LockedError, UserError
-from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.runs.spec import check_owners
 from rlhf_bilevel.utils.files import check_writable
@@ -29,12 +28,7 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument(
-        "method",
-        metavar="METHOD",
-        type=METHOD,
-        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
-    )
+    add_method(sub)
     sub.add_argument(
         "--env",
         required=True,

@@ -16,11 +16,10 @@ from filelock import Timeout
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, add_checkpoint_option, integer, one_of, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
-from rlhf_bilevel.cli.run_options import METHOD, add_run_options, assigned
+from rlhf_bilevel.cli.run_options import add_method, add_run_options, assigned
 from rlhf_bilevel.config.names import MOVED, current_names
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.runs.spec import RunSpec, check_owners
 from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.search_space import as_options, parse, read_space
@@ -39,12 +38,7 @@ EXAMPLES = (
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
-    sub.add_argument(
-        "method",
-        metavar="METHOD",
-        type=METHOD,
-        help=f"{', '.join(METHODS)}, or module:NAME of your own; begin with pebble",
-    )
+    add_method(sub)
     sub.add_argument("--env", required=True, help="as for train")
     sub.add_argument(
         "--tune",
