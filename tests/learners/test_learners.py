@@ -14,7 +14,7 @@ from tests.conftest import FEW, SMALL, Steer
 
 @pytest.mark.parametrize("name", LEARNERS.ours)
 def test_a_run_with_it_trains_and_is_loaded_and_goes_on(name: str, tmp_path: Path) -> None:
-    own = [method for method in METHODS.ours if METHODS[method].algorithm == name]
+    own = [method for method in ("pebble", *METHODS.ours) if METHODS[method].algorithm == name]
     method, algorithm = (own[0], "") if own else ("pebble", name)
     settings: dict[str, Any] = SMALL | {"eval_freq": 100, "n_eval_episodes": 1, **FEW.get(method, {})}
     agent = Agent(method, "tests.conftest:Steer-v0", algorithm=algorithm, out=tmp_path / "run", **settings).learn(200)
