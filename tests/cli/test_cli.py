@@ -592,11 +592,11 @@ def test_train_evaluate_and_plot(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     table = "method,env,seed,step,labels,learner,is_agent,true_return,success,episodes,commit\n"
-    Path("earlier.csv").write_text(table + "sac,Pendulum-v1,0,450,0,0,1,-150,,5,\n")
-    train = "train penalty --env Pendulum-v1 --steps 450 --labels 20 --out run --reference earlier.csv"
+    Path("earlier.csv").write_text(table + "sac,Pendulum-v1,0,300,0,0,1,-150,,5,\n")
+    train = "train penalty --env Pendulum-v1 --steps 300 --labels 20 --out run --reference earlier.csv"
     main([*train.split(), *QUICK])
     told = capsys.readouterr().out
-    assert "penalty reached a true return of -" in told and "450 steps with 20 labels" in told
+    assert "penalty reached a true return of -" in told and "300 steps with 20 labels" in told
     assert "SAC on the true reward reaches -150" in told and "at the same steps (one seed)" in told
     assert Path("run/learning_curve.png").stat().st_size > 5000
     main(["evaluate", "run", "--episodes", "2", "--json"])

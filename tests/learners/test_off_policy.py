@@ -141,7 +141,7 @@ def test_a_critic_of_quantiles_counts_with_their_mean() -> None:
 
 def test_a_run_of_tqc_is_loaded_by_its_name(tmp_path: Path) -> None:
     settings = {"labels": 4, "learning_starts": 20, "eval_freq": 100, "n_eval_episodes": 1, "net_arch": 8}
-    agent = Agent("pebble", "Pendulum-v1", algorithm="sb3_contrib:TQC", out=tmp_path / "run", **settings).learn(250)
+    agent = Agent("pebble", "Pendulum-v1", algorithm="sb3_contrib:TQC", out=tmp_path / "run", **settings).learn(120)
     obs = agent.make_env().reset()[0]
     loaded = Agent.load(tmp_path / "run", trust=True)
     assert type(loaded.model) is TQC and np.array_equal(loaded.predict(obs)[0], agent.predict(obs)[0])
