@@ -328,7 +328,7 @@ def create_app(
         return {"outcome": outcome}
 
     @app.post("/api/undo")
-    def undo(me: Me, sent: Undo) -> dict[str, str]:
+    def undo(me: Me, sent: Undo) -> dict[str, Any]:
         undone = None if is_over() else store.undo(me, sent.key)
         if undone is None:
             raise HTTPException(404, "there is no answer of yours that training has not used")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.data.answers import ask_teacher, check_answers, seconds_of, select
-from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, read_seconds
+from rlhf_bilevel.data.label_log import COLUMNS, LabelLog, RecordedTeacher, read_seconds
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -208,7 +208,8 @@ def test_a_damaged_labelling_time_and_a_log_without_any(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="session 0 are not as they were written"):
         LabelLog(path)[0]
     with sqlite3.connect(path) as connection:  # what the second form knew
-        connection.execute("ALTER TABLE sessions DROP COLUMN seconds")
+        for column in COLUMNS[COLUMNS.index("seconds") :]:
+            connection.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 2")
     log = LabelLog(path)
     assert log[0].seconds is None and len(log[0].answers) == 3

@@ -18,8 +18,8 @@ from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.data import preference_dataset
 from rlhf_bilevel.data.answers import select
-from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, encode_pairs
-from rlhf_bilevel.data.preference_dataset import KEY, SCHEMA, Dataset
+from rlhf_bilevel.data.label_log import FORM, LATER_COLUMNS, LabelLog, RecordedTeacher, encode_pairs
+from rlhf_bilevel.data.preference_dataset import KEY, SCHEMA, VERSION, Dataset
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.runs.asked_queries import read_run
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -75,7 +75,9 @@ def test_any_tool_reads_the_queries_and_each_segment_once(tmp_path: Path) -> Non
     data.write(tmp_path / "a.parquet")
     table = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["label"] for row in table] == [1.0, 0.0, 0.5, None, 0.25, 1.0]
-    assert [row["query_id"] for row in table] == list(range(6)) and {row["schema_version"] for row in table} == {1}
+    assert [row["query_id"] for row in table] == list(range(6)) and {row["schema_version"] for row in table} == {
+        VERSION
+    }
     assert table[1]["t_shown"] is None and table[0]["t_shown"].timestamp() == pytest.approx(TIMES[0], abs=1e-6)
     segments = {segment["segment_id"]: segment for row in table for segment in row["segments"]}
     assert len(segments) == sum(len(row["segments"]) for row in table) == 9
@@ -146,7 +148,7 @@ def test_other_versions_and_other_columns_are_refused_by_name(tmp_path: Path) ->
     swapped = pa.array([0.0, 1.0, *table["label"].to_pylist()[2:]], pa.float32())
     nullable = table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
     for told, arguments in {
-        "has version 2 of the format": (table, facts | {"version": 2}),
+        f"has version {VERSION + 1} of the format": (table, facts | {"version": VERSION + 1}),
         "has version None": (table, {}),
         "is no preference dataset": (table, None),
         "the column label is double and must be float": (wider, facts),
@@ -243,8 +245,8 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
     log.close()
     with sqlite3.connect(path) as connection:  # what the first form knew
         connection.execute("DROP TABLE skipped")
-        connection.execute("ALTER TABLE sessions DROP COLUMN seconds")
-        connection.execute("ALTER TABLE sessions DROP COLUMN asked_at")
+        for column in LATER_COLUMNS:
+            connection.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 0")
     data = read_run(tmp_path)
     assert data is not None and data.label.tolist() == [1, 0, 1] and data.t_shown.isnan().all()
@@ -256,8 +258,8 @@ def test_a_log_of_the_first_form_is_read_and_one_of_a_later_form_refused(tmp_pat
     with pytest.raises(CorruptFileError, match="session 1 are not as they were written"):
         read_run(tmp_path)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 4")
-    with pytest.raises(UserError, match="form 4"):
+        connection.execute(f"PRAGMA user_version = {FORM + 1}")
+    with pytest.raises(UserError, match=f"form {FORM + 1}"):
         LabelLog(path)
 
 
