@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -24,7 +24,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils import versions
 from rlhf_bilevel.utils.serialization import digest
-from tests.conftest import SMALL, Steer
+from tests.conftest import FEW, SMALL, Steer
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,19 @@ def test_an_export_says_which_environment_its_policy_expects(tmp_path: Path, cap
         _, _, terminated, truncated, _ = env.step(model.predict(np.zeros(1, np.float32))[0])
         steps, over = steps + 1, terminated or truncated
     assert steps == 10
+
+
+def test_an_export_of_discrete_actions_and_absorbed_episodes_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, settings = tmp_path / "run", SMALL | FEW["prefppo"]
+    Agent("prefppo", "CartPole-v1", out=out, termination="absorb", **settings).learn(120)
+    main(["export", str(out), "--sb3", str(tmp_path / "sb3.zip")])
+    told = capsys.readouterr().out
+    (maker,) = [line.strip() for line in told.splitlines() if "envs.registration.make(" in line]
+    env = eval(maker, {"envs": envs})
+    assert env.observation_space.shape == (5,) and f"flat float32 {env.observation_space.shape}" in told
+    PPO.load(tmp_path / "sb3.zip", env=env)  # ValueError if the spaces are others
 
 
 def test_an_agent_is_saved_into_no_folder_but_its_own(folder: Path, tmp_path: Path) -> None:

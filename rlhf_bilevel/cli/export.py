@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 from pathlib import Path
 
@@ -37,8 +38,12 @@ def run(args: argparse.Namespace) -> Work:
     preferences = args.preferences and new_file("--preferences", args.preferences, ".parquet")
 
     def work() -> None:
+        from gymnasium.spaces import Discrete
+
         from rlhf_bilevel.agent import Agent
+        from rlhf_bilevel.envs import registration
         from rlhf_bilevel.runs.asked_queries import load
+        from rlhf_bilevel.runs.environments import env_arguments
 
         if preferences:
             asked = load(args.dir, args.trust)
@@ -56,9 +61,11 @@ def run(args: argparse.Namespace) -> Work:
                 write(sb3, file.getvalue())
             c = agent.config
             assert c is not None
-            told = {key: getattr(c, key) for key in ("protocol", "action_repeat", "env_kwargs", "flatten")}
-            told = {key: value for key, value in told.items() if value != type(c).model_fields[key].default}
-            arguments = "".join(f", {key.removeprefix('env_')}={value!r}" for key, value in told.items())
+            asked = {"protocol": c.protocol, "action_repeat": c.action_repeat} | env_arguments(c)
+            asked["discrete"] = isinstance(model.action_space, Discrete)
+            usual = inspect.signature(registration.make).parameters
+            told = {key: value for key, value in asked.items() if value != usual[key].default}
+            arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
             print(f"    envs.registration.make({agent.env_id!r}, seed=0{arguments})")
             print(f"of rlhf_bilevel: observations flat float32 {model.observation_space.shape}, an action for "

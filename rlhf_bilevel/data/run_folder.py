@@ -59,7 +59,7 @@ REWARD_LIMIT = 2**30  # the most bytes of a file with a reward model
 HEADER = 2**20  # the most bytes of a safetensors file that are not weights
 FORKING = "fork.unfinished"
 BEGINNING = re.compile(
-    rf"\.lock|{re.escape(FORKING)}(\.tmp)?|config\.yaml(\.tmp)?|(progress|evaluations)\.csv|labels\.sqlite(-\w+)?|"
+    rf"\.lock|label_page\.lock|{re.escape(FORKING)}(\.tmp)?|config\.yaml(\.tmp)?|(progress|evaluations)\.csv|labels\.sqlite(-\w+)?|"
     r"events\.out\.tfevents\..*|checkpoints"
 )
 """Names of the files that a fork begins with. ``FORKING`` exists from before the first of them until all exist."""

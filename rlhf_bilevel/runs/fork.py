@@ -165,9 +165,9 @@ def clear_unfinished(target: Path) -> None:
 
 
 def undo(target: Path) -> None:
-    """Removes what ``begin`` has made, or a part of it. The lock on the folder stays."""
+    """Removes what ``begin`` has made, or a part of it. Locks on the folder stay."""
     run = RunFolder(target)
     for path in target.iterdir():
-        if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.forking):
+        if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.label_page_lock, run.forking):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     run.forking.unlink(missing_ok=True)  # last: it marks the others

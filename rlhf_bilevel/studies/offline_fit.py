@@ -49,6 +49,7 @@ REPORT = "report.json"
 BINS = 10
 HELD_OUT = 0.15  # share of the labelled queries for validation, and again for the test
 EPOCHS, PATIENCE = 200, 20  # most epochs; epochs without a lower validation loss
+EPISODES = 10  # on which a reward is validated
 
 Policy = Callable[[np.ndarray], np.ndarray]
 """obs (o,) to an action (a,) of the environment."""
@@ -90,6 +91,7 @@ def fit_reward(
     defaults = {
         "total_timesteps": 1000,
         "reward_epochs": EPOCHS,
+        "n_eval_episodes": EPISODES,
         "action_repeat": data.action_repeat,
         "protocol": data.protocol,
     }

@@ -17,9 +17,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.learners.batched_sac import stackable
 from rlhf_bilevel.runs import session, side_by_side, start
 from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager
 from rlhf_bilevel.runs.evaluations import greedy
@@ -124,15 +126,34 @@ def test_a_run_on_two_cores_that_was_killed_goes_on_bit_for_bit_on_as_many_or_ot
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("net_arch", [(8,), (256, 256)])
-@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.Tanh])
-def test_an_evaluation_acts_as_sb3_predicts_bit_for_bit(activation: type, net_arch: Any, threads: int) -> None:
+@pytest.mark.parametrize("net_arch", [[], [8], [256, 256], {"pi": [7, 5], "qf": [4]}])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_an_evaluation_acts_as_sb3_predicts_bit_for_bit(layer_norm: bool, net_arch: Any, threads: int) -> None:
     torch.set_num_threads(threads)
-    own = {"policy_kwargs": {"net_arch": list(net_arch), "activation_fn": activation}}
-    model = build("sac", own=own, net_arch=net_arch).learners[0].model
+    own = {"policy_kwargs": {"net_arch": net_arch}}
+    model = build("sac", "Uneven-v0", own, critic_layer_norm=layer_norm).learners[0].model
+    assert stackable(model)
     act = greedy(model)
-    for obs in np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32):
+    for obs in np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32):
         assert np.array_equal(act(obs), model.predict(obs, deterministic=True)[0])
+
+
+def test_so_does_one_of_another_learner() -> None:
+    own = {"policy_kwargs": {"net_arch": [8], "activation_fn": torch.nn.Tanh}}
+    model = build("sac", own=own).learners[0].model
+    assert not stackable(model)
+    obs = np.ones(1, np.float32)
+    assert np.array_equal(greedy(model)(obs), model.predict(obs, deterministic=True)[0])
+
+
+class Uneven(Steer):
+    """Five observations, and three actions with bounds of their own."""
+
+    observation_space = Box(-np.inf, np.inf, (5,), np.float32)
+    action_space = Box(np.float32([-1, -3, 0]), np.float32([1, 1e3, 0.1]))
+
+
+gymnasium.register("Uneven-v0", Uneven)
 
 
 class Counting(Steer):

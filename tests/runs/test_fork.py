@@ -350,9 +350,11 @@ def test_nothing_else_than_an_unfinished_fork_is_cleared(tmp_path: Path, whole: 
     out.mkdir()
     (out / "fork.unfinished").touch()
     (out / "checkpoints").symlink_to(whole[0] / "checkpoints")
+    (out / "label_page.lock").touch()  # a label page may wait there
     before = snapshot(whole[0])
     Agent.fork(whole[0], out=out).learn(10)
     assert snapshot(whole[0]) == before and not (out / "checkpoints").is_symlink()
+    assert (out / "label_page.lock").is_file()
 
 
 def test_a_fork_that_no_memory_holds_makes_no_folder(tmp_path: Path, whole: tuple[Path, str]) -> None:
