@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> Work:
                 write(sb3, file.getvalue())
             c = agent.config
             assert c is not None
-            asked = {"protocol": c.protocol, "action_repeat": c.action_repeat} | env_arguments(c)
-            asked["discrete"] = isinstance(model.action_space, Discrete)
+            made_with = {"protocol": c.protocol, "action_repeat": c.action_repeat} | env_arguments(c)
+            made_with["discrete"] = isinstance(model.action_space, Discrete)
             usual = inspect.signature(registration.make).parameters
-            told = {key: value for key, value in asked.items() if value != usual[key].default}
+            told = {key: value for key, value in made_with.items() if value != usual[key].default}
             arguments = "".join(f", {key}={value!r}" for key, value in told.items())
             print(f"stable_baselines3.{type(model).__name__}.load({str(sb3)!r}) acts as this run's agent, in")
             print(f"    envs.registration.make({agent.env_id!r}, seed=0{arguments})")
