@@ -52,6 +52,7 @@ REWARD_FORMS: Registry[type[RewardEnsemble]] = Registry(
         "network": "rlhf_bilevel.rewards.ensemble:RewardEnsemble",
         "linear": "rlhf_bilevel.rewards.ensemble:LinearReward",
         "quadratic": "rlhf_bilevel.rewards.ensemble:QuadraticReward",
+        "additive": "rlhf_bilevel.rewards.ensemble:AdditiveReward",
     },
     base="rlhf_bilevel.rewards.ensemble:RewardEnsemble",
     classes=True,

@@ -56,6 +56,7 @@ class Way(NamedTuple):
 
 
 STATES = {"reward_use_action": False}
+ADDITIVE = {"reward_form": "additive", "reward_lr": 0.01}
 WAYS = {
     "as asked": Way(),
     "as asked, networks of 3 x 256": Way({"reward_net_arch": (256, 256, 256)}),
@@ -68,6 +69,8 @@ WAYS = {
     "50 of pre-training, one in five wrong": Way(pretraining=50, wrong=0.2),
     "observations alone, 25 of pre-training": Way(STATES, pretraining=25),
     "observations alone, 50 of pre-training": Way(STATES, pretraining=50),
+    "additive": Way(STATES | ADDITIVE, pretraining=50),
+    "additive, lasso": Way(STATES | ADDITIVE | {"reward_lasso": 0.1}, pretraining=50),
     "labels of two runs": Way(other_runs=2),
     "labels of four runs": Way(other_runs=4),
 }
@@ -144,6 +147,7 @@ def fitted(way: Way, config: Config, pairs: Preferences) -> RewardEnsemble:
         for chosen in store.batches(c.reward_batch, rng):
             logits, mean_square = reward.compare(store[chosen])
             loss = cross_entropy(logits, store[chosen].label).mean() + c.reward_damping * mean_square
+            loss = loss + c.reward_lasso * reward.lasso()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

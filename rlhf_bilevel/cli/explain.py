@@ -1,4 +1,4 @@
-"""The weights of a linear or quadratic reward."""
+"""The weights of a reward that is no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_bilevel.cli.checks import finished
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.utils.json_yaml import to_json
 
-HELP = "show the weights of a run's linear or quadratic reward, those that matter most first"
+HELP = "show the weights of a run's linear, quadratic or additive reward, those that matter most first"
 EXAMPLES = (
     "rlhf-bilevel explain runs/read",
     "rlhf-bilevel explain runs/read --top 5",

@@ -163,6 +163,9 @@ class Config(BaseModel):
     reward_damping: Weight = 0.3
     """Weight of the mean square of f in the loss, where the reward is tanh(f); in nats. It keeps tanh out of its flat
     ends. B-Pref has 0."""
+    reward_lasso: Weight = 0.0
+    """Weight in the loss of the summed norms of each term's first weights, in nats. It leaves few entries that count,
+    most of all in an additive reward."""
     reward_accuracy: Fraction = 0.97
     """The epochs of a session stop when this share of the labels is predicted."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

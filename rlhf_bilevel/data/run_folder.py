@@ -312,7 +312,8 @@ class RunFolder:
         rewarded = 0  # the size of a form that is not ours is not known here
         if config.reward_form in REWARD_FORMS.ours:
             form = REWARD_FORMS[config.reward_form]
-            sizes = form.num_features(obs_size + act_size), *(() if form.linear else config.reward_net_arch), 1
+            terms = form.num_terms(form.num_features(obs_size + act_size))
+            sizes = terms, *(() if form.linear else config.reward_net_arch), 1
             rewarded = config.ensemble_size * num_weights(*sizes)
         for file, least_weights in ((self.policy, learnt), (self.reward, rewarded)):
             size = file.stat().st_size if file.is_file() else math.inf  # a missing file is reported later

@@ -3,9 +3,9 @@
     r_m(s, a) = level + bound tanh(f_m(x / unit)),    x = [s, a] clipped to [low, high],    m = 1 ... M
     r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
-f_m is a network (``network``), linear in x (``linear``), or linear in x and in all products of two of its entries
-(``quadratic``), each in a class of its own. The last two can be read weight by weight (``explain``). Each weight tensor
-holds all members along its first axis.
+f_m is a network (``network``), linear in x (``linear``), linear in x and in all products of two of its entries
+(``quadratic``), or a sum of functions of one entry each (``additive``), each in a class of its own. All but the first
+can be read (``explain``). Each weight tensor holds all members along its first axis.
 
 Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks generalise much
 worse to later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could make an
@@ -31,6 +31,7 @@ from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 
 ROWS = 2048  # steps that a CPU computes at once
+BENDS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # of an additive reward's functions, in standard deviations
 
 
 class RewardEnsemble(nn.Module):
@@ -41,7 +42,7 @@ class RewardEnsemble(nn.Module):
     Another form is a subclass with other ``features``, and as many ``names`` of them.
     """
 
-    linear: ClassVar[bool] = False  # whether f is linear in its features: no ``hidden`` layers, readable weights
+    linear: ClassVar[bool] = False  # whether f is linear in its terms: no ``hidden`` layers, readable weights
     use_action = True  # whether r depends on the action too
     center: Tensor  # (features,)
     unit: Tensor
@@ -62,7 +63,8 @@ class RewardEnsemble(nn.Module):
         self.bound, self.level, self.pessimism = bound, level, 0.0
         self.labels = 0  # that it was fitted to
         size = obs_size + act_size
-        sizes = [self.features(torch.zeros(1, size)).shape[-1], *(() if self.linear else hidden), 1]
+        features = self.features(torch.zeros(1, size)).shape[-1]
+        sizes = [self.num_terms(features), *(() if self.linear else hidden), 1]
 
         def parameter(*shape: int, fan_in: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in))
@@ -70,8 +72,8 @@ class RewardEnsemble(nn.Module):
         layers = list(pairwise(sizes))
         self.weights = nn.ParameterList(parameter(members, i, j, fan_in=i) for i, j in layers)
         self.biases = nn.ParameterList(parameter(members, 1, j, fan_in=i) for i, j in layers)
-        self.register_buffer("center", torch.zeros(sizes[0]))
-        self.register_buffer("unit", torch.ones(sizes[0]))
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("unit", torch.ones(features))
         self.register_buffer("low", torch.full((size,), -torch.inf))
         self.register_buffer("high", torch.full((size,), torch.inf))
 
@@ -109,7 +111,7 @@ class RewardEnsemble(nn.Module):
     def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
-        x = (self.clipped_features(obs, act) - self.center) / self.unit
+        x = self.terms(obs, act)
         layers = list(zip(self.weights, self.biases, strict=True))
         if x.is_cuda:
             y = x.expand(len(layers[0][0]), *x.shape)
@@ -136,6 +138,22 @@ class RewardEnsemble(nn.Module):
     ) -> Float[Tensor, "N features"]:
         """The ``features`` of obs (..., o) and act (..., a), clipped to [low, high]: (N, features)."""
         return self.features(torch.cat([obs, act], -1).flatten(0, -2).clamp(self.low, self.high))
+
+    def terms(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "N terms"]:
+        """What the first layer of f sees of obs (..., o) and act (..., a): standardised ``features``, (N, terms)."""
+        return (self.clipped_features(obs, act) - self.center) / self.unit
+
+    @staticmethod
+    def num_terms(features: int) -> int:
+        """How many ``terms`` there are for so many ``features``."""
+        return features
+
+    def lasso(self) -> Float[Tensor, ""]:
+        """The sum over ``terms`` of the norm of their weights in the first layer; mean over members.
+
+        In a reward that is linear this is the L1 norm, in a network the group lasso of its inputs (Yuan and Lin 2006).
+        """
+        return (self.weights[0].square().sum(-1) + 1e-8).sqrt().sum(1).mean()  # a root has no slope at 0
 
     def measure(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> None:
         """Standardises the features: their means and standard deviations are those over obs (..., o), act (..., a).
@@ -204,6 +222,24 @@ class QuadraticReward(LinearReward):
     def names(self, names: Sequence[str]) -> list[str]:
         """The names of x's entries and of their products."""
         return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
+
+
+class AdditiveReward(LinearReward):
+    """f is a sum of functions of one entry of x each, linear between bends at ``BENDS``: a generalised additive model
+    (Hastie and Tibshirani 1986).
+
+    With ``reward_lasso`` only few entries count (sparse additive models, Ravikumar et al. 2009).
+    """
+
+    def terms(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "N terms"]:
+        """The standardised entries of x, and for each bend how far they are above it."""
+        x = super().terms(obs, act)
+        return torch.cat([x, *(functional.relu(x - bend) for bend in BENDS)], -1)
+
+    @staticmethod
+    def num_terms(features: int) -> int:
+        """As in ``RewardEnsemble``."""
+        return features * (1 + len(BENDS))
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,9 +1,10 @@
-"""What a linear or quadratic reward has learnt, feature by feature.
+"""What a reward that is no network has learnt, feature by feature.
 
-    r = level + bound tanh(w . x + b),    effect_i = w_i std(x_i)
+    r = level + bound tanh(b + sum_i f_i(x_i)),    weight_i = slope of f_i,    effect_i = std(f_i(x_i))
 
-A weight alone says little, because features have different units. Its effect, with the standard deviation over the
-segments that were asked about, says how much the feature matters.
+f_i is w_i x_i, or the piecewise linear function of an additive reward; its weight is then the mean slope, by least
+squares. A weight alone says little, because features have different units. Its effect, over the segments that were
+asked about, says how much the feature matters. It has the sign of the weight.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rlhf_bilevel.errors import UserError
@@ -20,8 +22,8 @@ from rlhf_bilevel.rewards.ensemble import RewardEnsemble
 class Weight(NamedTuple):
     """The weight of one feature inside the tanh, per unit of the feature.
 
-    ``weight`` is the mean over members, ``spread`` their standard deviation, ``effect`` the weight times the feature's
-    standard deviation.
+    ``weight`` is the mean over members, ``spread`` their standard deviation, ``effect`` the standard deviation of what
+    the feature adds, with the sign of the weight.
     """
 
     feature: str
@@ -38,9 +40,14 @@ def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: T
     """
     if not reward.linear:
         raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
-    features = reward.clipped_features(obs, act)
-    weights = reward.weights[0].detach()[..., 0] / reward.unit  # (M, features)
-    mean, spread = weights.mean(0), weights.std(0, correction=0)
-    effect = mean * features.std(0)
+    features = reward.clipped_features(obs, act)  # (N, features)
+    kinds = -1, features.shape[-1]
+    weights = reward.weights[0].detach()[..., 0].unflatten(-1, kinds)
+    parts = torch.einsum("mkf,nkf->mnf", weights, reward.terms(obs, act).unflatten(-1, kinds))
+    moved = features - features.mean(0)
+    variance = moved.square().mean(0)
+    slopes = torch.where(variance > 0, (parts * moved).mean(1) / variance, 0.0)  # (M, features)
+    mean, spread = slopes.mean(0), slopes.std(0, correction=0)
+    effect = parts.mean(0).std(0) * torch.where(mean < 0, -1.0, 1.0)
     columns = zip(reward.names(names), mean.tolist(), spread.tolist(), effect.tolist(), strict=True)
     return sorted(map(Weight._make, columns), key=lambda weight: -abs(weight.effect))

@@ -175,7 +175,7 @@ def _sizes(found: dict[str, Tensor], info: RewardInfo, source: object) -> list[i
     layers = [found.get(f"weights.{number}", torch.zeros(0)) for number in range(len(found))]
     layers = [layer for layer in layers if layer.dim() == 3 and layer.numel()]
     if layers and (not form.linear or len(layers) == 1):
-        members, sizes = len(layers[0]), [features, *(layer.shape[2] for layer in layers)]
+        members, sizes = len(layers[0]), [form.num_terms(features), *(layer.shape[2] for layer in layers)]
         expected: dict[str, tuple[int, ...]] = {"unit": (features,), "low": (inputs,), "high": (inputs,)}
         expected |= {"center": (features,)} if info.version > 1 else {}
         for number, (i, j) in enumerate(pairwise(sizes)):

@@ -167,7 +167,7 @@ def descend(reward: RewardEnsemble, store: PreferenceBuffer, validation: Prefere
                 output = weighed(output, weights[:, rows])
             optimizer.zero_grad()
             loss = cross_entropy(output, smoothed(batch.label, config.label_smoothing)).mean()
-            (loss + config.reward_damping * size).backward()
+            (loss + config.reward_damping * size + config.reward_lasso * reward.lasso()).backward()
             optimizer.step()
         if (now := _loss(reward, validation)) < lowest:
             best, lowest = epoch, now

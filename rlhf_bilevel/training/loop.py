@@ -148,7 +148,7 @@ def update_reward(run: Run, epochs: int) -> Metrics:
 
 
 def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
-    """What phi descends on a batch of labelled pairs: the method's loss, plus damping times the mean square of f.
+    """What phi descends on a batch of labelled pairs: the method's loss, damping times the mean square of f, the lasso.
 
     Returns this scalar, and the batch's ``loss`` (nats) and ``accuracy`` (share, mean over members). UserError if the
     method's loss is no scalar with a gradient, or is not finite where the logits are.
@@ -171,6 +171,8 @@ def reward_objective(run: Run, batch: Preferences) -> tuple[Tensor, Metrics]:
             "does it read env_reward, which is NaN for a loss, or divide by zero?"
         )
     info = {"loss": loss.item(), "accuracy": accuracy(logits, batch.label).mean().item()}
+    if run.config.reward_lasso:
+        loss = loss + run.config.reward_lasso * run.reward.lasso()
     return loss + run.config.reward_damping * mean_square, info
 
 

@@ -45,7 +45,57 @@ def test_rewards_that_can_be_read_are_their_weights_times_their_features() -> No
         assert torch.allclose(reward.members(obs, act), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["network", "linear", "quadratic"])
+def test_an_additive_reward_is_a_sum_of_functions_of_one_entry_each() -> None:
+    reward = ensemble(form="additive")
+    obs, act = torch.randn(50, 3), torch.randn(50, 2)
+    reward.measure(obs, act)
+    x = torch.cat([obs, act], -1)
+    z = (x - x.mean(0)) / x.std(0)
+    for m, (weight, bias) in enumerate(zip(reward.weights[0][..., 0], reward.biases[0][:, 0, 0], strict=True)):
+        slopes = weight.reshape(6, 5)  # of the entries themselves, and what each bend adds
+        f = bias.expand(50).clone()
+        for entry in range(5):
+            f += slopes[0, entry] * z[:, entry]
+            for bend, change in zip((-1.5, -0.75, 0.0, 0.75, 1.5), slopes[1:, entry], strict=True):
+                f += change * (z[:, entry] - bend).clamp(min=0)
+        assert torch.allclose(reward.members(obs, act)[m], torch.tanh(f), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", REWARD_FORMS.ours)
+def test_the_lasso_is_the_summed_norms_of_the_first_weights(form: str) -> None:
+    reward = ensemble(form=form)
+    reward.weights[0].data.mul_(100)  # far from 0, where the norm has no slope
+    expected = [sum(row.norm().item() for row in member) for member in reward.weights[0]]
+    assert reward.lasso().item() == pytest.approx(np.mean(expected), rel=1e-4)
+    reward.lasso().backward()
+    slope = torch.autograd.functional.jacobian(lambda w: w.norm(dim=-1).sum(1).mean(), reward.weights[0].detach())
+    assert reward.weights[0].grad is not None and torch.allclose(reward.weights[0].grad, slope, atol=1e-4)
+
+
+def test_with_the_lasso_few_entries_count() -> None:
+    """Of thirteen entries one makes the labels: its share of all weights, with and without."""
+    rng = torch.Generator().manual_seed(0)
+    obs, act = torch.randn(120, 5, 13, generator=rng), torch.zeros(120, 5, 1)
+    first, second = (Segments(obs[half::2], act[half::2], torch.zeros(60, 5)) for half in (0, 1))
+    label = (first.obs[..., 0].abs().sum(1) > second.obs[..., 0].abs().sum(1)).float()
+    shares = []
+    for lasso in (0.0, 0.05):
+        reward = REWARD_FORMS["additive"](13, 1, 1, (), torch.Generator().manual_seed(0))
+        reward.measure(obs, act)
+        optimizer = torch.optim.Adam(reward.parameters(), 0.02)
+        for _ in range(500):
+            logits, square = reward.compare(Preferences(first, second, label))
+            loss = cross_entropy(logits, label).mean() + 0.1 * square + lasso * reward.lasso()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        weights = reward.weights[0].detach().abs().reshape(6, 14)
+        shares.append((weights[:, 0].sum() / weights.sum()).item())
+        assert accuracy(logits, label).mean() > 0.9
+    assert shares[0] < 0.2 and shares[1] > 0.6
+
+
+@pytest.mark.parametrize("form", ["network", "linear", "quadratic", "additive"])
 def test_measured_rewards_do_not_depend_on_the_units_of_what_they_see(form: Any) -> None:
     # Not .001: its square's spread would be at the 1e-6 below which a feature counts as one that does not vary
     obs, act, scale = torch.randn(50, 3), torch.randn(50, 2), torch.tensor([1000.0, 1.0, 0.01])

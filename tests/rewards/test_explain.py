@@ -32,16 +32,20 @@ def learnt(form: str, truth: torch.Tensor, obs: torch.Tensor) -> RewardEnsemble:
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"), [("linear", ["speed", "height"]), ("quadratic", ["height * height", "speed"])]
+    ("form", "expected"),
+    [("linear", ["speed", "height"]), ("quadratic", ["height * height", "speed"]), ("additive", ["height", "speed"])],
 )
 def test_the_features_that_made_the_labels_come_first_with_their_signs(form: str, expected: list[str]) -> None:
     obs = torch.randn(400, 10, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 10.0, 1.0])
     height, speed, _ = obs.unbind(-1)  # speed in a unit ten times as small
-    truth = height - 0.2 * speed if form == "linear" else height**2 - 0.1 * speed
+    if form == "additive":
+        truth = 2 * height.clamp(max=0) - 0.05 * speed
+    else:
+        truth = height - 0.2 * speed if form == "linear" else height**2 - 0.1 * speed
     found = weights_of(learnt(form, truth, obs), ["height", "speed", "noise", "push"], obs, torch.zeros(400, 10, 1))
     assert [weight.feature for weight in found[:2]] == expected
     sign = {weight.feature: weight.weight > 0 for weight in found}
-    assert sign[expected[0]] == (form == "quadratic") and not sign["speed"]
+    assert sign[expected[0]] == (form != "linear") and not sign["speed"]
     assert all(abs(found[0].effect) > 3 * abs(weight.effect) for weight in found[2:])
     assert next(weight for weight in found if weight.feature == "push").effect == 0  # it never moved
 

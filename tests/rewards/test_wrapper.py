@@ -93,6 +93,7 @@ def folder(agent: Agent) -> Path:
     [
         {"pessimism": 0.5, "reward_clip": True, "action_repeat": 2, "pessimism_from": "start"},
         {"reward_form": "quadratic", "termination": "nonnegative"},
+        {"reward_form": "additive", "reward_lasso": 0.1, "reward_lr": 0.01},
         {},
     ],
 )

@@ -17,7 +17,7 @@ from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import bootstrap, cross_entropy, smoothed, weighed
 from rlhf_bilevel.training import monitor
-from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.training.loop import reward_objective, train
 from rlhf_bilevel.training.query_session import labels_due, query_session
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries, Segments
@@ -85,6 +85,21 @@ def test_smoothing_moves_labels_towards_even_odds_and_the_loss_as_it_should() ->
     loss = cross_entropy(logits, smoothed(label, 0.05))
     even = cross_entropy(logits, torch.full((3,), 0.5))
     assert torch.allclose(loss, 0.95 * cross_entropy(logits, label) + 0.05 * even)
+
+
+@pytest.mark.parametrize("method", ["pebble", "penalty", "mrn"])
+def test_the_lasso_is_added_to_what_the_reward_descends(method: str) -> None:
+    run = build(method, reward_form="additive", labels=40, queries_per_session=20)
+    for row in train(run):
+        if "reward/labels" in row:
+            break
+    rows = run.prefs[np.arange(10)]
+    values = []
+    for lasso in (0.0, 0.5):
+        run.config = run.config.model_copy(update={"reward_lasso": lasso})
+        torch.manual_seed(0)
+        values.append(reward_objective(run, rows)[0].item())
+    assert values[1] - values[0] == pytest.approx(0.5 * run.reward.lasso().item(), rel=1e-3)
 
 
 def test_bootstrap_weights_are_poisson_and_stay_when_labels_come() -> None:
