@@ -42,12 +42,13 @@ def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: T
         raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
     features = reward.clipped_features(obs, act)  # (N, features)
     kinds = -1, features.shape[-1]
-    weights = reward.weights[0].detach()[..., 0].unflatten(-1, kinds)
-    parts = torch.einsum("mkf,nkf->mnf", weights, reward.terms(obs, act).unflatten(-1, kinds))
+    weights = reward.weights[0].detach()[..., 0].unflatten(-1, kinds)  # (M, k, features): k terms for each feature
+    terms = reward.terms(obs, act).unflatten(-1, kinds)  # (N, k, features)
     moved = features - features.mean(0)
     variance = moved.square().mean(0)
-    slopes = torch.where(variance > 0, (parts * moved).mean(1) / variance, 0.0)  # (M, features)
+    covariance = (weights * torch.einsum("nkf,nf->kf", terms, moved)).sum(1) / len(features)
+    slopes = torch.where(variance > 0, covariance / variance, 0.0)  # (M, features)
     mean, spread = slopes.mean(0), slopes.std(0, correction=0)
-    effect = parts.mean(0).std(0) * torch.where(mean < 0, -1.0, 1.0)
+    effect = (weights.mean(0) * terms).sum(1).std(0) * torch.where(mean < 0, -1.0, 1.0)
     columns = zip(reward.names(names), mean.tolist(), spread.tolist(), effect.tolist(), strict=True)
     return sorted(map(Weight._make, columns), key=lambda weight: -abs(weight.effect))
