@@ -16,17 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
+from benchmarks.performance.ours import grow, run_of
 from benchmarks.rows import write
-from rlhf_bilevel.config.reading import validate
-from rlhf_bilevel.envs import registration
-from rlhf_bilevel.runs.build import build
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.runs.checkpoint_manager import THRIFT
-from rlhf_bilevel.runs.parts import Parts
-from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.training.snapshot import capture, restore
 
@@ -48,27 +43,14 @@ class Cost(NamedTuple):
 
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
-    config = validate({"total_timesteps": rows + (REPEATS + 1) * NEW})
-    run = build(RunSpec("penalty", registration.resolve(ENV), {}), Parts.of("penalty"), config)
-    grow(run, rows)
+    run = run_of("penalty", rows, rows + (REPEATS + 1) * NEW, env=ENV)
+    sampled = run.config.refresh_every * run.config.batch_size
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last
-        learner._view._cached[: min(rows, config.refresh_every * config.batch_size)] = True  # type: ignore[attr-defined]
+        learner._view._cached[: min(rows, sampled)] = True  # type: ignore[attr-defined]
     run.reward(run.store.obs[:8], run.store.act[:8]).sum().backward()
     run.reward_optimizer.step()
     return run
-
-
-def grow(run: Run, rows: int) -> None:
-    """Random transitions in episodes of 1000 steps."""
-    store, rng = run.store, np.random.default_rng(run.store.size)
-    for begun in range(0, rows, 1000):
-        store.begin(begun // 1000 % 2)
-        end = store.size + min(1000, rows - begun)
-        for column in (store.obs, store.act, store.next_obs, store.env_reward):
-            column[store.size : end] = torch.from_numpy(rng.normal(size=column[store.size : end].shape))
-        store.size = end
-    run.step = store.size
 
 
 def measure(sizes: Sequence[int], folder: Path) -> list[Cost]:
@@ -101,7 +83,7 @@ def measure(sizes: Sequence[int], folder: Path) -> list[Cost]:
 
 
 def save(checkpoints: Checkpoints, run: Run) -> float:
-    begun = time.perf_counter()
+    run.step, begun = run.store.size, time.perf_counter()
     checkpoints.save(run.step, *capture(run))
     return time.perf_counter() - begun
 

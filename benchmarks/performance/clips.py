@@ -24,16 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bilevel.config.reading import validate
+from benchmarks.performance import ours
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.envs.fault_tolerance import FaultTolerantEnv
 from rlhf_bilevel.human.clips import recorder as films
 from rlhf_bilevel.human.clips.recorder import ClipRecorder, RecordedEnv
 from rlhf_bilevel.registries import METHODS
-from rlhf_bilevel.runs.build import build
-from rlhf_bilevel.runs.parts import Parts
-from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.run import Run
 
@@ -92,23 +89,13 @@ def measured(env_id: str, folder: Path, args: argparse.Namespace) -> dict[str, A
 
 
 def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> Run:
-    config = validate(
-        {
-            "total_timesteps": 10 * args.block + args.rounds * args.block,
-            "net_arch": (args.hidden, args.hidden),
-            "batch_size": args.batch,
-            "learning_starts": 5 * args.block,
-            "pretrain_steps": 0,
-            "num_interact": 10**6,  # one session, before anything is timed
-            "queries_per_session": 20,
-            "labels": 20,
-            "refresh_every": 0,
-            "reset_updates": 0,
-        }
-    )
-    run = build(RunSpec(args.method, env_id, {}), Parts.of(args.method), config)
+    run = ours.run_of(
+        args.method, 0, (10 + args.rounds) * args.block, env=env_id, net_arch=(args.hidden, args.hidden),
+        batch_size=args.batch, learning_starts=5 * args.block, queries_per_session=20, labels=20,
+        num_interact=10**6, refresh_every=0, reset_updates=0,  # one session, before anything is timed
+    )  # fmt: skip
     if film:
-        guards = (FaultTolerantEnv(partial(films.make, env_id, config.seed)) for _ in run.envs)
+        guards = (FaultTolerantEnv(partial(films.make, env_id, run.config.seed)) for _ in run.envs)
         run.envs = [RecordedEnv(guard, run.store, film) for guard in guards]
     return run
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -39,59 +40,36 @@ def session(labels: int) -> Work:
     run.prefs.add(Preferences(*ours.pairs(labels, LENGTH), label), fresh)
     more = Preferences(*ours.pairs(100, LENGTH), label[:1].expand(100))
 
-    def work() -> int:
+    def work() -> None:
         store = PreferenceBuffer()
         store.load([run.prefs[:]], run.prefs.fresh_loss)
         store.add(more, fresh[:1].expand(100))
         store[next(store.batches(128, np.random.default_rng(0)))]
-        return 1
 
-    return work
+    return 1, work
 
 
 def reward_step(members: int) -> Work:
     run = ours.run_of("pebble", 10, ensemble_size=members, reward_batch=ours.PAIRS, reward_accuracy=1.0)
     queries = ours.pairs(ours.PAIRS, LENGTH)
     run.prefs.add(Preferences(*queries, torch.arange(ours.PAIRS) % 2 * 1.0), torch.zeros(ours.PAIRS))
-
-    def work() -> int:
-        update_reward(run, 1)
-        return 1
-
-    return work
+    return 1, partial(update_reward, run, 1)
 
 
 def updates(learners: int) -> Work:
     runs = [ours.run_of("sac", 1000, seed=seed) for seed in range(learners)]
     stack = stacked([run.learners[0] for run in runs])
     assert stack is not None
-
-    def work() -> int:
-        stack.improve(5, 1)
-        return 1
-
-    return work
+    return 1, partial(stack.improve, 5, 1)
 
 
 def update(rows: int) -> Work:
-    run = ours.run_of("sac", rows)
-
-    def work() -> int:
-        run.improve(20, 1)
-        return 1
-
-    return work
+    return 1, partial(ours.run_of("sac", rows).improve, 20, 1)
 
 
 def queries(rows: int) -> Work:
     """Cutting 100 pairs of segments."""
-    run = ours.run_of("pebble", rows)
-
-    def work() -> int:
-        run.sample_pairs(100)
-        return 1
-
-    return work
+    return 1, partial(ours.run_of("pebble", rows).sample_pairs, 100)
 
 
 class Point(NamedTuple):
@@ -127,7 +105,7 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 
 def measure(law: Law, repeats: int) -> list[float]:
-    works = [law.make(size) for size in law.sizes]
+    works = [law.make(size)[1] for size in law.sizes]
     for work in works:
         work()
     seconds: list[list[float]] = [[] for _ in works]
@@ -191,10 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for law in LAWS:
         seconds = measure(law, args.repeats)
         slope = exponent(law.sizes, seconds)
-        told = ", ".join(f"{size:,}: {1e3 * value:.3g} ms" for size, value in zip(law.sizes, seconds, strict=True))
+        found = [Point(law.what, law.of, size, value, slope) for size, value in zip(law.sizes, seconds, strict=True)]
+        told = ", ".join(f"{point.size:,}: {1e3 * point.seconds:.3g} ms" for point in found)
         print(f"{law.what} by {law.of}: exponent {slope:.2f} ({told})", flush=True)
-        for size, value in zip(law.sizes, seconds, strict=True):
-            rows.append(Point(law.what, law.of, size, value, slope))
+        rows += found
     write(rows, args.out, ".4g")
     draw(read(args.out, Point), args.figure)
 

@@ -16,12 +16,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_bilevel.config.reading import validate
+from benchmarks.performance.ours import looping
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.registries import METHODS
-from rlhf_bilevel.runs.build import build
-from rlhf_bilevel.runs.parts import Parts
-from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training.loop import train
 
 
@@ -38,23 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     quarter, env_id = args.steps // 4, registration.resolve(args.env)
-    config = validate(
-        {
-            "total_timesteps": args.steps,
-            "net_arch": (args.hidden, args.hidden),
-            "batch_size": args.batch,
-            "learning_starts": quarter,
-            "pretrain_steps": 0,
-            "num_interact": quarter,
-            "queries_per_session": 20,
-            "labels": 60,
-            "reward_epochs": 10,
-            "reward_accuracy": 1.0,
-            "reset_updates": 0,
-            "refresh_every": args.refresh_every,
-        }
-    )
-    run = build(RunSpec(args.method, env_id, {}), Parts.of(args.method), config)
+    sizes = {"net_arch": (args.hidden, args.hidden), "batch_size": args.batch}
+    run = looping(args.method, args.steps, env=env_id, refresh_every=args.refresh_every, **sizes)
     rows, start, learning = train(run), time.perf_counter(), 0.0
     for _ in rows:
         if run.step == quarter:

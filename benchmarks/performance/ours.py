@@ -34,18 +34,32 @@ class Plain(SAC):
     """SB3's own update."""
 
 
-def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
-    """A run of walker's sizes with random transitions in its store."""
-    spec = RunSpec(method, registration.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
+def run_of(
+    method: str,
+    rows: int,
+    steps: int = 0,
+    algorithm: Any = None,
+    device: str = "cpu",
+    env: str = "benchmarks.performance.sized:Sized-v0",
+    **settings: Any,
+) -> Run:
+    """A run with random transitions in its store; by default of walker's sizes and with the method's algorithm."""
+    spec = RunSpec(method, registration.resolve(env), {}, device=device)
     config = validate({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
-    run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
-    for start in range(0, rows, 1000):
-        run.store.begin(start // 1000 % len(run.learners))
-        run.store.size = min(rows, start + 1000)
-        for column in (run.store.obs, run.store.act, run.store.next_obs, run.store.env_reward):
-            part = column[start : run.store.size]
-            part.copy_(torch.from_numpy(rng.uniform(-1, 1, part.shape)))
+    run = build(spec, Parts.of(method, algorithm), config)
+    grow(run, rows)
     return run
+
+
+def grow(run: Run, rows: int) -> None:
+    """Random transitions in episodes of 1000 steps."""
+    store, rng = run.store, np.random.default_rng(run.store.size)
+    for begun in range(0, rows, 1000):
+        store.begin(begun // 1000 % len(run.learners))
+        start, store.size = store.size, store.size + min(1000, rows - begun)
+        for column in (store.obs, store.act, store.next_obs, store.env_reward):
+            part = column[start : store.size]
+            part.copy_(torch.from_numpy(rng.uniform(-1, 1, part.shape)))
 
 
 def pairs(count: int, length: int = LENGTH) -> Queries:
@@ -63,28 +77,27 @@ def update(algorithm: Any = SAC, method: str = "sac") -> Work:
     for learner in run.learners:
         learner.set_reward(run.store.true_reward)
 
-    def work() -> int:
+    def work() -> None:
         for _ in range(UPDATES):  # one by one, as in a run
             run.improve(1, run.step)
-        return UPDATES * len(run.learners)
 
-    return work
+    return UPDATES * len(run.learners), work
+
+
+def looping(method: str, steps: int, **settings: Any) -> Run:
+    """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
+    return run_of(
+        method, 0, steps, learning_starts=steps // 4, num_interact=steps // 4, queries_per_session=20, labels=60,
+        reward_epochs=10, reward_accuracy=1.0, reset_updates=0, **settings,
+    )  # fmt: skip
 
 
 def loop(method: str, refresh_every: int, steps: int = 1000, query: str = "disagreement") -> Work:
-    """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
-
-    def work() -> int:
-        quarter = steps // 4
-        run = run_of(
-            method, 0, steps, learning_starts=quarter, num_interact=quarter, queries_per_session=20, labels=60,
-            reward_epochs=10, reward_accuracy=1.0, refresh_every=refresh_every, reset_updates=0, query=query,
-        )  # fmt: skip
-        for _ in train(run):
+    def work() -> None:
+        for _ in train(looping(method, steps, refresh_every=refresh_every, query=query)):
             pass
-        return steps
 
-    return work
+    return steps, work
 
 
 def reward_update(hidden: tuple[int, ...]) -> Work:
@@ -92,60 +105,39 @@ def reward_update(hidden: tuple[int, ...]) -> Work:
     queries = pairs(PAIRS)
     label = torch.from_numpy(np.random.default_rng(0).integers(0, 2, PAIRS)).float()
     run.prefs.add(Preferences(*queries, label), torch.zeros(PAIRS))
-
-    def work() -> int:
-        update_reward(run, 2)
-        return 2 * PAIRS
-
-    return work
+    return 2 * PAIRS, partial(update_reward, run, 2)
 
 
 def relabel(rows: int = 1_000_000) -> Work:
     run = run_of("pebble", rows)
-    signal, everything = run.store.learned(run.reward), torch.arange(rows)
-
-    def work() -> int:
-        signal(everything)
-        return rows
-
-    return work
+    return rows, partial(run.store.learned(run.reward), torch.arange(rows))
 
 
 def disagreement(count: int = 10_000) -> Work:
     run, candidates = run_of("pebble", 10), pairs(count)
 
-    def work() -> int:
-        with torch.no_grad():
-            query_rules.best(candidates, query_rules.disagreement(run.reward.members, candidates), 100)
-        return count
+    @torch.no_grad()
+    def work() -> None:
+        query_rules.best(candidates, query_rules.disagreement(run.reward.members, candidates), 100)
 
-    return work
+    return count, work
 
 
 def k_center(count: int = 10_000) -> Work:
-    candidates, asked = pairs(count), pairs(100)
-
-    def work() -> int:
-        query_rules.k_center(candidates, asked, 100)
-        return count
-
-    return work
+    return count, partial(query_rules.k_center, pairs(count), pairs(100), 100)
 
 
 def checkpoint(rows: int = 100_000, new: int = 1000) -> Work:
     run = run_of("pebble", rows, total_timesteps=20 * rows)
     kept = Checkpoints(Path(tempfile.mkdtemp()), "")
-    state, tables = capture(run)
-    kept.save(0, state, tables)
+    kept.save(0, *capture(run))
 
-    def work() -> int:
+    def work() -> None:
         start, run.store.size = run.store.size, run.store.size + new
         run.store.obs[start : run.store.size] = 1
-        state, tables = capture(run)
-        kept.save(run.store.size, state, tables)
-        return 1
+        kept.save(run.store.size, *capture(run))
 
-    return work
+    return 1, work
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-Work = Callable[[], int]
-"""Does it once; how many units that were."""
+Work = tuple[int, Callable[[], object]]
+"""How many units it is, and what does it once."""
 
 
 def serve(tasks: Mapping[str, Callable[[], Work]], versions: Callable[[], Mapping[str, str]]) -> None:
     """Builds the task that the command line names, warms it up, and runs it at every line until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
     os.dup2(2, 1)
-    work = tasks[sys.argv[1]]()
+    units, work = tasks[sys.argv[1]]()
     work()
 
     def answer(told: Mapping[str, object]) -> None:
@@ -31,7 +31,7 @@ def serve(tasks: Mapping[str, Callable[[], Work]], versions: Callable[[], Mappin
     answer(dict(versions()))
     for _ in sys.stdin:
         start = time.perf_counter()
-        units = work()
+        work()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
         answer({"seconds": seconds, "units": units, "peak_mib": peak})

@@ -1,7 +1,6 @@
 """What is timed of imitation, at the sizes of ``ours.py``. Run by the interpreter of its own environment."""
 
 import os
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,11 +15,9 @@ from sized import ACT, OBS, Sized
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
-from worker import serve
+from worker import Work, serve
 
 PAIRS, LENGTH, BIG = 128, 50, (256, 256, 256)
-Work = Callable[[], int]
-"""Does what is timed, and returns how often."""
 
 
 def ensemble(hidden: tuple[int, ...] = BIG) -> RewardEnsemble:
@@ -48,12 +45,7 @@ def reward_update(hidden: tuple[int, ...]) -> Work:
     trainer = pc.EnsembleTrainer(preferences, loss, rng, batch_size=PAIRS, minibatch_size=PAIRS, epochs=2, lr=3e-4)
     data = pc.PreferenceDataset()
     data.push(pairs(PAIRS), rng.integers(0, 2, PAIRS).astype(np.float32))
-
-    def work() -> int:
-        trainer.train(data)
-        return 2 * PAIRS
-
-    return work
+    return 2 * PAIRS, partial(trainer.train, data)
 
 
 def relabel(rows: int = 100_000) -> Work:
@@ -62,13 +54,12 @@ def relabel(rows: int = 100_000) -> Work:
     obs, act = rng.normal(size=(rows, OBS)).astype(np.float32), rng.uniform(-1, 1, (rows, ACT)).astype(np.float32)
     done = np.zeros(rows, dtype=np.float32)
 
-    def work() -> int:
+    def work() -> None:
         for start in range(0, rows, 256):
             part = slice(start, start + 256)
             model.predict_processed(obs[part], act[part], obs[part], done[part])
-        return rows
 
-    return work
+    return rows, work
 
 
 def disagreement(count: int = 1000) -> Work:
@@ -78,19 +69,14 @@ def disagreement(count: int = 1000) -> Work:
         return candidates
 
     fragmenter = pc.ActiveSelectionFragmenter(pc.PreferenceModel(ensemble()), base, count / 100, "probability")
-
-    def work() -> int:
-        fragmenter([], LENGTH, 100)
-        return count
-
-    return work
+    return count, partial(fragmenter, [], LENGTH, 100)
 
 
 def loop(steps: int = 1000) -> Work:
     """A quarter of the steps random, then an update a step; 20 labels after each of the first three quarters."""
     quarter, rng = steps // 4, np.random.default_rng(0)
 
-    def work() -> int:
+    def work() -> None:
         venv, reward = DummyVecEnv([Sized]), ensemble()
         agent = SAC(
             "MlpPolicy", venv, batch_size=256, learning_rate=5e-4, learning_starts=0, ent_coef="auto_0.1",
@@ -107,9 +93,8 @@ def loop(steps: int = 1000) -> Work:
             initial_epoch_multiplier=1, preference_gatherer=pc.SyntheticGatherer(rng=rng), query_schedule="constant",
         ).train(2 * quarter, 60)  # fmt: skip
         assert agent.num_timesteps == 3 * quarter, agent.num_timesteps  # the first quarter is sampled without training
-        return steps
 
-    return work
+    return steps, work
 
 
 def versions() -> dict[str, str]:

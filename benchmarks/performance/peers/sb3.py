@@ -3,7 +3,6 @@
 import io
 import os
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from sized import Sized
-from worker import serve
+from worker import Work, serve
 
 UPDATES = 50
-Work = Callable[[], int]
-"""Does what is timed, and returns how often."""
 
 
 def filled(algorithm: type[Any], rows: int = 10_000, **settings: Any) -> Any:
@@ -36,16 +33,15 @@ def update(algorithm: type[Any], **settings: Any) -> Work:
     """UPDATES gradient steps."""
     model = filled(algorithm, **settings)
 
-    def work() -> int:
+    def work() -> None:
         for _ in range(UPDATES):  # one by one, as in a run
             model.train(1, 256)
         if hasattr(model, "ent_coef_state"):  # JAX returns before it has computed
             import jax
 
             jax.block_until_ready((model.policy.actor_state.params, model.policy.qf_state.params))
-        return UPDATES
 
-    return work
+    return UPDATES, work
 
 
 def sb3() -> Work:
@@ -72,12 +68,11 @@ def checkpoint() -> Work:
 
     model, folder = filled(SAC, rows=100_000), Path(tempfile.mkdtemp())
 
-    def work() -> int:
+    def work() -> None:
         model.save(io.BytesIO())
         model.save_replay_buffer(folder / "buffer.pkl")
-        return 1
 
-    return work
+    return 1, work
 
 
 def versions() -> dict[str, str]:
