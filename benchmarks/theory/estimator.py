@@ -94,9 +94,8 @@ def kl_errors(policies: int, repeats: int, seed: int) -> Iterator[Error]:
     for count in COUNTS:
         squared = torch.zeros(policies, dtype=torch.float64)
         for _ in range(repeats):
-            squared += (slope(problem.batch(x, y.detach(), count, rng).lower(x, y), y) - exact).square().sum(
-                -1
-            ) / repeats
+            found = slope(problem.batch(x, y.detach(), count, rng).lower(x, y), y)
+            squared += (found - exact).square().sum(-1) / repeats
         yield from _rows("KL", 0, 0.0, count, squared * count / bound)
 
 

@@ -113,15 +113,13 @@ def samples(results: Sequence[Result]) -> Any:
     for axis, problem in zip(axes.flat, PROBLEMS, strict=True):
         for method in METHODS:
             rows = [row for row in results if (row.problem, row.method) == (problem, method)]
-            reached = np.array(
-                [[row.reached for row in rows if row.eps == eps] for eps in {row.eps: 0 for row in rows}]
-            )
-            counts = list({row.eps: row.samples for row in rows}.values())
+            counts = {row.eps: row.samples for row in rows}
+            reached = np.array([[row.reached for row in rows if row.eps == eps] for eps in counts])
             if len(rows) and np.isfinite(reached).all():
                 named = method in HIGHLIGHTED
                 label = method if named else "other methods (tables 1 and 2)"
                 style = {"color": HIGHLIGHTED[method], "zorder": 2} if named else {"color": "0.75", "zorder": 1}
-                axis.loglog(np.median(reached, 1), counts, marker=".", label=label, **style)
+                axis.loglog(np.median(reached, 1), list(counts.values()), marker=".", label=label, **style)
         axis.set(title=problem, xlabel="reached: mean ‖∇Φ‖²", ylabel="samples")
         axis.invert_xaxis()
         axis.tick_params(axis="x", which="minor", labelsize=6)
@@ -157,8 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figure.suptitle(TITLES[name])
         for axis in figure.axes:
             axis.grid(alpha=0.3)
-        if name in ("bias", "estimator"):
-            for axis in figure.axes:
+            if name in ("bias", "estimator"):
                 axis.legend()
         for suffix in ("svg", "png"):
             save_figure(figure, options.out / f"theory-{name}.{suffix}")

@@ -107,9 +107,8 @@ def _problem(name: str, seed: int, replicates: int) -> Problem:
 
 
 def plan(job: Job) -> Schedule:
-    return METHODS[job.method].plan(
-        job.eps, PROBLEMS[job.problem].constants, _problem(job.problem, job.seed, job.replicates)
-    )
+    problem = _problem(job.problem, job.seed, job.replicates)
+    return METHODS[job.method].plan(job.eps, PROBLEMS[job.problem].constants, problem)
 
 
 def stationarity(problem: Problem, x: Tensor) -> Tensor:
@@ -136,9 +135,7 @@ def run(job: Job) -> list[Result]:
     reached = _mean(norms, weight)
     last = _mean({t: norm for t, norm in norms.items() if t >= schedule.T - max(1, schedule.T // 10)}, weight)
     return [
-        Result(
-            job.problem, job.method, job.eps, job.seed + i, meter.samples, float(a), float(b), meter.products, seconds
-        )
+        Result(*job[:3], job.seed + i, meter.samples, float(a), float(b), meter.products, seconds)
         for i, (a, b) in enumerate(zip(reached, last, strict=True))
     ]
 
@@ -177,20 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start, results = time.perf_counter(), list[Result]()
     work = jobs(options.problems, options.finest, options.seed, options.limit, options.methods or METHODS)
     renewed = {(job.problem, job.method) for job in work}
-    kept = (
-        [row for row in read(options.out, Result) if row[:2] not in renewed]
-        if options.methods and options.out.exists()
-        else []
-    )
+    known = read(options.out, Result) if options.methods and options.out.exists() else []
+    kept = [row for row in known if row[:2] not in renewed]
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for done, rows in enumerate(pool.map(run, work), 1):
             results += rows
             name, reached = ", ".join(map(str, rows[0][:3])), np.median([row.reached for row in rows])
-            print(
-                f"{time.perf_counter() - start:6.0f} s  {done} of {len(work)}  {name}: {rows[0].samples:.1e} samples",
-                end="",
-            )
-            print(f" reach {reached:.2g} in {rows[0].seconds:.0f} s", flush=True)
+            said = f"{name}: {rows[0].samples:.1e} samples reach {reached:.2g} in {rows[0].seconds:.0f} s"
+            print(f"{time.perf_counter() - start:6.0f} s  {done} of {len(work)}  {said}", flush=True)
     write(sorted(kept + results), options.out)
 
 

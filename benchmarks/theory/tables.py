@@ -40,18 +40,20 @@ REACHED = (1e-1, 1e-2, 1e-3)
 
 
 class Line(NamedTuple):
-    """One method on one problem; None where it was not measured."""
+    """One method on one problem, a line of the CSV table; None where it was not measured."""
 
     problem: str
     method: str
-    planned: float | None
-    found: float | None  # infinite where more samples do not help
-    low: float | None
-    high: float | None
-    samples: list[float | None]  # one for each of REACHED
-    best: float  # the least mean squared gradient norm of any run, median over seeds
+    planned_slope: float | None
+    found_slope: float | None  # infinite where more samples do not help
+    found_low: float | None
+    found_high: float | None
+    samples_to_1e1: float | None
+    samples_to_1e2: float | None
+    samples_to_1e3: float | None
+    best_reached: float  # the least mean squared gradient norm of any run, median over seeds
     seconds: float | None
-    products: int | None
+    hessian_products: int | None
 
 
 def lines(results: Sequence[Result]) -> list[Line]:
@@ -79,9 +81,9 @@ def _line(rows: Sequence[Result]) -> Line:
     runs = [[path[i] for path in paths] for i in range(len(paths[0]))]
     medians = [median(row.reached for row in run) for run in runs]
     good = next((run for run, reached in zip(runs, medians, strict=True) if reached <= REACHED[1]), None)
+    coarse, middle, finest = (_needed([run[0].samples for run in runs], medians, eps) for eps in REACHED)
     return Line(
-        rows[0].problem, rows[0].method, planned, found, low, high,
-        [_needed([run[0].samples for run in runs], medians, eps) for eps in REACHED], min(medians),
+        rows[0].problem, rows[0].method, planned, found, low, high, coarse, middle, finest, min(medians),
         good[0].seconds if good else None, good[0].products if good else None,
     )  # fmt: skip
 
@@ -135,29 +137,13 @@ def markdown(table: int, measured: Sequence[Line], published: Sequence[dict[str,
         for line in measured:
             if line.problem == problem:
                 cells = ["-", "-"]
-                if line.planned is not None:
+                if line.planned_slope is not None:
                     found, low, high = (f"{x:.2f}".replace("inf", "∞") for x in line[3:6])
-                    cells = [f"{line.planned:.2f}", f"{found} [{low}, {high}]"]
-                cells += [*map(_short, line.samples), _short(line.best), _short(line.seconds)]
-                text += [f"| {line.method} | {' | '.join(cells)} | {'-' if line.products is None else line.products} |"]
+                    cells = [f"{line.planned_slope:.2f}", f"{found} [{low}, {high}]"]
+                products = "-" if line.hessian_products is None else line.hessian_products
+                cells += map(_short, line[6:11])  # samples, best and seconds
+                text += [f"| {line.method} | {' | '.join(cells)} | {products} |"]
     return "\n".join([*text, ""])
-
-
-class Cell(NamedTuple):
-    """A line of the CSV table."""
-
-    problem: str
-    method: str
-    planned_slope: float | None
-    found_slope: float | None
-    found_low: float | None
-    found_high: float | None
-    samples_to_1e1: float | None
-    samples_to_1e2: float | None
-    samples_to_1e3: float | None
-    best_reached: float
-    seconds: float | None
-    hessian_products: int | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -174,13 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         published = [row for row in csv.DictReader(stream) if row["table"] == str(options.table)]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"table{options.table}.md").write_text(markdown(options.table, measured, published))
-    write(
-        [
-            Cell(*line[:6], *line.samples, line.best, line.seconds, line.products)  # type: ignore[call-arg, arg-type]
-            for line in measured
-        ],
-        options.out / f"table{options.table}.csv",
-    )
+    write(measured, options.out / f"table{options.table}.csv")
 
 
 if __name__ == "__main__":

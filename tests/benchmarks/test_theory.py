@@ -302,7 +302,7 @@ def test_bellman_penalty_is_the_loss_of_acting_once_otherwise() -> None:
         own = (log_policy.exp() * (q - problem.beta * (log_policy + np.log(2)))).unflatten(-1, (3, 2)).sum(-1)
         return (values - own).mean(-1)
 
-    sampled = _bellman_gap(Meter(problem, np.random.default_rng(0)), x, best, y, PLENTY)
+    sampled = _bellman_gap(Meter(problem, np.random.default_rng(0)), problem, x, best, y, PLENTY)
     torch.testing.assert_close(sampled(x, y), exact(x, y), rtol=1e-4, atol=1e-4)
     for at in x, y:
         torch.testing.assert_close(slope(sampled(x, y), at), slope(exact(x, y), at), rtol=1e-4, atol=1e-4)
@@ -353,10 +353,10 @@ def test_rates_come_out_on_the_quadratic() -> None:
     wanted = "penalty", "central difference", "naive alternation"
     rows = [row for m in wanted for eps in (0.1, 0.03, 0.01) for row in laboratory.run(Job("quadratic", m, eps, 0, 4))]
     one_sided, two_sided, plain = sorted(tables.lines(rows), key=lambda line: wanted.index(line.method))
-    assert one_sided.found == pytest.approx(3, abs=0.3)
-    assert two_sided.found == pytest.approx(2.5, abs=0.3)
-    assert one_sided.best < 0.015 and two_sided.best < 0.015
-    assert plain.best > 0.03  # it does not go to zero, however many samples
+    assert one_sided.found_slope == pytest.approx(3, abs=0.3)
+    assert two_sided.found_slope == pytest.approx(2.5, abs=0.3)
+    assert one_sided.best_reached < 0.015 and two_sided.best_reached < 0.015
+    assert plain.best_reached > 0.03  # it does not go to zero, however many samples
 
 
 def test_central_difference_is_no_worse_at_equal_samples() -> None:
@@ -376,11 +376,12 @@ def test_tables_recover_known_slopes() -> None:
 
     rows = [row(eps, seed, 2 * eps, 3.0) for eps in (0.1, 0.03, 0.01, 0.003) for seed in range(3)]
     (line,) = tables.lines(rows)
-    assert line.planned == pytest.approx(3) and line.found == pytest.approx(3)
-    assert line.samples[1] == pytest.approx(1e6 * 0.005**-3, rel=1e-3)
-    assert line.samples[2] is None and line.products == 7
+    assert line.planned_slope == pytest.approx(3) and line.found_slope == pytest.approx(3)
+    assert line.samples_to_1e2 == pytest.approx(1e6 * 0.005**-3, rel=1e-3)
+    assert line.samples_to_1e3 is None and line.hessian_products == 7
     (flat,) = tables.lines([row(eps, 0, 0.2, 3.0) for eps in (0.1, 0.03, 0.01)])
-    assert flat.found == math.inf and flat.samples == [None, None, None]
+    assert flat.found_slope == math.inf
+    assert flat.samples_to_1e1 is flat.samples_to_1e2 is flat.samples_to_1e3 is None
 
 
 def test_tables_and_laboratory_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ each pair, and then weighs the trajectories of the upper level with that table (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,18 +20,6 @@ from torch import Tensor
 from benchmarks.theory.algorithm import Schedule
 from benchmarks.theory.mdp import Trajectories, trajectories
 from benchmarks.theory.problem import Meter, ascend, slope
-
-
-def hpgd(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
-    return _descend(meter, schedule, _rollouts)
-
-
-def sobirl(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
-    return _descend(meter, schedule, _table)
-
-
-def trace(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
-    return _descend(meter, schedule, _traces)
 
 
 def _descend(
@@ -89,3 +78,8 @@ def _advantage(batch: Trajectories, table: Tensor) -> Tensor:
     policy = batch.problem.log_policy(batch.y).exp()[..., None]
     states = (policy * table).unflatten(1, (batch.problem.states, batch.problem.actions)).sum(2)
     return table - states.repeat_interleave(batch.problem.actions, 1)
+
+
+hpgd = partial(_descend, indirect=_rollouts)
+sobirl = partial(_descend, indirect=_table)
+trace = partial(_descend, indirect=_traces)

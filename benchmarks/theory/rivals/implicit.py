@@ -9,6 +9,7 @@ gradients, a Hessian product a step (AID-BiO, stocBiO: Ji, Yang, Liang, ICML 202
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,8 +49,7 @@ def _descend(meter: Meter, schedule: Schedule, solve: Callable[[Product, Tensor]
         x = meter.descend(x, implicit_gradient(batches[0].lower, batches[1].upper, x, y, counted))
 
 
-def parl(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
-    return _descend(meter, schedule, dense_solve)
+parl = partial(_descend, solve=dense_solve)
 
 
 def aid(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:

@@ -10,38 +10,29 @@ Only the best response y' is tracked by inner steps; y moves once for each step 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.theory.algorithm import Schedule
 from benchmarks.theory.mdp import trajectories
-from benchmarks.theory.problem import Meter, Problem, ascend
+from benchmarks.theory.problem import Batch, Function, Meter, Problem, ascend
 
 
 def joint_step(problem: Problem, sigma: float) -> Tensor:
     return torch.minimum(problem.eta, sigma * problem.joint)
 
 
-def value_penalty(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
+def _descend(
+    meter: Meter, schedule: Schedule, gap_of: Callable[[Meter, Batch, Tensor, Tensor, Tensor, int], Function]
+) -> Iterator[Tensor]:
     x, y, best, sigma = meter.x, meter.y, meter.y, schedule.sigma
     for _ in range(schedule.T):
         yield x
         best = ascend(meter, x, best, 0.0, schedule.n, schedule.K)
-        at_y, at_best = meter.batch(x, y, schedule.B), meter.batch(x, best, schedule.B)
-        x, y = x.requires_grad_(), y.detach().requires_grad_()
-        penalised = at_y.upper(x, y) + (at_best.lower(x, best) - at_y.lower(x, y)) / sigma
-        dx, dy = torch.autograd.grad(penalised.sum(), (x, y))
-        step = joint_step(meter.problem, sigma)
-        x, y = meter.descend(x, dx, step), y.detach() - step * dy
-
-
-def bellman_penalty(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
-    x, y, best, sigma = meter.x, meter.y, meter.y, schedule.sigma
-    for _ in range(schedule.T):
-        yield x
-        best = ascend(meter, x, best, 0.0, schedule.n, schedule.K)
-        at_y, gap = meter.batch(x, y, schedule.B), _bellman_gap(meter, x, best, y, schedule.B)
+        at_y = meter.batch(x, y, schedule.B)
+        gap = gap_of(meter, at_y, x, best, y, schedule.B)
         x, y = x.requires_grad_(), y.detach().requires_grad_()
         penalised = at_y.upper(x, y) + gap(x, y) / sigma
         dx, dy = torch.autograd.grad(penalised.sum(), (x, y))
@@ -49,7 +40,12 @@ def bellman_penalty(meter: Meter, schedule: Schedule) -> Iterator[Tensor]:
         x, y = meter.descend(x, dx, step), y.detach() - step * dy
 
 
-def _bellman_gap(meter: Meter, x: Tensor, best: Tensor, y: Tensor, count: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _value_gap(meter: Meter, at_y: Batch, x: Tensor, best: Tensor, y: Tensor, count: int) -> Function:
+    at_best = meter.batch(x, best, count)
+    return lambda x, y: at_best.lower(x, best) - at_y.lower(x, y)
+
+
+def _bellman_gap(meter: Meter, at_y: Batch, x: Tensor, best: Tensor, y: Tensor, count: int) -> Function:
     """The expectation over rho above as a function of x and y (R,), its first derivatives unbiased.
 
     With q = Q* - beta log(pi*/pi_ref), the soft return from a pair on, V* = E_pi* q and Q* = q + beta log(pi*/pi_ref).
@@ -73,3 +69,7 @@ def _bellman_gap(meter: Meter, x: Tensor, best: Tensor, y: Tensor, count: int) -
         return (best_value - (ratio * (torch.einsum("rij,rj->ri", by_y, soft) + kl)).sum(-1)) / count
 
     return gap
+
+
+value_penalty = partial(_descend, gap_of=_value_gap)
+bellman_penalty = partial(_descend, gap_of=_bellman_gap)
