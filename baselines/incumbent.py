@@ -44,11 +44,7 @@ class IncumbentOptions(Options):
 
 def reference(run: Run) -> Occupancy:
     """The steps of the best labelled segments, with equal weights, as an occupancy."""
-    labelled = run.prefs.segments()
-    with torch.no_grad():
-        rating = run.reward(labelled.obs, labelled.act).sum(-1)
-    best = rating.argsort(descending=True, stable=True)[: run.config.anchor_segments]
-    obs, act = (column[best].flatten(0, 1) for column in labelled[:2])
+    obs, act = (column.flatten(0, 1) for column in run.best_labelled()[:2])
     return Occupancy(obs, act, torch.full((len(obs),), 1 / (1 - run.config.gamma) / len(obs)))
 
 

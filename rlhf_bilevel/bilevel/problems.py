@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rlhf_bilevel.bilevel.penalty import proxy, tilts
-
-Response = TypeVar("Response")
+from rlhf_bilevel.bilevel.penalty import Response, proxy, tilts
 
 
 class Problem(Protocol[Response]):

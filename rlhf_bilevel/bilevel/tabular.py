@@ -172,8 +172,7 @@ def _pairs(mdp: MDP) -> tuple[Tensor, Tensor]:
 def _bellman(mdp: MDP, policy: Tensor) -> Tensor:
     """1 - gamma P_pi, (S, S)."""
     chain = (policy[:, None] @ mdp.transition)[:, 0]  # (S, S)
-    bellman: Tensor = torch.eye(len(chain), dtype=torch.float64) - mdp.gamma * chain
-    return bellman
+    return torch.eye(len(chain), dtype=torch.float64) - mdp.gamma * chain
 
 
 def _states(mdp: MDP, policy: Tensor) -> Tensor:

@@ -102,8 +102,7 @@ class DMControlEnv(SuiteEnv):
         if self.mujoco_renderer is None:
             from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
-            model, data = self.physics.model.ptr, self.physics.data.ptr
-            self.mujoco_renderer = MujocoRenderer(model, data, width=480, height=480, camera_id=0)
+            self.mujoco_renderer = MujocoRenderer(*self.simulator, width=480, height=480, camera_id=0)
         return self.mujoco_renderer.render("rgb_array")
 
     def close(self) -> None:

@@ -68,9 +68,8 @@ def _action_problem(act: Any) -> str | None:
         back = f"a.reshape{act.shape}" if act.shape else "a[0]"
         return f"{rule}: {WRAPPER}(env, lambda a: {back}, Box(-1, 1, ({size},))) helps"
     if dtype.kind != "f":
-        return (
-            f"{rule}: {WRAPPER}(env, lambda a: a.round().astype('{dtype}'), Box({_bounds_text(act)}, ({size},))) helps"
-        )
+        bounds = f"{act.low.min()}, {act.high.max()}" if act.is_bounded() else "-1, 1"
+        return f"{rule}: {WRAPPER}(env, lambda a: a.round().astype('{dtype}'), Box({bounds}, ({size},))) helps"
     if not act.is_bounded():
         return f"{rule}: {WRAPPER}(env, lambda a: a, Box(-1, 1, ({size},))) sets bounds; take those that your task has"
     low, high = (bound.astype(np.float64) for bound in (act.low, act.high))
@@ -88,10 +87,6 @@ def _action_problem(act: Any) -> str | None:
         i = int(np.flatnonzero(width <= 0)[0])
         return f"action[{i}] is fixed, from {low[i]:g} to {high[i]:g}: leave it out, {WRAPPER} can put it back"
     return None
-
-
-def _bounds_text(act: Box) -> str:
-    return f"{act.low.min()}, {act.high.max()}" if act.is_bounded() else "-1, 1"
 
 
 def check_observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -183,9 +178,8 @@ def is_misuse(error: BaseException) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     where = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    shallow = trace is first or where.startswith(
-        ("gymnasium.core", "gymnasium.wrappers", "gymnasium.envs.registration")
-    )
+    gymnasiums = "gymnasium.core", "gymnasium.wrappers", "gymnasium.envs.registration"
+    shallow = trace is first or where.startswith(gymnasiums)
     return shallow and isinstance(error, TypeError | ValueError | AttributeError | AssertionError)
 
 

@@ -201,10 +201,8 @@ def make(
     if not absorb:
         return episodes
     if limit is None:
-        problem = (
-            f"termination=absorb needs a time limit, and {canonical} tells none: register it with max_episode_steps"
-        )
-        raise UserError(f"{problem}, or choose termination=nonnegative")
+        problem = f"termination=absorb needs a time limit, and {canonical} tells none"
+        raise UserError(f"{problem}: register it with max_episode_steps, or choose termination=nonnegative")
     return AbsorbingState(episodes, math.ceil(limit / action_repeat))
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from rlhf_bilevel.utils.child import START, Child
+
+DESCRIBED = attrgetter("observation_space", "action_space", "limit", "simulator_steps")
 
 
 class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -23,7 +26,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._timeout = timeout
         self._child = Child(registered(make, env_id), what="the environment", option="env_timeout")
         try:
-            spaces_and_limits = self._child.call(_describe, timeout=START)
+            spaces_and_limits = self._child.call(DESCRIBED, timeout=START)
             self.observation_space, self.action_space, self.limit, self.simulator_steps = spaces_and_limits
         except BaseException:
             self.close()
@@ -38,7 +41,7 @@ class SubprocessEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Gymnasium's step. TimeoutError if it takes too long, RuntimeError if the process ended."""
-        return self._child.call(_step, action, timeout=self._timeout)
+        return self._child.call(methodcaller("step", action), timeout=self._timeout)
 
     def close(self) -> None:
         """Kills the process."""
@@ -56,14 +59,6 @@ def _make_registered(make: Callable[[], Any], spec: Any) -> Any:
     return make()
 
 
-def _describe(env: Any) -> tuple[Any, ...]:
-    return env.observation_space, env.action_space, env.limit, env.simulator_steps
-
-
 def _reset(env: Any, episode: int, options: dict[str, Any] | None) -> Any:
     env.episode = episode
     return env.reset(options=options)
-
-
-def _step(env: Any, action: np.ndarray) -> Any:
-    return env.step(action)

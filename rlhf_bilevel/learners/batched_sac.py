@@ -112,16 +112,10 @@ class Update:
         learners, batch, _ = self.drawn.shape
         copies = self.critics if self.batched else 1  # products of many at once need each factor in full
         self._pair = self.drawn.new_zeros(learners, copies, self.obs + self.act, batch)  # (s, a)
-        self._done = self.drawn.new_zeros(
-            learners, copies, self.obs + self.act, 2 * batch
-        )  # by the policy at s, then s'
+        self._done = self._pair.repeat(1, 1, 1, 2)  # by the policy at s, then s'
 
     def __reduce__(self) -> Any:
         return Update, tuple(getattr(self, field.name) for field in fields(self))
-
-    def trained(self) -> tuple[Rows, Rows, Rows]:
-        """The rows that Adam moves."""
-        return self.actor, self.critic, self.alpha
 
     def share(self) -> None:
         """Moves all that changes into memory that other processes can have. UserError if there is too little."""
@@ -135,7 +129,7 @@ class Update:
             tensor.share_memory_()
 
     def make(self, at: slice, adam: Adam) -> Tensor:
-        """Updates the models ``at``, with Adam's settings as ``trained`` has the rows; the metrics (4, l)."""
+        """Updates the models ``at``, with Adam's settings; the metrics (4, l)."""
         if self.batched or at.stop - at.start == 1:
             return self._make(at, adam)
         return torch.cat([self._make(slice(number, number + 1), adam) for number in range(at.start, at.stop)], 1)
@@ -320,8 +314,8 @@ class BatchedSAC:
         return self.update.measured.clone()
 
     def _adam(self) -> Adam:
-        actor, critic, alpha = (rows.settings() for rows in self.update.trained())
-        return actor, critic, alpha
+        update = self.update
+        return update.actor.settings(), update.critic.settings(), update.alpha.settings()
 
     def _draw(self, at: slice) -> None:
         """Draws batches and noise of the models ``at``."""

@@ -86,14 +86,8 @@ class ViewAsBuffer:
         """A batch with the learner's rewards, on its device. ``env`` is SB3's, for normalisation, and is not used."""
         rows, reward = self._view.sample(batch_size)
         store = self._view.store
-        columns = (
-            store.obs[rows],
-            store.act[rows],
-            store.next_obs[rows],
-            store.terminated[rows, None],
-            reward[:, None],
-        )
-        return ReplayBufferSamples(*(column.to(self._device) for column in columns))
+        columns = [column[rows] for column in (store.obs, store.act, store.next_obs, store.terminated[:, None])]
+        return ReplayBufferSamples(*(column.to(self._device) for column in (*columns, reward[:, None])))
 
 
 class SB3Learner:
@@ -258,9 +252,8 @@ class SB3Learner:
         """As ``Learner.score_products``. UserError if the algorithm has no log pi(a|s)."""
         actor = self.model.actor
         if not isinstance(self.model, SAC):
-            raise UserError(
-                f"{type(self.model).__name__} has no action probabilities, which this method needs: SAC has"
-            )
+            name = type(self.model).__name__
+            raise UserError(f"{name} has no action probabilities, which this method needs: SAC has")
 
         def log_prob(obs: Tensor, act: Tensor) -> Tensor:
             mean, log_std, _ = actor.get_action_dist_params(obs.to(self.model.device))

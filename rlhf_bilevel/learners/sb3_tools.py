@@ -51,11 +51,8 @@ def on_its_own(model: Any) -> Iterator[None]:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if "fused" in group]
     for optimizer in optimizers:
         tensors += [moment for moments in optimizer.state.values() for moment in moments.values()]
-    views, fused, kwargs = (
-        [tensor.data for tensor in tensors],
-        [group["fused"] for group in groups],
-        model.policy_kwargs,
-    )
+    views, fused = [tensor.data for tensor in tensors], [group["fused"] for group in groups]
+    kwargs = model.policy_kwargs
     for tensor in tensors:
         tensor.data = tensor.data.clone()
     for group in groups:

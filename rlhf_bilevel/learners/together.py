@@ -11,21 +11,16 @@ from rlhf_bilevel.types import Metrics
 
 
 class Together:
-    """``Improve`` of these learners: all in one update if ``BatchedSAC`` can do that, otherwise one after another."""
+    """``Improve`` of these learners: all in one update, by ``stack``; one after another where that is None."""
 
     def __init__(self, learners: Sequence[Any]) -> None:
-        self._learners, self._stack = learners, stacked(learners)
+        self._learners, self.stack = learners, stacked(learners)
 
     def __call__(self, updates: int, step: int) -> Sequence[Metrics]:
         """As ``types.Improve``."""
-        if self._stack:
-            return self._stack.improve(updates, step)
+        if self.stack:
+            return self.stack.improve(updates, step)
         return [learner.improve(updates, step) for learner in self._learners]
-
-    @property
-    def stack(self) -> BatchedSAC | None:
-        """What updates all of them; None if it is one after another."""
-        return self._stack
 
 
 def stacked(learners: Sequence[Any]) -> BatchedSAC | None:

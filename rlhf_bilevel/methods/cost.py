@@ -113,11 +113,6 @@ class LearnedCost(nn.Module):
         """c, in nats per discounted visit."""
         return self._scale * self.per_step(obs, act)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether ``fit`` has made a step yet."""
-        return bool(self.optimizer.state)
-
     def fit(self, pairs: Queries | Preferences, targets: Float[Tensor, " B"], steps: int) -> float:
         """Takes gradient steps on ``squared_error`` of random pairs, with ``targets`` (B,). Returns the last error."""
         error = torch.zeros(())
@@ -158,7 +153,7 @@ class CostState:
         c, o = run.config, run.options
         if c.reward_clip and not run.in_refresh:
             self.cost.per_step.clip(*run.prefs.steps())
-        if c.reward_units == "measured" and not self.cost.fitted:
+        if c.reward_units == "measured" and not self.cost.optimizer.state:  # before its first step
             self.cost.per_step.measure(*run.prefs.steps())
         if o.cost == "labels":
             newest = slice(-o.cost_labels, None)

@@ -44,7 +44,8 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
 
     Yields after every environment step its metrics, and how many gradient steps each learner has to take now.
     """
-    c, warned = run.config, not early_ends_matter(run)
+    c = run.config
+    warned = run.method.reward_loss is None or not c.labels or c.termination != "as_is"  # or it cannot mislead
     while run.step < c.total_timesteps:
         number = acting_learner(run)
         learner, env = run.learners[number], run.envs[number]
@@ -189,11 +190,6 @@ def reset_critics(run: Run) -> int:
     for learner in run.learners if run.config.reset_critics else ():
         learner.reset_critic()
     return run.config.reset_updates
-
-
-def early_ends_matter(run: Run) -> bool:
-    """Whether an episode that ends early may mislead the learnt reward: see ``EARLY_END``."""
-    return run.method.reward_loss is not None and bool(run.config.labels) and run.config.termination == "as_is"
 
 
 def episode_metrics(run: Run, start: int) -> Metrics:

@@ -103,12 +103,17 @@ class Run:
         if c.anchor == "past":
             past = episodes(since=self.on_policy_since) or episodes()
             return Queries(new, self.store.sample_segments(past, count, c.segment_length, rng))
+        best = self.best_labelled()
+        drawn = torch.from_numpy(rng.integers(len(best.obs), size=count))
+        return Queries(new, Segments(*(column[drawn] for column in best)))
+
+    def best_labelled(self) -> Segments:
+        """The ``anchor_segments`` labelled segments that the reward rates best, the best one first."""
         labelled = self.prefs.segments()
         with torch.no_grad():
             rating = self.reward(labelled.obs, labelled.act).sum(-1)
-        best = rating.argsort(descending=True, stable=True)[: c.anchor_segments]
-        drawn = best[torch.from_numpy(rng.integers(len(best), size=count))]
-        return Queries(new, Segments(*(column[drawn] for column in labelled)))
+        best = rating.argsort(descending=True, stable=True)[: self.config.anchor_segments]
+        return Segments(*(column[best] for column in labelled))
 
     def weigh(self, logits: Tensor) -> Tensor:
         """The same logits (M, B), with a gradient in which each label counts as its member weighs it."""
