@@ -1,7 +1,5 @@
 """What is timed of this library."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from functools import partial
@@ -31,7 +29,7 @@ UPDATES, PAIRS, LENGTH = 50, 128, 50
 
 
 class Plain(SAC):
-    """SB3's own update."""
+    """SB3's own update: a subclass may have changed it, and is not stacked."""
 
 
 def run_of(

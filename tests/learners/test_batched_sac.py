@@ -12,6 +12,7 @@ import torch
 from stable_baselines3 import SAC, TD3
 from torch import Tensor
 
+from benchmarks.performance.ours import Plain
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
@@ -22,10 +23,6 @@ from rlhf_bilevel.learners.sb3_tools import on_its_own
 from rlhf_bilevel.learners.together import Together
 from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
-
-
-class Plain(SAC):
-    """SB3's own update: a subclass may have changed it, and is left alone."""
 
 
 def filled(rows: int = 200) -> ReplayBuffer:
@@ -96,14 +93,6 @@ def test_an_update_is_sb3s_own(own: dict[str, Any], updates: int, batched: bool)
     assert len([key for key in moved if "target" not in key]) >= 10
 
 
-def test_a_stack_updates_each_learner_as_alone() -> None:
-    several, alone = learners(3), [learners(1, numbers=[number])[0] for number in range(3)]
-    Together(several)(5, 5)
-    for learner, single in zip(several, alone, strict=True):
-        Together([single])(5, 5)
-        assert_alike(learner, single, 1e-6)
-
-
 @pytest.mark.parametrize("batched", [False, True])
 def test_some_may_be_updated_and_the_others_stay_to_the_bit(batched: bool) -> None:
     several, whole = learners(3), learners(3)
@@ -160,29 +149,28 @@ def test_an_exported_file_is_plain_sb3_and_holds_one_learner() -> None:
 
 def test_a_run_is_plain_sb3s_but_for_rounding() -> None:
     settings: dict[str, Any] = {"total_timesteps": 90, "learning_starts": 40, "net_arch": (32, 32), "seed": 3}
-    ours, theirs = (
-        build("sac", "Pendulum-v1", **settings),
-        build("sac", "Pendulum-v1", {"algorithm": Plain}, **settings),
-    )
+    ours, theirs = (build("sac", "Pendulum-v1", own, **settings) for own in ({}, {"algorithm": Plain}))
     for run in (ours, theirs):
-        for _ in train(run):
-            pass
+        list(train(run))
     assert torch.allclose(ours.store.table, theirs.store.table, rtol=1e-3, atol=1e-3)
     assert_alike(ours.learners[0], theirs.learners[0], 1e-3)  # type: ignore[arg-type]
 
 
-def test_a_learner_draws_alike_alone_and_beside_others() -> None:
+def test_a_learner_draws_and_learns_alike_alone_and_beside_others() -> None:
     """Nothing that another learner or torch's global generator does moves its draws."""
-    alone, beside = learners(1)[0], learners(2)
-    Together([alone])(3, 5)
-    torch.rand(17)
-    beside[1].act(np.zeros(3), 500)
-    Together(beside)(3, 5)
+    alone, beside = [learners(1, numbers=[number])[0] for number in range(3)], learners(3)
+    for several in (alone, beside):
+        several[1].act(np.zeros(3), 500)
+    Together(beside)(5, 5)
     obs = np.ones(3, dtype=np.float32)
-    torch.manual_seed(123)
-    first = alone.act(obs, 500)[1]
-    torch.manual_seed(321)
-    assert np.allclose(first, beside[0].act(obs, 500)[1], atol=1e-6)
+    for single, learner in zip(alone, beside, strict=True):
+        torch.rand(17)
+        Together([single])(5, 5)
+        assert_alike(single, learner, 1e-6)
+        torch.manual_seed(123)
+        first = single.act(obs, 500)[1]
+        torch.manual_seed(321)
+        assert np.allclose(first, learner.act(obs, 500)[1], atol=1e-6)
 
 
 def test_clamped_deviations_and_actions_at_the_border_have_sb3s_derivatives() -> None:

@@ -8,6 +8,7 @@ import torch
 from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import DDPG, SAC, TD3
 
+from benchmarks.performance.ours import Plain
 from rlhf_bilevel import Agent
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.envs import registration
@@ -16,16 +17,11 @@ from rlhf_bilevel.training.loop import train
 from tests.conftest import build, small_config
 
 
-class Plain(SAC):
-    """SB3's own update, which ``stack`` leaves alone in a subclass; ``test_stack`` compares the two."""
-
-
 def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
     config = small_config(total_timesteps=260, learning_starts=40, net_arch=(32, 32), seed=3)
     ours = build("sac", "Pendulum-v1", {"algorithm": Plain}, **config.model_dump())
     assert ours.config == config
-    for _ in train(ours):
-        pass
+    list(train(ours))
     theirs = SAC(env=registration.make("Pendulum-v1", seed=3), **settings(config, SAC))
     theirs.learn(config.total_timesteps)
     model = ours.learners[0].model
@@ -40,26 +36,12 @@ def test_true_reward_is_plain_sb3_sac_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
 def test_any_off_policy_algorithm_of_sb3_learns_on_the_store(algorithm: type) -> None:
-    env, config = registration.make("Steer-v0", 0), small_config(learning_starts=5)
-    store = ReplayBuffer(1, 1, 40)
-    learner = SB3Learner(env, config, store, algorithm=algorithm)
+    run = build("sac", own={"algorithm": algorithm}, total_timesteps=60, learning_starts=20)
+    learner = run.learners[0]
     before = [p.clone() for p in learner.model.actor.parameters()]
-    store.begin(0)
-    obs, _ = env.reset()
-    for step in range(40):
-        action, scaled = learner.act(obs, step)
-        next_obs, env_reward, terminated, _, _ = env.step(action)
-        store.add(obs, scaled, next_obs, env_reward, terminated)
-        obs = next_obs
-    assert "train/critic_loss" in learner.improve(4, 40)
+    assert "learner_0/train/critic_loss" in list(train(run))[-1]
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.model.actor.parameters(), strict=True))
-    assert (
-        learner.value_gap(
-            learner,
-            store.obs,
-        )
-        == 0
-    )  # deterministic policies: no noise in it
+    assert learner.value_gap(learner, run.store.obs) == 0  # deterministic policies: no noise in it
 
 
 def test_actions_are_stored_in_the_learners_scale() -> None:
@@ -73,8 +55,7 @@ def test_actions_are_stored_in_the_learners_scale() -> None:
 
 def test_a_critics_reset_is_a_fresh_critic_and_spares_the_actor() -> None:
     run = build("sac", total_timesteps=100, learning_starts=20)
-    for _ in train(run):
-        pass
+    list(train(run))
     learner = run.learners[0]
     actor = [p.clone() for p in learner.model.actor.parameters()]
     critic = [p.clone() for p in learner.model.critic.parameters()]
@@ -121,8 +102,7 @@ def test_the_value_gap_obeys_the_performance_difference_lemma() -> None:
 )
 def test_an_algorithm_of_sb3_contrib_is_a_learner(algorithm: type, method: str) -> None:
     run = build(method, own={"algorithm": algorithm}, ent_coef="auto_0.3")
-    for _ in train(run):
-        pass
+    list(train(run))
     learner = run.learners[0]
     assert learner.model.ent_coef == "auto_0.3" and learner.temperature() != 0.3  # it was learnt
     obs, act = run.store.obs[:7], run.store.act[:7]

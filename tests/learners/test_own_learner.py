@@ -1,7 +1,5 @@
 """A learner that has nothing from Stable-Baselines3 trains, resumes, forks, evaluates and is watched."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -5,15 +5,13 @@ import copy
 import pytest
 import torch
 
-from rlhf_bilevel.baselines import incumbent
+from rlhf_bilevel.baselines import incumbent, pebble
 from rlhf_bilevel.bilevel.penalty import bounded, value
 from rlhf_bilevel.methods import penalty
-from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.training.loop import train
-from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.utils.serialization import digest
 from tests.conftest import build
-from tests.methods.test_methods import best_responses, fresh, torn
+from tests.methods.test_methods import best_responses, flat, fresh, gradient, torn
 
 
 def parts(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -22,11 +20,6 @@ def parts(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     loss = x.square().sum() + (x[0] * y).sum() + 0.1 * y.square().sum()
     gap = (x.prod() + 5 * y.sin()).sum() * 3
     return loss, gap, [x, y]
-
-
-def flat(scalar: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
-    found = torch.autograd.grad(scalar, parameters, retain_graph=True)
-    return torch.cat([part.flatten() for part in found])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1e9])
@@ -60,12 +53,6 @@ def test_norms_are_running_means() -> None:
     assert norms == pytest.approx((0.9 * 2 + 0.1 * own, 0.9 * 3 + 0.1 * theirs))
 
 
-def gradient(run: Run, upper) -> torch.Tensor:
-    answers = run.prefs[:]
-    loss = upper(run, answers, logits(run.reward.members, answers))
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
 def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +64,7 @@ def test_with_a_share_without_bound_it_is_the_penalty_as_it_was(sides: str, monk
     assert torch.allclose(gradient(run, penalty.reward_loss), plain, atol=1e-6)
     run.options = run.options.model_copy(update={"gap_share": 0.5})
     run.state.memory.clear()
-    answers = run.prefs[:]
-    labels = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
-    own = torch.cat([g.flatten() for g in torch.autograd.grad(labels, list(run.reward.parameters()))])
+    own = gradient(run, pebble.reward_loss)
     assert (gradient(run, penalty.reward_loss) - own).norm() <= 0.5 * own.norm() * (1 + 1e-5)
 
 
@@ -103,8 +88,7 @@ def test_from_the_last_label_on_the_second_learner_is_careful() -> None:
 @pytest.mark.slow
 def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> None:
     run = build("penalty", total_timesteps=160, fork_response=True)
-    for _ in train(run):
-        pass
+    list(train(run))
     penalty.update_estimates(run)
     one, other = run.learners
     ours, theirs = (copy.deepcopy(each.state_dict()) for each in (one, other))
@@ -115,8 +99,7 @@ def test_a_forked_response_is_a_copy_of_the_agent_and_draws_its_batches() -> Non
 def test_forked_responses_come_out_equal_where_there_is_no_cost() -> None:
     """With the same batches and the same noise they differ by the cost alone."""
     run = build("penalty", total_timesteps=160, use_cost=False)
-    for _ in train(run):
-        pass
+    list(train(run))
     run.options = run.options.model_copy(update={"fork_response": True})
     penalty.update_estimates(run)
     run.improve(5, run.step)
@@ -135,10 +118,8 @@ def test_the_incumbents_gradient_is_the_labels_and_the_bounded_gap() -> None:
     o = run.options
     episodes = run.store.episodes(0, run.on_policy_since)[-o.visit_episodes :]
     visits = run.store.sample_visits(episodes, o.visit_batch, o.visit_discount, run.config.gamma, run.rng["visits"])
-    answers, parameters = run.prefs[:], list(run.reward.parameters())
     gap = (value(run.reward, visits) - value(run.reward, incumbent.reference(run))) / o.sigma
-    labels = cross_entropy(logits(run.reward.members, answers), answers.label).mean()
-    own, theirs = flat(labels, parameters), flat(gap, parameters)
+    own, theirs = gradient(run, pebble.reward_loss), flat(gap, run.reward.parameters())
     scale = min(1, o.gap_share * own.norm().item() / theirs.norm().item())
     assert torch.allclose(got, own + scale * theirs, atol=1e-6) and (got - own).norm() > 0
 

@@ -1,16 +1,19 @@
 """Methods differ where they say they differ, and nowhere else; above all, the penalty reaches the reward."""
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from rlhf_bilevel.baselines import pebble
 from rlhf_bilevel.methods import penalty
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.rewards.bradley_terry import cross_entropy, logits
 from rlhf_bilevel.training.loop import train
+from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Occupancy
 from tests.conftest import FEW, build
@@ -18,8 +21,7 @@ from tests.conftest import FEW, build
 
 def fresh(method: str, **settings) -> Run:
     run = build(method, **({"total_timesteps": 160} | settings))
-    for _ in train(run):
-        pass
+    list(train(run))
     run.in_refresh = True
     return run
 
@@ -34,11 +36,15 @@ def trained(method: str, **settings) -> Run:
     return _trained(method, tuple(settings.items()))
 
 
-def gradient(run: Run, method) -> torch.Tensor:
+def flat(scalar: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Its gradient, as one vector."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, list(parameters), retain_graph=True)])
+
+
+def gradient(run: Run, reward_loss) -> Tensor:
     """Of a method's upper objective on all labels, over all of the reward's parameters."""
     answers = run.prefs[:]
-    loss = method.reward_loss(run, answers, logits(run.reward.members, answers))
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.reward.parameters()))])
+    return flat(reward_loss(run, answers, logits(run.reward.members, answers)), run.reward.parameters())
 
 
 def torn(sides: str = "one") -> Run:
@@ -73,7 +79,7 @@ def run(torn_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_it_moves_the_penalty_reaches_the_reward_and_not_as_pebbles_step_does(run: Run) -> None:
-    ours, pebbles = gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE)
+    ours, pebbles = gradient(run, penalty.reward_loss), gradient(run, pebble.reward_loss)
     assert pebbles.norm() > 0 and ours.norm() > 0
     assert (ours - pebbles).norm() > 0.1 * pebbles.norm()
 
@@ -93,7 +99,7 @@ def test_the_upper_gradient_equals_finite_differences(sides: str, monkeypatch: p
     )
     width = run.options.sigma * {"one": 1, "forward": -1, "two": 2}[sides]
 
-    def discounted(visits: Occupancy) -> torch.Tensor:
+    def discounted(visits: Occupancy) -> Tensor:
         return (visits.weight * run.reward(visits.obs, visits.act)).sum()
 
     def objective() -> float:  # written out again from the paper's formula, not through penalty.py
@@ -128,14 +134,14 @@ def test_visits_that_no_best_responses_make_leave_pebbles_gradient(
     lazy_high, lazy_low = (Occupancy(obs[rows], act[rows], high.weight) for rows in least)
     for visits in ((high, high), (low, high), (lazy_high, low), (high, lazy_low)):
         monkeypatch.setattr(penalty, "sample_visits", lambda run, visits=visits: visits)
-        assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
+        assert torch.equal(gradient(run, penalty.reward_loss), gradient(run, pebble.reward_loss))
     monkeypatch.setattr(penalty, "sample_visits", lambda run: (high, low))
-    assert not torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
+    assert not torch.equal(gradient(run, penalty.reward_loss), gradient(run, pebble.reward_loss))
 
 
 def test_the_gap_waits_until_learners_had_time_to_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "in_refresh", False)
-    assert torch.equal(gradient(run, penalty.PENALTY), gradient(run, pebble.PEBBLE))
+    assert torch.equal(gradient(run, penalty.reward_loss), gradient(run, pebble.reward_loss))
 
 
 @pytest.mark.parametrize("sides", ["one", "forward", "two"])
@@ -170,8 +176,7 @@ def same_weights(first: Run, second: Run) -> bool:
 
 @pytest.mark.parametrize("use_gap", [True, False])  # without a cost, the best responses are one, and there is no gap
 def test_without_cost_the_penalty_method_is_the_control_bit_for_bit(use_gap: bool) -> None:
-    bare = trained("penalty", use_cost=False, use_gap=use_gap)
-    assert same_weights(bare, trained("twin"))
+    assert same_weights(trained("penalty", use_cost=False, use_gap=use_gap), trained("twin"))
 
 
 @pytest.mark.slow
@@ -184,13 +189,10 @@ def test_cost_and_gap_each_move_a_run() -> None:
 def test_zero_cost_and_one_learner_is_pebble_bit_for_bit() -> None:
     """The penalty's parts with the second learner away: what it sees and descends is PEBBLE's."""
     lone = build("pebble", total_timesteps=160)
-    lone.method = penalty.PENALTY.__class__(
-        "lone", 1, lambda run: penalty.learner_rewards(run)[:1], penalty.reward_loss
-    )
+    lone.method = Method("lone", 1, lambda run: penalty.learner_rewards(run)[:1], penalty.reward_loss)
     lone.options = penalty.PenaltyOptions(use_cost=False, use_gap=False)
     lone.state = penalty.PENALTY.state(lone)
-    for _ in train(lone):
-        pass
+    list(train(lone))
     assert same_weights(lone, trained("pebble"))
 
 

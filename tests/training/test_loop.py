@@ -93,15 +93,8 @@ def test_a_setting_that_is_given_stays_and_unknown_ones_are_refused() -> None:
 
 
 def test_labels_are_asked_in_sessions_within_their_budget() -> None:
-    run = build(
-        "pebble",
-        total_timesteps=200,
-        learning_starts=10,
-        pretrain_steps=20,
-        num_interact=15,
-        queries_per_session=12,
-        labels=40,
-    )
+    settings = {"learning_starts": 10, "pretrain_steps": 20, "num_interact": 15, "queries_per_session": 12}
+    run = build("pebble", total_timesteps=200, labels=40, **settings)
     run.teacher = Recorder(run)
     rows = list(train(run))
     assert run.teacher.asked == [(30, 12), (45, 12), (60, 12), (75, 4)]
@@ -162,11 +155,8 @@ def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do()
         check_budget(Config(total_timesteps=2000, **ones))
     assert Config(total_timesteps=2000, labels=500, queries_per_session=27).sessions == 19
     check_budget(Config(total_timesteps=2000, labels=500, queries_per_session=27))
-    assert (
-        Config(total_timesteps=2000, num_interact=3, **ones).sessions
-        >= 500
-        > Config(total_timesteps=2000, num_interact=4).sessions
-    )
+    more, fewer = (Config(total_timesteps=2000, num_interact=every, **ones).sessions for every in (3, 4))
+    assert more >= 500 > fewer
     with pytest.raises(ValueError, match=r"labels=500: only 19 .* queries_per_session=27 would do"):
         check_budget(Config(total_timesteps=200, **ones))
     at_once = {"learning_starts": 0, "pretrain_steps": 0}
@@ -176,15 +166,13 @@ def test_a_budget_that_the_sessions_cannot_reach_is_refused_with_what_would_do()
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_sessions_are_counted_as_they_come() -> None:
     for settings in ({}, {"learning_starts": 0, "pretrain_steps": 0}, {"num_interact": 7}, {"num_interact": 90}):
-        run = build(
-            "pebble", **{"total_timesteps": 100, "labels": 1000, "segment_length": 3, "train_freq": 100} | settings
-        )
+        many = {"total_timesteps": 100, "labels": 1000, "segment_length": 3, "train_freq": 100}
+        run = build("pebble", **many | settings)
         run.teacher = Recorder(run, skip=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            list(train(run))
+        list(train(run))
         asked = [step for step, _ in run.teacher.asked]
         assert len(asked) == run.config.sessions and asked[0] == run.config.first_session
 
@@ -232,6 +220,7 @@ def test_a_default_segment_is_shortened_to_the_episode_and_one_that_was_set_is_r
         fit_segment_length(Config(total_timesteps=30, segment_length=30), None, chosen=True)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -239,19 +228,16 @@ def test_a_run_that_was_given_no_label_fails_and_keeps_its_evaluations(
              if key != "labels"]  # fmt: skip
     out = tmp_path / "run"
     command = ["train", "pebble", "--env", "Short-v0", "--steps", "200", *words, "--set=segment_length=11"]
-    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(SystemExit) as stop:
         main([*command, "--out", str(out), "--set=action_repeat=2"])
     assert stop.value.code == 2
     line = "no label was given in 200 steps, and no reward was learnt: segment_length=11 is longer than every episode "
     assert line + "(longest: 5 steps of 2 each (action_repeat))" in capsys.readouterr().err
     assert [point.labels for point in read_records(out)][-1] == 0 and not RunFolder(out).ended
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
-            Agent("pebble", "Steer-v0", teacher=unusable, **SMALL).learn(200)
-        Agent("pebble", "Steer-v0", **SMALL | {"labels": 0}).learn(60)
-        Agent("random", "Short-v0", **SMALL).learn(60)
+    with pytest.raises(UserError, match="no answer that can be used to any of 76 queries"):
+        Agent("pebble", "Steer-v0", teacher=unusable, **SMALL).learn(200)
+    Agent("pebble", "Steer-v0", **SMALL | {"labels": 0}).learn(60)
+    Agent("random", "Short-v0", **SMALL).learn(60)
 
 
 def unusable(queries: Queries) -> Preferences:
@@ -350,12 +336,6 @@ def test_a_decreasing_schedule_asks_again_for_what_a_teacher_skipped_and_keeps_t
     assert len(run.asked) > 60 >= len(run.prefs) > 40
 
 
-def test_segments_longer_than_any_episode_are_named_and_training_goes_on() -> None:
-    run = build("pebble", total_timesteps=100, segment_length=51)
-    with pytest.warns(UserWarning, match="segment_length=51"):
-        assert len(list(train(run))) == 100
-
-
 def test_two_learners_act_in_turn_and_both_are_counted() -> None:
     run = build("twin", total_timesteps=200)
     list(train(run))
@@ -392,27 +372,12 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
 
 def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
-    run = build(
-        method,
-        total_timesteps=1300 * METHODS[method].learners,  # two learners share the steps
-        labels=80,
-        other_every=4,
-        net_arch=(32, 32),
-        batch_size=64,
-        reward_net_arch=(32,),
-        reward_epochs=20,
-        seed=seed,
-    )
+    settings = {"net_arch": (32, 32), "batch_size": 64, "reward_net_arch": (32,), "reward_epochs": 20, "seed": seed}
+    steps = 1300 * METHODS[method].learners  # two learners share the steps
+    run = build(method, total_timesteps=steps, labels=80, other_every=4, **settings)
     list(train(run))
-    env, returns = run.envs[0], []
-    for _ in range(5):
-        obs, done, total = env.reset()[0], False, 0.0
-        while not done:
-            action = run.learners[0].model.predict(obs, deterministic=True)[0]
-            obs, env_reward, terminated, truncated, _ = env.step(action)
-            total, done = total + env_reward, terminated or truncated
-        returns.append(total)
-    return float(np.mean(returns))
+    model = run.learners[0].model
+    return evaluate(lambda obs: model.predict(obs, deterministic=True)[0], run.envs[0], 5).returns.mean()
 
 
 @pytest.mark.parametrize("units", ["measured", "raw"])
