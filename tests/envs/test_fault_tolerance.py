@@ -4,7 +4,6 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,11 +62,10 @@ class Poisoned(Steer):
         return obs, reward, terminated, truncated, info
 
 
-for fault in ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", "reset", "exit", "hang"):
+FAULTS = ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", "reset")
+for fault in (*FAULTS, "exit", "hang"):
     gymnasium.register(f"Poisoned-{fault}-v0", partial(Poisoned, fault))
 gymnasium.register("Raising-v0", partial(Poisoned, "raise", 1.0))
-
-FAULTS = ("obs", "huge", "shape", "none", "far", "reward", "raise", "sys.exit", "reset")
 
 
 def guarded(env_id: str, apart: bool = False) -> FaultTolerantEnv:
@@ -138,12 +136,12 @@ def test_a_clean_episode_starts_the_count_of_failures_anew() -> None:
 
 
 def test_an_episode_that_fails_in_an_evaluation_is_replaced() -> None:
-    with pytest.warns(UserWarning, match="is cut"):
-        found = evaluate(lambda obs: np.zeros(1, np.float32), poisoned("obs"), 8)
-    assert np.isfinite(found.returns).all()
-    with pytest.warns(UserWarning, match="is cut"):
-        shorter = evaluate(lambda obs: np.zeros(1, np.float32), poisoned("raise"), 8)
-    assert np.array_equal(found.returns, shorter.returns)  # the same episodes fail, and none of them counts
+    found = []
+    for fault in ("obs", "raise"):
+        with pytest.warns(UserWarning, match="is cut"):
+            found.append(evaluate(lambda obs: np.zeros(1, np.float32), poisoned(fault), 8).returns)
+    assert np.isfinite(found[0]).all()
+    assert np.array_equal(*found)  # the same episodes fail, and none of them counts
 
 
 def isolated(env_id: str, timeout: float = 20.0) -> SubprocessEnv:
@@ -180,10 +178,9 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
     with pytest.warns(UserWarning, match=told):
         env.reset()
         info: dict = {}
-        while not info:
+        while FAULT not in info:
             *_, truncated, info = env.step(np.zeros(1, np.float32))
-            info = info if FAULT in info else {}
-            if truncated and not info:
+            if truncated and FAULT not in info:
                 env.reset()
     first = env.env._child._process  # type: ignore[attr-defined]
     assert first.is_alive() and env.reset()[0].shape == (1,)
@@ -193,12 +190,12 @@ def test_one_that_ends_its_process_or_hangs_is_replaced(fault: str, timeout: flo
 
 @pytest.mark.slow
 def test_a_run_with_a_timeout_equals_one_without(tmp_path: Any) -> None:
-    def learnt(**settings: Any) -> Callable:
+    def learnt(**settings: Any) -> bytes:
         agent = Agent("pebble", "Steer-v0", **(SMALL | {"train_freq": 5} | settings)).learn(120)
         assert agent.run is not None
-        return agent.run.store.obs.numpy().tobytes  # type: ignore[return-value]
+        return agent.run.store.obs.numpy().tobytes()
 
-    assert learnt(env_timeout=20.0)() == learnt()()
+    assert learnt(env_timeout=20.0) == learnt()
 
 
 class Wordy(Steer):
@@ -216,7 +213,6 @@ class Shaped(Steer):
 
 gymnasium.register("Wordy-v0", Wordy)
 gymnasium.register("Shaped-v0", Shaped)
-gymnasium.register("NeverFinite-v0", partial(Poisoned, "obs", 1.0))
 
 
 @pytest.mark.slow
@@ -234,25 +230,11 @@ def test_what_an_environment_says_is_the_same_from_another_process(apart: bool) 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_wrong_shape_at_the_start_is_refused_at_once(apart: bool) -> None:
     env = guarded("Shaped-v0", apart)
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(UserError, match=r"^an observation must have the shape \(1,\), not \(3,\)$"),
-    ):
+    told = r"^an observation must have the shape \(1,\), not \(3,\)$"
+    with warnings.catch_warnings(), pytest.raises(UserError, match=told):
         warnings.simplefilter("error")
         env.reset()
     env.close()
-
-
-def test_numbers_that_are_never_finite_are_refused_in_one_line_in_the_end() -> None:
-    env = guarded("NeverFinite-v0")
-    told = f"^{LIMIT} episodes in a row failed; the first of them: the observation holds nan$"
-    with (
-        pytest.warns(UserWarning, match="episode 0 is cut: NotFiniteError: the observation holds nan"),
-        pytest.raises(UserError, match=told),
-    ):
-        for _ in range(LIMIT):
-            env.reset()
-            env.step(np.zeros(1, np.float32))
 
 
 @pytest.mark.slow

@@ -53,16 +53,7 @@ gymnasium.register("Aims-v0", Aims)
 gymnasium.register("Parts-v0", Parts)
 FAST = SMALL | {"eval_freq": 10_000}
 TRAIN = ["train", "pebble", "--steps", "120", "--labels", "4", "--preset", "quick"]
-TRAIN += [
-    "--set",
-    "n_eval_episodes=1",
-    "--set",
-    "segment_length=5",
-    "--set",
-    "reward_epochs=1",
-    "--set",
-    "eval_freq=60",
-]
+TRAIN += [f"--set={one}" for one in ("n_eval_episodes=1", "segment_length=5", "reward_epochs=1", "eval_freq=60")]
 
 
 def test_arguments_reach_the_environment_and_are_a_part_of_the_run(tmp_path: Path) -> None:
