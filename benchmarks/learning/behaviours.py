@@ -7,8 +7,6 @@ The script looks at the states of each pair and answers through the label store,
 a random one beside it. A policy meets the criterion of its behaviour if at least eight of the ten do.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import sqlite3

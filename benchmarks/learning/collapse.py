@@ -14,8 +14,6 @@ three (collapse), before its last third (plateau), before the last label (health
 many steps from there is the pair. ``benchmarks/results/collapse.csv`` has a row a fork; what is in it is not run again.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
@@ -58,17 +56,9 @@ class Origin(NamedTuple):
 
     seed: int
     folder: Path
+    last_label: int  # step
     steps: np.ndarray  # (n,) of its evaluations
     returns: np.ndarray  # (n,)
-
-    @property
-    def smooth(self) -> np.ndarray:
-        """Means of three evaluations, each under the step of the last of them: (n - 2,)."""
-        return np.convolve(self.returns, np.full(LAST, 1 / LAST), "valid")
-
-    @property
-    def outcome(self) -> str:
-        return outcome(self.returns)
 
 
 class Fork(NamedTuple):
@@ -83,8 +73,13 @@ class Fork(NamedTuple):
     fork: float
 
 
+def smoothed(returns: np.ndarray) -> np.ndarray:
+    """Means of three evaluations, each under the step of the last of them: (n - 2,)."""
+    return np.convolve(returns, np.full(LAST, 1 / LAST), "valid")
+
+
 def outcome(returns: np.ndarray) -> str:
-    smooth = np.convolve(returns, np.full(LAST, 1 / LAST), "valid")
+    smooth = smoothed(returns)
     if smooth.max() > 300 and smooth[-1] < smooth.max() / 2:
         return "collapse"
     third = smooth[-max(2, len(smooth) // 3) :]
@@ -93,29 +88,25 @@ def outcome(returns: np.ndarray) -> str:
 
 def origin(folder: Path) -> Origin:
     rows = [row for row in read_records(folder) if row.is_agent]
+    last_label = next(row.step for row in rows if row.labels == rows[-1].labels)
     found = np.array([row.step for row in rows]), np.array([row.true_return for row in rows])
-    return Origin(rows[0].seed, folder, *found)
+    return Origin(rows[0].seed, folder, last_label, *found)
 
 
-def begins(run: Origin, kept: Sequence[int], last_label: int) -> int:
+def begins(run: Origin, kept: Sequence[int]) -> int:
     """The step of the kept checkpoint that the run is forked from."""
-    smooth, steps = run.smooth, run.steps[LAST - 1 :]
+    smooth, steps = smoothed(run.returns), run.steps[LAST - 1 :]
     before = {
         "collapse": int(steps[smooth.argmax()]),
         "plateau": int(steps[-max(2, len(smooth) // 3)]),
-        "healthy": last_label,
-    }[run.outcome]
+        "healthy": run.last_label,
+    }[outcome(run.returns)]
     return max((step for step in kept if step <= before), default=min(kept))
-
-
-def last_label(run: Origin) -> int:
-    rows = [row for row in read_records(run.folder) if row.is_agent]
-    return next(row.step for row in rows if row.labels == rows[-1].labels)
 
 
 def forked(run: Origin, remedy: str, steps: int) -> Fork:
     """Forks the run, or reads what an earlier fork came to."""
-    at = begins(run, Checkpoints(run.folder / "checkpoints", "").steps(), last_label(run))
+    at = begins(run, Checkpoints(run.folder / "checkpoints", "").steps())
     until = min(at + steps, int(run.steps[-1]))
     out = RUNS / "forks" / f"{run.seed}-{at}-{''.join(c if c.isalnum() else '-' for c in remedy)}"
     if not RunFolder(out).ended:
@@ -126,7 +117,7 @@ def forked(run: Origin, remedy: str, steps: int) -> Fork:
     shared = np.isin(run.steps, theirs.steps[theirs.steps > at])
     mean = float(run.returns[shared][-LAST:].mean())
     fork = float(theirs.returns[theirs.steps > at][-LAST:].mean())
-    return Fork(run.seed, run.outcome, remedy, at, until, round(mean, 1), round(fork, 1))
+    return Fork(run.seed, outcome(run.returns), remedy, at, until, round(mean, 1), round(fork, 1))
 
 
 def command(words: Sequence[str], out: Path) -> None:
@@ -178,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.draw:
         with ThreadPoolExecutor(args.workers) as pool:
             runs = [origin(folder) for folder in pool.map(baseline, range(*args.seeds))]
-            print("\n".join(f"seed {run.seed}: {run.outcome}, ends at {run.smooth[-1]:.0f}" for run in runs))
+            for run in runs:
+                print(f"seed {run.seed}: {outcome(run.returns)}, ends at {smoothed(run.returns)[-1]:.0f}")
             there = {(fork.seed, fork.remedy, fork.steps - fork.at) for fork in known}
             asked = [
                 (run, remedy)

@@ -6,8 +6,6 @@ In ``Quit`` every step pays between .55 and 2, and a second action above .8 ends
 run's agent is tested on ten episodes, the same ones for all.
 """
 
-from __future__ import annotations
-
 import argparse
 import warnings
 from collections.abc import Sequence

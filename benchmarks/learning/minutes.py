@@ -9,8 +9,6 @@ PEBBLE on cartpole-balance, labels until the end. A run that has ended is not ru
   that contradict the true return, and the median difference of the segments of a pair.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ segments that truly differ by a tenth of the range the reward orders rightly, wh
 from within ten queries of one another, and from thirty or more apart.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import sys

@@ -5,8 +5,6 @@ Answers are those of ``behaviours``' script, by keys, as many as ``--labels`` sa
     python -m benchmarks.learning.screenshots --run runs/pictures
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import subprocess
@@ -68,10 +66,8 @@ def main() -> None:
             sync_playwright() as playwright,
             playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS)) as browser,
         ):
-            still: dict[str, Any] = {
-                "reduced_motion": "reduce",
-                "color_scheme": "light",
-            }  # clips stand until told to play
+            # Clips stand until told to play
+            still: dict[str, Any] = {"reduced_motion": "reduce", "color_scheme": "light"}
             wide = browser.new_context(viewport={"width": 1280, "height": 800}, **still).new_page()
             wide.goto(ada)
             picture(wide, "label-waiting")

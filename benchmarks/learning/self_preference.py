@@ -15,12 +15,9 @@ fitting is a set of settings, and where its labels come from: the run's own quer
 (what ``initial_comparison_frac`` asks about), or partly the queries of other runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,11 +86,7 @@ class Behaviour(NamedTuple):
 
 def rows(folder: Path) -> dict[str, torch.Tensor]:
     """All that a run has stored, row by row."""
-    files = {}
-    for file in (folder / "checkpoints").glob("rows-*.safetensors"):
-        found = re.fullmatch(r"rows-(\d+)-(\d+)", file.stem)
-        assert found
-        files[int(found[1])] = file
+    files = {int(file.stem.split("-")[1]): file for file in (folder / "checkpoints").glob("rows-*.safetensors")}
     pieces = [load_file(file) for _, file in sorted(files.items())]
     return {key: torch.cat([piece[key] for piece in pieces]) for key in ("obs", "act", "env_reward")}
 

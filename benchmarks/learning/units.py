@@ -10,8 +10,6 @@ Later pairs were chosen where the rewards of that run disagreed, which is hard o
 correlations are less so.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

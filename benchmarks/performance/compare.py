@@ -8,8 +8,6 @@ within a round, its spread their least and largest. A subject is held on as many
 environments of their own under ``.venv-peers``, which ``make bench`` fills from ``peers/*.txt``.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -19,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -184,21 +183,15 @@ def compare(task: str, repeats: int) -> list[Row]:
         limits.append(product_rate(threads))
     for subject in open_subjects.values():
         subject.close()
-    first, rows = next(iter(subjects)), []
-    for name in subjects:
-        rates = [told[name]["units"] / told[name]["seconds"] for told in rounds]
-        ratios = [
-            told[first]["units"] / told[first]["seconds"] / rate for told, rate in zip(rounds, rates, strict=True)
-        ]
-        share = ARITHMETIC.get(task, float("nan")) * median(
-            rate / limit for rate, limit in zip(rates, limits, strict=True)
-        )
+    rates = {name: [told[name]["units"] / told[name]["seconds"] for told in rounds] for name in subjects}
+    first, rows = next(iter(rates.values())), []
+    for name, own in rates.items():
+        ratios = [reference / rate for reference, rate in zip(first, own, strict=True)]
+        share = ARITHMETIC.get(task, float("nan")) * median(map(truediv, own, limits))
         told = " ".join(f"{key} {value}" for key, value in open_subjects[name].versions.items())
         peak = max(turn[name]["peak_mib"] for turn in rounds)
         spread = min(ratios), max(ratios)
-        rows.append(
-            Row(task, name, threads, median(rates), unit, median(ratios), *spread, peak, share, machine(), told)
-        )
+        rows.append(Row(task, name, threads, median(own), unit, median(ratios), *spread, peak, share, machine(), told))
     return rows
 
 

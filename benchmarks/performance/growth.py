@@ -6,8 +6,6 @@ Each size is timed in turn, round by round; a time is the median of the rounds. 
 against log size, fitted by least squares over all sizes: 0 is constant, 1 linear.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.performance import ours
 from benchmarks.performance.sized import ACT, OBS
@@ -135,13 +134,9 @@ def store_mib(obs: int, act: int, rows: int, learners: int) -> float:
 
 
 def draw(rows: Sequence[Point], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     groups = list(dict.fromkeys(row.of for row in rows))
-    figure, axes = plt.subplots(1, len(groups), figsize=(3.2 * len(groups), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(groups), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(groups))
     for axis, of in zip(axes, groups, strict=True):
         for what in dict.fromkeys(row.what for row in rows if row.of == of):
             points = [(row.size, 1e3 * row.seconds) for row in rows if row.what == what]
@@ -152,7 +147,6 @@ def draw(rows: Sequence[Point], file: Path) -> None:
         axis.legend(fontsize=7, loc="upper left", frameon=False)
         axis.margins(y=0.35)
     save_figure(figure, file)
-    plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,10 +8,8 @@ theory-samples      samples against the accuracy reached               theory-1.
 theory-coupling     return when the coupling is there and when not     theory-coupling.csv
 """
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [str(file) for file in files.values() if not file.exists()]:
         parser.exit(2, f"figures: there is no {missing[0]}; make tables measures and writes it\n")
     errors = Errors(files["estimator"])
-    draw: dict[str, Callable[[], Any]] = {
-        "bias": lambda: bias(errors),
-        "estimator": lambda: estimator(errors),
-        "samples": lambda: samples([*read(files["1"], Result), *read(files["2"], Result)]),
-        "coupling": lambda: coupled(read(files["coupling"], coupling.Row)),
+    drawn = {
+        "bias": bias(errors),
+        "estimator": estimator(errors),
+        "samples": samples([*read(files["1"], Result), *read(files["2"], Result)]),
+        "coupling": coupled(read(files["coupling"], coupling.Row)),
     }
-    for name, make in draw.items():
-        figure = make()
+    for name, figure in drawn.items():
         figure.suptitle(TITLES[name])
         for axis in figure.axes:
             axis.grid(alpha=0.3)

@@ -6,8 +6,6 @@ decay for each feature, by the loss on held-out rows, on data that scikit-learn 
 drawn with replacement, and a batch the counts of rows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,7 +36,7 @@ class General:
         self.lower, self._upper, self.respond, self._derivative = lower, upper, respond, derivative
         self.x, self.y = x, y
         self.scale = 1 / derivative(x).norm(dim=-1)
-        self.bends, self.condition, self.eta, self.joint = steps(lower, self.upper, self.gradient, respond, x, y)
+        self.bends, self.condition, self.eta, self.joint = steps(self)
 
     def upper(self, x: Tensor, y: Tensor) -> Tensor:
         return self.scale * self._upper(x, y)
@@ -114,10 +112,8 @@ class Rows(General):
         orders = [rng.permutation(len(data)) for _ in range(replicates)]
         features, targets = (torch.from_numpy(np.stack([z[order] for order in orders])) for z in (data, target))
         self.loss, self.bend = loss, bend
-        self.rows = [
-            (features[:, :half], targets[:, :half]),
-            (features[:, half : 2 * half], targets[:, half : 2 * half]),
-        ]
+        halves = slice(half), slice(half, 2 * half)
+        self.rows = [(features[:, rows], targets[:, rows]) for rows in halves]
         even = torch.full((replicates, half), 1.0 / half, dtype=torch.float64)
         x = torch.full((replicates, data.shape[1]), -1.0, dtype=torch.float64)
         self._all, self._near = self._held_out(even), torch.zeros_like(x)

@@ -41,9 +41,7 @@ class Regulator:
         self.x, self.y = starts / 10, torch.zeros(replicates, 2, dtype=torch.float64)
         self.scale = torch.ones(replicates, dtype=torch.float64)
         self.scale = 1 / self.gradient(self.x).norm(dim=-1)
-        self.bends, self.condition, self.eta, self.joint = steps(
-            self.lower, self.upper, self.gradient, self.respond, self.x, self.y
-        )
+        self.bends, self.condition, self.eta, self.joint = steps(self)
 
     def weights(self, x: Tensor) -> Tensor:
         """Of s1^2, s1 s2, s2^2, u^2 in the cost, (R, 4)."""

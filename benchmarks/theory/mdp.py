@@ -60,9 +60,7 @@ class RewardLearning:
         self.x, self.y = normal(features) * 0, torch.zeros(replicates, pairs).double()
         self.scale = torch.ones(replicates, dtype=torch.float64)
         self.scale = 1 / self.gradient(self.x).norm(dim=-1)
-        self.bends, self.condition, self.eta, self.joint = steps(
-            self.lower, self.upper, self.gradient, self.respond, self.x, self.y
-        )
+        self.bends, self.condition, self.eta, self.joint = steps(self)
 
     def reward(self, x: Tensor) -> Tensor:
         """r_x at every pair, (R, N)."""

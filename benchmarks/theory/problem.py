@@ -6,11 +6,9 @@ R replicates of a problem (other seeds, other instances) run side by side in the
 run with intervals costs little more than a single one: x is (R, p), y (R, q), J and f are (R,).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,38 +93,28 @@ def curvature(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(hessian).abs().sort(-1).values
 
 
-class Steps(NamedTuple):
-    """``bends``, ``condition``, ``eta`` and ``joint`` of a problem."""
+def steps(problem: Any, points: int = 50) -> tuple[tuple[Tensor, Tensor], float, Tensor, Tensor]:
+    """``bends``, ``condition``, ``eta`` and ``joint`` of a problem.
 
-    bends: tuple[Tensor, Tensor]
-    condition: float
-    eta: Tensor
-    joint: Tensor
-
-
-def steps(
-    lower: Function, upper: Function, gradient: Upper, respond: Upper, x: Tensor, y: Tensor, points: int = 50
-) -> Steps:
-    """From the largest curvatures seen at the start and along the exact descent of F from there.
-
-    Directions without any effect on J, as those of softmax logits, have no part in L_J / mu.
+    From the largest curvatures seen at the start and along the exact descent of F from there. Directions without any
+    effect on J, as those of softmax logits, have no part in L_J / mu.
     """
-    bound, step, start = torch.zeros_like(x[:, :1]), 1e-4, x
+    x, width, gradient = problem.x, problem.x.shape[-1], problem.gradient
+    bound, step = torch.zeros_like(x[:, :1]), 1e-4
     for _ in range(points):
         here = gradient(x)
-        columns = [(gradient(x + shift) - here) / step for shift in step * torch.eye(x.shape[-1], dtype=x.dtype)]
+        columns = [(gradient(x + shift) - here) / step for shift in step * torch.eye(width, dtype=x.dtype)]
         bound = torch.maximum(bound, torch.linalg.matrix_norm(torch.stack(columns, -1), 2)[:, None])
         x = x - here / (2 * bound)
-    at = [(start, y), (start, respond(start)), (x, respond(x))]
-    of_lower, of_upper = (
-        torch.stack([curvature(partial(f, x), y) for x, y in at]) for f in (lower, upper)
-    )  # (places, R, q)
-    largest, width = of_lower[..., -1:], x.shape[-1]
+    at = [(problem.x, problem.y), (problem.x, problem.respond(problem.x)), (x, problem.respond(x))]
+    lower, both_levels = problem.lower, (problem.lower, problem.upper)
+    # (places, R, q)
+    of_lower, of_upper = (torch.stack([curvature(partial(f, x), y) for x, y in at]) for f in both_levels)
     bent = of_lower[1]  # at the first best response
     condition = bent[:, -1] / torch.where(bent > 1e-9 * bent[:, -1:], bent, torch.inf).amin(-1)
     both = torch.stack([curvature(lambda z: lower(z[:, :width], z[:, width:]), torch.cat(pair, -1)) for pair in at])
-    bends = largest.amax(0), of_upper[..., -1:].amax(0)
-    return Steps(bends, float(condition.max()), 1 / (2 * bound), 1 / (2 * both[..., -1:].amax(0)))
+    bends = of_lower[..., -1:].amax(0), of_upper[..., -1:].amax(0)
+    return bends, float(condition.max()), 1 / (2 * bound), 1 / (2 * both[..., -1:].amax(0))
 
 
 def implicit_gradient(
