@@ -1,7 +1,5 @@
 """Rows of a CSV file as named tuples of numbers and text."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable
 from pathlib import Path

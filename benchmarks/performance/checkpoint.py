@@ -6,8 +6,6 @@ Seconds of the penalty method at walker-walk's sizes (24 observations, 6 actions
 taken in turn, over and over, so that a machine whose speed drifts slows all of them alike; medians are reported.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

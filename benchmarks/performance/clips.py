@@ -8,8 +8,6 @@ which work beside it disturbs less. Blocks are timed once learners are updated a
 to a step of the environment alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -8,8 +8,6 @@ step of an episode for each step of training. Their share is the time that the r
 them.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ updates of all learners against SB3's own on the same GPU. Prints a line of JSON
 check fails, and with 2 where there is no GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@ A quarter of the steps is random. From then on learners are updated at every ste
 second and third quarter, and the reward is trained for 10 epochs each time, and for 2 at each refresh, if any.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

@@ -8,8 +8,6 @@ For the probability of improvement ours is moved up from theirs, so that it is .
 docs/statistics.md. A share of .95 has a standard error of .007 with 1000 repeats. Some minutes on one core.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from functools import cache

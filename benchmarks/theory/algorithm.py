@@ -9,8 +9,6 @@ with the sides (a, b) of ``penalty.tilts``: (0, -sigma) in the paper, (sigma, -s
 gradient is that of ``penalty.proxy``, the code of the deep runs too. Both lower variables go on from where they were.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -19,8 +19,6 @@ L = n / sigma / (1 - gamma) is the gap's weight beside n labels: the loss's slop
 With ref fixed the whole is convex in r, and averaging the best responses over rounds finds its minimum.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from itertools import product

@@ -18,8 +18,6 @@ deterministic: its mean squared error over Theorem 1's kind of bound, C^2 / n wi
 as |grad log pi| <= 2^1/2 bounds what a trajectory contributes. A ratio above 1 would refute it.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -17,8 +17,6 @@ runs from 1/4, which is small, to 1/64, where the two-sided bias, some 1e-6, is 
 comparison with finite differences takes the largest sigma, where Phi_sigma differs most from Phi.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -21,8 +21,6 @@ Pairs are asked as they are drawn (``uniform``), or the tenth of the candidates 
 (``information_gain``).
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from itertools import product

@@ -9,8 +9,6 @@ it is estimated: the first iterates, where the gradient falls fast, are all judg
 so that it is 1 at the start. The schedules' constants were set on seeds from 1000 on, not on those reported.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence

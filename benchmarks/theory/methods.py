@@ -12,8 +12,6 @@ times the samples. With T of order 1 / eps upper steps and K of order kappa log(
     F2SA                   n, B constant, T of order eps^-7/2                                                eps^-7/2
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -14,8 +14,6 @@ Slopes take the accuracies asked from 1e-1 down, or all where fewer than three o
 none from fewer than three.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import math

@@ -22,12 +22,9 @@ def test_all_variants_of_a_panel_have_one_budget_and_differ(scale: str) -> None:
     for name, panel in figure1.SCALES[scale].items():
         members = figure1.group(scale, name, panel)
         assert len({one.run.out for one in members}) == len(members) == sum(panel.seeds.values())
-        settings = {}
-        for variant, run in members:
-            settings[variant] = run.method, run.settings
-        assert {(told["total_timesteps"], told["labels"]) for _, told in settings.values()} == {
-            (panel.steps, panel.labels)
-        }
+        settings = {variant: (run.method, run.settings) for variant, run in members}
+        budgets = {(told["total_timesteps"], told["labels"]) for _, told in settings.values()}
+        assert budgets == {(panel.steps, panel.labels)}
         without_seed = [(method, {**told, "seed": 0}) for method, told in settings.values()]
         assert all(without_seed.count(one) == 1 for one in without_seed)
 

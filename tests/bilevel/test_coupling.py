@@ -1,12 +1,11 @@
 """The coupling experiment's worlds, batched solver, gradients and tables."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.rows import read, write
@@ -33,16 +32,10 @@ def one_by_one(worlds: Worlds, name: str) -> list[RewardLearning]:
     for number, (features, truth) in enumerate(zip(worlds.features, worlds.truth, strict=True)):
         drawn = random_mdp(coupling.generator(0, number, 0), *SHAPE, coupling.GAMMA, coupling.BETA)
         mdp = replace(drawn, reference=torch.full(SHAPE, 1 / 3, dtype=torch.float64))
-        teacher, reference, weight = (
-            table_reward(truth.reshape(SHAPE)),
-            visits(mdp, mdp.reference),
-            METHODS[name].weight,
-        )
-        judged = (
-            objectives.preference_loss(teacher)
-            if weight is None
-            else objectives.win_rate(teacher, reference, reference, weight)
-        )
+        teacher, reference = table_reward(truth.reshape(SHAPE)), visits(mdp, mdp.reference)
+        judged, weight = objectives.preference_loss(teacher), METHODS[name].weight
+        if weight is not None:
+            judged = objectives.win_rate(teacher, reference, reference, weight)
         problems.append(RewardLearning(mdp, judged, lambda x, f=features: table_reward((f @ x).reshape(SHAPE))))
     return problems
 
@@ -164,16 +157,11 @@ def test_summary_pairs_worlds_and_survives_the_file(tmp_path: Path) -> None:
 
 
 def test_panel_draws_every_method_on_four_axes() -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 4)
+    axes = Figure().subplots(1, 4)
     coupling.panel(list(axes), rows())
     assert [len(axis.lines) for axis in axes[:3]] == [len(METHODS)] * 3
     assert [label.get_text() for label in axes[1].get_xticklabels()] == ["50", "200", "800", "∞"]
     assert [label.get_text() for label in axes[3].get_xticklabels()] == list(METHODS)
-    pyplot.close(figure)
 
 
 @pytest.mark.parametrize("wrong", [["--mdps", "0"], ["--seed", "-1"], ["--workers", "0"], ["--out", "no/such/x.csv"]])

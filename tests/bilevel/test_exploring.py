@@ -1,8 +1,7 @@
 """The experiments with few labels: posterior, information, responses, labels and gaps, each against its definition."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,10 +98,11 @@ def test_an_experiment_has_every_method_in_every_world_and_the_same_luck() -> No
     assert len({tuple(row.return_share for row in found) for found in others.values()}) == len(exploring.METHODS)
 
 
-def test_the_docs_table_is_that_of_the_committed_results() -> None:
+@pytest.mark.parametrize(("name", "experiment"), [("exploring", exploring), ("careful", careful)])
+def test_the_docs_table_is_that_of_the_committed_results(name: str, experiment: Any) -> None:
     root = Path(__file__).parents[2]
-    rows = read(root / "benchmarks/results/theory-exploring.csv", exploring.Row)
-    assert "\n".join(exploring.table(rows)) in (root / "docs/theory.md").read_text()
+    rows = read(root / f"benchmarks/results/theory-{name}.csv", experiment.Row)
+    assert "\n".join(experiment.table(rows)) in (root / "docs/theory.md").read_text()
 
 
 # Relative pessimism
@@ -118,9 +118,7 @@ def test_spread_is_the_standard_deviation_of_the_centred_posterior(labels: Pairs
 
 def test_the_best_labelled_steps_are_a_tenth_of_them(labels: Pairs, reward: torch.Tensor) -> None:
     every, best = careful.labelled(labels), careful.labelled(labels, reward)
-    assert torch.allclose(every.sum(-1), torch.ones(2).double()) and torch.allclose(
-        best.sum(-1), torch.ones(2).double()
-    )
+    assert all(torch.allclose(shares.sum(-1), torch.ones(2).double()) for shares in (every, best))
     assert (0.1 * best <= every + 1e-12).all()
     for world in range(2):
         worst_taken = reward[world][best[world] > 0].min()
@@ -157,9 +155,3 @@ def test_without_gap_and_caution_every_careful_method_is_own(worlds: Worlds) -> 
     rngs = [coupling.generator(1, n, 2) for n in range(2)]
     own, *others = careful.learn(worlds, nothing, NUMBER, rngs)
     assert all(torch.allclose(policy, own, atol=1e-6) for policy in others)
-
-
-def test_the_docs_table_of_careful_rewards_is_that_of_the_committed_results() -> None:
-    root = Path(__file__).parents[2]
-    rows = read(root / "benchmarks/results/theory-careful.csv", careful.Row)
-    assert "\n".join(careful.table(rows)) in (root / "docs/theory.md").read_text()

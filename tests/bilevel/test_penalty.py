@@ -1,7 +1,5 @@
 """The penalty's gradient against finite differences of the proxy's definition and against the true hypergradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import log2
 

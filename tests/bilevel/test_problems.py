@@ -1,7 +1,5 @@
 """General bilevel problems: the known answers are right, and the penalty's code finds them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import log2
 

@@ -1,7 +1,5 @@
 """The exact lower level against plain iteration, brute force and finite differences."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest
@@ -210,18 +208,12 @@ def cost_values(mdp: MDP, policy: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]
     return q, values
 
 
-def small_problem(rng: torch.Generator, mdp: MDP, kind: int) -> tuple[RewardLearning, Tensor]:
-    shape = mdp.reference.shape
-    features = normal(rng, *shape, 3)
-    objective = objectives(mdp, normal(rng, *shape))[kind]
-    return RewardLearning(mdp, objective, lambda x: table_reward(torch.tanh(features @ x))), normal(rng, 3)
-
-
 @pytest.mark.parametrize("kind", [0, 1])
 def test_traces_of_the_costs_advantage_are_the_rest_of_the_hypergradient(rng: torch.Generator, kind: int) -> None:
     """The expectation over all trajectories of what the deep method sums, against the closed form and differences."""
-    mdp = random_mdp(rng, 2, 2, gamma=0.2)
-    problem, phi = small_problem(rng, mdp, kind)
+    mdp, features = random_mdp(rng, 2, 2, gamma=0.2), normal(rng, 2, 2, 3)
+    objective = objectives(mdp, normal(rng, 2, 2))[kind]
+    problem, phi = RewardLearning(mdp, objective, lambda x: table_reward(torch.tanh(features @ x))), normal(rng, 3)
     policy = best_response(mdp, problem.reward(phi))
     here = visits(mdp, policy)
     cost = exact_cost(problem.objective, problem.reward(phi), here).reshape(2, 2)
@@ -234,10 +226,8 @@ def test_traces_of_the_costs_advantage_are_the_rest_of_the_hypergradient(rng: to
         return problem.upper(x, here) + walks.answer(mdp, advantage, table)
 
     ours, direct = differentiate(whole, phi), differentiate(lambda x: problem.upper(x, here), phi)
-    closed, shifted = (
-        problem.gradient(phi),
-        central_difference(lambda x: problem.upper(x, problem.respond(x, 0.0)), phi, 1e-3),
-    )
+    closed = problem.gradient(phi)
+    shifted = central_difference(lambda x: problem.upper(x, problem.respond(x, 0.0)), phi, 1e-3)
     for exact in closed, shifted:
         assert (ours - exact).norm() < 1e-4 * (exact - direct).norm()  # .2^8 of it is beyond the last step
     assert (direct - closed).norm() > 1e-3 * closed.norm()
@@ -274,8 +264,7 @@ def test_the_deep_methods_advantages_are_exact_where_its_value_can_be(rng: torch
     mdp = random_mdp(rng, STATES, ACTIONS, gamma=0.9)
     mdp = MDP(torch.eye(4).double()[where], mdp.initial, mdp.reference, mdp.gamma, mdp.beta)
     policy, cost = random_policy(rng), normal(rng, STATES, ACTIONS)
-    state = [0]
-    action = list[int]()
+    state, action = [0], list[int]()
     for _ in range(6000):
         action.append(int(torch.multinomial(policy[state[-1]], 1, generator=rng)))
         state.append(int(where[state[-1], action[-1]]))

@@ -7,8 +7,6 @@ t^(-5/7), and the squared gradient norm falls as t^(-2/7): eps^-3.5 samples. ``s
 for each of x: one is the single loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

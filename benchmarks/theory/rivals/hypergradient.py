@@ -9,8 +9,6 @@ each pair, and then weighs the trajectories of the upper level with that table (
 (docs/methods/hypergradient.md). No derivative is stored for each pair, whatever the number of parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

@@ -6,8 +6,6 @@
 gradients, a Hessian product a step (AID-BiO, stocBiO: Ji, Yang, Liang, ICML 2021).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

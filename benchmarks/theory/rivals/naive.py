@@ -3,8 +3,6 @@
 Half of the gradient is missing, so it settles where d_x f = 0, and |grad F| stays what the missing half is there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

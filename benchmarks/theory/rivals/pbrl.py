@@ -7,8 +7,6 @@ Only the best response y' is tracked by inner steps; y moves once for each step 
 1/sigma times as curved as J in x and y together, and the step as many times shorter: ``joint_step``. rho is uniform.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

@@ -6,8 +6,6 @@ Its second moment is ``spread`` = p + 4 times |grad F|^2 (Nesterov and Spokoiny,
 step, and as many times more of them a schedule must plan.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
