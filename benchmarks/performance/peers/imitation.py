@@ -97,11 +97,6 @@ def loop(steps: int = 1000) -> Work:
     return steps, work
 
 
-def versions() -> dict[str, str]:
-    """Of what is timed here."""
-    return {name: version(name) for name in ("imitation", "stable-baselines3", "torch", "numpy")}
-
-
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     serve(
@@ -112,5 +107,5 @@ if __name__ == "__main__":
             "relabel": relabel,
             "disagreement": disagreement,
         },
-        versions,
+        lambda: {name: version(name) for name in ("imitation", "stable-baselines3", "torch", "numpy")},
     )

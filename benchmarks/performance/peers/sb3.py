@@ -75,11 +75,9 @@ def checkpoint() -> Work:
     return 1, work
 
 
-def versions() -> dict[str, str]:
-    """Of what is timed here."""
-    return {name: version(name) for name in ("stable-baselines3", "sbx-rl", "jax", "torch", "numpy")}
-
-
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    serve({"update": sb3, "update_fused": sb3_fused, "update_sbx": sbx, "checkpoint": checkpoint}, versions)
+    serve(
+        {"update": sb3, "update_fused": sb3_fused, "update_sbx": sbx, "checkpoint": checkpoint},
+        lambda: {name: version(name) for name in ("stable-baselines3", "sbx-rl", "jax", "torch", "numpy")},
+    )
