@@ -54,7 +54,7 @@ gymnasium.register("Steer-v0", Steer)
 SMALL: dict[str, Any] = {
     "net_arch": (16, 16), "batch_size": 16, "learning_rate": 3e-3, "reward_net_arch": (16,),
     "segment_length": 10, "entropy_states": 64, "reset_updates": 5, "reward_epochs": 5,
-    "n_eval_episodes": 2, "labels": 40, "reward_lr": 3e-3, "reward_batch": 16,
+    "n_eval_episodes": 2, "labels": 40, "reward_batch": 16,
     "other_every": 2,  # so that two learners take turns within few steps
     "initial_comparison_frac": 0,  # so that sessions are alike
     "reward_use_action": True,  # actions are what these tests can choose

@@ -37,7 +37,8 @@ class Plain(SAC):
 def run_of(method: str, rows: int, steps: int = 0, algorithm: Any = SAC, device: str = "cpu", **settings: Any) -> Run:
     """A run of walker's sizes with random transitions in its store."""
     spec = RunSpec(method, registration.resolve("benchmarks.performance.sized:Sized-v0"), {}, device=device)
-    config = validate({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    sizes = {"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0}
+    config = validate(sizes | {"reward_form": "network"} | settings)  # as the peers have
     run, rng = build(spec, Parts.of(method, algorithm), config), np.random.default_rng(0)
     for start in range(0, rows, 1000):
         run.store.begin(start // 1000 % len(run.learners))

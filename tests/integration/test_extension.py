@@ -354,7 +354,7 @@ def test_a_strangers_folder_imports_no_module_without_trust(
     out = tmp_path / "run"
     Agent("sac", "Pendulum-v1", out=out, net_arch=8, eval_freq=40, n_eval_episodes=1).learn(40)
     config = (out / "config.yaml").read_text()
-    for key, was in (("method", "sac"), ("algorithm", "SAC"), ("query", "uniform"), ("reward_form", "network"),
+    for key, was in (("method", "sac"), ("algorithm", "SAC"), ("query", "uniform"), ("reward_form", "additive"),
                      ("teacher_object", "''"), ("env", "Pendulum-v1")):  # fmt: skip
         for place in ("canary:X", "os:system") if key != "env" else ("canary:X",):
             text = re.sub(rf"(?m)^( *{key}: ){was}$", rf"\g<1>{place}", config)

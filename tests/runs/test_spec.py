@@ -74,6 +74,29 @@ def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_
     assert quick.having(batch_size=8).resolve(replace(method, settings={"batch_size": 9})).batch_size == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "form", "lr", "lasso"),
+    [
+        ({}, "additive", 0.01, 0.1),
+        ({"reward_lasso": 0}, "additive", 0.01, 0),
+        ({"reward_form": "linear"}, "linear", 0.01, 0),
+        ({"reward_form": "network"}, "network", 3e-4, 0),
+        ({"reward_form": "network", "reward_lr": 1e-3}, "network", 1e-3, 0),
+    ],
+)
+def test_settings_that_depend_on_the_form_of_the_reward(
+    given: dict[str, Any], form: str, lr: float, lasso: float
+) -> None:
+    config = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300, **given}).resolve()
+    assert (config.reward_form, config.reward_lr, config.reward_lasso) == (form, lr, lasso)
+
+
+def test_methods_about_the_ensembles_spread_and_b_pref_have_networks() -> None:
+    for method, preset in ("rune", "cpu"), ("pebble", "paper"):
+        config = RunSpec.of(method, "Pendulum-v1", {"total_timesteps": 300}, preset=preset).resolve()
+        assert (config.reward_form, config.reward_lr, config.reward_lasso) == ("network", 3e-4, 0)
+
+
 def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> None:
     spec = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
     with pytest.raises(UserError, match=r"unknown setting 'qpa\.ratio'"):
@@ -220,14 +243,16 @@ def test_a_run_of_before_keeps_the_defaults_of_before(tmp_path: Path) -> None:
     """Its config.yaml is of version 1, and has no setting that did not exist."""
     out = tmp_path / "run"
     settings = {key: value for key, value in FEW.items() if key != "total_timesteps"}
-    Agent("pebble", ENV, out=out, **settings | {"critic_layer_norm": False, "anchor_share": 0}).learn(90)
+    former = {"critic_layer_norm": False, "anchor_share": 0, "reward_form": "network", "reward_lasso": 0}
+    Agent("pebble", ENV, out=out, **settings | former).learn(90)
     lines = [
         line.replace("version: 2", "version: 1")
         for line in (out / "config.yaml").read_text().splitlines(keepends=True)
-        if not line.startswith(("  critic_layer_norm:", "  anchor_share:"))
+        if not line.startswith(tuple(f"  {name}:" for name in former))
     ]
     (out / "config.yaml").write_text("".join(lines))
     write_sums(out, [path.name for path in out.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
     agent = Agent.load(out)
-    assert agent.config is not None and not agent.config.critic_layer_norm and agent.config.anchor_share == 0
+    assert agent.config is not None
+    assert {name: getattr(agent.config, name) for name in former} == former
     agent.evaluate(1)

@@ -21,7 +21,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import AdditiveReward, RewardEnsemble
 from rlhf_bilevel.studies import offline_fit
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils.files import load_tensors
@@ -96,7 +96,7 @@ def test_labels_without_a_pattern_teach_nothing_and_stop_early() -> None:
     label = torch.randint(2, (300,), generator=rng).float()
     queries = Queries(*data.preferences()[:2])
     noise = Dataset.of(queries, label, env_id="Linear-v0", labeller="coin", sampler="uniform")
-    settings = SETTINGS | {"reward_lr": 0.05, "reward_epochs": 120}
+    settings = SETTINGS | {"reward_form": "network", "reward_lr": 0.05, "reward_epochs": 120}
     train, validation, test = offline_fit.split(noise, np.random.default_rng(0))
 
     def fitted(stopped_by: Tensor) -> tuple[int, float, float]:
@@ -199,7 +199,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
 ) -> None:
     out = tmp_path / "fit"
     command = ["fit-reward", str(run), "--env", "Steer-v0", "--seed", "3", "--set", "reward_net_arch=16"]
-    command += ["--set", "reward_lr=0.01", "--set", "reward_batch=32", "--set", "n_eval_episodes=3"]
+    command += ["--set", "reward_batch=32", "--set", "n_eval_episodes=3"]
     command += ["--set", "reward_epochs=30"]
     main([*command, "--out", str(out), "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -207,7 +207,7 @@ def test_a_runs_labels_teach_a_reward_that_orders_held_out_pairs(
     assert told["labels"]["test"] == 30 and told["test"]["accuracy"]["low"] > 0.6  # chance is .5
     assert told["correlation"].keys() == {"random", "agent"}
     assert told["correlation"]["random"]["step"]["spearman"] > 0.5
-    reward = RewardEnsemble(1, 1, 3, (16,), torch.Generator())
+    reward = AdditiveReward(1, 1, 3, (16,), torch.Generator())
     reward.load_state_dict(load_tensors((out / "reward.safetensors").read_bytes(), "reward"))
     main([*command[:1], str(run / "preferences.parquet"), *command[2:]])
     lines = capsys.readouterr().out
