@@ -74,10 +74,11 @@ def on_walker(group: str, variants: Variants, seeds: Iterable[int], steps: int, 
     ]
 
 
+CARTPOLE = "dm_control/cartpole-balance-v0"
 QUICK: Settings = {"preset": "quick", "labels": 200, "num_interact": 1000, "eval_freq": 1000}
 GROUPS: dict[str, Group] = {
     "quick": [
-        named("quick", method, method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK, today=True)
+        named("quick", method, method, CARTPOLE, seed, 12_000, QUICK, today=True)
         for seed, method in product(range(8), ("pebble", "penalty", "twin", "sac"))
     ],
 }
@@ -203,11 +204,15 @@ ADDED = (
     ("additive, lasso .1 (module)", "pebble", "dm_control/walker-walk-v0", range(300, 306), 125_000, 100),
     ("additive, lasso .1", "pebble", "dm_control/walker-walk-v0", [310], 125_000, 100),
     ("penalty, additive, lasso .1", "penalty", "dm_control/walker-walk-v0", [311], 125_000, 100),
-    ("twin, additive, lasso .1", "twin", "dm_control/walker-walk-v0", [311], 125_000, 100),
     ("additive, lasso .1", "pebble", "dm_control/cheetah-run-v0", [100], 250_000, 100),
     ("additive, lasso .1", "pebble", "Meta-World/door-open-v3", [210], 200_000, 1000),
 )
 """The first six had the form in a module of their own."""
+FORMS: Mapping[str, Settings] = {
+    "network": {"reward_form": "network"},
+    "additive, learning rate .003": {"reward_form": "additive"},
+    "additive, learning rate .01": {"reward_form": "additive", "reward_lr": 0.01},
+}
 
 
 SEARCH: dict[str, Group] = {
@@ -231,6 +236,11 @@ SEARCH: dict[str, Group] = {
         named("search-additive", name, method, env, seed, steps, ADDITIVE | {"labels": labels}, today=True)
         for name, method, env, seeds, steps, labels in ADDED
         for seed in seeds
+    ]
+    + [
+        named("search-additive", name, "pebble", CARTPOLE, seed, 12_000, QUICK | own, today=True)
+        for seed in range(100, 104)
+        for name, own in FORMS.items()
     ],
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
