@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "human"  # of the only labeller, if no name is given
 INTERVAL = 1.0  # seconds between two looks for a run that has not begun
 
-
 HELP = "serve the page on which people label a run's pairs"
 EXAMPLES = (
     'rlhf-bilevel label runs/one-leg --question "Which one is closer to standing on one leg?"',

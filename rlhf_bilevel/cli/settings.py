@@ -24,7 +24,6 @@ EXAMPLES = (
     "rlhf-bilevel settings surf --json",
 )
 
-
 UNREACHED = (10**9,)  # bounds that nobody comes to, and that need not be told
 
 
