@@ -254,14 +254,6 @@ def read_seconds(path: Path) -> list[float | None]:
         return log.seconds()
 
 
-def count_sessions(path: Path) -> int:
-    """Number of sessions in a label log, which this process may have open."""
-    if not path.exists():
-        return 0
-    with closing(LabelLog(path)) as log:
-        return len(log)
-
-
 def decode_answers(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
     """Answers from at least one row of a label and two segments as ``encode_pairs`` gives them."""
     label, first, second = zip(*rows, strict=True)

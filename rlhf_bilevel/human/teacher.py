@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.answers import no_answers
-from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs, read_seconds
+from rlhf_bilevel.data.label_log import decode_answers, encode_pairs, read_seconds
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -72,7 +72,7 @@ class HumanTeacher:
         info = {"env": run_config["env"], "method": run_config["method"], "seed": c.seed, "labels": c.labels}
         info |= {"segment_length": c.segment_length, "total_timesteps": c.total_timesteps, "votes": c.teacher_votes}
         self._label_store.set_run_info(info)
-        self._recorded = self._label_store.labels_used(count_sessions(RunFolder(self._folder).labels))
+        self._recorded = self._label_store.labels_used(len(read_seconds(RunFolder(self._folder).labels)))
         self._last_report = time.monotonic(), self._buffer.size
         if self.policies:
             self._labels_used = self._recorded
@@ -91,7 +91,7 @@ class HumanTeacher:
 
         ``seconds`` is then what all people have spent on pairs since the session before, whatever they decided.
         """
-        store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
+        store, session = self._label_store, len(read_seconds(RunFolder(self._folder).labels))
         self._labels_used, self._again = self._retry(lambda: store.labels_used(session)), 0
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)

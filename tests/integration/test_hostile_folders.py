@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.__main__ import main
-from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, count_sessions, read_sessions
+from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher, read_seconds, read_sessions
 from rlhf_bilevel.data.preference_dataset import KEY, Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import CorruptFileError, LockedError, UserError, WriteError
@@ -306,7 +306,7 @@ def test_sqlite_removes_no_file_that_a_strangers_journal_names(made: dict[str, P
     run = shutil.copytree(made["cut"], tmp_path / "run")
     journal = run / "labels.sqlite-journal"
     journal.write_bytes(bytes(512) + b"/home/somebody/precious" + NAMES_ANOTHER)
-    for work in (LabelLog, count_sessions, lambda path: list(read_sessions(path))):
+    for work in (LabelLog, read_seconds, lambda path: list(read_sessions(path))):
         with pytest.raises(UserError, match="names a journal of another database"):
             work(run / "labels.sqlite")
     assert journal.exists()
@@ -418,7 +418,7 @@ def test_a_view_among_the_labels_is_never_asked(tmp_path: Path, name: str) -> No
         log.append(3, answers())
     view(path, name, ENDLESS)
     before = seen(tmp_path)
-    for work in (count_sessions, LabelLog, lambda path: list(read_sessions(path))):
+    for work in (read_seconds, LabelLog, lambda path: list(read_sessions(path))):
         with pytest.raises(CorruptFileError, match=f"labels.sqlite is damaged: '{name}'"):
             work(path)
     assert seen(tmp_path) == before
