@@ -123,7 +123,7 @@ class RunSpec:
 
         UserError, in one line, if settings do not fit together.
         """
-        method = method or method_by_name(self.method)
+        method = method or METHODS[self.method]
         check_options(self.settings, method)
         settings = (
             {"total_timesteps": ANY_STEPS}
@@ -150,7 +150,7 @@ class RunSpec:
 
         ``limit`` is None if it is not known. A default segment length is shortened; UserError if the user gave it.
         """
-        method = method or method_by_name(self.method)
+        method = method or METHODS[self.method]
         learns_from_labels = method.reward_loss is not None and config.labels > 0
         return (
             fit_segment_length(config, limit, "segment_length" in self.settings) if learns_from_labels else (config, "")
@@ -158,7 +158,7 @@ class RunSpec:
 
     def check_env(self, method: Method | None = None) -> int | None:
         """As ``registration.check`` of this run."""
-        method = method or method_by_name(self.method)
+        method = method or METHODS[self.method]
         return registration.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
@@ -202,11 +202,6 @@ def _parse_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
 def _value_text(value: Any) -> str:
     """A value as --set takes it."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def method_by_name(name: str) -> Method:
-    """The method with that name. UserError, with the nearest name, if there is none."""
-    return METHODS[name]  # imports torch
 
 
 def check_selection(config: Config) -> Config:

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from rlhf_bilevel.evaluation.records import own_names
-from rlhf_bilevel.runs.spec import RunSpec, method_by_name
+from rlhf_bilevel.registries import METHODS
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
@@ -114,7 +115,7 @@ class ProgressBoard:
         """A row for each run, or one for each method and environment if the terminal has too few lines."""
         groups: dict[str, list[RunSpec]] = {}
         many = len(self._runs) > self._console.height - ROOM
-        names = own_names({"method": run.method, "method_name": method_by_name(run.method).name} for run in self._runs)
+        names = own_names({"method": run.method, "method_name": METHODS[run.method].name} for run in self._runs)
         for run in self._runs:
             groups.setdefault(
                 f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name, []
