@@ -141,10 +141,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, valid or not, in order."""
-        return sorted({int(match[1]) for match in map(STEP.fullmatch, self._names()) if match})
+        return sorted({step for step, _ in self._found()})
 
-    def _names(self) -> list[str]:
-        return [path.name for path in self.folder.glob("step-*")]
+    def _found(self) -> list[tuple[int, str]]:
+        """The step and the name of each, in order."""
+        matches = (STEP.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted((int(match[1]), match.string) for match in matches if match)
 
     def load(self, at: int | None = None) -> Checkpoint | None:
         """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is no
@@ -153,9 +155,8 @@ class Checkpoints:
         With ``at``, the newest at that step or before. CorruptFileError if there are some and none is valid.
         """
         other_settings, other_formats, removed_meanwhile = 0, 0, False
-        matches = [match for match in map(STEP.fullmatch, self._names()) if match]
-        candidates = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
-        for path in (self.folder / name for _, name in reversed(candidates)):
+        candidates = [self.folder / name for step, name in self._found() if at is None or step <= at]
+        for path in reversed(candidates):
             try:
                 manifest = self._check(path)
                 state = path / "state.safetensors"
