@@ -18,11 +18,7 @@ from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement,
 from rlhf_bilevel.evaluation.tasks import Task
 from rlhf_bilevel.utils.suggest import did_you_mean
 
-BASELINE = "pebble"
-
-REFERENCE = "sac"
-
-FLOOR = "random"
+BASELINE, REFERENCE, FLOOR = "pebble", "sac", "random"
 
 
 class Scores(NamedTuple):

@@ -111,7 +111,8 @@ def open_sources(path: Path) -> tuple[list[Source], list[str]]:
     warnings = []
     for some, why in ((unfinished, "not ended"), (unevaluated, "never evaluated")):
         if some:
-            warnings.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {names_text(some)}")
+            names = first_of([run.path.name for run in some])
+            warnings.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {names}")
     return usable, warnings
 
 
@@ -179,8 +180,7 @@ def differing_settings(runs: Sequence[Source]) -> list[str]:
 
 def settings_text(keys: Sequence[str], runs: Sequence[Source]) -> str:
     """The settings ``keys`` with the values that runs have, as text."""
-    shown = [f"{key} ({', '.join(distinct_values(key, runs))})" for key in keys[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+    return first_of([f"{key} ({', '.join(distinct_values(key, runs))})" for key in keys])
 
 
 def distinct_values(key: str, runs: Sequence[Source]) -> list[str]:
@@ -188,7 +188,6 @@ def distinct_values(key: str, runs: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(str(source.settings.get(key, "not told")) for source in runs))
 
 
-def names_text(runs: Sequence[RunFolder]) -> str:
-    """The names of the first runs, and how many more there are."""
-    names = [run.path.name for run in runs[:SHOWN]]
-    return ", ".join(names) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+def first_of(texts: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
