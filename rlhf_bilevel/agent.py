@@ -108,14 +108,17 @@ class Agent:
             if "." not in key and key not in Config.model_fields:
                 hint = did_you_mean_setting(key, [*Config.model_fields, *ARGUMENTS], parts.method.option_names())
                 raise UserError(f"unknown setting {key!r}; {hint}")
-        spec_fields: dict[str, Any] = {
-            "preset": preset,
-            "device": str(device),
-            "out": None if out is None else Path(out),
-        }
-        spec_fields |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
-        spec_fields |= {"algorithm": algorithm} if isinstance(algorithm, str) else {}
-        spec = RunSpec.of(method if isinstance(method, str) else method.name, env_id, settings, **spec_fields)
+        spec = RunSpec.of(
+            method if isinstance(method, str) else method.name,
+            env_id,
+            settings,
+            preset=preset,
+            device=str(device),
+            out=None if out is None else Path(out),
+            checkpoint_every=checkpoint_every,
+            keep_every=keep_every,
+            algorithm=algorithm if isinstance(algorithm, str) else "",
+        )
         spec.resolve(parts.method)  # settings that do not fit together are refused now
         check_owners(spec.method, settings)
         self._set_up(spec, parts)
@@ -261,12 +264,10 @@ class Agent:
         old_settings = dict(spec.settings)
         if parts.teacher is not None:
             old_settings = {key: value for key, value in old_settings.items() if not key.startswith("teacher_")}
+        new_method = METHODS[method] if isinstance(method, str) else method or parts.method
         if method is not None:  # the new method's settings replace the old one's
-            new_method = METHODS[method] if isinstance(method, str) else method
             old_settings |= {"options": {}} | dict(new_method.settings)
-            settings = current_names(settings, [new_method.name])
-        else:
-            settings = current_names(settings, [parts.method.name])
+        settings = current_names(settings, [new_method.name])
         agent = cls(
             custom.get("method", spec.method) if method is None else method,
             spec.env,
