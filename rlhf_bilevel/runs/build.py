@@ -73,17 +73,12 @@ def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> t
     learner cannot choose such actions.
     """
     spaces = training[0].observation_space, training[0].action_space
-    if problem := space_problem(*spaces, discrete=takes_discrete(parts.algorithm)):
+    if problem := space_problem(*spaces, discrete=issubclass(parts.algorithm, PPO)):
         raise UserError(problem)
     sizes = flatdim(spaces[0]), flatdim(spaces[1])
     options = parts.method.options_of(config)
     check_memory("this run", memory_needed(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
-
-
-def takes_discrete(algorithm: type[BaseAlgorithm]) -> bool:
-    """Whether its learner can choose among Discrete actions."""
-    return issubclass(algorithm, PPO)
 
 
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:

@@ -49,18 +49,9 @@ class Hooks:
         if hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer = partial(_save_with_kept_generators, run, model.save_replay_buffer)
         self._hook = model._init_callback(callback)
-        training_locals = {
-            "self": model,
-            "total_timesteps": run.config.total_timesteps,
-            "callback": self._hook,
-            "tb_log_name": "run",
-        }
-        training_locals |= {
-            "log_interval": 1,
-            "reset_num_timesteps": True,
-            "progress_bar": False,
-            "env": model.get_env(),
-        }
+        training_locals = {"self": model, "total_timesteps": run.config.total_timesteps, "callback": self._hook}
+        training_locals |= {"tb_log_name": "run", "log_interval": 1, "reset_num_timesteps": True}
+        training_locals |= {"progress_bar": False, "env": model.get_env()}
         self._hook.on_training_start(training_locals, globals())
         self._hook.on_rollout_start()
         self._steps, self._episodes = 0, 0  # in this rollout

@@ -223,7 +223,6 @@ class CSVWriter(KVWriter):
 
     def close(self) -> None:
         """Does nothing: the file is not kept open."""
-        pass
 
 
 class GrowingCSV:
