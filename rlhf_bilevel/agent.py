@@ -323,9 +323,7 @@ class Agent:
         return self.model
 
     def evaluate(self, episodes: int) -> Evaluation:
-        """True returns and successes in ``episodes`` test episodes, which occur neither in training nor in its
-        evaluations.
-        """
+        """True returns and successes in ``episodes`` test episodes: neither training nor its evaluations have them."""
         self._trained_model()
         evaluation = evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
         return replace(evaluation, within=bounds(self.env_id, "true_return"))

@@ -103,9 +103,7 @@ class LabelLog:
     @classmethod
     @contextmanager
     def copy(cls, path: Path) -> Iterator[LabelLog]:
-        """A copy to read from; nothing in the folder of ``path`` changes. Raises as opening it, and UserError if it is
-        missing.
-        """
+        """A copy to read; nothing beside ``path`` changes. Raises as opening it, and UserError if it is missing."""
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         with read_only_copy(path) as copy, closing(cls(copy, path)) as log:
@@ -273,9 +271,7 @@ def encode_pairs(queries: Queries | Preferences) -> list[Pair]:
 
 
 def decode_segments(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...), B >= 1, from the bytes that ``encode_pairs`` gave. CorruptFileError if they are something
-    else.
-    """
+    """Segments (B, T, ...), B >= 1, from the bytes that ``encode_pairs`` gave. CorruptFileError for other bytes."""
     parts = [load_tensors(row, "a segment") for row in rows]
     try:
         return Segments(*(torch.stack([part[name] for part in parts]) for name in SEGMENT))

@@ -110,9 +110,7 @@ class RunFolder:
 
     @property
     def vacant(self) -> bool:
-        """Whether a new run may use the folder: nothing is there, or only a lock and remains of a start that was
-        killed.
-        """
+        """Whether a new run may use the folder: nothing is there but a lock, or remains of a start that was killed."""
         if not self.path.is_dir():
             return not os.path.lexists(self.path)
         left = {self.lock_file.name, self.label_page_lock.name, f"{CONFIG}.tmp"}
@@ -141,9 +139,7 @@ class RunFolder:
         return self.evaluations.is_file()
 
     def examine(self, writes: bool = False) -> RunFolder:
-        """The folder itself, if it is a run's. UserError if it is not, or holds anything that ``files.check_folder``
-        refuses.
-        """
+        """The folder itself, if it is a run's. UserError if not, or if ``files.check_folder`` refuses what it holds."""
         if not self.begun:
             near = [str(run.path) for run in runs_in(self.path.parent)]
             hint = f"; {did_you_mean(str(self.path), near)}" if near else ""

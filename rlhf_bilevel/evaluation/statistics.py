@@ -127,9 +127,7 @@ def improvement_interval(
 
 
 def resample_indices(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
-    """For each of the scores (..., tasks, runs), the runs of each resample: (resamples, tasks, runs). UserError for one
-    run.
-    """
+    """For each of scores (..., tasks, runs), runs of each resample (resamples, tasks, runs). UserError for one run."""
     if any(x.shape[-1] < 2 for x in scores):
         raise UserError("one seed, no interval: what other seeds would give is not known from one")
     rng = np.random.default_rng(0)

@@ -1,6 +1,4 @@
-"""All queries that a run has asked so far, as a preference dataset: from its label log, or from the label store of
-people.
-"""
+"""All queries that a run has asked so far, as a preference dataset: from its label log, or people's label store."""
 
 from __future__ import annotations
 

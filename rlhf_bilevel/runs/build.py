@@ -69,9 +69,7 @@ def build(
 
 
 def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
-    """The sizes of an observation and of an action. UserError if the run needs more memory than there is, and if its
-    learner cannot choose such actions.
-    """
+    """Sizes of observation and action. UserError if memory is too small, or the learner cannot choose such actions."""
     spaces = training[0].observation_space, training[0].action_space
     if problem := space_problem(*spaces, discrete=issubclass(parts.algorithm, PPO)):
         raise UserError(problem)

@@ -57,9 +57,7 @@ class Hooks:
         self._steps, self._episodes = 0, 0  # in this rollout
 
     def step(self, row: Metrics) -> bool:
-        """To be called after a step of the run, with its metrics. Whether to go on. UserError if a callback returns
-        None.
-        """
+        """To be called after each step, with its metrics. Whether to go on. UserError if a callback returns None."""
         run, model, rollout_over = self._run, self._model, self._rollout_over(row)
         model.num_timesteps = run.step
         done = "rollout/true_return" in row

@@ -102,9 +102,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. ``settings`` is the hash of its config.yaml; only checkpoints with the same hash are
-    used.
-    """
+    """The checkpoints of one run. ``settings`` is the hash of its config.yaml; those of another hash are not used."""
 
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder, self._settings = folder, settings

@@ -18,9 +18,7 @@ TRAINING, EVALUATION, TEST, SELECTION = range(4)  # streams of episodes; both le
 
 
 def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
-    """The environment as a run with these settings sees it. Each ``stream`` has its own episodes. Raises as
-    ``registration.make``.
-    """
+    """The environment as such a run sees it. Each ``stream`` has its own episodes. Raises as ``registration.make``."""
     make = partial(registration.make, render_mode=render_mode)
     return _fault_tolerant(make, env_id, config, stream, config.env_timeout if render_mode is None else 0.0)
 

@@ -110,9 +110,7 @@ def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tr
 
 
 def reseed(tree: Tree, seed: int, everything: bool) -> Tree:
-    """The state with new random numbers for learners that are new, or for ``everything``, as a run with ``seed``
-    begins.
-    """
+    """The state with new random numbers, as a run with ``seed`` begins, for new learners or for ``everything``."""
     tree = dict(tree)
     learners = []
     for number, learner in enumerate(tree["learners"]):

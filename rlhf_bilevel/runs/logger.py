@@ -1,6 +1,4 @@
-"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV. After a resume, no step is written
-twice.
-"""
+"""Metrics of a run to CSV, TensorBoard and screen, its evaluations to CSV. A resumed run writes no step twice."""
 
 from __future__ import annotations
 
@@ -98,9 +96,7 @@ class Log:
             self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Writes a row if the step ended an episode. To be called after ``record`` and after what callbacks record of
-        that step.
-        """
+        """Writes a row if the step ended an episode. To be called after ``record`` and after the step's callbacks."""
         if self._is_shown(row):
             self.flush()
 

@@ -51,9 +51,7 @@ class Pace:
 
 
 class Totals:
-    """Some runs together: how many are in each state, their steps, steps per second, and seconds left (None: not
-    known).
-    """
+    """Some runs together: how many are in each state, steps, steps per second, and seconds left (None: not known)."""
 
     def __init__(self, runs: Sequence[RunSpec], states: Mapping[RunSpec, State], paces: Mapping[RunSpec, Pace]) -> None:
         counts = Counter(states[run] for run in runs)

@@ -183,9 +183,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def open_in_place(path: Path, flags: int) -> BufferedWriter:
-    """Opens a file to be written in place. UserError unless it is a plain file with only this name; no link is
-    followed.
-    """
+    """Opens a file to be written in place, following no link. UserError unless it is plain and has only this name."""
     check_plain_file(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     return os.fdopen(descriptor, "wb")  # does not truncate
