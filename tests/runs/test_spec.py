@@ -23,6 +23,7 @@ from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.worker import all_settings, main, work
 from rlhf_bilevel.utils.files import write_sums
 from tests.conftest import SMALL
+from tests.support.faults import same_run
 
 ENV = "tests.conftest:Steer-v0"
 FEW: dict[str, Any] = SMALL | {
@@ -101,12 +102,8 @@ def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> No
     spec = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
     with pytest.raises(UserError, match=r"unknown setting 'qpa\.ratio'"):
         spec.resolve()
-    threshold = (
-        RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9"})
-        .resolve()
-        .options["threshold"]
-    )
-    assert threshold == 0.9
+    own = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9"})
+    assert own.resolve().options["threshold"] == 0.9
     other = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": 0.9}).resolve()
     assert other == RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300}).resolve()
 
@@ -166,8 +163,7 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
     Agent("pebble", ENV, out=tmp_path / "agent", **FEW).learn(90)
     assert work(replace(spec, out=tmp_path / "worker")) == 0
     for other in ("agent", "worker"):
-        for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-            assert (tmp_path / "spec" / name).read_bytes() == (tmp_path / other / name).read_bytes(), (other, name)
+        same_run(tmp_path / "spec", tmp_path / other)
     one, other = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("spec", "agent"))
     assert one == other
 
