@@ -28,9 +28,8 @@ class ReplayBuffer:
     COLUMNS = ("obs", "act", "next_obs", "env_reward", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
-        self.table = torch.zeros(
-            capacity, 2 * obs_size + act_size + 2
-        )  # one table: a batch needs one gather, not one for each column
+        # One table: a batch needs one gather, not one for each column
+        self.table = torch.zeros(capacity, 2 * obs_size + act_size + 2)
         self.obs, self.act, self.next_obs, ends = self.table.split([obs_size, act_size, obs_size, 2], dim=-1)
         self.env_reward, self.terminated = ends.unbind(-1)
         self.size = 0

@@ -192,9 +192,7 @@ def _parse_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
             raise UserError(f"unknown setting {key!r:.60}; {did_you_mean_setting(key, Config.model_fields, options)}")
         budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
         value_read = validate(budget | {key: value}).model_dump(mode="json").get(key)
-        if not isinstance(
-            value_read, str | dict
-        ):  # text stays as it is written: ``query`` has values that stand for others
+        if not isinstance(value_read, str | dict):  # text stays as it is: ``query`` has values that stand for others
             plain_values[key] = value_read
     return plain_values
 

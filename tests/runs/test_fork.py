@@ -248,23 +248,21 @@ def asked(capsys: pytest.CaptureFixture, *command: str) -> str:
     return said[0]
 
 
-def without_labels(run: Path) -> None:
-    (run / "labels.sqlite").unlink()
+def after(statement: str) -> Callable[[Path], None]:
+    """Changes a run's labels by SQL."""
+
+    def changes(run: Path) -> None:
+        with closing(sqlite3.connect(run / "labels.sqlite")) as connection:
+            connection.execute(statement)
+            connection.commit()
+
+    return changes
 
 
-def with_a_trigger(run: Path) -> None:
-    with closing(sqlite3.connect(run / "labels.sqlite")) as connection:
-        connection.execute(
-            "CREATE TRIGGER runs BEFORE DELETE ON answers BEGIN INSERT INTO skipped SELECT NULL, 0, x'00', x'00' "
-            "FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c); END"
-        )
-        connection.commit()
-
-
-def with_an_answer_changed(run: Path) -> None:
-    with closing(sqlite3.connect(run / "labels.sqlite")) as connection:
-        connection.execute("UPDATE answers SET label = 1 - label")
-        connection.commit()
+TRIGGER = (
+    "CREATE TRIGGER runs BEFORE DELETE ON answers BEGIN INSERT INTO skipped SELECT NULL, 0, x'00', x'00' "
+    "FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c); END"
+)
 
 
 def with_an_evaluation_changed(run: Path) -> None:
@@ -276,9 +274,9 @@ def with_an_evaluation_changed(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (without_labels, "labels.sqlite: no such file"),
-        (with_a_trigger, "'runs' in it is none of its tables"),
-        (with_an_answer_changed, "answers of session 0 are not as they were written"),
+        (lambda run: (run / "labels.sqlite").unlink(), "labels.sqlite: no such file"),
+        (after(TRIGGER), "'runs' in it is none of its tables"),
+        (after("UPDATE answers SET label = 1 - label"), "answers of session 0 are not as they were written"),
         (with_an_evaluation_changed, "evaluations.csv is damaged"),
     ],
 )
