@@ -47,12 +47,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        screen: bool,
-        step: int,
-        marks: Mapping[str, Any],
-        extra: Sequence[KVWriter] = (),
+        self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any], extra: Sequence[KVWriter] = ()
     ) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
         self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
@@ -109,13 +104,7 @@ class Log:
         self.logger.release(metrics)
 
     def evaluation(
-        self,
-        result: Evaluation,
-        step: int,
-        labels: int,
-        learner: int,
-        is_agent: bool,
-        minutes: float | None = None,
+        self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool, minutes: float | None = None
     ) -> None:
         """Writes one row for each episode: return, and success, which is 0, 1, or empty if the environment does not
         know it; labelling ``minutes`` until then are empty if the teacher does not tell.

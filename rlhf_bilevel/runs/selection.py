@@ -122,11 +122,7 @@ class Selection:
 
 
 def selection_config(
-    config: Config,
-    labels: int,
-    segment_length: int | None = None,
-    teacher: str | None = None,
-    seed: int | None = None,
+    config: Config, labels: int, segment_length: int | None = None, teacher: str | None = None, seed: int | None = None
 ) -> Config:
     """The settings of a selection in a run with settings ``config``; None: as in the run."""
     changes: dict[str, Any] = {"reward": "", "reward_sha256": "", "select_labels": 0, "labels": labels}

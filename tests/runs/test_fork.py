@@ -126,10 +126,7 @@ def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp
     def first(local: Any, _: Any) -> bool:
         assert forked.run
         learners.extend(
-            (
-                {name: value.clone() for name, value in each.model.policy.state_dict().items()},
-                each._rng.get_state(),
-            )
+            ({name: value.clone() for name, value in each.model.policy.state_dict().items()}, each._rng.get_state())
             for each in forked.run.learners  # type: ignore[attr-defined]
         )
         return False

@@ -183,10 +183,7 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
         ),
         ({"settings": {"total_timesteps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
         ({"settings": {"total_timesteps": 300, "options": [1]}}, "options=[1]"),
-        (
-            {"settings": {"total_timesteps": 300, "learning_starts": 300}},
-            "leave no step of 300 to learn from labels",
-        ),
+        ({"settings": {"total_timesteps": 300, "learning_starts": 300}}, "leave no step of 300 to learn from labels"),
         ({"settings": [300]}, "is no specification of a run"),
         ({"out": 7}, "is no specification of a run"),
         ({"threds": 1}, "unexpected keyword argument 'threds'"),
