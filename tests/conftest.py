@@ -40,13 +40,8 @@ class Steer(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.x, self.t = np.clip(self.x + 0.2 * action, -2, 2).astype(np.float32), self.t + 1
-        return (
-            self.x.copy(),
-            1 - float(abs(self.x[0] - 0.5)),
-            False,
-            self.t == 50,
-            {"success": abs(self.x[0] - 0.5) < 0.1},
-        )
+        far = abs(self.x[0] - 0.5)
+        return self.x.copy(), 1 - float(far), False, self.t == 50, {"success": far < 0.1}
 
 
 gymnasium.register("Steer-v0", Steer)

@@ -169,9 +169,7 @@ def test_the_command_prints_the_table_warns_and_refuses(
     monkeypatch.chdir(tmp_path)
     write_table(runs("pebble") + runs("surf", labels=50), Path("a.csv"))
     write_table(runs("pebble", "Pendulum-v1"), Path("b.csv"))
-    main(["compare", "a.csv", "b.csv"])
-    captured = capsys.readouterr()
-    lines = captured.out.splitlines()
+    lines, err = said(capsys, "compare", "a.csv", "b.csv")
     assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
     assert lines[4:] == [
         "IQM: the interquartile mean, the mean of the middle half of the runs.",
@@ -181,10 +179,9 @@ def test_the_command_prints_the_table_warns_and_refuses(
         "An interval over 3 seeds says almost nothing: 10 seeds are enough.",
         "Pendulum-v1: bounds not known: intervals may pass them.",  # its runs have passed what is known
     ]
-    assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in captured.err
-    assert "warning: no lines over all environments: Pendulum-v1" in captured.err and captured.err.count("\n") == 2
-    main(["compare", "a.csv", "--baseline", "surf", "--json"])
-    told = json.loads(capsys.readouterr().out)
+    assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in err[0]
+    assert "warning: no lines over all environments: Pendulum-v1" in err[1] and len(err) == 2
+    told = json.loads("".join(said(capsys, "compare", "a.csv", "--baseline", "surf", "--json")[0]))
     assert told[0]["baseline"] == "surf" and told[0]["improvement"] == 0.5 and told[1]["improvement"] is None
     Path("c.csv").write_text("step,true_return\n1,2\n")
     write_table([], Path("d.csv"))
@@ -246,10 +243,9 @@ def test_compare_at_minutes_on_the_command_line(
         ["slow", WALKER, "3", "20", "400"],
     ]
     assert not err
-    main(["compare", "a.csv", "--at-minutes", "20", "--json"])
-    captured = capsys.readouterr()
-    assert {row["minutes"] for row in json.loads(captured.out)} == {20}
-    assert "fewer than 20 labelling minutes: quick 4 to 4, slow 8 to 8" in captured.err
+    out, (warned,) = said(capsys, "compare", "a.csv", "--at-minutes", "20", "--json")
+    assert {row["minutes"] for row in json.loads("".join(out))} == {20}
+    assert "fewer than 20 labelling minutes: quick 4 to 4, slow 8 to 8" in warned
     assert said(capsys, "compare", "old.csv")[0][1].startswith("pebble")
     for command, told in (
         ("compare old.csv --at-minutes 4", "pebble with seed 0 on dm_control/walker-walk-v0: its labelling minutes"),
