@@ -159,8 +159,7 @@ class Agent:
 
         It can be called once. An agent that was loaded or forked trains for this many more steps from its checkpoint.
         SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/how-to/callbacks.md).
-        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get each row of
-        metrics too.
+        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get them too.
 
         Raises UserError if this process is training already, and if the method learns a reward but got no label until
         the last step: the folder then has the evaluations and no model.
@@ -256,8 +255,7 @@ class Agent:
         name, see ``resume``. ``threads`` is as ``--threads``, and sets torch's number of threads; None: as before. If
         nothing differs, it continues as the run did, bit for bit.
 
-        Raises UserError if there is no checkpoint, or if a changed setting has an effect on the shapes of what was
-        learnt.
+        Raises UserError if there is no checkpoint, or if a changed setting changes the shapes of what was learnt.
         """
         source = Path(folder).absolute()
         spec, parts, _ = start.read_folder(Path(folder), trust, custom)
@@ -309,8 +307,7 @@ class Agent:
     ) -> tuple[np.ndarray, None]:
         """Actions (a,) or (N, a) for one observation (o,) or a batch (N, o), in SB3's form, and None for the state.
 
-        ``evaluate_policy`` takes an agent. ``state`` and ``episode_start`` are SB3's for recurrent policies, and not
-        used.
+        ``evaluate_policy`` takes an agent. ``state`` and ``episode_start``, for SB3's recurrent policies, are not used.
         """
         return self._trained_model().predict(obs, deterministic=deterministic)[0], None
 

@@ -7,8 +7,7 @@
 
 Times are seconds since 1970. sha256 is the hash of a session's answers and then of its skipped pairs. A session is
 written completely or not at all before training sees its answers (write-ahead log, synchronous=FULL). A log of an
-earlier form can be read: form 1 has neither ``asked_at`` nor ``skipped``, form 2 has no ``seconds``. A log of a later
-form is refused.
+earlier form can be read: form 1 has neither ``asked_at`` nor ``skipped``, form 2 no ``seconds``; of a later one not.
 """
 
 from __future__ import annotations
@@ -120,11 +119,9 @@ class LabelLog:
         asked_at: float | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Writes the next session: ``num_queries`` queries, their answers, the pairs that were skipped, and the
-        labelling time.
+        """Writes the next session: ``num_queries`` queries, their answers, the skipped pairs, the labelling time.
 
-        It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then nothing of it is
-        kept.
+        It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then none of it is kept.
         """
         rows: list[Answer] = [
             (label, *pair) for label, pair in zip(answers.label.tolist(), encode_pairs(answers), strict=True)
@@ -204,8 +201,7 @@ class LabelLog:
 
 
 class RecordedTeacher:
-    """A teacher whose answers are on the disk before they are used. A run that repeats a session gets its answers from
-    there.
+    """A teacher whose answers are on the disk before they are used. A repeated session gets its answers from there.
 
     ``session`` is the number of the next session; set it to resume. ``seconds`` is the labelling time of the last one.
     """

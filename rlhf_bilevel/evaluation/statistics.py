@@ -144,9 +144,7 @@ def resample(statistic: Statistic, scores: np.ndarray, picks: np.ndarray) -> np.
 def resample_improvement(
     ours: np.ndarray, theirs: np.ndarray, our_picks: np.ndarray, their_picks: np.ndarray
 ) -> np.ndarray:
-    """``improvement`` of each resample, (..., resamples), from the outcome of each pair and the number of times it was
-    picked.
-    """
+    """``improvement`` of each resample, (..., resamples), from each pair's outcome and how often it was picked."""
     # (tasks, runs, resamples)
     left, right = (np.moveaxis(pick_counts(picks), 0, -1) for picks in (our_picks, their_picks))
     pairs = ours.shape[-2] * ours.shape[-1] * theirs.shape[-1]

@@ -110,8 +110,7 @@ class Checkpoints:
         self._tables: dict[str, list[TablePiece]] = {}  # pieces of each table that are on the disk
 
     def save(self, step: int, tree: Tree, tables: Mapping[str, Table], keep: bool = False) -> Path:
-        """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay as they
-        were.
+        """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay.
 
         With ``keep`` it is not removed when newer ones come.
         """
@@ -147,8 +146,7 @@ class Checkpoints:
         return sorted((int(match[1]), match.string) for match in matches if match)
 
     def load(self, at: int | None = None) -> Checkpoint | None:
-        """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is no
-        checkpoint.
+        """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is none.
 
         With ``at``, the newest at that step or before. CorruptFileError if there are some and none is valid.
         """

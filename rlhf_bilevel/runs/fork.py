@@ -1,8 +1,7 @@
 """A new run that continues from a checkpoint of another: with other settings, more steps, more labels, another method.
 
 ``begin`` writes the new run's folder like that of a run that was cut off at the checkpoint: settings, answers, logs
-until then, and the state. ``resume`` then continues it. If nothing is changed, it continues as the other did, bit for
-bit.
+until then, and the state. ``resume`` then continues it: as the other did, bit for bit, if nothing is changed.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def check(loaded: Checkpoint, old: Config, new: Config) -> None:
 
 
 def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
-    """A run's state for a method with other learners; ``old`` and ``new`` are (number of learners, number of the
-    agent).
+    """A run's state for a method with other learners; ``old`` and ``new``: (number of learners, the agent's number).
 
     The agent stays the agent. A new learner starts as a copy of it, with random numbers of its own. A learner that is
     not needed is left out; its transitions stay in the replay buffer.

@@ -61,8 +61,7 @@ NOBODY = Observers()
 class Session:
     """A run in this process, from the moment when its folder is taken to its end.
 
-    ``lock`` is the lock on its folder. A fork without a folder starts at ``begins``, a checkpoint of the run in
-    ``origin``.
+    ``lock`` is the lock on its folder. A fork without one starts at ``begins``, a checkpoint of the run in ``origin``.
     """
 
     def __init__(

@@ -145,8 +145,7 @@ class RunSpec:
         return config.model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
-        """``config`` with segments that fit into episodes of at most ``limit`` simulator steps, and a sentence if it
-        was changed.
+        """``config`` with segments that fit into episodes of ``limit`` simulator steps, and a sentence if that changed.
 
         ``limit`` is None if it is not known. A default segment length is shortened; UserError if the user gave it.
         """

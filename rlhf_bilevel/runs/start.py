@@ -91,8 +91,7 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
 
 
 def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: int) -> Session:
-    """A fork with these settings, at the checkpoint of its ``origin``, for ``additional_steps`` more; its folder is
-    created.
+    """A fork with these settings, at its ``origin``'s checkpoint, for ``additional_steps`` more, and its folder.
 
     UserError if it cannot continue from there (see ``fork.check``); then nothing is left in its folder.
     """
@@ -199,8 +198,7 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     """The run in a folder: a spec with all of its settings, its parts, and the contents of config.yaml.
 
     ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the
-    user's own objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for
-    its environment.
+    user's own objects: UserError if one is missing. ``trust`` allows that a module is imported for its environment.
     """
     record = RunFolder(folder).trusted_config(trust, custom)
 

@@ -69,8 +69,7 @@ def sha256(data: bytes) -> str:
 
 
 def check_folder(folder: Path, writes: bool = False) -> None:
-    """UserError if a run's folder holds anything but plain files and folders: links may lead outside, pipes may never
-    end.
+    """UserError if a run's folder holds anything but plain files and folders: links may lead outside, pipes never end.
 
     If the run ``writes`` there, no file may have a second name (a hard link), since that may be outside.
     """
@@ -149,8 +148,7 @@ def naming_write_errors(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file: after a fault at any moment it has all of ``data`` or what it had before. On the disk when this
-    returns.
+    """Writes a file, also to the disk: after a fault at any moment it has all of ``data`` or what it had before.
 
     A link there is replaced and not followed. WriteError, an OSError, if the file cannot be written.
     """
