@@ -81,17 +81,8 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     arguments = METHODS[method].arguments(validate_as(METHODS[method].options, config.options, f"{method}."))
     arguments = {"algorithm": LEARNERS[METHODS[method].algorithm], **arguments, **own}
     learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
-    return Run(
-        METHODS[method],
-        config,
-        training,
-        learners,
-        SimulatedTeacher(config, store),
-        store,
-        RewardEnsemble.of(config, *sizes, rng),
-        rng,
-        Together(learners),
-    )
+    teacher, reward = SimulatedTeacher(config, store), RewardEnsemble.of(config, *sizes, rng)
+    return Run(METHODS[method], config, training, learners, teacher, store, reward, rng, Together(learners))
 
 
 @pytest.fixture
