@@ -55,11 +55,11 @@ def make_posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTole
     return _fault_tolerant(recorder.make, env_id, config, stream, config.env_timeout)
 
 
-def make_drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+def make_drawn_env(env_id: str, config: Config) -> FaultTolerantEnv:
     """Like ``make_env``, but made by ``recorder.make_drawn``: it draws pictures."""
     from rlhf_bilevel.human.clips import recorder
 
-    return _fault_tolerant(recorder.make_drawn, env_id, config, stream, timeout=0.0)
+    return _fault_tolerant(recorder.make_drawn, env_id, config, TEST, timeout=0.0)
 
 
 def _fault_tolerant(
