@@ -154,14 +154,8 @@ def begin(source: Path, target: Path, loaded: Checkpoint, tree: Tree, config: by
         sync(target)
 
 
-def clear_unfinished(target: Path) -> None:
-    """Removes what a ``begin`` that was killed has left. To be called under the lock on the folder."""
-    if RunFolder(target).unfinished_fork:
-        undo(target)
-
-
 def undo(target: Path) -> None:
-    """Removes what ``begin`` has made, or a part of it. Locks on the folder stay."""
+    """Removes what ``begin`` has made, or a part of it; to be called under the lock on the folder. Its locks stay."""
     run = RunFolder(target)
     for path in target.iterdir():
         if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.label_page_lock, run.forking):

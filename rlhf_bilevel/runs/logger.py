@@ -95,14 +95,6 @@ class Log:
         if self._is_shown(row):
             self.flush()
 
-    def hold(self) -> None:
-        """Begins to hold rows back, from that of this step on, until ``release`` gives this row's evaluation."""
-        self.logger.held = []
-
-    def release(self, metrics: Mapping[str, float]) -> None:
-        """Writes the rows that were held back, the first of them with these ``metrics`` too."""
-        self.logger.release(metrics)
-
     def evaluation(
         self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool, minutes: float | None = None
     ) -> None:
@@ -163,8 +155,12 @@ class StepLogger(Logger):
         with delayed_interrupts():
             super().dump(step)
 
+    def hold(self) -> None:
+        """Begins to hold rows back, from that of this step on, until ``release`` gives this row's evaluation."""
+        self.held = []
+
     def release(self, metrics: Mapping[str, float]) -> None:
-        """As ``Log.release``."""
+        """Writes the rows that were held back, the first of them with these ``metrics`` too."""
         held, self.held = self.held or [], None
         with delayed_interrupts():
             for number, row in enumerate(held):

@@ -166,7 +166,7 @@ class Session:
             def settle(wait: bool = True) -> None:
                 """Writes the evaluation that is going on elsewhere, and the rows that wait for it."""
                 if metrics := evaluations.end(wait):
-                    log.release(metrics)
+                    log.logger.release(metrics)
                     show(metrics)
 
             def show(metrics: Metrics) -> None:
@@ -183,7 +183,7 @@ class Session:
                         row |= metrics
                         show(metrics)
                     else:
-                        log.hold()
+                        log.logger.hold()
                 log.record(row, run.step)
                 if people:
                     people.beat(run)

@@ -11,7 +11,7 @@ Torch is imported only when a spec is resolved, so that a wrong name or value is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -249,12 +249,8 @@ def check_owners(method: str, keys: Iterable[str]) -> None:
     """UserError if one of the settings belongs to another method: it would have no effect."""
     method = METHODS[method].name if ":" in method else method
     for key in keys:
-        if method not in (methods := owners(key, method)):
+        owner, dot, _ = key.partition(".")
+        methods = [owner] if dot else MOVED.get(key, [method])  # only this one if all have the setting
+        if method not in methods:
             which = " and ".join(methods) + (" alone has" if len(methods) == 1 else " alone have")
             raise UserError(f"{key}: {which} it, and this is {method}")
-
-
-def owners(key: str, method: str) -> Sequence[str]:
-    """The methods that have the setting; only ``method`` if all have it."""
-    owner, dot, _ = key.partition(".")
-    return [owner] if dot else MOVED.get(key, [method])

@@ -43,12 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, state(run("penalty", out))
 
 
-def steps_of(folder: Path) -> list[int]:
-    return Checkpoints(folder / "checkpoints", "").steps()
-
-
 def test_the_last_checkpoint_stays_and_those_that_are_to_be_kept(whole: tuple[Path, str]) -> None:
-    assert steps_of(whole[0]) == [100, 200, 300]
+    assert Checkpoints(whole[0] / "checkpoints", "").steps() == [100, 200, 300]
 
 
 @pytest.mark.parametrize("at", [pytest.param(100, marks=pytest.mark.slow), 250])

@@ -58,13 +58,13 @@ def test_rows_that_wait_for_an_evaluation_are_written_in_order_and_the_first_has
         for step in (100, 150, 200, 250):
             row = {"train/loss": float(step)} | ({"rollout/true_return": 1.0} if step != 150 else {})
             if step == 150 and late:
-                log.hold()
+                log.logger.hold()
             elif step == 150:
                 row |= found
             log.record(row, step)
             log.write(row)
             if step == 200 and late and told:
-                log.release(found)
+                log.logger.release(found)
         log.record({"train/loss": 0.5}, 260)  # of a row that comes later
         log.close()
         return logged(folder)
