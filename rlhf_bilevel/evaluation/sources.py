@@ -132,12 +132,10 @@ def check_duplicates(sources: Sequence[Source]) -> None:
         for key in dict.fromkeys((row.method, row.env, row.seed) for row in source.rows):
             if key in seen:
                 method, env, seed = key
-                keys = differing_settings([seen[key], source])
-                difference = (
-                    f", which differ in {settings_text(keys, [seen[key], source])}: NAME=DIR tells them apart"
-                    if keys
-                    else ""
-                )
+                keys, difference = differing_settings([seen[key], source]), ""
+                if keys:
+                    how = settings_text(keys, [seen[key], source])
+                    difference = f", which differ in {how}: NAME=DIR tells them apart"
                 problem = f"{method} with seed {seed} on {env} was given twice"
                 raise UserError(f"{problem}: {seen[key].source} and {source.source}{difference}")
             seen[key] = source
@@ -154,9 +152,8 @@ def difference_warnings(sources: Sequence[Source]) -> list[str]:
     lines = []
     for (env, method), runs in groups.items():
         if keys := differing_settings(runs):
-            lines.append(
-                f"{method} on {env}: runs count as seeds of one method, but differ in {settings_text(keys, runs)}"
-            )
+            how = settings_text(keys, runs)
+            lines.append(f"{method} on {env}: runs count as seeds of one method, but differ in {how}")
     for env in dict.fromkeys(env for env, _ in groups):
         here = {method: runs for (other, method), runs in groups.items() if other == env}
         taught = {method: runs for method, runs in here.items() if any(source.rows[-1].labels for source in runs)}

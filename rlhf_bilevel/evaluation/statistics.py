@@ -155,9 +155,8 @@ def pick_counts(picks: np.ndarray) -> np.ndarray:
     """How often each resample has each run, (resamples, tasks, runs)."""
     runs = picks.shape[-1]
     rows = np.arange(picks.size // runs)[:, None] * runs
-    return (
-        np.bincount((rows + picks.reshape(-1, runs)).ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
-    )
+    counts = np.bincount((rows + picks.reshape(-1, runs)).ravel(), minlength=picks.size)
+    return counts.reshape(picks.shape).astype(float)
 
 
 def quantiles(

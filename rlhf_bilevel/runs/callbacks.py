@@ -91,9 +91,8 @@ class Hooks:
     def _locals(self, row: Metrics, done: bool) -> dict[str, Any]:
         """The locals of SB3's ``collect_rollouts`` for the newest step; arrays (1, ...) are for one environment."""
         model, store, at = self._model, self._run.store, slice(self._run.step - 1, self._run.step)
-        new_obs, actions, rewards = (
-            column[at].numpy().copy() for column in (store.next_obs, store.act, store.env_reward)
-        )
+        columns = store.next_obs, store.act, store.env_reward
+        new_obs, actions, rewards = (column[at].numpy().copy() for column in columns)
         info = dict(self._run.info)
         if done:
             info["terminal_observation"] = new_obs[0].copy()

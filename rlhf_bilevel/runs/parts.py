@@ -45,9 +45,8 @@ class Parts(NamedTuple):
             raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
         method = METHODS[method] if isinstance(method, str) else method
         kind = teacher if isinstance(teacher, type) else type(teacher)
-        if not (
-            teacher is None or issubclass(kind, Replayed) or any("__call__" in vars(base) for base in kind.__mro__)
-        ):
+        answers = any("__call__" in vars(base) for base in kind.__mro__)
+        if not (teacher is None or issubclass(kind, Replayed) or answers):
             raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
 

@@ -238,9 +238,8 @@ class _Pairs:
         first, second, label = ask_teacher(teacher, queries)
         if not len(label):
             return None
-        if len(label) > 1 or not (
-            torch.equal(first.obs, queries.first.obs) and torch.equal(second.obs, queries.second.obs)
-        ):
+        same = torch.equal(first.obs, queries.first.obs) and torch.equal(second.obs, queries.second.obs)
+        if len(label) > 1 or not same:
             raise UserError("a teacher that was asked about one pair has answered about others")
         return 1 - float(label) if turned else float(label)
 

@@ -139,9 +139,8 @@ class Session:
             interrupts = stack.enter_context(Interrupts())
             keeper = None
             if spec.out:
-                keeper = stack.enter_context(
-                    CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
-                )
+                manager = CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
+                keeper = stack.enter_context(manager)
             events = keeper.restore(run) if keeper else {}
             if self._begins:
                 assert self._origin is not None

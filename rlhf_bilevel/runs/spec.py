@@ -114,9 +114,8 @@ class RunSpec:
 
     def having(self, **settings: Any) -> RunSpec:
         """A copy with these settings changed, checked as in ``of``."""
-        return replace(
-            self, settings={**self.settings, **_parse_settings(current_names(settings, [self.method]), self.method)}
-        )
+        changed = _parse_settings(current_names(settings, [self.method]), self.method)
+        return replace(self, settings={**self.settings, **changed})
 
     def resolve(self, method: Method | None = None) -> Config:
         """All settings of the run. ``method`` is the object if it is the user's own, which has no name.
@@ -125,12 +124,8 @@ class RunSpec:
         """
         method = method or METHODS[self.method]
         check_options(self.settings, method)
-        settings = (
-            {"total_timesteps": ANY_STEPS}
-            | preset_settings(self.preset, self.env)
-            | dict(method.settings)
-            | dict(self.settings)
-        )
+        settings = {"total_timesteps": ANY_STEPS} | preset_settings(self.preset, self.env)
+        settings |= dict(method.settings) | dict(self.settings)
         if self.settings.get("reward"):
             from rlhf_bilevel.runs.given_reward import completed  # imports torch
 
@@ -150,10 +145,9 @@ class RunSpec:
         ``limit`` is None if it is not known. A default segment length is shortened; UserError if the user gave it.
         """
         method = method or METHODS[self.method]
-        learns_from_labels = method.reward_loss is not None and config.labels > 0
-        return (
-            fit_segment_length(config, limit, "segment_length" in self.settings) if learns_from_labels else (config, "")
-        )
+        if method.reward_loss is None or not config.labels:
+            return config, ""
+        return fit_segment_length(config, limit, "segment_length" in self.settings)
 
     def check_env(self, method: Method | None = None) -> int | None:
         """As ``registration.check`` of this run."""
@@ -222,9 +216,8 @@ def check_options(settings: Mapping[str, Any], method: Method) -> None:
                 hint = f"did you mean {RENAMED.get(nearest[0], nearest[0])!r}?"
             raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {hint}")
         owner_settings = nest_options(settings if owner == method.name else dotted, owner)
-        validate_as(
-            (method if owner == method.name else METHODS[owner]).options, owner_settings.get("options", {}), f"{owner}."
-        )
+        options = (method if owner == method.name else METHODS[owner]).options
+        validate_as(options, owner_settings.get("options", {}), f"{owner}.")
 
 
 def resolve_device(device: object) -> str:

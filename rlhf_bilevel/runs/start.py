@@ -111,9 +111,8 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
             raise UserError("a fork has no pictures of what came before it: teacher_frames=0 sends states and actions")
     fork.check(loaded, old, config)
     old_method = METHODS.get(record["method"], parts.method)
-    before, after = (
-        (m.learners, int(m.agent(m.options_of(c)))) for m, c in ((old_method, old), (parts.method, config))
-    )
+    both = (old_method, old), (parts.method, config)
+    before, after = ((method.learners, int(method.agent(method.options_of(c)))) for method, c in both)
     with restoring(source.checkpoints, loaded.step):
         state = fork.adapt_learners(loaded.tree["run"], before, after)
         if record["method"] != spec.method:
@@ -175,9 +174,8 @@ def resume(
                 raise UserError(f"{folder} has come to its end: there is nothing to resume")
             for name, version in installed_versions().items():
                 if (version_then := record["versions"].get(name)) != version:
-                    warnings.warn(
-                        f"{name} was {version_then} and is {version}: the run may go on differently", stacklevel=2
-                    )
+                    change = f"{name} was {version_then} and is {version}"
+                    warnings.warn(f"{change}: the run may go on differently", stacklevel=2)
             torch.set_num_threads(record["threads"] if threads is None else torch_threads(spec, parts))
             session = Session(spec, parts, build(spec, parts, config), lock)
             session.follow(observers)

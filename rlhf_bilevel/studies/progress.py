@@ -115,9 +115,8 @@ class ProgressBoard:
         many = len(self._runs) > self._console.height - ROOM
         names = own_names({"method": run.method, "method_name": METHODS[run.method].name} for run in self._runs)
         for run in self._runs:
-            groups.setdefault(
-                f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name, []
-            ).append(run)
+            name = f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name
+            groups.setdefault(name, []).append(run)
         table = Table("runs" if many else "run", "state", "steps", "steps/s", "time left", show_footer=True)
         for column, cell in zip(table.columns, ("all", *Totals(self._runs, states, self._paces).cells), strict=True):
             column.footer = cell

@@ -92,10 +92,8 @@ def is_locked(run: RunFolder) -> bool:
 def main(words: list[str]) -> int:
     """Reads the spec from the command line and trains it. Exit code as of ``work``."""
     if len(words) != 1:
-        print(
-            "usage: python -m rlhf_bilevel.studies.worker SPEC, a run in JSON (sweep and tune start it)",
-            file=sys.stderr,
-        )
+        usage = "usage: python -m rlhf_bilevel.studies.worker SPEC, a run in JSON (sweep and tune start it)"
+        print(usage, file=sys.stderr)
         return 2
     report.prepare_streams()
     try:

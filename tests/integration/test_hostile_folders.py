@@ -504,10 +504,8 @@ def test_what_is_acknowledged_is_in_the_file_that_is_there(made: dict[str, Path]
         with pytest.raises(OperationalError, match="removed or replaced"):
             label_store.choose(me, assignment.query_id, "left", "other")
         (tmp_path / "away").replace(run / "book.sqlite")
-        assert (
-            label_store.choose(me, assignment.query_id, "left", "key") is Outcome.ACCEPTED
-            and label_store.progress(me).mine == 1
-        )
+        assert label_store.choose(me, assignment.query_id, "left", "key") is Outcome.ACCEPTED
+        assert label_store.progress(me).mine == 1
 
         def replace(*_: Any) -> None:
             (run / "book.sqlite").rename(tmp_path / "away")

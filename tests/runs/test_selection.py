@@ -185,9 +185,8 @@ def test_each_option_s_mistake_is_one_line(collapsed: Path, capsys: Any, words: 
 def test_a_run_without_policies_says_so(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(plain, tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / "policies")
-    assert "there is no policy to choose, it kept none: a run keeps 10" in fails(
-        capsys, "select", str(tmp_path / "old")
-    )
+    told = fails(capsys, "select", tmp_path / "old")
+    assert "there is no policy to choose, it kept none: a run keeps 10" in told
     assert "is not a run's folder" in fails(capsys, "select", str(tmp_path))
     with pytest.raises(UserError, match="give out= to the agent"):
         Agent("pebble", "Steer-v0", **QUICK).learn(60).select()
