@@ -18,7 +18,7 @@ import rlhf_bilevel
 from rlhf_bilevel import Agent
 from rlhf_bilevel.cli import watch as command
 from rlhf_bilevel.envs.interface import FAULT
-from rlhf_bilevel.errors import AlreadyExistsError, CorruptFileError, UserError
+from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.human.clips import page as pages
 from rlhf_bilevel.human.clips import video
 from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
@@ -341,11 +341,3 @@ def test_a_mistake_in_python_is_told_too(pebble: Path, tmp_path: Path) -> None:
     (tmp_path / "page.html").touch()
     with pytest.raises(AlreadyExistsError):
         rlhf_bilevel.watch(pebble, html=tmp_path / "page.html")
-
-
-def test_a_checkpoint_of_other_settings_is_refused(pebble: Path, tmp_path: Path) -> None:
-    shutil.copytree(pebble, other := tmp_path / "other")
-    config = other / "config.yaml"
-    config.write_text(config.read_text().replace("segment_length: 10", "segment_length: 11"))
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptFileError, match="put back the config"):
-        Moment.of(other, 100)
