@@ -9,7 +9,7 @@ import stat
 import struct
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     assert child(cut) == 9
     shutil.copytree(home / "ended", home / "people", ignore=shutil.ignore_patterns("labels.sqlite", "SHA256SUMS"))
-    change(home / "people", teacher_human=True)
+    change(home / "people", {"teacher_human": True})
     with LabelStore.of(home / "people") as label_store:
         label_store.ask(0, [Question(b"first", b"second", {"kind": "frames"}, {"kind": "frames"})])
     return {path.name: path for path in home.iterdir()}
 
 
-def change(folder: Path, threads: int = 1, **settings: Any) -> None:
+def change(folder: Path, settings: Mapping[str, Any] = {}, /, **told: Any) -> None:
     """The run's config.yaml, as a stranger would."""
-    told = yaml.safe_load((folder / "config.yaml").read_text())
-    told["settings"] |= settings
-    (folder / "config.yaml").write_text(yaml.safe_dump(told | {"threads": threads}))
+    before = yaml.safe_load((folder / "config.yaml").read_text())
+    before["settings"] |= settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(before | {"threads": 1} | told))
 
 
 def seen(folder: Path) -> dict[str, Any]:
@@ -522,7 +522,7 @@ def test_a_database_elsewhere_is_gone_to_only_with_trust(
     gone = list[object]()
     monkeypatch.setattr("rlhf_bilevel.human.store.connect", lambda where, told=None: gone.append(where))
     run = shutil.copytree(made["people"], tmp_path / "run")
-    change(run, teacher_labels_db=url)
+    change(run, {"teacher_labels_db": url})
     target = str(tmp_path / "x.parquet")
     for command in (["label", str(run)], ["export", str(run), "--preferences", target], ["resume", str(run)],
                     ["fit-reward", str(run), "--env", "Steer-v0"]):  # fmt: skip
@@ -551,7 +551,7 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     run = shutil.copytree(made["ended"], tmp_path / "run")
-    change(run, **settings)
+    change(run, settings)
     with (run / "reward.safetensors").open("ab") as file:
         file.write(os.urandom(2**22))  # more than the units, far less than the weights between them
     write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
@@ -562,10 +562,8 @@ def test_settings_that_the_models_files_cannot_be_of_are_refused_first(
 
 def tell(run: Path, algorithm: str, given: Any) -> None:
     """Settings of the run's SB3 algorithm, as a stranger would."""
-    told = yaml.safe_load((run / "config.yaml").read_text())
     method = {"PPO": "prefppo"}.get(algorithm, "pebble")
-    told |= {"method": method, "algorithm": algorithm, "algorithm_settings": given}
-    (run / "config.yaml").write_text(yaml.safe_dump(told))
+    change(run, method=method, algorithm=algorithm, algorithm_settings=given)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # which were made with another config.yaml
     if (run / "SHA256SUMS").exists():
         write_sums(run, ("config.yaml", "policy.safetensors", "reward.safetensors"))
@@ -666,8 +664,7 @@ def test_large_networks_of_the_algorithm_are_weighed_against_the_files_and_the_m
     ("device", "../x"), ("versions", [])])  # fmt: skip
 def test_what_a_config_tells_is_checked(made: dict[str, Path], tmp_path: Path, key: str, value: Any) -> None:
     run = shutil.copytree(made["cut"], tmp_path / "run")
-    told = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(told | {key: value}))
+    change(run, **{key: value})
     for work in (Agent.resume, Agent.load, read_run):
         with pytest.raises(UserError, match=rf"config\.yaml: {key}="):
             work(run)
