@@ -57,7 +57,6 @@ def test_saved_and_loaded_agents_act_the_same_and_so_does_the_exported_file(fold
     for other in (loaded, plain):
         assert np.array_equal(other.predict(obs, deterministic=True)[0], expected)
     x = torch.from_numpy(obs)
-    assert loaded.reward is not None and agent.reward is not None
     assert torch.equal(loaded.reward(x, x), agent.reward(x, x))
     env = gymnasium.make("Steer-v0")
     assert np.isfinite(evaluate_policy(plain, env, 2, warn=False)[0])
@@ -79,7 +78,6 @@ def test_a_users_own_teacher_is_asked() -> None:
             return Preferences(*queries, label=(first > second).float())
 
     agent = Agent("pebble", "Steer-v0", teacher=LikesTheRight(), **(SMALL | {"reward_epochs": 20})).learn(300)
-    assert agent.run is not None
     x = torch.linspace(-1, 1, 9)[:, None]
     with torch.no_grad():
         reward = agent.run.reward(x, torch.zeros(9, 1))
@@ -125,7 +123,6 @@ def test_sb3_goes_on_from_an_exported_model_as_from_its_own(folder: Path, tmp_pa
 def test_a_model_that_is_saved_goes_on_as_it_was() -> None:
     agent = Agent("pebble", "Steer-v0", **SMALL).learn(120)
     run, file = agent.run, io.BytesIO()
-    assert run is not None
     before = run.learners[0].state_dict()
     agent.model.save(file)
     assert agent.model.policy_kwargs["optimizer_kwargs"] == {"fused": True}

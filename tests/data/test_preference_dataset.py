@@ -224,7 +224,6 @@ def test_a_run_tells_what_was_skipped_and_what_was_answered_late(tmp_path: Path)
     for each in asked:
         teacher(each)
     data = read_run(tmp_path)
-    assert data is not None
     assert data.label.nan_to_num(-1).tolist() == [1, 0, 0.5, -1, 1, 0, 0.5, 1, *[-1] * 4]
     assert set(data.env_id) == {"stranger:Theirs-v0"} and set(data.sampler) == {"k_center"}
     assert set(data.labeller) == {"Scripted"} and data.action_repeat == 2

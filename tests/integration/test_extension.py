@@ -220,7 +220,6 @@ def test_a_class_of_teachers_is_made_with_the_settings_and_the_buffer(tmp_path: 
 
     settings: dict[str, Any] = {"labels": 4, "learning_starts": 20, "eval_freq": 100, "segment_length": 10}
     agent = Agent("pebble", "tests.conftest:Steer-v0", teacher=Lower, out=tmp_path / "run", **settings).learn(100)
-    assert agent.run is not None
     pairs = agent.run.prefs[:]
     returns = [segments.env_reward.sum(1) for segments in (pairs.first, pairs.second)]
     assert (pairs.label == (returns[0] < returns[1]).float()).all()

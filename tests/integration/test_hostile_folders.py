@@ -706,7 +706,6 @@ def test_a_dataset_that_claims_long_segments_is_refused_before_they_are_made(
 ) -> None:
     path = tmp_path / "p.parquet"
     data = read_run(made["ended"])
-    assert data is not None
     data.write(path)
     table = parquet.read_table(path)
     told = table.schema.metadata[KEY].replace(b'"segment_length":10', b'"segment_length":2147483647')

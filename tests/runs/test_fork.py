@@ -97,7 +97,6 @@ def test_a_run_goes_on_after_its_end_with_more_steps_and_more_labels(tmp_path: P
 @pytest.mark.slow
 def test_another_seed_draws_everything_anew(whole: tuple[Path, str]) -> None:
     one, other = (Agent.fork(whole[0], at=200, seed=seed).learn(50) for seed in (8, 9))
-    assert one.run and other.run
     assert not torch.equal(one.run.store.act[200:250], other.run.store.act[200:250])
     assert torch.equal(one.run.store.obs[:200], other.run.store.obs[:200])
 
@@ -109,7 +108,6 @@ def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp
     learners: list[Any] = []
 
     def first(local: Any, _: Any) -> bool:
-        assert forked.run
         learners.extend(
             ({name: value.clone() for name, value in each.model.policy.state_dict().items()}, each._rng.get_state())
             for each in forked.run.learners  # type: ignore[attr-defined]
@@ -121,7 +119,6 @@ def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp
     (one, rng), (other, other_rng) = learners
     assert not torch.equal(rng, other_rng)
     assert forked.run and len(forked.run.learners) == 2
-    assert agent.run is not None
     final = agent.run.learners[0].model.policy.state_dict()  # type: ignore[attr-defined]
     for name, weight in final.items():
         assert torch.allclose(other[name], weight, atol=0.05), name
@@ -132,7 +129,6 @@ def test_a_second_learner_begins_as_the_agent_with_random_numbers_of_its_own(tmp
 def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> None:
     run("twin", tmp_path / "run")
     forked = Agent.fork(tmp_path / "run", method="pebble").learn(50)
-    assert forked.run
     writers = [len(forked.run.store.episodes(number)) for number in (0, 1)]
     assert writers[1] > 0 and sum(writers) == len(forked.run.store.episodes())
 

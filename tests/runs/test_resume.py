@@ -38,7 +38,6 @@ EVERY = "50"  # steps: at the end of each episode
 
 
 def state(agent: Agent) -> str:
-    assert agent.run is not None
     tree, tables = capture(agent.run)
     answers = agent.run.prefs[:] if len(agent.run.prefs) else None
     return digest([tree, {name: dict(columns) for name, columns in tables.items()}, answers])

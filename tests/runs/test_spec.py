@@ -126,7 +126,6 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     )
     agent = Agent("penalty", "Pendulum-v1", preset="quick", **GIVEN)
     agent.start(300)
-    assert agent.config is not None
     found = [
         all_settings(line),
         all_settings(run_options.spec(filed, "penalty", "Pendulum-v1")),
