@@ -7,7 +7,8 @@
 
 Times are seconds since 1970. sha256 is the hash of a session's answers and then of its skipped pairs. A session is
 written completely or not at all before training sees its answers (write-ahead log, synchronous=FULL). A log of an
-earlier form can be read: form 1 has neither ``asked_at`` nor ``skipped``, form 2 no ``seconds``; of a later one not.
+earlier form can be read: form 1 has neither ``asked_at`` nor ``skipped``, form 2 has no ``seconds``. A log of a later
+form is refused.
 """
 
 from __future__ import annotations

@@ -37,7 +37,10 @@ Space = dict[str, Range | Choice]
 
 
 def read_space(file: Path | None, pairs: Sequence[str]) -> dict[str, str]:
-    """The text for each setting, from a YAML file and KEY=TEXT pairs. UserError if one occurs twice, or none."""
+    """The text for each setting, from a YAML file and KEY=TEXT pairs.
+
+    UserError if a setting occurs twice, or there is none.
+    """
     ranges: dict[str, str] = {}
     if file:
         for key, value in read_yaml(file).items():

@@ -3,7 +3,7 @@
     python -m rlhf_bilevel.studies.worker SPEC       a ``RunSpec`` as JSON, whose ``out`` is the run's folder
 
 Two locks in the shared folder ensure that a run is trained once: the study's lock, beside the run's folder, which is
-taken before the folder exists; and the run's own lock, which who trains it holds. A process that dies releases both.
+taken before the folder exists; and the run's own lock, held while it trains. A process that dies releases both.
 """
 
 from __future__ import annotations

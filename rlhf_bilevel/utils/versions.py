@@ -29,7 +29,7 @@ def current_commit() -> str | None:
     An installed package may be inside some other repository, and git may be missing.
     """
     file = Path(__file__)
-    # A git hook sets GIT_...
+    # A git hook sets the variables that are left out
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
         try:
