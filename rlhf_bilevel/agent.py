@@ -108,14 +108,17 @@ class Agent:
             if "." not in key and key not in Config.model_fields:
                 hint = did_you_mean_setting(key, [*Config.model_fields, *ARGUMENTS], parts.method.option_names())
                 raise UserError(f"unknown setting {key!r}; {hint}")
-        spec_fields: dict[str, Any] = {
-            "preset": preset,
-            "device": str(device),
-            "out": None if out is None else Path(out),
-        }
-        spec_fields |= {"checkpoint_every": checkpoint_every, "keep_every": keep_every}
-        spec_fields |= {"algorithm": algorithm} if isinstance(algorithm, str) else {}
-        spec = RunSpec.of(method if isinstance(method, str) else method.name, env_id, settings, **spec_fields)
+        spec = RunSpec.of(
+            method if isinstance(method, str) else method.name,
+            env_id,
+            settings,
+            preset=preset,
+            device=str(device),
+            out=None if out is None else Path(out),
+            checkpoint_every=checkpoint_every,
+            keep_every=keep_every,
+            algorithm=algorithm if isinstance(algorithm, str) else "",
+        )
         spec.resolve(parts.method)  # settings that do not fit together are refused now
         check_owners(spec.method, settings)
         self._set_up(spec, parts)
@@ -156,8 +159,7 @@ class Agent:
 
         It can be called once. An agent that was loaded or forked trains for this many more steps from its checkpoint.
         SB3 callbacks get the agent's SB3 model; training stops when one returns False (docs/how-to/callbacks.md).
-        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get each row of
-        metrics too.
+        ``screen`` prints the metrics as a table. The output formats of ``logger``, an SB3 ``Logger``, get them too.
 
         Raises UserError if this process is training already, and if the method learns a reward but got no label until
         the last step: the folder then has the evaluations and no model.
@@ -253,20 +255,17 @@ class Agent:
         name, see ``resume``. ``threads`` is as ``--threads``, and sets torch's number of threads; None: as before. If
         nothing differs, it continues as the run did, bit for bit.
 
-        Raises UserError if there is no checkpoint, or if a changed setting has an effect on the shapes of what was
-        learnt.
+        Raises UserError if there is no checkpoint, or if a changed setting changes the shapes of what was learnt.
         """
         source = Path(folder).absolute()
         spec, parts, _ = start.read_folder(Path(folder), trust, custom)
         old_settings = dict(spec.settings)
         if parts.teacher is not None:
             old_settings = {key: value for key, value in old_settings.items() if not key.startswith("teacher_")}
+        new_method = METHODS[method] if isinstance(method, str) else method or parts.method
         if method is not None:  # the new method's settings replace the old one's
-            new_method = METHODS[method] if isinstance(method, str) else method
             old_settings |= {"options": {}} | dict(new_method.settings)
-            settings = current_names(settings, [new_method.name])
-        else:
-            settings = current_names(settings, [parts.method.name])
+        settings = current_names(settings, [new_method.name])
         agent = cls(
             custom.get("method", spec.method) if method is None else method,
             spec.env,
@@ -308,8 +307,7 @@ class Agent:
     ) -> tuple[np.ndarray, None]:
         """Actions (a,) or (N, a) for one observation (o,) or a batch (N, o), in SB3's form, and None for the state.
 
-        ``evaluate_policy`` takes an agent. ``state`` and ``episode_start`` are SB3's for recurrent policies, and not
-        used.
+        ``evaluate_policy`` takes an agent. ``state`` and ``episode_start``, for SB3's recurrent policies, are not used.
         """
         return self._trained_model().predict(obs, deterministic=deterministic)[0], None
 
@@ -322,9 +320,7 @@ class Agent:
         return self.model
 
     def evaluate(self, episodes: int) -> Evaluation:
-        """True returns and successes in ``episodes`` test episodes, which occur neither in training nor in its
-        evaluations.
-        """
+        """True returns and successes in ``episodes`` test episodes: neither training nor its evaluations have them."""
         self._trained_model()
         evaluation = evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
         return replace(evaluation, within=bounds(self.env_id, "true_return"))

@@ -40,13 +40,8 @@ class Steer(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.x, self.t = np.clip(self.x + 0.2 * action, -2, 2).astype(np.float32), self.t + 1
-        return (
-            self.x.copy(),
-            1 - float(abs(self.x[0] - 0.5)),
-            False,
-            self.t == 50,
-            {"success": abs(self.x[0] - 0.5) < 0.1},
-        )
+        far = abs(self.x[0] - 0.5)
+        return self.x.copy(), 1 - float(far), False, self.t == 50, {"success": far < 0.1}
 
 
 gymnasium.register("Steer-v0", Steer)
@@ -54,7 +49,7 @@ gymnasium.register("Steer-v0", Steer)
 SMALL: dict[str, Any] = {
     "net_arch": (16, 16), "batch_size": 16, "learning_rate": 3e-3, "reward_net_arch": (16,),
     "segment_length": 10, "entropy_states": 64, "reset_updates": 5, "reward_epochs": 5,
-    "n_eval_episodes": 2, "labels": 40, "reward_lr": 3e-3, "reward_batch": 16,
+    "n_eval_episodes": 2, "labels": 40, "reward_batch": 16,
     "other_every": 2,  # so that two learners take turns within few steps
     "initial_comparison_frac": 0,  # so that sessions are alike
     "reward_use_action": True,  # actions are what these tests can choose
@@ -86,17 +81,8 @@ def build(method: str, env_id: str = "Steer-v0", own: Mapping[str, Any] = {}, **
     arguments = METHODS[method].arguments(validate_as(METHODS[method].options, config.options, f"{method}."))
     arguments = {"algorithm": LEARNERS[METHODS[method].algorithm], **arguments, **own}
     learners = [kind(env, config, store, number, **arguments) for number, env in enumerate(training)]
-    return Run(
-        METHODS[method],
-        config,
-        training,
-        learners,
-        SimulatedTeacher(config, store),
-        store,
-        RewardEnsemble.of(config, *sizes, rng),
-        rng,
-        Together(learners),
-    )
+    teacher, reward = SimulatedTeacher(config, store), RewardEnsemble.of(config, *sizes, rng)
+    return Run(METHODS[method], config, training, learners, teacher, store, reward, rng, Together(learners))
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 64,
     "train_freq": 2,
     "learning_rate": 1e-3,
+    "reward_form": "network",
     "reward_net_arch": (64, 64),
     "reward_lr": 3e-3,
     "reward_batch": 32,

@@ -44,7 +44,8 @@ Variants = Mapping[str, tuple[str, Settings]]
 
 
 WITHOUT_REMEDIES: Settings = {
-    name: BPREF[name] for name in ("anchor_share", "critic_layer_norm", "reward_use_action", "initial_comparison_frac")
+    name: BPREF[name]
+    for name in ("anchor_share", "critic_layer_norm", "reward_use_action", "initial_comparison_frac", "reward_form")
 }
 ALIGNING = ("penalty", "twin", "qpa", "incumbent")  # methods that always had aligned queries and newest batches
 
@@ -73,10 +74,11 @@ def on_walker(group: str, variants: Variants, seeds: Iterable[int], steps: int, 
     ]
 
 
+CARTPOLE = "dm_control/cartpole-balance-v0"
 QUICK: Settings = {"preset": "quick", "labels": 200, "num_interact": 1000, "eval_freq": 1000}
 GROUPS: dict[str, Group] = {
     "quick": [
-        named("quick", method, method, "dm_control/cartpole-balance-v0", seed, 12_000, QUICK, today=True)
+        named("quick", method, method, CARTPOLE, seed, 12_000, QUICK, today=True)
         for seed, method in product(range(8), ("pebble", "penalty", "twin", "sac"))
     ],
 }
@@ -197,6 +199,22 @@ OTHER_TASKS: dict[str, tuple[int, Settings]] = {
 DEFAULTS = ONE_LEARNER | {"twin": ("twin", {}), "penalty": ("penalty", {})}
 
 
+NETWORK, ADDITIVE = ({"preset": "figure1", "labels": 100, "reward_form": form} for form in ("network", "additive"))
+ADDED = (
+    ("additive, lasso .1 (module)", "pebble", "dm_control/walker-walk-v0", range(300, 306), 125_000, 100),
+    ("additive, lasso .1", "pebble", "dm_control/walker-walk-v0", [310], 125_000, 100),
+    ("penalty, additive, lasso .1", "penalty", "dm_control/walker-walk-v0", [311], 125_000, 100),
+    ("additive, lasso .1", "pebble", "dm_control/cheetah-run-v0", [100], 250_000, 100),
+    ("additive, lasso .1", "pebble", "Meta-World/door-open-v3", [210], 200_000, 1000),
+)
+"""The first six had the form in a module of their own."""
+FORMS: Mapping[str, Settings] = {
+    "network": {"reward_form": "network"},
+    "additive, learning rate .003": {"reward_form": "additive"},
+    "additive, learning rate .01": {"reward_form": "additive", "reward_lr": 0.01},
+}
+
+
 SEARCH: dict[str, Group] = {
     "search-walk": on_walker("search-walk", SEARCHED, range(100, 104), 30_000, WALK),
     "search-size": on_walker("search-size", SIZED, range(100, 103), 75_000, WALKER),
@@ -209,6 +227,21 @@ SEARCH: dict[str, Group] = {
     "search-late": on_walker("search-late", TO_THE_END, range(100, 103), 75_000, WALKER),
     "search-late-long": on_walker("search-late-long", UNTIL_226_000, [1], 250_000, WALKER),  # it fell in walker-long
     "search-anchors": on_walker("search-anchors", ANCHORED, range(200, 208), 125_000, WALKER),
+    "search-network": [
+        named("search-network", method, method, "dm_control/walker-walk-v0", seed, 125_000, NETWORK, today=True)
+        for seed in range(300, 306)
+        for method in ("pebble", "penalty", "twin")
+    ],
+    "search-additive": [
+        named("search-additive", name, method, env, seed, steps, ADDITIVE | {"labels": labels}, today=True)
+        for name, method, env, seeds, steps, labels in ADDED
+        for seed in seeds
+    ]
+    + [
+        named("search-additive", name, "pebble", CARTPOLE, seed, 12_000, QUICK | own, today=True)
+        for seed in range(100, 104)
+        for name, own in FORMS.items()
+    ],
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)
         for seed in range(100, 106)

@@ -96,8 +96,8 @@ SCALES = {
         "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL, today=True),
     },
     "cpu": {
-        "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=300, today=True),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=300, today=True),
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=320, today=True),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=320, today=True),
     },
     "former": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, EIGHT, SIZE),

@@ -36,7 +36,8 @@ RULES: dict[str, dict[str, Any]] = {
     "aligned, not alike": {"query": "uniform", "policy_aligned": True, "least_difference": LEAST},
 }
 BPREF: dict[str, Any] = {
-    "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0, "critic_layer_norm": False
+    "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0, "critic_layer_norm": False,
+    "reward_form": "network",
 }  # fmt: skip
 RESULTS = Path("benchmarks/results")
 

@@ -40,7 +40,7 @@ from rlhf_bilevel.types import Preferences, Segments
 LABELS, SEGMENTS = 100, 80  # for each reward; of each policy
 EXTRA_EPOCHS, MOST_EPOCHS = 15, 600  # after the first epoch that orders 97 % of the pairs rightly; of all
 APART = 0.08  # two segments' true returns differ if they do by this much of a step's largest reward
-SMALL: dict[str, Any] = {"reward_net_arch": (64, 64)}
+NETWORK: dict[str, Any] = {"reward_form": "network", "reward_net_arch": (64, 64), "reward_lr": 3e-4, "reward_lasso": 0}
 
 
 class Way(NamedTuple):
@@ -128,7 +128,7 @@ def labels_for(way: Way, runs: Sequence[Behaviour], number: int) -> Preferences:
 
 def fitted(way: Way, config: Config, pairs: Preferences) -> RewardEnsemble:
     """A new reward, fitted to the pairs by the loss of PEBBLE and a run's damping."""
-    c = validate(config.model_dump() | SMALL | dict(way.settings))
+    c = validate(config.model_dump() | NETWORK | dict(way.settings))
     sizes = pairs.first.obs.shape[-1], pairs.first.act.shape[-1]
     reward = RewardEnsemble.of(c, *sizes, torch.Generator().manual_seed(c.seed))
     store, rng = PreferenceBuffer(), np.random.default_rng(c.seed)

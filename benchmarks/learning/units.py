@@ -13,6 +13,7 @@ correlations are less so.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from rlhf_bilevel.types import Preferences
 from rlhf_bilevel.utils.json_yaml import read_yaml
 
 UNITS = "raw", "scaled", "measured"
+NETWORK: dict[str, Any] = {"reward_form": "network", "reward_lr": 3e-4, "reward_lasso": 0.0}
 
 
 def fitted(answers: Preferences, count: int, config: Config, units: str) -> RewardEnsemble:
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(f"--labels {count}: {run} has {len(answers.label)}, some of which must come later")
             for units in UNITS:
                 found = [
-                    judged(fitted(answers, count, Config(**own | {"seed": seed}), units),
+                    judged(fitted(answers, count, Config(**own | NETWORK | {"seed": seed}), units),
                            select(answers, slice(count, None)))
                     for seed in range(args.seeds)
                 ]  # fmt: skip

@@ -41,9 +41,13 @@ def run_of(
     env: str = "benchmarks.performance.sized:Sized-v0",
     **settings: Any,
 ) -> Run:
-    """A run with random transitions in its store; by default of walker's sizes and with the method's algorithm."""
+    """A run with random transitions in its store; by default of walker's sizes and with the method's algorithm.
+
+    Rewards are networks, as the peers have. ``reward_form=None`` is the library's default.
+    """
     spec = RunSpec(method, registration.resolve(env), {}, device=device)
-    config = validate({"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0} | settings)
+    sizes = {"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0}
+    config = validate(sizes | {"reward_form": "network"} | settings)
     run = build(spec, Parts.of(method, algorithm), config)
     grow(run, rows)
     return run

@@ -88,6 +88,11 @@ def one_of(kind: str, known: Collection[str], or_place: bool = False) -> Callabl
     return parse
 
 
+def add_choice(sub: argparse.ArgumentParser, option: str, known: Collection[str], default: str, about: str) -> None:
+    """Adds an option that takes one of the ``known`` names; ``about`` is its help."""
+    sub.add_argument(option, default=default, type=one_of(option.lstrip("-"), known), help=about)
+
+
 def integer(value: str) -> int:
     """A whole number as ``numbers.parse_int`` reads it."""
     try:
@@ -180,12 +185,6 @@ def add_trust_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--trust", action="store_true", help=trusts)
 
 
-def add_set_option(sub: argparse.ArgumentParser) -> None:
-    """Adds --set."""
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting (rlhf-bilevel settings lists them); repeatable",
-    )
+def add_set_option(sub: argparse.ArgumentParser, which: str = "(rlhf-bilevel settings lists them)") -> None:
+    """Adds --set; ``which`` settings, its help says."""
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"a setting {which}; repeatable")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf_bilevel.cli.arguments import (
     Work,
+    add_set_option,
     add_threads_option,
     add_training_options,
     add_trust_option,
@@ -44,9 +45,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", metavar="METHOD", type=METHOD, help="of the new run (default: as the other)")
     sub.add_argument("--seed", type=integer, help="another seed draws all random numbers anew (default: as the other)")
     sub.add_argument("--teacher", help="as for train (default: as the other)")
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that differs; repeatable"
-    )
+    add_set_option(sub, "that differs")
     add_trust_option(sub)
     add_threads_option(sub, default=None)
     add_training_options(sub)

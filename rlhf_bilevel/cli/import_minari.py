@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work, integer, one_of, positive
+from rlhf_bilevel.cli.arguments import Work, add_choice, integer, positive
 from rlhf_bilevel.cli.checks import new_file
 from rlhf_bilevel.config.reading import validate
 from rlhf_bilevel.errors import UserError
@@ -24,10 +24,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dataset", metavar="DATASET", help="its id, as minari list local shows it")
     sub.add_argument("--pairs", type=positive, required=True, help="how many queries")
     sub.add_argument("--segment-length", type=positive, default=50, help="steps")
-    teachers = ("oracle", "none")
-    sub.add_argument(
-        "--teacher", default="oracle", type=one_of("teacher", teachers), help="oracle, or none: open labels"
-    )
+    add_choice(sub, "--teacher", ("oracle", "none"), "oracle", "oracle, or none: open labels")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.parquet", help="made anew")
     sub.add_argument("--seed", type=integer, default=0, help="of all random numbers")
 

@@ -30,14 +30,11 @@ from rlhf_bilevel.utils.files import lock
 if TYPE_CHECKING:
     import uvicorn
 
-    from rlhf_bilevel.data.preference_dataset import Dataset
     from rlhf_bilevel.human.overview import Returns
     from rlhf_bilevel.human.security import SecurityMiddleware
-    from rlhf_bilevel.human.store import LabelStore
 
 DEFAULT_NAME = "human"  # of the only labeller, if no name is given
 INTERVAL = 1.0  # seconds between two looks for a run that has not begun
-
 
 HELP = "serve the page on which people label a run's pairs"
 EXAMPLES = (
@@ -109,7 +106,11 @@ def run(args: argparse.Namespace) -> Work:
             wait(args.dir)
         store = begun_store or open_store()
         if imported is not None:
-            import_answers(store, imported, args.import_file)
+            from rlhf_bilevel.human.dataset import import_choices
+
+            added, repeated, left_out = import_choices(store, imported)
+            counts = f"{added} answers added, {repeated} known before, {left_out} to other queries left out"
+            print(f"{args.import_file}: {counts}")
             return
         text = page_text(RunFolder(args.dir), args.question, guidelines_text)
         listener = listen(args.host, args.port)
@@ -133,10 +134,8 @@ def run(args: argparse.Namespace) -> Work:
         )
         for name, role in people:
             print(f"{name}: {base_url}/join/{invitations.new(name, role)}", flush=True)
-        print(
-            "Open the link in a browser: it works once. Ctrl-C stops this page; training goes on, and answers are kept."
-        )
-        sys.stdout.flush()
+        stop = "Ctrl-C stops this page; training goes on, and answers are kept."
+        print(f"Open the link in a browser: it works once. {stop}", flush=True)
         if not is_loopback(args.host):
             print(exposure_warning(args.host, port), flush=True)
         with suppress(KeyboardInterrupt), store, only_page(RunFolder(args.dir)):
@@ -174,11 +173,8 @@ def only_page(run: RunFolder) -> Iterator[None]:
     try:
         page_lock.acquire()
     except Timeout:
-        print(
-            f"Another label page of {run} is open. Both put pairs and keep answers; the links of one do not sign in to "
-            "the other.",
-            flush=True,
-        )
+        both = "Both put pairs and keep answers; the links of one do not sign in to the other."
+        print(f"Another label page of {run} is open. {both}", flush=True)
     except OSError:  # the folder is for reading only: nobody is told
         pass
     try:
@@ -195,9 +191,8 @@ def is_run(folder: Path) -> bool:
     if RunFolder(folder).begun:
         return True
     if not folder.parent.is_dir():
-        raise UserError(
-            f"{folder}: there is no run, and no folder {folder.parent}; start it first: {begin(folder)}{near(folder)}"
-        )
+        missing = f"{folder}: there is no run, and no folder {folder.parent}"
+        raise UserError(f"{missing}; start it first: {begin(folder)}{near(folder)}")
     if RunFolder(folder).vacant:
         return False
     if RunFolder(folder).begun:  # it was started between the two checks
@@ -273,14 +268,3 @@ def returns_of(folder: Path) -> Returns | None:
     with suppress(UserError, OSError, ValueError):
         return recent_returns(RunFolder(folder).read_progress())
     return None
-
-
-def import_answers(store: LabelStore, dataset: Dataset, path: Path) -> None:
-    """Adds the answers of a dataset to the queries that this run has asked; ``path`` is the dataset's file."""
-    from rlhf_bilevel.human.dataset import import_choices
-
-    imported = import_choices(store, dataset)
-    print(
-        f"{path}: {imported.added} answers added, {imported.repeated} known before, "
-        f"{imported.left_out} to other queries left out"
-    )

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from pathlib import Path
 
-from rlhf_bilevel.cli.arguments import Work, one_of
+from rlhf_bilevel.cli.arguments import Work, add_choice
 from rlhf_bilevel.cli.checks import PATHS, gathered, new_file
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.plot import AXES, KINDS
@@ -23,13 +23,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to its parser."""
     sub.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=PATHS)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="a new file: .svg, .png or .pdf")
-    sub.add_argument("--kind", default="curves", type=one_of("kind", KINDS), help=f"of figure: {', '.join(KINDS)}")
-    sub.add_argument(
-        "--x",
-        default="steps",
-        type=one_of("x", AXES),
-        help="against which --kind curves are drawn: steps, or minutes of labelling",
-    )
+    add_choice(sub, "--kind", KINDS, "curves", f"of figure: {', '.join(KINDS)}")
+    add_choice(sub, "--x", AXES, "steps", "against which --kind curves are drawn: steps, or minutes of labelling")
     sub.add_argument(
         "--baseline", metavar="METHOD", help="the method that --kind improvement compares with (default: pebble)"
     )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bilevel.cli.arguments import add_set_option, add_threads_option, integer, one_of, positive
+from rlhf_bilevel.cli.arguments import add_choice, add_set_option, add_threads_option, integer, one_of, positive
 from rlhf_bilevel.config.names import current_names, flatten_options
 from rlhf_bilevel.config.presets import PRESETS, preset_settings
 from rlhf_bilevel.config.record import check_record, upgrade
@@ -60,18 +60,8 @@ def add_run_options(sub: argparse.ArgumentParser, people: str = "") -> None:
         metavar="FILE",
         help="train on a learnt reward, and ask nobody: a run's folder, or its reward.safetensors",
     )
-    sub.add_argument(
-        "--preset",
-        default="cpu",
-        type=one_of("preset", PRESET_NAMES),
-        help=f"a group of settings: {', '.join(PRESET_NAMES)}",
-    )
-    sub.add_argument(
-        "--device",
-        default="cpu",
-        type=one_of("device", ("cpu", "cuda", "auto")),
-        help="of the learners: cpu, cuda or auto",
-    )
+    add_choice(sub, "--preset", PRESET_NAMES, "cpu", f"a group of settings: {', '.join(PRESET_NAMES)}")
+    add_choice(sub, "--device", ("cpu", "cuda", "auto"), "cpu", "of the learners: cpu, cuda or auto")
     add_threads_option(sub, default=1)
     sub.add_argument(
         "--env-kwargs", nargs="+", metavar="KEY=VALUE", help="arguments of gymnasium.make for the environment"
@@ -92,9 +82,8 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     given |= {"reward": args.reward, "env_kwargs": None if args.env_kwargs is None else env_kwargs(args.env_kwargs)}
     given |= (teacher_settings(args.teacher) if args.teacher is not None else {}) | dict(more)
     methods = [args.method] if isinstance(args.method, str) else args.method
-    given = {key: value for key, value in given.items() if value is not None} | current_names(
-        assigned(args.set), methods
-    )
+    given = {key: value for key, value in given.items() if value is not None}
+    given |= current_names(assigned(args.set), methods)
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
     preset = preset_settings(args.preset, registration.resolve(env))
     budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}

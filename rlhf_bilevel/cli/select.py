@@ -14,7 +14,6 @@ from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.utils.json_yaml import to_json
 
 HELP = "ask the teacher which of a run's policies is best, and write that one as a run of its own"
-
 EXAMPLES = (
     "rlhf-bilevel select runs/walker --labels 20 --out runs/chosen",
     "rlhf-bilevel select runs/walker --teacher human --out runs/chosen",

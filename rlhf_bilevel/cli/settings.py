@@ -14,7 +14,7 @@ from rlhf_bilevel.cli.arguments import Work
 from rlhf_bilevel.cli.run_options import METHOD
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.config.presets import PRESETS
-from rlhf_bilevel.config.schema import NAMED
+from rlhf_bilevel.config.schema import FORM_DEFAULTS, NAMED
 from rlhf_bilevel.registries import METHODS
 from rlhf_bilevel.utils.json_yaml import to_json
 
@@ -23,7 +23,6 @@ EXAMPLES = (
     "rlhf-bilevel settings",
     "rlhf-bilevel settings surf --json",
 )
-
 
 UNREACHED = (10**9,)  # bounds that nobody comes to, and that need not be told
 
@@ -92,6 +91,8 @@ def default_of(name: str, field: FieldInfo) -> str:
     """The default of a setting, as text."""
     if name == "total_timesteps":
         return "(--steps)"
+    if name in FORM_DEFAULTS["network"]:
+        return "(from reward_form)"
     return "(from --steps and --labels)" if field.is_required() else written(field.default)
 
 

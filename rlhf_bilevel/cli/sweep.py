@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, integer, one_of, up_to
+from rlhf_bilevel.cli.arguments import JOBS, SEEDS, Work, add_checkpoint_option, add_choice, integer, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
 from rlhf_bilevel.cli.run_options import add_method, add_run_options
 from rlhf_bilevel.errors import UserError
@@ -36,12 +36,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", type=up_to(SEEDS), default=5, help="number of seeds")
     sub.add_argument("--out", type=Path, default=Path("runs/sweep"), help="a folder, with a folder in it for each run")
     sub.add_argument("--jobs", type=up_to(JOBS), help="runs at the same time on this machine (default: 2)")
-    sub.add_argument(
-        "--engine",
-        default="local",
-        type=one_of("engine", ("local", "ray")),
-        help="where runs are trained: local or ray",
-    )
+    add_choice(sub, "--engine", ("local", "ray"), "local", "where runs are trained: local or ray")
     sub.add_argument("--cohort", action="store_true", help="train all seeds of a method in one process, in one update")
     add_run_options(sub)
     add_checkpoint_option(sub)

@@ -14,7 +14,7 @@ import yaml
 from filelock import Timeout
 
 from rlhf_bilevel.cli import run_options
-from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, add_checkpoint_option, integer, one_of, up_to
+from rlhf_bilevel.cli.arguments import JOBS, SEEDS, TRIALS, Work, add_checkpoint_option, add_choice, integer, up_to
 from rlhf_bilevel.cli.checks import one_teacher, writable_folder
 from rlhf_bilevel.cli.run_options import add_method, add_run_options, assigned
 from rlhf_bilevel.config.names import MOVED, current_names
@@ -51,12 +51,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--trials", type=up_to(TRIALS), default=20, help="number of trials, earlier ones included")
     sub.add_argument("--seed", type=integer, default=1000, help="the first seed; report results of other seeds")
     sub.add_argument("--seeds", type=up_to(SEEDS), default=1, help="runs in a trial, one after another")
-    sub.add_argument(
-        "--pruner",
-        default="median",
-        type=one_of("pruner", PRUNERS),
-        help=f"stops bad trials early: {', '.join(PRUNERS)}",
-    )
+    add_choice(sub, "--pruner", PRUNERS, "median", f"stops bad trials early: {', '.join(PRUNERS)}")
     sub.add_argument(
         "--storage", type=Path, metavar="FILE.db", help="the database of trials, on a local disk (default: OUT/tune.db)"
     )
@@ -107,9 +102,8 @@ def run(args: argparse.Namespace) -> Work:
     same_search(out, storage, asked)
 
     def runs(number: int, chosen: Mapping[str, Any]) -> list[RunSpec]:
-        planned = [
-            replace(trial(chosen), out=out / f"trial-{number:04}-seed-{seed}").having(seed=seed) for seed in seeds
-        ]
+        named = out / f"trial-{number:04}"
+        planned = [replace(trial(chosen), out=Path(f"{named}-seed-{seed}")).having(seed=seed) for seed in seeds]
         for run in planned:
             check_same_run(run, all_settings(run, limit))
         return planned
@@ -135,9 +129,8 @@ def run(args: argparse.Namespace) -> Work:
         except Timeout:
             raise UserError(f"{out} is being searched by another process") from None
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-        print(
-            f"Best: trial {found.number}, true return {found.value:.4g} ({count}; mean of the last {LAST} evaluations)"
-        )
+        of_what = f"{count}; mean of the last {LAST} evaluations"
+        print(f"Best: trial {found.number}, true return {found.value:.4g} ({of_what})")
         print(f"  {as_options(found.params)}")
         options = f"--preset {args.preset}" + (f" --algorithm {kind.algorithm}" if kind.algorithm else "")
         print(f"  rlhf-bilevel train {kind.method} --env {kind.env} {options} --config {out / BEST}")

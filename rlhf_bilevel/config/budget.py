@@ -24,9 +24,9 @@ def check_budget(config: Config) -> Config:
         raise UserError(f"{problem}, as no session comes: num_interact={c.total_timesteps} or less")
     start, needed = c.learning_starts + c.pretrain_steps, math.ceil(labels / c.queries_per_session)
     every = (c.total_timesteps - start) // (needed - (start > 0))
-    suggestion = f"queries_per_session={math.ceil(labels / c.sessions)}" + (
-        f" or num_interact={every}" if every else ""
-    )
+    suggestion = f"queries_per_session={math.ceil(labels / c.sessions)}"
+    if every:
+        suggestion += f" or num_interact={every}"
     raise UserError(
         f"{problem} ({c.sessions} sessions of queries_per_session={c.queries_per_session}): {suggestion} would do"
     )

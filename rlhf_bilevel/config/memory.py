@@ -18,8 +18,7 @@ class Networks(NamedTuple):
 
 
 def network_sizes(config: Config, arguments: Mapping[str, Any], critics: int) -> Networks:
-    """The networks of an SB3 algorithm that is made with ``arguments``; ``config`` has what ``policy_kwargs`` leave
-    out.
+    """The networks of an SB3 algorithm with these ``arguments``; ``config`` has what ``policy_kwargs`` leave out.
 
     ``critics`` is the number of critics if nothing says it. A user's own policy class may take other arguments: what is
     not as SB3 has it counts as no layers, and so do SB3's own defaults, which are small.
@@ -52,8 +51,7 @@ def memory_needed(
 
     It counts the replay buffer and the labels; all weights with their gradients, Adam's moments and copies; and what is
     computed at a time: a batch of each learner, a batch of the reward model, the candidates of a session. ``options``
-    say what the method adds. ``arguments`` are those of the learners' SB3 algorithm; they take precedence over
-    ``config``.
+    say what the method adds. ``arguments``, those of the learners' SB3 algorithm, take precedence over ``config``.
     """
     c, arguments, inputs = config, arguments or {}, obs_size + act_size
     policy, critic, critics = network_sizes(c, arguments, critics=2)

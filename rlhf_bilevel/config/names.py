@@ -30,13 +30,10 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 def nest_options(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Settings by the names of ``Config``: ``method.name`` moves into ``options``. Options of other methods are left
-    out.
-    """
+    """Settings by ``Config``'s names: ``method.name`` moves into ``options``; those of other methods are left out."""
     shared = {key: value for key, value in settings.items() if "." not in key}
-    method_options = {
-        key.removeprefix(f"{method}."): value for key, value in settings.items() if key.startswith(f"{method}.")
-    }
+    prefix = f"{method}."
+    method_options = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
     return shared | ({"options": {**shared.get("options", {}), **method_options}} if method_options else {})
 
 

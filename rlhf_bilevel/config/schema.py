@@ -31,6 +31,13 @@ from rlhf_bilevel.utils.registry import Registry
 from rlhf_bilevel.utils.urls import check_database, check_teacher_url
 
 POLICIES = 10  # that a run keeps of its own, see ``Config.policy_steps``
+FORM_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "additive": {"reward_lr": 0.01, "reward_lasso": 0.1},
+    "linear": {"reward_lr": 0.01, "reward_lasso": 0.0},
+    "quadratic": {"reward_lr": 0.01, "reward_lasso": 0.0},
+    "network": {"reward_lr": 3e-4, "reward_lasso": 0.0},
+}
+"""Settings that depend on ``reward_form``. A form that is not ours has a network's."""
 
 
 class Options(BaseModel):
@@ -141,8 +148,9 @@ class Config(BaseModel):
     # Reward
     ensemble_size: Size = 3
     """Reward models in the ensemble."""
-    reward_form: Annotated[str, one_of(REWARD_FORMS)] = "network"
-    """Form of each reward model as a function of observation and action. It may be module:NAME."""
+    reward_form: Annotated[str, one_of(REWARD_FORMS)] = "additive"
+    """Form of each reward model as a function of observation and action. additive: a sum of functions of one entry
+    each. It may be module:NAME."""
     reward_use_action: bool = False
     """Whether the reward depends on the action, and not on the observation alone."""
     reward_net_arch: Layers = (256, 256, 256)
@@ -152,8 +160,8 @@ class Config(BaseModel):
     environment gives them, as in B-Pref."""
     reward_clip: bool = False
     """Whether each input of the reward model is clipped to the range that it has in the labelled segments."""
-    reward_lr: Rate = 3e-4
-    """Adam's learning rate for the reward model."""
+    reward_lr: Rate
+    """Adam's learning rate for the reward model. 0.0003 for a network, 0.01 for forms with few weights."""
     reward_batch: Size = 128
     """Labelled pairs in a batch of the reward model."""
     reward_epochs: Often = 50
@@ -163,9 +171,9 @@ class Config(BaseModel):
     reward_damping: Weight = 0.3
     """Weight of the mean square of f in the loss, where the reward is tanh(f); in nats. It keeps tanh out of its flat
     ends. B-Pref has 0."""
-    reward_lasso: Weight = 0.0
-    """Weight in the loss of the summed norms of each term's first weights, in nats. It leaves few entries that count,
-    most of all in an additive reward."""
+    reward_lasso: Weight
+    """Weight in the loss of the summed norms of each term's first weights, in nats. It leaves few entries that count.
+    0.1 for an additive reward, 0 for other forms."""
     reward_accuracy: Fraction = 0.97
     """The epochs of a session stop when this share of the labels is predicted."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -261,6 +269,16 @@ class Config(BaseModel):
 
     options: dict[str, Any] = {}
     """Settings that only the method has; see its file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_reward(cls, settings: Any) -> Any:
+        """Fills in the reward's settings that are missing and depend on its form (``FORM_DEFAULTS``)."""
+        if not isinstance(settings, dict):
+            return settings
+        given = {key: value for key, value in settings.items() if value is not None}
+        form = given.get("reward_form", cls.model_fields["reward_form"].default)
+        return FORM_DEFAULTS.get(str(form), FORM_DEFAULTS["network"]) | given
 
     @model_validator(mode="before")
     @classmethod

@@ -40,9 +40,7 @@ def ask_teacher(teacher: Teacher, queries: Queries) -> Preferences:
 
 
 def seconds_of(teacher: Teacher) -> float | None:
-    """Labelling time of the newest call of ``teacher``, in seconds; None if it does not tell. UserError if it tells
-    something else.
-    """
+    """Labelling time of a teacher's newest call in seconds; None if it does not tell. UserError if it is no time."""
     seconds = getattr(teacher, "seconds", None)
     if seconds is None:
         return None

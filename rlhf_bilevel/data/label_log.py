@@ -103,9 +103,7 @@ class LabelLog:
     @classmethod
     @contextmanager
     def copy(cls, path: Path) -> Iterator[LabelLog]:
-        """A copy to read from; nothing in the folder of ``path`` changes. Raises as opening it, and UserError if it is
-        missing.
-        """
+        """A copy to read; nothing beside ``path`` changes. Raises as opening it, and UserError if it is missing."""
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         with read_only_copy(path) as copy, closing(cls(copy, path)) as log:
@@ -122,11 +120,9 @@ class LabelLog:
         asked_at: float | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Writes the next session: ``num_queries`` queries, their answers, the pairs that were skipped, and the
-        labelling time.
+        """Writes the next session: ``num_queries`` queries, their answers, the skipped pairs, the labelling time.
 
-        It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then nothing of it is
-        kept.
+        It is on the disk when this returns. WriteError, an OSError, if it cannot be written; then none of it is kept.
         """
         rows: list[Answer] = [
             (label, *pair) for label, pair in zip(answers.label.tolist(), encode_pairs(answers), strict=True)
@@ -206,8 +202,7 @@ class LabelLog:
 
 
 class RecordedTeacher:
-    """A teacher whose answers are on the disk before they are used. A run that repeats a session gets its answers from
-    there.
+    """A teacher whose answers are on the disk before they are used. A repeated session gets its answers from there.
 
     ``session`` is the number of the next session; set it to resume. ``seconds`` is the labelling time of the last one.
     """
@@ -254,14 +249,6 @@ def read_seconds(path: Path) -> list[float | None]:
         return log.seconds()
 
 
-def count_sessions(path: Path) -> int:
-    """Number of sessions in a label log, which this process may have open."""
-    if not path.exists():
-        return 0
-    with closing(LabelLog(path)) as log:
-        return len(log)
-
-
 def decode_answers(rows: Sequence[tuple[float, bytes, bytes]]) -> Preferences:
     """Answers from at least one row of a label and two segments as ``encode_pairs`` gives them."""
     label, first, second = zip(*rows, strict=True)
@@ -281,9 +268,7 @@ def encode_pairs(queries: Queries | Preferences) -> list[Pair]:
 
 
 def decode_segments(rows: Iterable[bytes]) -> Segments:
-    """Segments (B, T, ...), B >= 1, from the bytes that ``encode_pairs`` gave. CorruptFileError if they are something
-    else.
-    """
+    """Segments (B, T, ...), B >= 1, from the bytes that ``encode_pairs`` gave. CorruptFileError for other bytes."""
     parts = [load_tensors(row, "a segment") for row in rows]
     try:
         return Segments(*(torch.stack([part[name] for part in parts]) for name in SEGMENT))

@@ -87,9 +87,7 @@ def _distinct_pairs(total: int, pairs: int, rng: np.random.Generator) -> np.ndar
     chosen: dict[tuple[int, int], tuple[int, int]] = {}
     while still_needed := pairs - len(chosen):
         drawn = rng.integers(total, size=2 * still_needed).reshape(2, -1).T
-        if (
-            chosen and total * (total - 1) < 8 * pairs
-        ):  # at least a quarter of all pairs: new ones are hard to hit by chance
+        if chosen and total * (total - 1) < 8 * pairs:  # at least a quarter of all: new ones are seldom hit by chance
             unused = np.array([pair for pair in combinations(range(total), 2) if pair not in chosen])
             drawn = rng.permuted(rng.permutation(unused), axis=1)[:still_needed]
         for first, second in drawn.tolist():

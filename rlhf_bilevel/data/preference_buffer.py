@@ -51,8 +51,7 @@ class PreferenceBuffer:
 
     def steps(self) -> tuple[Tensor, Tensor]:
         """Observations (2 N, T, o) and actions (2 N, T, a) of all segments."""
-        first_obs, first_act, _, second_obs, second_act, *_ = self._columns
-        return torch.cat([first_obs, second_obs]), torch.cat([first_act, second_act])
+        return self.segments()[:2]
 
     def segments(self) -> Segments:
         """All segments (2 N, T, ...): first the first of each pair, then the second."""

@@ -147,10 +147,8 @@ class Dataset:
         new = np.unique(ids, return_index=True)[1]
         first, second = torch.tensor(ids, dtype=torch.int64).reshape(-1, 2).unbind(1)
 
-        def times(seconds_or_none: Sequence[float] | None) -> Tensor:
-            seconds = (
-                np.full(len(label), np.nan) if seconds_or_none is None else np.asarray(seconds_or_none, np.float64)
-            )
+        def times(given: Sequence[float] | None) -> Tensor:
+            seconds = np.asarray([np.nan] * len(label) if given is None else given, np.float64)
             return torch.from_numpy(np.where(np.isnan(seconds), np.nan, _microseconds(seconds) / 1e6))
 
         dataset = cls(

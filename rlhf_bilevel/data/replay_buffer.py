@@ -28,9 +28,8 @@ class ReplayBuffer:
     COLUMNS = ("obs", "act", "next_obs", "env_reward", "terminated")
 
     def __init__(self, obs_size: int, act_size: int, capacity: int) -> None:
-        self.table = torch.zeros(
-            capacity, 2 * obs_size + act_size + 2
-        )  # one table: a batch needs one gather, not one for each column
+        # One table: a batch needs one gather, not one for each column
+        self.table = torch.zeros(capacity, 2 * obs_size + act_size + 2)
         self.obs, self.act, self.next_obs, ends = self.table.split([obs_size, act_size, obs_size, 2], dim=-1)
         self.env_reward, self.terminated = ends.unbind(-1)
         self.size = 0
@@ -156,26 +155,22 @@ class DeviceCopy:
 class RelabelledView:
     """The replay buffer with one learner's reward. ``seed`` fixes the order of its samples.
 
-    ``newest`` is (share, count): this share of a batch is drawn from the newest ``count`` rows only.
+    ``newest`` is (share, count): this share of a batch is drawn from the newest ``count`` rows only. ``cached`` says
+    whether rewards are kept: then they depend on their rows only.
     """
 
     def __init__(self, store: ReplayBuffer, seed: int, newest: tuple[float, int] = (0.0, 1)) -> None:
         self.store, self._newest = store, newest
         self._rng = np.random.RandomState(seed)  # SB3's generator and calls: equal seeds give equal rows
         self._row_reward: RowReward = store.true_reward
-        self._cache = True
+        self.cached = True
         self._reward = torch.zeros(len(store.env_reward))
         self._cached = torch.zeros(len(store.env_reward), dtype=torch.bool)
 
     def set_reward(self, reward: RowReward, cache: bool = True) -> None:
         """Sets the reward of rows. ``cache=False`` if its values change by themselves, and must not be kept."""
-        self._row_reward, self._cache = reward, cache
+        self._row_reward, self.cached = reward, cache
         self._cached[:] = False
-
-    @property
-    def cached(self) -> bool:
-        """Whether rewards are kept: then they depend on their rows only."""
-        return self._cache
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """``count`` random rows (N,), with replacement, and their rewards (N,)."""
@@ -185,7 +180,7 @@ class RelabelledView:
         if newest:
             rows = np.concatenate([rows, self._rng.randint(max(0, size - rows_there), size, size=newest)])
         drawn, computed, reward = torch.from_numpy(rows), self._cached.numpy(), self._reward.numpy()
-        if not self._cache:
+        if not self.cached:
             return drawn, self._row_reward(drawn)
         stale = rows[~computed[rows]]
         if len(stale):

@@ -36,6 +36,7 @@ from rlhf_bilevel.utils.files import (
     load_tensors,
     lock,
     naming_write_errors,
+    one_line,
     open_to_read,
     read,
     read_verified,
@@ -109,9 +110,7 @@ class RunFolder:
 
     @property
     def vacant(self) -> bool:
-        """Whether a new run may use the folder: nothing is there, or only a lock and remains of a start that was
-        killed.
-        """
+        """Whether a new run may use the folder: nothing is there but a lock, or remains of a start that was killed."""
         if not self.path.is_dir():
             return not os.path.lexists(self.path)
         left = {self.lock_file.name, self.label_page_lock.name, f"{CONFIG}.tmp"}
@@ -140,9 +139,7 @@ class RunFolder:
         return self.evaluations.is_file()
 
     def examine(self, writes: bool = False) -> RunFolder:
-        """The folder itself, if it is a run's. UserError if it is not, or holds anything that ``files.check_folder``
-        refuses.
-        """
+        """The folder itself, if it is a run's. UserError if not, or if ``files.check_folder`` refuses what it holds."""
         if not self.begun:
             near = [str(run.path) for run in runs_in(self.path.parent)]
             hint = f"; {did_you_mean(str(self.path), near)}" if near else ""
@@ -282,20 +279,14 @@ class RunFolder:
         file, weights = self.policies / f"step-{step:09d}.safetensors", policy.state_dict()
         name, limit = str(file.relative_to(self.path)), _num_bytes(weights) + HEADER
         data = read_verified(self.path, name, limit) if self.ended else read(file, limit)
-        try:
-            policy.load_state_dict(weights | load_tensors(data, file))
-        except RuntimeError as error:
-            raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+        _load(policy, data, file, weights)
 
     def read_models(self, model: OffPolicyAlgorithm, reward: nn.Module) -> None:
         """Loads the weights into a model and a reward of the same settings. CorruptFileError if a file has changed."""
         read_verified(self.path, CONFIG, YAML_LIMIT)
         for module, file in ((model.policy, self.policy), (reward, self.reward)):
             limit = _num_bytes(module.state_dict()) + HEADER
-            try:
-                module.load_state_dict(load_tensors(read_verified(self.path, file.name, limit), file))
-            except RuntimeError as error:
-                raise CorruptFileError(f"{file} does not fit {CONFIG}: {' '.join(str(error).split())}") from None
+            _load(module, read_verified(self.path, file.name, limit), file)
 
     def read_reward(self) -> bytes:
         """The file's content. CorruptFileError where it is not as it was written."""
@@ -321,6 +312,14 @@ class RunFolder:
                 raise CorruptFileError(
                     f"{file} does not fit {CONFIG}, which tells of at least {least_weights:,} weights"
                 )
+
+
+def _load(module: nn.Module, data: bytes, file: Path, others: Mapping[str, Tensor] = {}) -> None:
+    """Loads the weights in ``data``, which was read from ``file``, and in their absence ``others``."""
+    try:
+        module.load_state_dict({**others, **load_tensors(data, file)})
+    except RuntimeError as error:
+        raise CorruptFileError(f"{file} does not fit {CONFIG}: {one_line(error)}") from None
 
 
 def _num_bytes(weights: Mapping[str, Tensor]) -> int:
@@ -355,12 +354,8 @@ def config_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def _storable(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record} if _is_storable(record["algorithm_settings"]) else {**record, "algorithm_settings": OWN}
-
-
-def _is_storable(value: Any) -> bool:
     try:
-        yaml.safe_dump(value)
+        yaml.safe_dump(record["algorithm_settings"])
     except yaml.YAMLError:
-        return False
-    return True
+        return {**record, "algorithm_settings": OWN}
+    return {**record}

@@ -67,9 +67,8 @@ def make_rows(
     evaluations = min(LAST, *(len(task.steps) for task in tasks))
     for method, runs in all_scores.values.items():
         iqm_bounds = to_floats(estimate(iqm, runs, all_scores.within))
-        compared_with, improvement_bounds = (
-            (baseline, to_floats(against[method])) if method in against else (None, (None, None, None))
-        )
+        compared_with = baseline if method in against else None
+        improvement_bounds = to_floats(against[method]) if method in against else (None, None, None)
         labels, steps = max(task.groups[method].labels[1] for task in tasks), max(task.steps[-1] for task in tasks)
         episodes = min(task.groups[method].episodes[0] for task in tasks)
         counted = evaluations, episodes, *within, all_scores.rule, minutes
@@ -92,11 +91,9 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         number_format = "{:.0f}" if row.measure == "true_return" and abs(row.iqm) >= 100 else "{:.3g}"
         iqm_text = interval_text(number_format, row.iqm, row.low, row.high)
-        improvement_text = (
-            ""
-            if row.improvement is None
-            else interval_text("{:.2f}", row.improvement, row.improvement_low, row.improvement_high)
-        )
+        improvement_text = ""
+        if row.improvement is not None:
+            improvement_text = interval_text("{:.2f}", row.improvement, row.improvement_low, row.improvement_high)
         line = [row.method, row.env, f"{row.seeds}", f"{row.labels:,}", f"{row.steps:,}", row.measure, iqm_text]
         lines.append(line + [improvement_text] * bool(baseline))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -111,11 +108,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
         same_count = [row for row in rows if row.evaluations == evaluations]
         where = f" on {', '.join(dict.fromkeys(row.env for row in same_count))}" if len(same_count) < len(rows) else ""
         (minutes,) = {row.minutes for row in same_count}
-        at = (
-            ", at steps that all runs share"
-            if minutes is None
-            else f", before it used more than {minutes:g} labelling minutes"
-        )
+        at = ", at steps that all runs share"
+        if minutes is not None:
+            at = f", before it used more than {minutes:g} labelling minutes"
         lines.append(run_sentence(evaluations, min_max([row.episodes for row in same_count]), where + at))
     if baseline := next((row.baseline for row in rows if row.baseline), None):
         lines.append(f"P(better than {baseline}): how probably a run of the method is better than one of {baseline}.")

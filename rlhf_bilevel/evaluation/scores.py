@@ -18,11 +18,7 @@ from rlhf_bilevel.evaluation.statistics import Interval, Statistic, improvement,
 from rlhf_bilevel.evaluation.tasks import Task
 from rlhf_bilevel.utils.suggest import did_you_mean
 
-BASELINE = "pebble"
-
-REFERENCE = "sac"
-
-FLOOR = "random"
+BASELINE, REFERENCE, FLOOR = "pebble", "sac", "random"
 
 
 class Scores(NamedTuple):
@@ -77,8 +73,7 @@ def scores(tasks: Sequence[Task]) -> Scores:
 
 
 def scores_by_step(tasks: Sequence[Task]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Steps (steps,) at which all runs on all environments were evaluated, and each method's scores (steps, tasks,
-    seeds).
+    """Steps (steps,) at which all runs of all tasks were evaluated, and each method's scores (steps, tasks, seeds).
 
     UserError if there is no such step.
     """

@@ -111,7 +111,8 @@ def open_sources(path: Path) -> tuple[list[Source], list[str]]:
     warnings = []
     for some, why in ((unfinished, "not ended"), (unevaluated, "never evaluated")):
         if some:
-            warnings.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {names_text(some)}")
+            names = first_of([run.path.name for run in some])
+            warnings.append(f"{path}: left out {len(some)} of {len(runs)} runs, {why}: {names}")
     return usable, warnings
 
 
@@ -131,12 +132,10 @@ def check_duplicates(sources: Sequence[Source]) -> None:
         for key in dict.fromkeys((row.method, row.env, row.seed) for row in source.rows):
             if key in seen:
                 method, env, seed = key
-                keys = differing_settings([seen[key], source])
-                difference = (
-                    f", which differ in {settings_text(keys, [seen[key], source])}: NAME=DIR tells them apart"
-                    if keys
-                    else ""
-                )
+                keys, difference = differing_settings([seen[key], source]), ""
+                if keys:
+                    how = settings_text(keys, [seen[key], source])
+                    difference = f", which differ in {how}: NAME=DIR tells them apart"
                 problem = f"{method} with seed {seed} on {env} was given twice"
                 raise UserError(f"{problem}: {seen[key].source} and {source.source}{difference}")
             seen[key] = source
@@ -153,9 +152,8 @@ def difference_warnings(sources: Sequence[Source]) -> list[str]:
     lines = []
     for (env, method), runs in groups.items():
         if keys := differing_settings(runs):
-            lines.append(
-                f"{method} on {env}: runs count as seeds of one method, but differ in {settings_text(keys, runs)}"
-            )
+            how = settings_text(keys, runs)
+            lines.append(f"{method} on {env}: runs count as seeds of one method, but differ in {how}")
     for env in dict.fromkeys(env for env, _ in groups):
         here = {method: runs for (other, method), runs in groups.items() if other == env}
         taught = {method: runs for method, runs in here.items() if any(source.rows[-1].labels for source in runs)}
@@ -179,8 +177,7 @@ def differing_settings(runs: Sequence[Source]) -> list[str]:
 
 def settings_text(keys: Sequence[str], runs: Sequence[Source]) -> str:
     """The settings ``keys`` with the values that runs have, as text."""
-    shown = [f"{key} ({', '.join(distinct_values(key, runs))})" for key in keys[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+    return first_of([f"{key} ({', '.join(distinct_values(key, runs))})" for key in keys])
 
 
 def distinct_values(key: str, runs: Sequence[Source]) -> list[str]:
@@ -188,7 +185,6 @@ def distinct_values(key: str, runs: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(str(source.settings.get(key, "not told")) for source in runs))
 
 
-def names_text(runs: Sequence[RunFolder]) -> str:
-    """The names of the first runs, and how many more there are."""
-    names = [run.path.name for run in runs[:SHOWN]]
-    return ", ".join(names) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+def first_of(texts: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")

@@ -127,9 +127,7 @@ def improvement_interval(
 
 
 def resample_indices(resamples: int, *scores: np.ndarray) -> list[np.ndarray]:
-    """For each of the scores (..., tasks, runs), the runs of each resample: (resamples, tasks, runs). UserError for one
-    run.
-    """
+    """For each of scores (..., tasks, runs), runs of each resample (resamples, tasks, runs). UserError for one run."""
     if any(x.shape[-1] < 2 for x in scores):
         raise UserError("one seed, no interval: what other seeds would give is not known from one")
     rng = np.random.default_rng(0)
@@ -146,9 +144,7 @@ def resample(statistic: Statistic, scores: np.ndarray, picks: np.ndarray) -> np.
 def resample_improvement(
     ours: np.ndarray, theirs: np.ndarray, our_picks: np.ndarray, their_picks: np.ndarray
 ) -> np.ndarray:
-    """``improvement`` of each resample, (..., resamples), from the outcome of each pair and the number of times it was
-    picked.
-    """
+    """``improvement`` of each resample, (..., resamples), from each pair's outcome and how often it was picked."""
     # (tasks, runs, resamples)
     left, right = (np.moveaxis(pick_counts(picks), 0, -1) for picks in (our_picks, their_picks))
     pairs = ours.shape[-2] * ours.shape[-1] * theirs.shape[-1]
@@ -159,9 +155,8 @@ def pick_counts(picks: np.ndarray) -> np.ndarray:
     """How often each resample has each run, (resamples, tasks, runs)."""
     runs = picks.shape[-1]
     rows = np.arange(picks.size // runs)[:, None] * runs
-    return (
-        np.bincount((rows + picks.reshape(-1, runs)).ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
-    )
+    counts = np.bincount((rows + picks.reshape(-1, runs)).ravel(), minlength=picks.size)
+    return counts.reshape(picks.shape).astype(float)
 
 
 def quantiles(

@@ -125,9 +125,7 @@ def group_by_task(rows: Sequence[EvaluationRecord], together: bool, minutes: flo
 
 
 def make_task(rows: Sequence[EvaluationRecord], together: bool, minutes: float | None = None) -> Task:
-    """The records of one environment as a task, see ``group_by_task``. UserError if a run occurs twice or is not
-    finite.
-    """
+    """One environment's records as a task, see ``group_by_task``. UserError if a run occurs twice or is not finite."""
     env, measure = rows[0].env, measure_of(rows)
     runs: Runs = {}
     for row in rows:

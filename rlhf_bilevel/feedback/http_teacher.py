@@ -37,7 +37,8 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import Answer, RequestLog, check_answer, names
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback import vision_language
-from rlhf_bilevel.types import Preferences, Queries, Segments
+from rlhf_bilevel.feedback.pairs import take
+from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils.files import one_line
 from rlhf_bilevel.utils.urls import TOKEN, VLM
 
@@ -97,8 +98,8 @@ class HttpTeacher:
         self._resume, self._in_a_row, self._told, self._last = resume, 0, False, ""
         self.seconds = 0.0
         self._url = config.teacher_url
-        self._ask: Callable[[dict[str, Any]], dict[str, Any]] = _itself
-        self._read: Callable[[Any], Any] = _itself
+        self._ask: Callable[[dict[str, Any]], dict[str, Any]] = lambda pair: pair
+        self._read: Callable[[Any], Any] = lambda body: body
         if config.teacher_url.startswith(VLM):
             self._url, model = vision_language.endpoint(config.teacher_url)
             self._ask, self._read = partial(vision_language.request, model), vision_language.reply
@@ -111,7 +112,7 @@ class HttpTeacher:
         for number, name in enumerate(names(queries)):
             answer = self._log.answers.get(name)
             if answer is None and not self._used_up():
-                answer = self._answer(name, Queries(*(_one(segments, number) for segments in queries)))
+                answer = self._answer(name, take(queries, torch.tensor([number])))
                 failed += answer is None
                 if answer is None and failed == 1:
                     warnings.warn(f"{self._last}; it costs no label", stacklevel=2)
@@ -264,13 +265,5 @@ def _sent(send: Callable[..., Any], asked: urllib.request.Request, timeout: floa
         return Reply(response.status, response.read(LIMIT + 1), float(seconds) if seconds.isdecimal() else 0.0)
 
 
-def _itself(body: Any) -> Any:
-    return body
-
-
 def _excerpt(text: str) -> str:
     return json.dumps(text[:60]) if text else "nothing"
-
-
-def _one(segments: Segments, number: int) -> Segments:
-    return Segments(*(column[number : number + 1] for column in segments))

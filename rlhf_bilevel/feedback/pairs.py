@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_bilevel.types import Queries, Segments
+from rlhf_bilevel.types import Preferences, Queries, Segments
 
 
 def take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
@@ -18,7 +18,7 @@ def take(candidates: Queries, rows: Int[Tensor, " n"]) -> Queries:
     return Queries(first, second)
 
 
-def joined(parts: Sequence[Queries]) -> Queries:
+def joined(parts: Sequence[Queries | Preferences]) -> Queries:
     """All pairs of ``parts``, at least one, one part after the other."""
     first, second = (Segments(*map(torch.cat, zip(*(part[side] for part in parts), strict=True))) for side in (0, 1))
     return Queries(first, second)

@@ -9,7 +9,8 @@ import torch
 from rlhf_bilevel.data.answers import no_answers, select, to_float32
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.types import Preferences, Queries, Segments, Teacher
+from rlhf_bilevel.feedback.pairs import joined
+from rlhf_bilevel.types import Preferences, Queries, Teacher
 
 
 class Replayed:
@@ -29,10 +30,7 @@ class Replayed:
             raise UserError(
                 f"labels to replay must be of segments of one shape (obs, act, env_reward), not {sorted(shapes)}"
             )
-        first, second = (
-            Segments(*map(torch.cat, zip(*(answers[side] for answers in parts), strict=True))) for side in (0, 1)
-        )
-        self._answers = Preferences(first, second, torch.cat([answers.label for answers in parts]))
+        self._answers = Preferences(*joined(parts), torch.cat([answers.label for answers in parts]))
 
     def after(self, prefs: PreferenceBuffer) -> Teacher:
         """The teacher of a run with the labels ``prefs``: it goes on after as many answers as the run has.

@@ -23,21 +23,7 @@ from scipy.stats import binomtest
 
 from rlhf_bilevel.human.records import Chosen, first_better
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import (
-    BOTH_BAD,
-    CANT_TELL,
-    DECIDED,
-    EQUAL,
-    EXPERT,
-    GOLD,
-    LABEL,
-    LEFT,
-    REPEAT,
-    RIGHT,
-    SKIP,
-    SLIGHTLY_LEFT,
-    SLIGHTLY_RIGHT,
-)
+from rlhf_bilevel.human.tables import CANT_TELL, DECIDED, EXPERT, GOLD, LABEL, LEFTS, REPEAT, RIGHTS, SKIP, TIES
 
 LABELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RESAMPLES = 500  # of the bootstrap
@@ -102,7 +88,10 @@ def report(store: LabelStore, *, hide_new_checks: bool = False) -> Report:
     """
     everything = store.all_chosen()
     compared = [chosen for chosen in everything if chosen.purpose == LABEL or chosen.final or not hide_new_checks]
-    labels, expert_labels = _labels_by_person(everything), _expert_labels(everything)
+    decided = [chosen for chosen in everything if chosen.purpose == LABEL and chosen.choice in DECIDED]
+    labels = {(chosen.query_id, chosen.labeller.id): _label(chosen) for chosen in decided}
+    by_experts = [chosen for chosen in decided if chosen.labeller.role == EXPERT]
+    expert_labels = {chosen.query_id: _label(chosen) for chosen in reversed(by_experts)}  # of several the first
     labellers = []
     for labeller in store.labellers():
         theirs = [chosen for chosen in everything if chosen.labeller.id == labeller.id]
@@ -168,24 +157,6 @@ def _label(chosen: Chosen) -> float:
     return first_better(chosen.choice, chosen.left_is_first)
 
 
-def _labels_by_person(everything: Sequence[Chosen]) -> dict[tuple[str, int], float]:
-    """The label that each person gave, by the query's id and the labeller's id."""
-    return {
-        (chosen.query_id, chosen.labeller.id): _label(chosen)
-        for chosen in everything
-        if chosen.purpose == LABEL and chosen.choice in DECIDED
-    }
-
-
-def _expert_labels(everything: Sequence[Chosen]) -> dict[str, float]:
-    """The label that an expert gave, by the query's id; the first one if several experts did."""
-    labels: dict[str, float] = {}
-    for chosen in everything:
-        if chosen.labeller.role == EXPERT and chosen.purpose == LABEL and chosen.choice in DECIDED:
-            labels.setdefault(chosen.query_id, _label(chosen))
-    return labels
-
-
 def _figures(
     name: str,
     role: str,
@@ -194,9 +165,12 @@ def _figures(
     labels: Mapping[tuple[str, int], float],
     expert_labels: Mapping[str, float],
 ) -> Figures:
-    """Of these ``choices``; repeated and gold pairs are compared among the ``checks``, which are some of them."""
+    """Of these ``choices``; repeated and gold pairs are compared among the ``checks``, which are some of them.
+
+    ``labels`` are what each person gave, by the ids of query and labeller; ``expert_labels`` by that of the query.
+    """
     counts = Counter(chosen.choice for chosen in choices)
-    lefts, rights = counts[LEFT] + counts[SLIGHTLY_LEFT], counts[RIGHT] + counts[SLIGHTLY_RIGHT]
+    lefts, rights, ties = (sum(counts[choice] for choice in kind) for kind in (LEFTS, RIGHTS, TIES))
     seconds = [c.answered_at - c.shown_at for c in choices if c.shown_at is not None and c.choice != SKIP]
 
     def share_of_same(purpose: str, expected: Sequence[float | None]) -> Share | None:
@@ -217,7 +191,7 @@ def _figures(
         answers=len(choices) - counts[SKIP],
         skips=counts[SKIP],
         cant_tell=counts[CANT_TELL],
-        ties=counts[EQUAL] + counts[BOTH_BAD],
+        ties=ties,
         median_seconds=median(seconds) if seconds else None,
         left=share(lefts, lefts + rights),
         repeats=share_of_same(REPEAT, [labels.get((c.query_id, c.labeller.id)) for c in checks]),

@@ -12,17 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select, update
 
 from rlhf_bilevel.human.records import ConflictError, ConsumedError, NotFoundError, Outcome, Past
-from rlhf_bilevel.human.tables import (
-    LABEL,
-    LABELS,
-    LIVE,
-    SKIP,
-    assignments,
-    choices,
-    labellers,
-    queries,
-    runs,
-)
+from rlhf_bilevel.human.tables import LABEL, LABELS, LIVE, OPEN, SKIP, assignments, choices, labellers, queries, runs
 
 UNDO_LEASE = 120.0  # seconds for which a pair that was taken back stays with its labeller
 
@@ -159,9 +149,8 @@ def withdraw(c: Connection, choice: Any, now: float) -> None:
 
 def withdraw_skips(c: Connection, run: str, labeller: int, now: float) -> int:
     """See ``LabelStore.unskip``."""
-    is_open = queries.c.run == run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
     skips = choices.c.labeller == labeller, choices.c.choice == SKIP, *LABELS
-    of_open_queries = *skips, choices.c.query.in_(select(queries.c.id).where(*is_open))
+    of_open_queries = *skips, choices.c.query.in_(select(queries.c.id).where(queries.c.run == run, *OPEN))
     return c.execute(update(choices).where(*of_open_queries).values(withdrawn_at=now)).rowcount
 
 

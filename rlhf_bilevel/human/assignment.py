@@ -20,6 +20,7 @@ from rlhf_bilevel.human.tables import (
     LABEL,
     LABELS,
     LIVE,
+    OPEN,
     REPEAT,
     SKIP,
     assignments,
@@ -38,9 +39,9 @@ def assign(
     run: str,
     labeller: Labeller,
     limit: int,
-    *,
     now: float,
     lease_seconds: float,
+    *,
     repeats: float,
     gold: float,
     rng: random.Random,
@@ -76,7 +77,7 @@ def assign(
 
 def open_counts(c: Connection, run: str, labeller: int, now: float) -> tuple[int, int, int, int]:
     """The counts ``open``, ``skipped``, ``judged`` and ``taken`` of ``records.Progress`` for a labeller's id."""
-    is_open = queries.c.run == run, queries.c.complete_at.is_(None), queries.c.retired_session.is_(None)
+    is_open = queries.c.run == run, *OPEN
     mine = choices.c.labeller == labeller, *LABELS
     counts = select(func.count().filter(choices.c.choice == SKIP), func.count().filter(choices.c.choice != SKIP))
     skipped, judged = c.execute(counts.select_from(choices.join(queries)).where(*is_open, *mine)).one()
@@ -100,19 +101,13 @@ def _needs_another(run: str, me: int, now: float) -> ColumnElement[bool]:
         assignments.c.labeller != me,
         assignments.c.leased_until > now,
     )
-    return and_(
-        queries.c.run == run,
-        queries.c.complete_at.is_(None),
-        queries.c.retired_session.is_(None),
-        answers + others < queries.c.wanted,
-    )
+    return and_(queries.c.run == run, *OPEN, answers + others < queries.c.wanted)
 
 
 def _current(c: Connection, run: str, me: int, now: float) -> list[Any]:
     """The labeller's assignments that still need an answer; a pair that came back by undo is the first."""
     mine = select(queries.c.id).join(assignments).where(assignments.c.labeller == me, assignments.c.purpose == LABEL)
-    mine = mine.where(queries.c.complete_at.is_(None), queries.c.retired_session.is_(None))
-    locked = c.scalars(mine.order_by(queries.c.id).with_for_update(of=queries)).all()
+    locked = c.scalars(mine.where(*OPEN).order_by(queries.c.id).with_for_update(of=queries)).all()
     # Read again under the lock: another process may have changed the queries while this one waited for it
     query = queries.c["id", "session", "position", "first_clip", "second_clip"]
     rows = select(assignments, *query).join(queries).where(assignments.c.labeller == me)

@@ -8,7 +8,6 @@ are ``open``. Repetitions and gold pairs are left out: they measure people, and 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +23,7 @@ from rlhf_bilevel.human.records import Asked, ConflictError, ConsumedError, NotF
 from rlhf_bilevel.human.store import LabelStore
 from rlhf_bilevel.human.tables import DECIDED, LEFT_BETTER
 from rlhf_bilevel.types import Queries
+from rlhf_bilevel.utils.files import sha256
 
 
 def export_choices(folder: Path, run_config: Mapping[str, Any], config: Config, trust: bool) -> Dataset | None:
@@ -79,7 +79,7 @@ def import_choices(store: LabelStore, dataset: Dataset) -> Imported:
         query_id, name = query_ids.get(pair), dataset.labeller[row]
         if query_id is None:
             continue
-        key = "import-" + hashlib.sha256(f"{query_id} {name}".encode()).hexdigest()
+        key = "import-" + sha256(f"{query_id} {name}".encode())
         shown_at, answered_at = (
             None if math.isnan(seconds) else seconds
             for seconds in (float(times[row]) for times in (dataset.t_shown, dataset.t_answered))

@@ -12,18 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from rlhf_bilevel.human.records import Answered, Pending, first_better
-from rlhf_bilevel.human.tables import (
-    DECIDED,
-    LABELS,
-    LIVE,
-    assignments,
-    choices,
-    clips,
-    count,
-    exists,
-    queries,
-    runs,
-)
+from rlhf_bilevel.human.tables import DECIDED, LABELS, LIVE, assignments, choices, clips, count, exists, queries, runs
 
 PackedQuestion = tuple[bytes, bytes, bytes, bytes]
 """The two segments and their two clips as gzipped JSON, in the order of ``records.Question``."""

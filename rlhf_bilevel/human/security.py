@@ -16,6 +16,7 @@ import json
 from typing import TYPE_CHECKING
 
 import h11
+from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
@@ -32,18 +33,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-
-
-class RequestError(Exception):
-    """A request that is refused.
-
-    :param status: the HTTP status of the reply
-    :param message: one sentence for whoever sent the request
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 class SecurityMiddleware:
@@ -75,31 +64,31 @@ class SecurityMiddleware:
 
         try:
             receive = await self._checked(scope, receive)
-        except RequestError as refusal:
-            body = json.dumps({"error": refusal.message}).encode()
+        except HTTPException as refusal:
+            body = json.dumps({"error": refusal.detail}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             headers += [(b"connection", b"close")]  # the rest of this request is not read
-            await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
+            await send_with_headers({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
             return await send_with_headers({"type": "http.response.body", "body": body})
         await self.app(scope, receive, send_with_headers)
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
-        """A ``receive`` for the application, once the request is complete and in order. RequestError otherwise."""
+        """A ``receive`` for the application, once the request is complete and in order. HTTPException otherwise."""
         if _header(scope, b"host") not in self.hosts:
-            raise RequestError(421, "this server has another name")
+            raise HTTPException(421, "this server has another name")
         if scope["method"] in ("GET", "HEAD"):
             return receive
         if scope["method"] != "POST":
-            raise RequestError(405, "GET and POST only")
+            raise HTTPException(405, "GET and POST only")
         if _header(scope, b"origin") not in self.origins:
-            raise RequestError(403, "choices are taken from this server's own page only")
+            raise HTTPException(403, "choices are taken from this server's own page only")
         if _header(scope, b"content-type").partition(";")[0].strip().lower() != "application/json":
-            raise RequestError(415, "JSON only")
+            raise HTTPException(415, "JSON only")
         try:
             async with asyncio.timeout(self.body_seconds):
                 body = await _body(receive)
         except TimeoutError:
-            raise RequestError(408, f"the request did not come within {self.body_seconds:g} seconds") from None
+            raise HTTPException(408, f"the request did not come within {self.body_seconds:g} seconds") from None
         _check_json(body)
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -115,24 +104,24 @@ async def _body(receive: Receive) -> bytes:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > BODY_LIMIT:
-            raise RequestError(413, f"a request has at most {BODY_LIMIT} bytes")
+            raise HTTPException(413, f"a request has at most {BODY_LIMIT} bytes")
         if not message.get("more_body"):
             return body
 
 
 def _check_json(body: bytes) -> None:
-    """RequestError if this is not JSON, or JSON that different readers understand differently."""
+    """HTTPException if this is not JSON, or JSON that different readers understand differently."""
 
     def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(dict(pairs)) != len(pairs):
-            raise RequestError(422, "a name is there twice")
+            raise HTTPException(422, "a name is there twice")
         return dict(pairs)
 
     try:
         content = json.loads(body, object_pairs_hook=without_duplicates)
         json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair, which cannot be stored
     except (ValueError, RecursionError):
-        raise RequestError(422, "this is not JSON") from None
+        raise HTTPException(422, "this is not JSON") from None
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -166,14 +166,21 @@ def create_app(
         """A name for this labeller of this run. The browser stores unsent answers under it."""
         return f"{run_hash}-{me.id}"
 
-    def visitor(request: Request) -> Labeller | None:
+    def visitor(request: Request) -> Labeller:
         token = request.cookies.get(cookie, "")
-        return store.labeller(token) if token else None
+        me = store.labeller(token) if token else None
+        if me is None:
+            raise HTTPException(401, "no session: open the link that rlhf-bilevel label printed")
+        return me
+
+    def overseer(request: Request) -> Labeller:
+        me = visitor(request)
+        if me.role not in SEE_ALL:
+            raise HTTPException(403, "Only the owner of the run and experts see it.")
+        return me
 
     def signed_in(request: Request) -> Labeller:
         me = visitor(request)
-        if me is None:
-            raise HTTPException(401, "no session: open the link that rlhf-bilevel label printed")
         if request.headers.get("x-page-of", page_owner(me)) != page_owner(me):
             raise HTTPException(401, "this browser is signed in as somebody else now: reload the page")
         return me
@@ -215,6 +222,8 @@ def create_app(
     def refuse(request: Request, error: PlainHTTPException) -> Response:
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": error.detail}, error.status_code)
+        if error.status_code == 401:
+            return page("stranger.html", 401)
         heading = "There is no such page" if error.status_code == 404 else "You cannot see this page"
         text = "Check the address." if error.status_code == 404 else error.detail
         return page("message.html", error.status_code, heading=heading, text=text)
@@ -242,26 +251,17 @@ def create_app(
     @app.get("/")
     def label(request: Request) -> HTMLResponse:
         me = visitor(request)
-        if me is None:
-            return page("stranger.html", 401)
         content: dict[str, Any] = {"question": question, "guidelines": Markup(guidelines), "max_note": MAX_NOTE}
-        content |= {"sees_all": me.role in SEE_ALL}
-        return page("label.html", me=me, page_owner=page_owner(me), **content)
+        return page("label.html", me=me, page_owner=page_owner(me), sees_all=me.role in SEE_ALL, **content)
 
     @app.get("/quality")
     def quality(request: Request) -> HTMLResponse:
         me = visitor(request)
-        if me is None:
-            return page("stranger.html", 401)
         return page("quality.html", me=me, sees_all=me.role in SEE_ALL, **agreement_seen_by(me))
 
     @app.get("/overview")
     def overview(request: Request) -> HTMLResponse:
-        me = visitor(request)
-        if me is None:
-            return page("stranger.html", 401)
-        if me.role not in SEE_ALL:
-            raise HTTPException(403, "Only the owner of the run and experts see it.")
+        me = overseer(request)
         choices, status, state = store.all_chosen(), store.status(), training_state()
         seen, seconds, recent = agreement_seen_by(me), labelling_seconds(choices), returns()
         noted = [chosen for chosen in choices if chosen.note][: -NOTES - 1 : -1]
@@ -282,11 +282,7 @@ def create_app(
     @app.get("/pair/{query}")
     def pair(request: Request, query: str, left: Literal["first", "second"] = "first") -> HTMLResponse:
         """One pair, to be looked at; ``left`` is the clip on the left side."""
-        me = visitor(request)
-        if me is None:
-            return page("stranger.html", 401)
-        if me.role not in SEE_ALL:
-            raise HTTPException(403, "Only the owner of the run and experts see it.")
+        me = overseer(request)
         found = store.pair(query) if query.isascii() and query.isalnum() else None
         if found is None:
             raise HTTPException(404, "there is no such pair")

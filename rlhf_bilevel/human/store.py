@@ -11,7 +11,6 @@ and any thread and any process may call it. All times are seconds since 1970. Th
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import random
 import secrets
@@ -63,6 +62,7 @@ from rlhf_bilevel.human.tables import (
     scenes,
     tokens,
 )
+from rlhf_bilevel.utils.files import sha256
 from rlhf_bilevel.utils.sqlite import read_only_copy
 
 
@@ -71,7 +71,7 @@ class LabelStore:
 
     def __init__(self, engine: Engine, run: str, clock: Callable[[], float], rng: random.Random) -> None:
         self.run, self._clock, self._rng = run, clock, rng
-        self._engine, self._reader = engine, engine.execution_options(reading=True)
+        self._engine, self._read = engine, engine.execution_options(reading=True).begin
         # SQLite lets one thread write and wakes the others in any order: this lock makes them queue
         self._write_lock: AbstractContextManager[Any] = threading.Lock() if is_sqlite(engine) else nullcontext()
         self._file = file_identity(engine)
@@ -235,14 +235,14 @@ class LabelStore:
         with self._write() as c:
             labeller = self._add_labeller(c, name)
             c.execute(update(labellers).where(labellers.c.id == labeller).values(role=role))
-            c.execute(insert(tokens).values(sha256=_digest(token), labeller=labeller))
+            c.execute(insert(tokens).values(sha256=sha256(token.encode()), labeller=labeller))
         return token
 
     def labeller(self, token: str) -> Labeller | None:
         """The labeller of this run who has the token; None if nobody has."""
-        columns = select(*labellers.c["id", "name", "role"]).join(tokens)
+        of_token = tokens.c.sha256 == sha256(token.encode()), labellers.c.run == self.run
         with self._read() as c:
-            row = c.execute(columns.where(tokens.c.sha256 == _digest(token), labellers.c.run == self.run)).first()
+            row = c.execute(select(*labellers.c["id", "name", "role"]).join(tokens).where(*of_token)).first()
         return Labeller(*row) if row else None
 
     def labellers(self) -> list[Labeller]:
@@ -269,15 +269,7 @@ class LabelStore:
         with self._write() as c:
             answers.lock_labeller(c, labeller.id)
             return assignment.assign(
-                c,
-                self.run,
-                labeller,
-                limit,
-                now=self._clock(),
-                lease_seconds=lease_seconds,
-                repeats=repeats,
-                gold=gold,
-                rng=self._rng,
+                c, self.run, labeller, limit, self._clock(), lease_seconds, repeats=repeats, gold=gold, rng=self._rng
             )
 
     def choose(
@@ -402,11 +394,6 @@ class LabelStore:
         if file_identity(self._engine) != self._file:
             raise file_replaced(self._engine)
 
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with self._reader.begin() as c:
-            yield c
-
     def _add_labeller(self, c: Connection, name: str) -> int:
         """The id of the labeller ``name``, who is added if not there yet. UserError if the name is not allowed."""
         if not (0 < len(name) <= MAX_LETTERS and name.isprintable() and name.strip() == name):
@@ -417,7 +404,3 @@ class LabelStore:
 
 def _packed(content: Mapping[str, Any]) -> bytes:
     return gzip.compress(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), mtime=0)
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

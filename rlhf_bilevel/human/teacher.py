@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.answers import no_answers
-from rlhf_bilevel.data.label_log import count_sessions, decode_answers, encode_pairs, read_seconds
+from rlhf_bilevel.data.label_log import decode_answers, encode_pairs, read_seconds
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
@@ -69,15 +69,10 @@ class HumanTeacher:
         """Errors as ``LabelStore.of``."""
         self._label_store = LabelStore.of(self._folder, trust=True)  # the settings are this run's own, or were trusted
         run_config, c = RunFolder(self._folder).read_config(), self._config
-        info = {"env": run_config["env"], "method": run_config["method"], "seed": c.seed}
-        info |= {
-            "segment_length": c.segment_length,
-            "total_timesteps": c.total_timesteps,
-            "labels": c.labels,
-            "votes": c.teacher_votes,
-        }
+        info = {"env": run_config["env"], "method": run_config["method"], "seed": c.seed, "labels": c.labels}
+        info |= {"segment_length": c.segment_length, "total_timesteps": c.total_timesteps, "votes": c.teacher_votes}
         self._label_store.set_run_info(info)
-        self._recorded = self._label_store.labels_used(count_sessions(RunFolder(self._folder).labels))
+        self._recorded = self._label_store.labels_used(len(read_seconds(RunFolder(self._folder).labels)))
         self._last_report = time.monotonic(), self._buffer.size
         if self.policies:
             self._labels_used = self._recorded
@@ -88,7 +83,7 @@ class HumanTeacher:
         stopped = f"Training has stopped. {self.resume} continues it."
         with suppress(*DATABASE_ERRORS):
             doing = stopped if kind else "Training has come to its end."
-            self._report(False, 0, None, doing, stopped=True, ended=self.policies > 0 and kind is None)
+            self._report(doing, stopped=True, ended=self.policies > 0 and kind is None)
         self._label_store.close()
 
     def __call__(self, queries: Queries) -> Preferences:
@@ -96,7 +91,7 @@ class HumanTeacher:
 
         ``seconds`` is then what all people have spent on pairs since the session before, whatever they decided.
         """
-        store, session = self._label_store, count_sessions(RunFolder(self._folder).labels)
+        store, session = self._label_store, len(read_seconds(RunFolder(self._folder).labels))
         self._labels_used, self._again = self._retry(lambda: store.labels_used(session)), 0
         labels_left = self._config.labels - self._labels_used
         self._ask(session, queries, labels_left)
@@ -119,22 +114,19 @@ class HumanTeacher:
         (before, step), self._last_report = self._last_report, (now, run.step)
         self._next_report, self._labels_used = now + INTERVAL, len(run.prefs)
         self._again = max(0, self._recorded - self._labels_used)
-        doing = (
-            f"The agent tries what {self._labels_used} labels tell it"
-            if run.learnt
-            else "The agent explores on its own"
-        )
+        tries = f"The agent tries what {self._labels_used} labels tell it"
         speed = (run.step - step) / (now - before)
-        doing += f", {speed:.0f} steps a second."
+        doing = f"{tries if run.learnt else 'The agent explores on its own'}, {speed:.0f} steps a second."
         self._accuracy = fresh_accuracy(run.prefs)
         try:
             steps = steps_to_session(run)
             comes = self._labels_used < c.labels and run.step + steps <= c.total_timesteps
             if self._again:  # the next session has its answers
-                self._report(False, 0, None, doing)
+                self._report(doing)
             else:
-                needed = self._needed(labels_due(run, run.step + steps) if comes else 0)
-                self._report(False, *needed, doing, steps / speed if comes and speed > 0 else None)
+                needed, spare = self._needed(labels_due(run, run.step + steps) if comes else 0)
+                seconds = steps / speed if comes and speed > 0 else None
+                self._report(doing, needed, spare=spare, next_session=seconds)
         except DATABASE_ERRORS:  # training needs the label store only when it asks
             self._next_report = now + RETRY_INTERVAL
 
@@ -163,15 +155,15 @@ class HumanTeacher:
     def _wait(self) -> None:
         step, c = self._buffer.size, self._config
         while (counts := self._retry(self._needed))[0]:
-            needed = counts[0]
+            needed, spare = counts
             doing = f"Training waits at step {step:,} of {c.total_timesteps:,} for {needed} more "
             doing += f"answer{'s' * (needed > 1)}."
-            self._retry(partial(self._report, True, *counts, doing))
+            self._retry(partial(self._report, doing, needed, waiting=True, spare=spare))
             time.sleep(INTERVAL)
 
     def _report_selection(self) -> None:
         """Reports that the next pair is being made. A run that trains reports in ``beat``."""
-        self._retry(partial(self._report, False, 0, None, "The next pair is being made."))
+        self._retry(partial(self._report, "The next pair is being made."))
 
     def _needed(self, new_queries: int = 0) -> tuple[int, int]:
         """How many answers training waits for, and how many of its queries may stay unanswered while it continues.
@@ -182,17 +174,8 @@ class HumanTeacher:
         spare = math.floor(self._config.teacher_pending_share * (asked + new_queries) + 1e-9) - new_queries
         return max(0, missing - spare), spare
 
-    def _report(
-        self,
-        waiting: bool,
-        needed: int,
-        spare: int | None,
-        doing: str,
-        next_session: float | None = None,
-        stopped: bool = False,
-        ended: bool = False,
-    ) -> None:
-        """Stores a ``Status`` with these fields."""
+    def _report(self, doing: str, needed: int = 0, waiting: bool = False, **more: Any) -> None:
+        """Stores a ``Status`` with these fields; ``more`` are those that have defaults."""
         c, (accuracy, count) = self._config, self._accuracy
         self._label_store.set_status(
             Status(
@@ -203,14 +186,11 @@ class HumanTeacher:
                 waiting=waiting,
                 needed=needed,
                 doing=doing,
-                spare=spare,
-                next_session=next_session,
                 fresh_accuracy=accuracy,
                 fresh_labels=count,
                 again=self._again,
-                stopped=stopped,
                 policies=self.policies,
-                ended=ended,
+                **more,
             )
         )
 

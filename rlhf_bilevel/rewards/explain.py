@@ -39,7 +39,7 @@ def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: T
     network.
     """
     if not reward.linear:
-        raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=linear")
+        raise UserError("a network's reward cannot be read weight by weight: train with --set reward_form=additive")
     features = reward.clipped_features(obs, act)  # (N, features)
     kinds = -1, features.shape[-1]
     weights = reward.weights[0].detach()[..., 0].unflatten(-1, kinds)  # (M, k, features): k terms for each feature

@@ -1,6 +1,4 @@
-"""All queries that a run has asked so far, as a preference dataset: from its label log, or from the label store of
-people.
-"""
+"""All queries that a run has asked so far, as a preference dataset: from its label log, or people's label store."""
 
 from __future__ import annotations
 
@@ -38,8 +36,7 @@ def read_run(folder: Path, trust: bool = False) -> Dataset | None:
     with LabelLog.copy(run.labels) as log:
         for session in map(log.__getitem__, range(len(log))):
             asked_at = math.nan if session.asked_at is None else session.asked_at
-            for label, *pair in session.answers:
-                first, second = pair
+            for label, first, second in session.answers:
                 if (waiting_row := waiting.pop((first, second), None)) is None:
                     rows.append(((first, second), label, asked_at, session.answered_at))
                 else:

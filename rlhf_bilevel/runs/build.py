@@ -69,21 +69,14 @@ def build(
 
 
 def check_memory_for_run(parts: Parts, config: Config, training: list[Any]) -> tuple[int, int]:
-    """The sizes of an observation and of an action. UserError if the run needs more memory than there is, and if its
-    learner cannot choose such actions.
-    """
+    """Sizes of observation and action. UserError if memory is too small, or the learner cannot choose such actions."""
     spaces = training[0].observation_space, training[0].action_space
-    if problem := space_problem(*spaces, discrete=takes_discrete(parts.algorithm)):
+    if problem := space_problem(*spaces, discrete=issubclass(parts.algorithm, PPO)):
         raise UserError(problem)
     sizes = flatdim(spaces[0]), flatdim(spaces[1])
     options = parts.method.options_of(config)
     check_memory("this run", memory_needed(config, options, *sizes, len(training), arguments_of(parts, config)))
     return sizes
-
-
-def takes_discrete(algorithm: type[BaseAlgorithm]) -> bool:
-    """Whether its learner can choose among Discrete actions."""
-    return issubclass(algorithm, PPO)
 
 
 def arguments_of(parts: Parts, config: Config) -> dict[str, Any]:

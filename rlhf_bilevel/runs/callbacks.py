@@ -49,26 +49,15 @@ class Hooks:
         if hasattr(model, "save_replay_buffer"):
             model.save_replay_buffer = partial(_save_with_kept_generators, run, model.save_replay_buffer)
         self._hook = model._init_callback(callback)
-        training_locals = {
-            "self": model,
-            "total_timesteps": run.config.total_timesteps,
-            "callback": self._hook,
-            "tb_log_name": "run",
-        }
-        training_locals |= {
-            "log_interval": 1,
-            "reset_num_timesteps": True,
-            "progress_bar": False,
-            "env": model.get_env(),
-        }
+        training_locals = {"self": model, "total_timesteps": run.config.total_timesteps, "callback": self._hook}
+        training_locals |= {"tb_log_name": "run", "log_interval": 1, "reset_num_timesteps": True}
+        training_locals |= {"progress_bar": False, "env": model.get_env()}
         self._hook.on_training_start(training_locals, globals())
         self._hook.on_rollout_start()
         self._steps, self._episodes = 0, 0  # in this rollout
 
     def step(self, row: Metrics) -> bool:
-        """To be called after a step of the run, with its metrics. Whether to go on. UserError if a callback returns
-        None.
-        """
+        """To be called after each step, with its metrics. Whether to go on. UserError if a callback returns None."""
         run, model, rollout_over = self._run, self._model, self._rollout_over(row)
         model.num_timesteps = run.step
         done = "rollout/true_return" in row
@@ -102,9 +91,8 @@ class Hooks:
     def _locals(self, row: Metrics, done: bool) -> dict[str, Any]:
         """The locals of SB3's ``collect_rollouts`` for the newest step; arrays (1, ...) are for one environment."""
         model, store, at = self._model, self._run.store, slice(self._run.step - 1, self._run.step)
-        new_obs, actions, rewards = (
-            column[at].numpy().copy() for column in (store.next_obs, store.act, store.env_reward)
-        )
+        columns = store.next_obs, store.act, store.env_reward
+        new_obs, actions, rewards = (column[at].numpy().copy() for column in columns)
         info = dict(self._run.info)
         if done:
             info["terminal_observation"] = new_obs[0].copy()

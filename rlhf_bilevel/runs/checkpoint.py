@@ -102,9 +102,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. ``settings`` is the hash of its config.yaml; only checkpoints with the same hash are
-    used.
-    """
+    """The checkpoints of one run. ``settings`` is the hash of its config.yaml; those of another hash are not used."""
 
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder, self._settings = folder, settings
@@ -112,8 +110,7 @@ class Checkpoints:
         self._tables: dict[str, list[TablePiece]] = {}  # pieces of each table that are on the disk
 
     def save(self, step: int, tree: Tree, tables: Mapping[str, Table], keep: bool = False) -> Path:
-        """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay as they
-        were.
+        """Writes and verifies a checkpoint, and returns its folder. OSError if that fails; earlier ones stay.
 
         With ``keep`` it is not removed when newer ones come.
         """
@@ -141,21 +138,21 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, valid or not, in order."""
-        return sorted({int(match[1]) for match in map(STEP.fullmatch, self._names()) if match})
+        return sorted({step for step, _ in self._found()})
 
-    def _names(self) -> list[str]:
-        return [path.name for path in self.folder.glob("step-*")]
+    def _found(self) -> list[tuple[int, str]]:
+        """The step and the name of each, in order."""
+        matches = (STEP.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted((int(match[1]), match.string) for match in matches if match)
 
     def load(self, at: int | None = None) -> Checkpoint | None:
-        """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is no
-        checkpoint.
+        """The newest valid checkpoint, with a warning for each newer one that is not valid; None if there is none.
 
         With ``at``, the newest at that step or before. CorruptFileError if there are some and none is valid.
         """
         other_settings, other_formats, removed_meanwhile = 0, 0, False
-        matches = [match for match in map(STEP.fullmatch, self._names()) if match]
-        candidates = sorted((int(match[1]), match.string) for match in matches if at is None or int(match[1]) <= at)
-        for path in (self.folder / name for _, name in reversed(candidates)):
+        candidates = [self.folder / name for step, name in self._found() if at is None or step <= at]
+        for path in reversed(candidates):
             try:
                 manifest = self._check(path)
                 state = path / "state.safetensors"

@@ -59,9 +59,7 @@ class CheckpointState(BaseModel):
 
 @contextmanager
 def restoring(checkpoints: Path, step: int) -> Iterator[None]:
-    """Restores the state at ``step``: an error becomes a CorruptFileError in one line, as the state is not of such a
-    run.
-    """
+    """Restores the state at ``step``: an error becomes a CorruptFileError in one line, as it is of another run."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

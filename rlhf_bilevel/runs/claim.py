@@ -31,7 +31,8 @@ def claim_folder(out: Path) -> Iterator[FileLock]:
         lock = RunFolder(out).lock()
     try:
         check_vacant(out)
-        fork.clear_unfinished(out)
+        if RunFolder(out).unfinished_fork:  # of a process that was killed
+            fork.undo(out)
         yield lock
     except BaseException:
         lock.release()

@@ -18,14 +18,9 @@ TRAINING, EVALUATION, TEST, SELECTION = range(4)  # streams of episodes; both le
 
 
 def make_env(env_id: str, config: Config, stream: int = TEST, render_mode: str | None = None) -> FaultTolerantEnv:
-    """The environment as a run with these settings sees it. Each ``stream`` has its own episodes. Raises as
-    ``registration.make``.
-    """
-    c = config
-    make = partial(
-        registration.make, env_id, c.seed, stream, c.protocol, render_mode, c.action_repeat, **env_arguments(c)
-    )
-    return _fault_tolerant(make, env_id, c.env_timeout if render_mode is None else 0.0)
+    """The environment as such a run sees it. Each ``stream`` has its own episodes. Raises as ``registration.make``."""
+    make = partial(registration.make, render_mode=render_mode)
+    return _fault_tolerant(make, env_id, config, stream, config.env_timeout if render_mode is None else 0.0)
 
 
 def env_arguments(config: Config) -> dict[str, Any]:
@@ -57,20 +52,19 @@ def make_posed_env(env_id: str, config: Config, stream: int = TEST) -> FaultTole
     """Like ``make_env``, but made by ``recorder.make``: its info has poses."""
     from rlhf_bilevel.human.clips import recorder
 
-    return _fault_tolerant(_with_settings(recorder.make, env_id, config, stream), env_id, config.env_timeout)
+    return _fault_tolerant(recorder.make, env_id, config, stream, config.env_timeout)
 
 
-def make_drawn_env(env_id: str, config: Config, stream: int = TEST) -> FaultTolerantEnv:
+def make_drawn_env(env_id: str, config: Config) -> FaultTolerantEnv:
     """Like ``make_env``, but made by ``recorder.make_drawn``: it draws pictures."""
     from rlhf_bilevel.human.clips import recorder
 
-    return _fault_tolerant(_with_settings(recorder.make_drawn, env_id, config, stream), env_id, timeout=0.0)
+    return _fault_tolerant(recorder.make_drawn, env_id, config, TEST, timeout=0.0)
 
 
-def _with_settings(make: Callable[..., Any], env_id: str, config: Config, stream: int) -> Callable[[], Any]:
+def _fault_tolerant(
+    make: Callable[..., Any], env_id: str, config: Config, stream: int, timeout: float
+) -> FaultTolerantEnv:
     c = config
-    return partial(make, env_id, c.seed, stream, c.protocol, c.action_repeat, **env_arguments(c))
-
-
-def _fault_tolerant(make: Callable[[], Any], env_id: str, timeout: float) -> FaultTolerantEnv:
-    return FaultTolerantEnv(partial(SubprocessEnv, make, env_id, timeout) if timeout else make)
+    made = partial(make, env_id, c.seed, stream, c.protocol, action_repeat=c.action_repeat, **env_arguments(c))
+    return FaultTolerantEnv(partial(SubprocessEnv, made, env_id, timeout) if timeout else made)

@@ -49,8 +49,9 @@ class Evaluations:
         self._due: Moment | None = None
         self._child: Child | None = None
         if apart:
-            policies = [_constructor(learner.model.policy) for learner in run.learners]
-            make = partial(_Evaluator, registered(make_env, apart), policies, run.config.n_eval_episodes)
+            policies = [learner.model.policy for learner in run.learners]
+            made_as = [(type(policy), policy._get_constructor_parameters()) for policy in policies]
+            make = partial(_Evaluator, registered(make_env, apart), made_as, run.config.n_eval_episodes)
             self._child = Child(make, what="the evaluation", option="--threads", parent=True)
         else:
             self._env = make_env()
@@ -152,10 +153,7 @@ class _Evaluator:
     """The environment and the policies of the learners, in the process of evaluations."""
 
     def __init__(
-        self,
-        make_env: Callable[[], Any],
-        policies: Sequence[tuple[type[Any], dict[str, Any]]],
-        episodes: int,
+        self, make_env: Callable[[], Any], policies: Sequence[tuple[type[Any], dict[str, Any]]], episodes: int
     ) -> None:
         if hasattr(os, "nice"):
             os.nice(NICE)
@@ -171,11 +169,6 @@ class _Evaluator:
             self._env.episode = 0
             results.append(evaluate(mean_policy(policy), self._env, self._episodes))
         return results
-
-
-def _constructor(policy: Any) -> tuple[type[Any], dict[str, Any]]:
-    """What makes a policy with the same networks."""
-    return type(policy), policy._get_constructor_parameters()
 
 
 def _weights(policy: nn.Module) -> dict[str, np.ndarray]:

@@ -1,8 +1,7 @@
 """A new run that continues from a checkpoint of another: with other settings, more steps, more labels, another method.
 
 ``begin`` writes the new run's folder like that of a run that was cut off at the checkpoint: settings, answers, logs
-until then, and the state. ``resume`` then continues it. If nothing is changed, it continues as the other did, bit for
-bit.
+until then, and the state. ``resume`` then continues it: as the other did, bit for bit, if nothing is changed.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def check(loaded: Checkpoint, old: Config, new: Config) -> None:
 
 
 def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
-    """A run's state for a method with other learners; ``old`` and ``new`` are (number of learners, number of the
-    agent).
+    """A run's state for a method with other learners; ``old`` and ``new``: (number of learners, the agent's number).
 
     The agent stays the agent. A new learner starts as a copy of it, with random numbers of its own. A learner that is
     not needed is left out; its transitions stay in the replay buffer.
@@ -110,9 +108,7 @@ def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tr
 
 
 def reseed(tree: Tree, seed: int, everything: bool) -> Tree:
-    """The state with new random numbers for learners that are new, or for ``everything``, as a run with ``seed``
-    begins.
-    """
+    """The state with new random numbers, as a run with ``seed`` begins, for new learners or for ``everything``."""
     tree = dict(tree)
     learners = []
     for number, learner in enumerate(tree["learners"]):
@@ -158,14 +154,8 @@ def begin(source: Path, target: Path, loaded: Checkpoint, tree: Tree, config: by
         sync(target)
 
 
-def clear_unfinished(target: Path) -> None:
-    """Removes what a ``begin`` that was killed has left. To be called under the lock on the folder."""
-    if RunFolder(target).unfinished_fork:
-        undo(target)
-
-
 def undo(target: Path) -> None:
-    """Removes what ``begin`` has made, or a part of it. Locks on the folder stay."""
+    """Removes what ``begin`` has made, or a part of it; to be called under the lock on the folder. Its locks stay."""
     run = RunFolder(target)
     for path in target.iterdir():
         if BEGINNING.fullmatch(path.name) and path not in (run.lock_file, run.label_page_lock, run.forking):

@@ -1,6 +1,4 @@
-"""Metrics of a run to CSV, TensorBoard and screen, and its evaluations to CSV. After a resume, no step is written
-twice.
-"""
+"""Metrics of a run to CSV, TensorBoard and screen, its evaluations to CSV. A resumed run writes no step twice."""
 
 from __future__ import annotations
 
@@ -49,12 +47,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        screen: bool,
-        step: int,
-        marks: Mapping[str, Any],
-        extra: Sequence[KVWriter] = (),
+        self, folder: Path | None, screen: bool, step: int, marks: Mapping[str, Any], extra: Sequence[KVWriter] = ()
     ) -> None:
         writers: list[KVWriter] = [HumanOutputFormat(sys.stdout)] if screen and sys.stdout else []
         self._folder, self._tensorboard = RunFolder(folder) if folder else None, None
@@ -98,28 +91,12 @@ class Log:
             self.logger.record("time/fps", (step - self._resumed) / (time.monotonic() - self._started))
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Writes a row if the step ended an episode. To be called after ``record`` and after what callbacks record of
-        that step.
-        """
+        """Writes a row if the step ended an episode. To be called after ``record`` and after the step's callbacks."""
         if self._is_shown(row):
             self.flush()
 
-    def hold(self) -> None:
-        """Begins to hold rows back, from that of this step on, until ``release`` gives this row's evaluation."""
-        self.logger.held = []
-
-    def release(self, metrics: Mapping[str, float]) -> None:
-        """Writes the rows that were held back, the first of them with these ``metrics`` too."""
-        self.logger.release(metrics)
-
     def evaluation(
-        self,
-        result: Evaluation,
-        step: int,
-        labels: int,
-        learner: int,
-        is_agent: bool,
-        minutes: float | None = None,
+        self, result: Evaluation, step: int, labels: int, learner: int, is_agent: bool, minutes: float | None = None
     ) -> None:
         """Writes one row for each episode: return, and success, which is 0, 1, or empty if the environment does not
         know it; labelling ``minutes`` until then are empty if the teacher does not tell.
@@ -178,8 +155,12 @@ class StepLogger(Logger):
         with delayed_interrupts():
             super().dump(step)
 
+    def hold(self) -> None:
+        """Begins to hold rows back, from that of this step on, until ``release`` gives this row's evaluation."""
+        self.held = []
+
     def release(self, metrics: Mapping[str, float]) -> None:
-        """As ``Log.release``."""
+        """Writes the rows that were held back, the first of them with these ``metrics`` too."""
         held, self.held = self.held or [], None
         with delayed_interrupts():
             for number, row in enumerate(held):
@@ -223,7 +204,6 @@ class CSVWriter(KVWriter):
 
     def close(self) -> None:
         """Does nothing: the file is not kept open."""
-        pass
 
 
 class GrowingCSV:

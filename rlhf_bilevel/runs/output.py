@@ -23,15 +23,9 @@ from rlhf_bilevel.utils.json_yaml import to_json
 
 
 def save(
-    folder: Path,
-    spec: RunSpec,
-    parts: Parts,
-    config: Config,
-    model: BaseAlgorithm,
-    reward: RewardEnsemble,
+    folder: Path, spec: RunSpec, parts: Parts, config: Config, model: BaseAlgorithm, reward: RewardEnsemble
 ) -> None:
-    """Writes what ``build.load_learnt`` needs, without a pickle, and ``model.zip``, a plain SB3 file, which is a
-    pickle.
+    """Writes what ``build.load_learnt`` needs, without a pickle, and SB3's own file ``model.zip``, which is a pickle.
 
     UserError if ``folder`` holds anything but this agent, or an equal one.
     """

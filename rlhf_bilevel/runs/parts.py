@@ -14,7 +14,6 @@ from rlhf_bilevel.feedback.recorded import Replayed
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS
 from rlhf_bilevel.learners.ppo import PPOLearner
 from rlhf_bilevel.registries import LEARNERS, METHODS
-from rlhf_bilevel.runs.spec import method_by_name
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.types import Learner, Teacher
 
@@ -44,11 +43,10 @@ class Parts(NamedTuple):
         """
         if not isinstance(method, str | Method):
             raise UserError(f"method={method!r}: give a name of {', '.join(METHODS)}, or a Method of your own")
-        method = method_by_name(method) if isinstance(method, str) else method
+        method = METHODS[method] if isinstance(method, str) else method
         kind = teacher if isinstance(teacher, type) else type(teacher)
-        if not (
-            teacher is None or issubclass(kind, Replayed) or any("__call__" in vars(base) for base in kind.__mro__)
-        ):
+        answers = any("__call__" in vars(base) for base in kind.__mro__)
+        if not (teacher is None or issubclass(kind, Replayed) or answers):
             raise UserError(f"teacher={teacher!r}: give an object that can be called with queries, or words")
         return cls(method, _algorithm_of(method, algorithm), algorithm_settings or {}, teacher)
 

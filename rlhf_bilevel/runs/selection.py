@@ -122,11 +122,7 @@ class Selection:
 
 
 def selection_config(
-    config: Config,
-    labels: int,
-    segment_length: int | None = None,
-    teacher: str | None = None,
-    seed: int | None = None,
+    config: Config, labels: int, segment_length: int | None = None, teacher: str | None = None, seed: int | None = None
 ) -> Config:
     """The settings of a selection in a run with settings ``config``; None: as in the run."""
     changes: dict[str, Any] = {"reward": "", "reward_sha256": "", "select_labels": 0, "labels": labels}
@@ -242,9 +238,8 @@ class _Pairs:
         first, second, label = ask_teacher(teacher, queries)
         if not len(label):
             return None
-        if len(label) > 1 or not (
-            torch.equal(first.obs, queries.first.obs) and torch.equal(second.obs, queries.second.obs)
-        ):
+        same = torch.equal(first.obs, queries.first.obs) and torch.equal(second.obs, queries.second.obs)
+        if len(label) > 1 or not same:
             raise UserError("a teacher that was asked about one pair has answered about others")
         return 1 - float(label) if turned else float(label)
 

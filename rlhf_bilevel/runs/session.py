@@ -61,8 +61,7 @@ NOBODY = Observers()
 class Session:
     """A run in this process, from the moment when its folder is taken to its end.
 
-    ``lock`` is the lock on its folder. A fork without a folder starts at ``begins``, a checkpoint of the run in
-    ``origin``.
+    ``lock`` is the lock on its folder. A fork without one starts at ``begins``, a checkpoint of the run in ``origin``.
     """
 
     def __init__(
@@ -140,9 +139,8 @@ class Session:
             interrupts = stack.enter_context(Interrupts())
             keeper = None
             if spec.out:
-                keeper = stack.enter_context(
-                    CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
-                )
+                manager = CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
+                keeper = stack.enter_context(manager)
             events = keeper.restore(run) if keeper else {}
             if self._begins:
                 assert self._origin is not None
@@ -167,7 +165,7 @@ class Session:
             def settle(wait: bool = True) -> None:
                 """Writes the evaluation that is going on elsewhere, and the rows that wait for it."""
                 if metrics := evaluations.end(wait):
-                    log.release(metrics)
+                    log.logger.release(metrics)
                     show(metrics)
 
             def show(metrics: Metrics) -> None:
@@ -184,7 +182,7 @@ class Session:
                         row |= metrics
                         show(metrics)
                     else:
-                        log.hold()
+                        log.logger.hold()
                 log.record(row, run.step)
                 if people:
                     people.beat(run)

@@ -11,7 +11,7 @@ Torch is imported only when a spec is resolved, so that a wrong name or value is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -114,23 +114,18 @@ class RunSpec:
 
     def having(self, **settings: Any) -> RunSpec:
         """A copy with these settings changed, checked as in ``of``."""
-        return replace(
-            self, settings={**self.settings, **_parse_settings(current_names(settings, [self.method]), self.method)}
-        )
+        changed = _parse_settings(current_names(settings, [self.method]), self.method)
+        return replace(self, settings={**self.settings, **changed})
 
     def resolve(self, method: Method | None = None) -> Config:
         """All settings of the run. ``method`` is the object if it is the user's own, which has no name.
 
         UserError, in one line, if settings do not fit together.
         """
-        method = method or method_by_name(self.method)
+        method = method or METHODS[self.method]
         check_options(self.settings, method)
-        settings = (
-            {"total_timesteps": ANY_STEPS}
-            | preset_settings(self.preset, self.env)
-            | dict(method.settings)
-            | dict(self.settings)
-        )
+        settings = {"total_timesteps": ANY_STEPS} | preset_settings(self.preset, self.env)
+        settings |= dict(method.settings) | dict(self.settings)
         if self.settings.get("reward"):
             from rlhf_bilevel.runs.given_reward import completed  # imports torch
 
@@ -145,20 +140,18 @@ class RunSpec:
         return config.model_copy(update={"options": method.options_of(config).model_dump(mode="json")})
 
     def fit(self, config: Config, limit: int | None, method: Method | None = None) -> tuple[Config, str]:
-        """``config`` with segments that fit into episodes of at most ``limit`` simulator steps, and a sentence if it
-        was changed.
+        """``config`` with segments that fit into episodes of ``limit`` simulator steps, and a sentence if that changed.
 
         ``limit`` is None if it is not known. A default segment length is shortened; UserError if the user gave it.
         """
-        method = method or method_by_name(self.method)
-        learns_from_labels = method.reward_loss is not None and config.labels > 0
-        return (
-            fit_segment_length(config, limit, "segment_length" in self.settings) if learns_from_labels else (config, "")
-        )
+        method = method or METHODS[self.method]
+        if method.reward_loss is None or not config.labels:
+            return config, ""
+        return fit_segment_length(config, limit, "segment_length" in self.settings)
 
     def check_env(self, method: Method | None = None) -> int | None:
         """As ``registration.check`` of this run."""
-        method = method or method_by_name(self.method)
+        method = method or METHODS[self.method]
         return registration.check(self.env, self.resolve(method).model_dump(), discrete=method.algorithm == "PPO")
 
     def to_json(self) -> str:
@@ -192,9 +185,7 @@ def _parse_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
             raise UserError(f"unknown setting {key!r:.60}; {did_you_mean_setting(key, Config.model_fields, options)}")
         budget = {} if key == "total_timesteps" else {"total_timesteps": ANY_STEPS}
         value_read = validate(budget | {key: value}).model_dump(mode="json").get(key)
-        if not isinstance(
-            value_read, str | dict
-        ):  # text stays as it is written: ``query`` has values that stand for others
+        if not isinstance(value_read, str | dict):  # text stays as it is: ``query`` has values that stand for others
             plain_values[key] = value_read
     return plain_values
 
@@ -202,11 +193,6 @@ def _parse_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
 def _value_text(value: Any) -> str:
     """A value as --set takes it."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def method_by_name(name: str) -> Method:
-    """The method with that name. UserError, with the nearest name, if there is none."""
-    return METHODS[name]  # imports torch
 
 
 def check_selection(config: Config) -> Config:
@@ -230,9 +216,8 @@ def check_options(settings: Mapping[str, Any], method: Method) -> None:
                 hint = f"did you mean {RENAMED.get(nearest[0], nearest[0])!r}?"
             raise UserError(f"unknown setting {key!r}: no method is called {owner!r}; {hint}")
         owner_settings = nest_options(settings if owner == method.name else dotted, owner)
-        validate_as(
-            (method if owner == method.name else METHODS[owner]).options, owner_settings.get("options", {}), f"{owner}."
-        )
+        options = (method if owner == method.name else METHODS[owner]).options
+        validate_as(options, owner_settings.get("options", {}), f"{owner}.")
 
 
 def resolve_device(device: object) -> str:
@@ -257,12 +242,8 @@ def check_owners(method: str, keys: Iterable[str]) -> None:
     """UserError if one of the settings belongs to another method: it would have no effect."""
     method = METHODS[method].name if ":" in method else method
     for key in keys:
-        if method not in (methods := owners(key, method)):
+        owner, dot, _ = key.partition(".")
+        methods = [owner] if dot else MOVED.get(key, [method])  # only this one if all have the setting
+        if method not in methods:
             which = " and ".join(methods) + (" alone has" if len(methods) == 1 else " alone have")
             raise UserError(f"{key}: {which} it, and this is {method}")
-
-
-def owners(key: str, method: str) -> Sequence[str]:
-    """The methods that have the setting; only ``method`` if all have it."""
-    owner, dot, _ = key.partition(".")
-    return [owner] if dot else MOVED.get(key, [method])

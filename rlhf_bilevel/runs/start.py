@@ -91,8 +91,7 @@ def begin(spec: RunSpec, parts: Parts) -> Session:
 
 
 def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: int) -> Session:
-    """A fork with these settings, at the checkpoint of its ``origin``, for ``additional_steps`` more; its folder is
-    created.
+    """A fork with these settings, at its ``origin``'s checkpoint, for ``additional_steps`` more, and its folder.
 
     UserError if it cannot continue from there (see ``fork.check``); then nothing is left in its folder.
     """
@@ -112,9 +111,8 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
             raise UserError("a fork has no pictures of what came before it: teacher_frames=0 sends states and actions")
     fork.check(loaded, old, config)
     old_method = METHODS.get(record["method"], parts.method)
-    before, after = (
-        (m.learners, int(m.agent(m.options_of(c)))) for m, c in ((old_method, old), (parts.method, config))
-    )
+    both = (old_method, old), (parts.method, config)
+    before, after = ((method.learners, int(method.agent(method.options_of(c)))) for method, c in both)
     with restoring(source.checkpoints, loaded.step):
         state = fork.adapt_learners(loaded.tree["run"], before, after)
         if record["method"] != spec.method:
@@ -176,9 +174,8 @@ def resume(
                 raise UserError(f"{folder} has come to its end: there is nothing to resume")
             for name, version in installed_versions().items():
                 if (version_then := record["versions"].get(name)) != version:
-                    warnings.warn(
-                        f"{name} was {version_then} and is {version}: the run may go on differently", stacklevel=2
-                    )
+                    change = f"{name} was {version_then} and is {version}"
+                    warnings.warn(f"{change}: the run may go on differently", stacklevel=2)
             torch.set_num_threads(record["threads"] if threads is None else torch_threads(spec, parts))
             session = Session(spec, parts, build(spec, parts, config), lock)
             session.follow(observers)
@@ -199,8 +196,7 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     """The run in a folder: a spec with all of its settings, its parts, and the contents of config.yaml.
 
     ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the
-    user's own objects: UserError if one is missing. ``trust`` allows the folder to name a module that is imported for
-    its environment.
+    user's own objects: UserError if one is missing. ``trust`` allows that a module is imported for its environment.
     """
     record = RunFolder(folder).trusted_config(trust, custom)
 

@@ -9,7 +9,7 @@ from typing import Any
 from gymnasium.spaces.utils import flatdim
 
 from rlhf_bilevel.config import Config
-from rlhf_bilevel.data.label_log import LabelLog, count_sessions, read_sessions
+from rlhf_bilevel.data.label_log import LabelLog, read_seconds, read_sessions
 from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.request_log import RequestLog
@@ -60,7 +60,7 @@ def make_teacher(
         path = Path(config.teacher_rerun)
         recorded, number = _read_answers(path, config, store), used_sessions
         if spec.out:
-            number = count_sessions(spec.folder.labels)
+            number = len(read_seconds(spec.folder.labels))
         with LabelLog.copy(path) as log:
             return Rerun(recorded, number, log.seconds())
     if config.teacher_replay:

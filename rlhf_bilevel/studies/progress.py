@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from rlhf_bilevel.evaluation.records import own_names
-from rlhf_bilevel.runs.spec import RunSpec, method_by_name
+from rlhf_bilevel.registries import METHODS
+from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.studies.scheduler import State
 
 EVERY, LINE_EVERY = 1.0, 60.0  # seconds between two tables, and between two lines
@@ -50,9 +51,7 @@ class Pace:
 
 
 class Totals:
-    """Some runs together: how many are in each state, their steps, steps per second, and seconds left (None: not
-    known).
-    """
+    """Some runs together: how many are in each state, steps, steps per second, and seconds left (None: not known)."""
 
     def __init__(self, runs: Sequence[RunSpec], states: Mapping[RunSpec, State], paces: Mapping[RunSpec, Pace]) -> None:
         counts = Counter(states[run] for run in runs)
@@ -114,11 +113,10 @@ class ProgressBoard:
         """A row for each run, or one for each method and environment if the terminal has too few lines."""
         groups: dict[str, list[RunSpec]] = {}
         many = len(self._runs) > self._console.height - ROOM
-        names = own_names({"method": run.method, "method_name": method_by_name(run.method).name} for run in self._runs)
+        names = own_names({"method": run.method, "method_name": METHODS[run.method].name} for run in self._runs)
         for run in self._runs:
-            groups.setdefault(
-                f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name, []
-            ).append(run)
+            name = f"{names.get(run.method, run.method)} {run.env}" if many else run.folder.path.name
+            groups.setdefault(name, []).append(run)
         table = Table("runs" if many else "run", "state", "steps", "steps/s", "time left", show_footer=True)
         for column, cell in zip(table.columns, ("all", *Totals(self._runs, states, self._paces).cells), strict=True):
             column.footer = cell

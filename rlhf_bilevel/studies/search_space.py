@@ -37,8 +37,9 @@ Space = dict[str, Range | Choice]
 
 
 def read_space(file: Path | None, pairs: Sequence[str]) -> dict[str, str]:
-    """The text for each setting, from a YAML file and from KEY=TEXT pairs. UserError if a setting occurs twice, or
-    there is none.
+    """The text for each setting, from a YAML file and KEY=TEXT pairs.
+
+    UserError if a setting occurs twice, or there is none.
     """
     ranges: dict[str, str] = {}
     if file:

@@ -46,9 +46,7 @@ class TrialRuns:
         self._position, self._not_before = 0, 0.0
 
     def poll(self) -> int | None:
-        """0 when all runs have ended, the exit code of one that failed; None before. Starts the next run when one has
-        ended.
-        """
+        """0 when all runs have ended, the exit code of one that failed; None before. Starts the next run after each."""
         while self._position < len(self._runs):
             if self._started is None:
                 if time.monotonic() < self._not_before:
@@ -188,9 +186,7 @@ def search(
 
 
 def ask(study: optuna.Study, seed: int) -> Trial:
-    """A new trial. It depends only on ``seed``, its number and earlier trials, so a search that was cut off repeats
-    none.
-    """
+    """A new trial, by ``seed``, its number and earlier trials alone: a search that was cut off repeats none."""
     number = len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
     return study.ask()

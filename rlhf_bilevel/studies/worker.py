@@ -3,8 +3,7 @@
     python -m rlhf_bilevel.studies.worker SPEC       a ``RunSpec`` as JSON, whose ``out`` is the run's folder
 
 Two locks in the shared folder ensure that a run is trained once: the study's lock, beside the run's folder, which is
-taken before the folder exists; and the run's own lock, which whoever trains it holds. The system releases both when the
-process dies.
+taken before the folder exists; and the run's own lock, held while it trains. A process that dies releases both.
 """
 
 from __future__ import annotations
@@ -93,10 +92,8 @@ def is_locked(run: RunFolder) -> bool:
 def main(words: list[str]) -> int:
     """Reads the spec from the command line and trains it. Exit code as of ``work``."""
     if len(words) != 1:
-        print(
-            "usage: python -m rlhf_bilevel.studies.worker SPEC, a run in JSON (sweep and tune start it)",
-            file=sys.stderr,
-        )
+        usage = "usage: python -m rlhf_bilevel.studies.worker SPEC, a run in JSON (sweep and tune start it)"
+        print(usage, file=sys.stderr)
         return 2
     report.prepare_streams()
     try:

@@ -28,6 +28,8 @@ EARLY_END = (
     "an episode ended early, and labels do not say what that is worth: a learnt reward can make ending, or not ending, "
     "attractive whatever people prefer. Remedies: termination=absorb or termination=nonnegative (docs/rewards.md)"
 )
+FEW_RIGHT, ENOUGH_LABELS = 0.75, 100
+"""A reward that is no network is doubted if it orders a smaller share of so many labels rightly."""
 
 
 def train(run: Run) -> Iterator[Metrics]:
@@ -44,7 +46,7 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
 
     Yields after every environment step its metrics, and how many gradient steps each learner has to take now.
     """
-    c = run.config
+    c, doubted = run.config, False
     warned = run.method.reward_loss is None or not c.labels or c.termination != "as_is"  # or it cannot mislead
     while run.step < c.total_timesteps:
         number = acting_learner(run)
@@ -65,6 +67,14 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
                 warned = True
                 warnings.warn(f"step {run.step}: {EARLY_END}", stacklevel=2)
             metrics, updates = update_upper_level(run)
+            if not doubted and underfits(run, metrics):
+                doubted = True
+                warnings.warn(
+                    f"step {run.step}: the {c.reward_form} reward orders only {metrics['reward/accuracy']:.0%} of "
+                    f"{len(run.prefs)} labels rightly: the teacher errs, or what it likes depends on two entries of "
+                    "the observation together, which only reward_form=network can say (docs/rewards.md)",
+                    stacklevel=2,
+                )
             if run.step > c.learning_starts and run.step % c.train_freq == 0:
                 updates += c.gradient_steps
             if done:
@@ -190,6 +200,12 @@ def reset_critics(run: Run) -> int:
     for learner in run.learners if run.config.reset_critics else ():
         learner.reset_critic()
     return run.config.reset_updates
+
+
+def underfits(run: Run, metrics: Metrics) -> bool:
+    """Whether a session has just ended in which a reward that is no network learnt few of its many labels."""
+    right = metrics.get("reward/accuracy", 1.0)
+    return run.reward.linear and not run.in_refresh and len(run.prefs) >= ENOUGH_LABELS and right < FEW_RIGHT
 
 
 def episode_metrics(run: Run, start: int) -> Metrics:

@@ -164,9 +164,7 @@ def _fail(pipe: Connection, failure: Exception, warned: list[str]) -> None:
 
 
 def _send(pipe: Connection, result: Any, warned: list[str]) -> None:
-    """Sends a result. Of a tuple that ends in a dict, as an environment's info, entries that cannot be pickled are left
-    out.
-    """
+    """Sends a result. Of a dict that ends a tuple, as an environment's info, what cannot be pickled is left out."""
     try:
         pipe.send((result, None, warned))
     except OSError:

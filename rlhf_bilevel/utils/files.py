@@ -69,8 +69,7 @@ def sha256(data: bytes) -> str:
 
 
 def check_folder(folder: Path, writes: bool = False) -> None:
-    """UserError if a run's folder holds anything but plain files and folders: links may lead outside, pipes may never
-    end.
+    """UserError if a run's folder holds anything but plain files and folders: links may lead outside, pipes never end.
 
     If the run ``writes`` there, no file may have a second name (a hard link), since that may be outside.
     """
@@ -149,8 +148,7 @@ def naming_write_errors(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file: after a fault at any moment it has all of ``data`` or what it had before. On the disk when this
-    returns.
+    """Writes a file, also to the disk: after a fault at any moment it has all of ``data`` or what it had before.
 
     A link there is replaced and not followed. WriteError, an OSError, if the file cannot be written.
     """
@@ -183,9 +181,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def open_in_place(path: Path, flags: int) -> BufferedWriter:
-    """Opens a file to be written in place. UserError unless it is a plain file with only this name; no link is
-    followed.
-    """
+    """Opens a file to be written in place, following no link. UserError unless it is plain and has only this name."""
     check_plain_file(path)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     return os.fdopen(descriptor, "wb")  # does not truncate

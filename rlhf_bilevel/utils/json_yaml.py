@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_bilevel.errors import CorruptFileError, UserError
+from rlhf_bilevel.errors import CorruptFileError
 from rlhf_bilevel.utils.files import JSON_LIMIT, one_line, read_text
 
 YAML_LIMIT = 2**17  # most bytes; our own files are much smaller
@@ -32,10 +32,9 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. CorruptFileError if it is not JSON, UserError if it cannot be read."""
+    text = read_text(path, JSON_LIMIT)
     try:
-        return json.loads(read_text(path, JSON_LIMIT))
-    except UserError:
-        raise
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is damaged or no JSON: {error}") from None
 
@@ -45,10 +44,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Aliases are refused: a few lines with them can grow beyond any memory. A name that occurs twice is refused, too.
     """
+    text = read_text(path, YAML_LIMIT)
     try:
-        content = from_yaml(read_text(path, YAML_LIMIT))
-    except UserError:
-        raise
+        content = from_yaml(text)
     except ValueError as error:
         raise CorruptFileError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

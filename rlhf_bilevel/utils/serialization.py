@@ -67,8 +67,7 @@ def digest(tree: Tree) -> str:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
-    """``state_dict`` without integer keys, which JSON does not have: one entry for each parameter, None before its
-    first step.
+    """``state_dict`` without integer keys, which JSON lacks: an entry for each parameter, None before its first step.
 
     Step counts are copied, as parameters may share one.
     """

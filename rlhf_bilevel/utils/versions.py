@@ -29,9 +29,8 @@ def current_commit() -> str | None:
     An installed package may be inside some other repository, and git may be missing.
     """
     file = Path(__file__)
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("GIT_")
-    }  # a git hook sets them
+    # A git hook sets the variables that are left out
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     for words in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty=+", "--abbrev=12"]):
         try:
             call = subprocess.run(["git", *words], cwd=file.parent, env=environment, capture_output=True, timeout=30)

@@ -29,9 +29,8 @@ def test_each_setting_is_listed_once_with_a_text_and_its_values() -> None:
 def test_a_methods_own_settings_come_first_with_a_text(method: str) -> None:
     rows = settings(method)
     own = [row for row in rows if "." in row.name]
-    assert rows[: len(own)] == own and {row.name for row in own} == {
-        f"{METHODS[method].name}.{name}" for name in METHODS[method].options.model_fields
-    }
+    expected = {f"{METHODS[method].name}.{name}" for name in METHODS[method].options.model_fields}
+    assert rows[: len(own)] == own and {row.name for row in own} == expected
     for row in own:
         assert row.text[-1:] == "." and row.values, row.name
     defaults = {row.name: row.default for row in rows}

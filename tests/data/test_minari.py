@@ -39,10 +39,8 @@ def episodes(tmp_path_factory: pytest.TempPathFactory):
                 obs, reward, *ends, _ = env.step(act)
                 observations.append(obs)
                 steps.append((act, float(reward), *ends))
-            columns = dict(
-                zip(("actions", "rewards", "terminations", "truncations"), zip(*steps, strict=True), strict=True)
-            )
-            lists = {name: list(column) for name, column in columns.items()}
+            names = ("actions", "rewards", "terminations", "truncations")
+            lists = {name: list(column) for name, column in zip(names, zip(*steps, strict=True), strict=True)}
             buffers.append(EpisodeBuffer(id=number, observations=observations, **lists))
         minari.create_dataset_from_buffers(NAME, buffers, env=env, algorithm_name="random", author="us",
                                            author_email="us", description="d")  # fmt: skip

@@ -75,9 +75,8 @@ def test_any_tool_reads_the_queries_and_each_segment_once(tmp_path: Path) -> Non
     data.write(tmp_path / "a.parquet")
     table = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["label"] for row in table] == [1.0, 0.0, 0.5, None, 0.25, 1.0]
-    assert [row["query_id"] for row in table] == list(range(6)) and {row["schema_version"] for row in table} == {
-        VERSION
-    }
+    assert [row["query_id"] for row in table] == list(range(6))
+    assert {row["schema_version"] for row in table} == {VERSION}
     assert table[1]["t_shown"] is None and table[0]["t_shown"].timestamp() == pytest.approx(TIMES[0], abs=1e-6)
     segments = {segment["segment_id"]: segment for row in table for segment in row["segments"]}
     assert len(segments) == sum(len(row["segments"]) for row in table) == 9
@@ -225,7 +224,6 @@ def test_a_run_tells_what_was_skipped_and_what_was_answered_late(tmp_path: Path)
     for each in asked:
         teacher(each)
     data = read_run(tmp_path)
-    assert data is not None
     assert data.label.nan_to_num(-1).tolist() == [1, 0, 0.5, -1, 1, 0, 0.5, 1, *[-1] * 4]
     assert set(data.env_id) == {"stranger:Theirs-v0"} and set(data.sampler) == {"k_center"}
     assert set(data.labeller) == {"Scripted"} and data.action_repeat == 2
@@ -275,9 +273,8 @@ def test_a_run_leaves_its_dataset_and_so_does_one_that_is_killed(tmp_path: Path)
     assert 0 < len(part) < len(read) and torch.equal(part.label, read.label[: len(part)])
     Agent.resume(tmp_path / "run", trust=True)
     again = Dataset.read(tmp_path / "run" / "preferences.parquet")
-    assert encode_pairs(again.preferences()) == encode_pairs(read.preferences()) and torch.equal(
-        again.label, read.label
-    )
+    assert encode_pairs(again.preferences()) == encode_pairs(read.preferences())
+    assert torch.equal(again.label, read.label)
     assert torch.equal(again.t_shown[: len(part)], part.t_shown)  # nobody was asked twice
     main(["export", str(tmp_path / "run"), "--preferences", str(tmp_path / "same.parquet")])
     assert (tmp_path / "same.parquet").read_bytes() == (tmp_path / "run" / "preferences.parquet").read_bytes()

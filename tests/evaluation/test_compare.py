@@ -163,15 +163,13 @@ def test_lines_over_all_environments_are_of_scores() -> None:
     assert surf.iqm == pytest.approx(iqm(np.array([[0.5, 0.501, 0.502], [0.2] * 3])))
 
 
-def test_the_command_prints_the_table_warns_and_refuses(
+def test_the_commands_print_the_table_or_draw_warn_and_refuse(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_table(runs("pebble") + runs("surf", labels=50), Path("a.csv"))
     write_table(runs("pebble", "Pendulum-v1"), Path("b.csv"))
-    main(["compare", "a.csv", "b.csv"])
-    captured = capsys.readouterr()
-    lines = captured.out.splitlines()
+    lines, err = said(capsys, "compare", "a.csv", "b.csv")
     assert [line.split()[0] for line in lines[:4]] == ["method", "pebble", "surf", "pebble"]
     assert lines[4:] == [
         "IQM: the interquartile mean, the mean of the middle half of the runs.",
@@ -181,10 +179,11 @@ def test_the_command_prints_the_table_warns_and_refuses(
         "An interval over 3 seeds says almost nothing: 10 seeds are enough.",
         "Pendulum-v1: bounds not known: intervals may pass them.",  # its runs have passed what is known
     ]
-    assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in captured.err
-    assert "warning: no lines over all environments: Pendulum-v1" in captured.err and captured.err.count("\n") == 2
-    main(["compare", "a.csv", "--baseline", "surf", "--json"])
-    told = json.loads(capsys.readouterr().out)
+    assert "warning: budgets differ on dm_control/walker-walk-v0: labels" in err[0]
+    assert "warning: no lines over all environments: Pendulum-v1" in err[1] and len(err) == 2
+    _, (warned,) = said(capsys, "plot", "a.csv", "--kind", "improvement", "--out", "drawn.svg")
+    assert "budgets differ on dm_control/walker-walk-v0: labels" in warned and Path("drawn.svg").is_file()
+    told = json.loads("".join(said(capsys, "compare", "a.csv", "--baseline", "surf", "--json")[0]))
     assert told[0]["baseline"] == "surf" and told[0]["improvement"] == 0.5 and told[1]["improvement"] is None
     Path("c.csv").write_text("step,true_return\n1,2\n")
     write_table([], Path("d.csv"))
@@ -246,10 +245,9 @@ def test_compare_at_minutes_on_the_command_line(
         ["slow", WALKER, "3", "20", "400"],
     ]
     assert not err
-    main(["compare", "a.csv", "--at-minutes", "20", "--json"])
-    captured = capsys.readouterr()
-    assert {row["minutes"] for row in json.loads(captured.out)} == {20}
-    assert "fewer than 20 labelling minutes: quick 4 to 4, slow 8 to 8" in captured.err
+    out, (warned,) = said(capsys, "compare", "a.csv", "--at-minutes", "20", "--json")
+    assert {row["minutes"] for row in json.loads("".join(out))} == {20}
+    assert "fewer than 20 labelling minutes: quick 4 to 4, slow 8 to 8" in warned
     assert said(capsys, "compare", "old.csv")[0][1].startswith("pebble")
     for command, told in (
         ("compare old.csv --at-minutes 4", "pebble with seed 0 on dm_control/walker-walk-v0: its labelling minutes"),
@@ -567,11 +565,3 @@ def test_runs_on_another_environment_than_its_name_says_or_with_another_teacher_
         f"warning: runs on {WALKER} differ in teacher_mistake, pebble 0.1, surf 0.0: they learnt from other answers",
     ]
     assert said(capsys, "compare", surf, sac)[1] == []
-
-
-def test_figures_of_runs_with_unequal_budgets_are_drawn_with_a_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    write_table(runs("pebble") + runs("surf", labels=50), tmp_path / "a.csv")
-    _, err = said(capsys, "plot", tmp_path / "a.csv", "--kind", "improvement", "--out", tmp_path / "x.svg")
-    assert "budgets differ on dm_control/walker-walk-v0: labels" in err[0]

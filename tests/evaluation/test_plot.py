@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,11 +66,17 @@ def legend(axis) -> list[str]:  # type: ignore[no-untyped-def]
     return [text.get_text() for text in axis.get_legend().get_texts()]
 
 
-def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_there_are_seeds() -> None:
+def drawn(draws: Callable[..., None], *more: Any, rows: Sequence[EvaluationRecord] = ROWS) -> list[Any]:
+    """The axes of a figure of these rows."""
     figure = Figure()
-    plot.draw_curves(figure, group_by_task(ROWS, together=False))
-    assert [axis.get_title() for axis in figure.axes] == list(ENVS)
-    for number, axis in enumerate(figure.axes):
+    draws(figure, group_by_task(rows, together=draws is not plot.draw_curves), *more)
+    return figure.axes
+
+
+def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_there_are_seeds() -> None:
+    axes = drawn(plot.draw_curves)
+    assert [axis.get_title() for axis in axes] == list(ENVS)
+    for number, axis in enumerate(axes):
         assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2  # none for one seed
         assert axis.get_xlabel() == "environment steps (all learners)"
         expected = interval(iqm, values("pebble")[:, [number]], within=(0, 1000))
@@ -81,18 +89,14 @@ def test_curves_have_a_panel_an_environment_a_line_a_method_and_a_band_where_the
 
 
 def test_efficiency_is_the_iqm_of_scores_over_environments_at_each_step() -> None:
-    figure = Figure()
-    plot.draw_efficiency(figure, group_by_task(ROWS, together=True))
-    (axis,) = figure.axes
+    (axis,) = drawn(plot.draw_efficiency)
     assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
     np.testing.assert_allclose(axis.lines[1].get_ydata(), iqm(values("surf") / REFERENCE))
     assert "SAC" in axis.get_ylabel() and axis.get_title() == "2 environments"
 
 
 def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
-    figure = Figure()
-    plot.draw_profiles(figure, group_by_task(ROWS, together=True))
-    (axis,) = figure.axes
+    (axis,) = drawn(plot.draw_profiles)
     assert legend(axis) == NAMES and len(axis.lines) == 3 and len(axis.collections) == 2
     scores = values("pebble").mean(0) / REFERENCE
     thresholds, shares = axis.lines[0].get_data()
@@ -101,9 +105,7 @@ def test_profiles_fall_from_one_to_none_where_the_runs_are() -> None:
 
 
 def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
-    figure = Figure()
-    plot.draw_improvements(figure, group_by_task(ROWS, together=True), "pebble")
-    (axis,) = figure.axes
+    (axis,) = drawn(plot.draw_improvements, "pebble")
     assert [text.get_text() for text in axis.get_yticklabels()] == NAMES[1:]
     surf, sac, even = axis.lines
     expected = improvement_interval(values("surf").mean(0), values("pebble").mean(0))
@@ -113,6 +115,13 @@ def test_improvement_has_a_whisker_a_method_but_the_baseline() -> None:
     assert list(even.get_xdata()) == [0.5, 0.5] and NAMES[0] in axis.get_xlabel()
 
 
+DRAWS: dict[str, tuple[Any, ...]] = {
+    "curves": (plot.draw_curves,), "efficiency": (plot.draw_efficiency,), "profile": (plot.draw_profiles,),
+    "improvement": (plot.draw_improvements, None), "aggregate": (plot.draw_aggregates,),
+}  # fmt: skip
+"""What draws a kind of figure, and its last argument."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [(100,), (100, 200)])
 def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, ...]) -> None:
@@ -120,17 +129,7 @@ def test_one_seed_is_seen_in_every_kind_of_figure(kind: str, steps: tuple[int, .
     row = ROWS[0]._replace(true_return=0.0)
     rows = [row._replace(method=method, step=step) for method in ("pebble", "surf") for step in steps]
     rows = [row._replace(true_return=1.0) if row.method == "pebble" else row for row in rows]
-    figure, tasks = Figure(), group_by_task(rows, together=kind != "curves")
-    if kind == "improvement":
-        plot.draw_improvements(figure, tasks, None)
-    else:
-        {
-            "curves": plot.draw_curves,
-            "efficiency": plot.draw_efficiency,
-            "profile": plot.draw_profiles,
-            "aggregate": plot.draw_aggregates,
-        }[kind](figure, tasks)
-    for axis in figure.axes:
+    for axis in drawn(*DRAWS[kind], rows=rows):
         dots = [tuple(point) for dots in axis.collections for point in np.asarray(dots.get_offsets())]
         if kind in ("improvement", "aggregate"):
             expected = 1 if axis.get_title() == "optimality gap" else 0
@@ -145,14 +144,10 @@ def test_what_an_axis_says_is_not_cut_off_at_the_edge_of_the_figure(tmp_path: Pa
     rows = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
     rows += [row._replace(method="random", true_return=0.0) for row in rows if row.method == "pebble"]
     tasks = group_by_task(rows, together=True)
-    for draws in (
-        plot.draw_efficiency,
-        plot.draw_profiles,
-        plot.draw_aggregates,
-        lambda *to: plot.draw_improvements(*to, None),
-    ):
+    for kind in KINDS[1:]:
         figure = Figure(layout="constrained")
-        draws(figure, tasks)
+        draws, *more = DRAWS[kind]
+        draws(figure, tasks, *more)
         plot.save_figure(figure, tmp_path / "figure.png")
         for axis in figure.axes:
             for name in [name for name in (axis.xaxis.label, axis.yaxis.label) if name.get_text()]:
@@ -182,9 +177,7 @@ def test_curves_against_minutes_show_the_newest_evaluation_as_far_as_all_runs_ha
         for seed in rates
         for step in (0, *STEPS)
     ]
-    figure = Figure()
-    plot.draw_curves(figure, group_by_task(rows, together=False), "minutes")
-    (axis,) = figure.axes
+    (axis,) = drawn(plot.draw_curves, "minutes", rows=rows)
     assert axis.get_xlabel() == "labelling minutes"
     assert axis.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
     seeds = np.array([[0, 1], [100, 1], [200, 101], [300, 101]])
@@ -192,9 +185,7 @@ def test_curves_against_minutes_show_the_newest_evaluation_as_far_as_all_runs_ha
 
 
 def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:
-    figure = Figure()
-    plot.draw_curves(figure, group_by_task([row for row in ROWS if row.step == 100], together=False))
-    for axis in figure.axes:
+    for axis in drawn(plot.draw_curves, rows=[row for row in ROWS if row.step == 100]):
         assert [line.get_marker() for line in axis.lines] == ["o"] * 3
         whiskers = [np.ptp(part.get_segments()[0][:, 1]) for part in axis.collections]
         assert len(whiskers) == 2 and min(whiskers) > 0
@@ -204,9 +195,7 @@ def test_an_axis_says_where_an_interval_may_pass_what_is_possible() -> None:
     mine = [row._replace(env=row.env.replace("dm_control", "mine")) for row in ROWS]
     for rows, told in ((ROWS, False), (mine, True), ([row for row in mine if row.seed == 0], False)):
         for draws in (plot.draw_curves, plot.draw_efficiency, plot.draw_aggregates):
-            figure = Figure()
-            draws(figure, group_by_task(rows, together=draws is not plot.draw_curves))
-            names = " ".join(axis.get_xlabel() + axis.get_ylabel() for axis in figure.axes)
+            names = " ".join(axis.get_xlabel() + axis.get_ylabel() for axis in drawn(draws, rows=rows))
             assert ("bounds not known: intervals may pass them" in " ".join(names.split())) is told
 
 
@@ -232,14 +221,13 @@ assert pyplot.get_fignums() == [mine.number]
 
 
 def test_aggregates_have_four_panels_of_dots_with_intervals() -> None:
-    figure = Figure()
-    plot.draw_aggregates(figure, group_by_task(ROWS, together=True))
-    assert [axis.get_title() for axis in figure.axes] == ["median", "interquartile mean", "mean", "optimality gap"]
+    axes = drawn(plot.draw_aggregates)
+    assert [axis.get_title() for axis in axes] == ["median", "interquartile mean", "mean", "optimality gap"]
     scores = values("surf").mean(0) / REFERENCE
     within = 0, float((1000 / REFERENCE).max())
-    for axis, statistic in zip(figure.axes[1:3], (iqm, mean), strict=True):
+    for axis, statistic in zip(axes[1:3], (iqm, mean), strict=True):
         expected = interval(statistic, scores, within=within)
         assert len(axis.collections) == len(axis.lines) == 3
         assert axis.collections[1].get_offsets()[0][0] == pytest.approx(expected.value)
         np.testing.assert_allclose(axis.lines[1].get_xdata(), [expected.low, expected.high])
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == NAMES
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == NAMES

@@ -113,14 +113,8 @@ def test_the_time_of_all_requests_about_the_asked_pairs_is_told_also_of_answers_
 
 
 def test_a_pair_is_sent_without_the_true_reward_and_answers_become_labels(server: Server) -> None:
-    answers = [
-        FIRST,
-        {"answer": "second"},
-        {"answer": "tie", "strength": 0.3},
-        {"answer": "skip"},
-        {"answer": "first", "strength": 0.5},
-        {"answer": "second", "strength": 0, "reason": "about the same"},
-    ]
+    answers = [FIRST, {"answer": "second"}, {"answer": "tie", "strength": 0.3}, {"answer": "skip"}]
+    answers += [{"answer": "first", "strength": 0.5}, {"answer": "second", "strength": 0, "reason": "about the same"}]
     server.does = lambda pair, number: answers[number - 1]
     asked = queries(6)
     found = teacher(server, teacher_question="Which is calmer?")(asked)
@@ -452,12 +446,10 @@ def filmed(server: Server, **settings: Any) -> tuple[HttpTeacher, Queries, Drawi
     store.begin(0)
     for row in range(20):
         store.add(np.full(2, row, np.float32), np.zeros(1, np.float32), np.zeros(2, np.float32), 0.0, False)
-    first, second = (
-        Segments(*(column[None, start : start + 5] for column in (store.obs, store.act, store.env_reward)))
-        for start in (0, 6)
-    )
+    columns = store.obs, store.act, store.env_reward
+    asked = Queries(*(Segments(*(column[None, start : start + 5] for column in columns)) for start in (0, 6)))
     config = Config(total_timesteps=100, **{"teacher_url": server.url, "teacher_frames": 3, **settings})
-    return HttpTeacher(config, "Point-v0", ENTRIES, RequestLog(None), store, film), Queries(first, second), film
+    return HttpTeacher(config, "Point-v0", ENTRIES, RequestLog(None), store, film), asked, film
 
 
 def frames(*rows: int) -> list[str]:

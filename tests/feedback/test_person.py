@@ -16,14 +16,13 @@ from rlhf_bilevel.data.label_log import read_seconds
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.feedback.person import SimulatedPerson, mean_decision_time
-from rlhf_bilevel.feedback.teacher_spec import teacher_settings
 from rlhf_bilevel.runs.report import print_result
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.training.snapshot import capture, restore
 from rlhf_bilevel.types import Preferences, Queries
 from tests.cli.test_cli import fails
 from tests.conftest import build
-from tests.feedback.test_teachers import pairs_of
+from tests.feedback.test_teachers import pairs_of, store_of
 from tests.runs.test_resume import EVERY, equal, killed, started, state
 
 STEP = 0.002  # seconds
@@ -119,10 +118,7 @@ def test_where_recent_segments_do_not_differ_any_difference_is_seen_at_once() ->
     teacher._store.env_reward[:] = 1.0
     assert teacher(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]
     assert teacher.seconds == pytest.approx(3 * 3 + 2.0**2)
-    short = ReplayBuffer(1, 1, 9)
-    short.begin(0)
-    short.add(*(np.zeros(1, np.float32) for _ in range(3)), 1.0, False)
-    alone = SimulatedPerson(Config(total_timesteps=1000, teacher_person=0.5), short)
+    alone = SimulatedPerson(Config(total_timesteps=1000, teacher_person=0.5), store_of(1.0, length=1))
     assert alone(asked(0.1, -0.1, 0.0)).label.tolist() == [1, 0, 0.5]  # no episode is as long as a segment
 
 
@@ -184,14 +180,6 @@ def test_minutes_of_ones_own_teacher_add_up_until_it_does_not_tell(rng: np.rando
     del tree["labelling_seconds"]  # as an older checkpoint
     restore(run, tree, rows, answers)
     assert run.labelling_seconds is None
-
-
-def test_words_of_a_person() -> None:
-    rest = teacher_settings("oracle")
-    assert teacher_settings("person") == rest | {"teacher_person": 0.5}
-    words = "person=1,bound=1.5,watch=0,mistake"
-    own = {"teacher_person": 1.0, "teacher_bound": 1.5, "teacher_watch": 0.0, "teacher_mistake": 0.1}
-    assert teacher_settings(words) == rest | own
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import torch
 from rlhf_bilevel.config import Config
 from rlhf_bilevel.feedback import query_rules
 from rlhf_bilevel.feedback.pairs import AskedPairs, differences, joined
-from rlhf_bilevel.feedback.query_rules import best, disagreement, k_center
+from rlhf_bilevel.feedback.query_rules import best, k_center
 from rlhf_bilevel.registries import QUERY_RULES
-from rlhf_bilevel.rewards.bradley_terry import logits
 from rlhf_bilevel.training.loop import train
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from tests.conftest import build
@@ -38,11 +37,9 @@ def entropy(distribution: np.ndarray) -> np.ndarray:
 
 def rows(chosen: Queries, candidates: Queries) -> list[int]:
     """Which of the candidates were chosen, in order."""
-    same = [
-        (everything.obs == some.obs[:, None]).flatten(2).all(2)  # (chosen, candidates)
-        for everything, some in zip(candidates, chosen, strict=True)
-    ]
-    return (same[0] & same[1]).int().argmax(1).tolist()
+    both = zip(candidates, chosen, strict=True)
+    first, second = ((every.obs == some.obs[:, None]).flatten(2).all(2) for every, some in both)  # (chosen, candidates)
+    return (first & second).int().argmax(1).tolist()
 
 
 def test_entropy_is_the_mean_of_the_members_entropies() -> None:
@@ -78,18 +75,14 @@ def test_members_that_are_sure_and_split_tell_most_and_members_that_agree_nothin
     assert opinions(20, 20)[1] == pytest.approx(20 * math.exp(-20), rel=1e-2)
 
 
-def test_disagreement_asks_where_members_differ_most() -> None:
-    queries = pairs(20)
-
-    def members(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
-        return torch.stack([obs[..., 0], -obs[..., 0], obs[..., 1]])
-
-    first_better = np.array([[1 / (1 + math.exp(-x)) for x in row] for row in logits(members, queries).tolist()])
-    spread = first_better.std(0)
-    chosen = best(queries, disagreement(members, queries), 4)
-    rows = np.argsort(-spread)[:4]
-    assert torch.equal(chosen.first.obs, queries.first.obs[rows.copy()])
-    assert torch.equal(chosen.second.env_reward, queries.second.env_reward[rows.copy()])
+def greedy(points: torch.Tensor, before: torch.Tensor, count: int) -> list[int]:
+    """k-center by its definition."""
+    picks: list[int] = []
+    for _ in range(count):
+        centers = torch.cat([before, points[picks]])
+        gaps = [-1.0 if i in picks else min((x - y).norm().item() for y in centers) for i, x in enumerate(points)]
+        picks.append(int(np.argmax(gaps)))
+    return picks
 
 
 def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None:
@@ -97,21 +90,14 @@ def test_k_center_picks_the_furthest_from_what_is_chosen_and_was_asked() -> None
     rng = torch.Generator().manual_seed(0)
 
     def pairs(count: int) -> Queries:
-        first, second = (
-            Segments(torch.randn(count, 2, 3, generator=rng), torch.zeros(count, 2, 1), torch.arange(count)[:, None])
-            for _ in range(2)
-        )
-        return Queries(first, second)
+        obs = torch.randn(2, count, 2, 3, generator=rng)
+        return Queries(*(Segments(side, torch.zeros(count, 2, 1), torch.arange(count)[:, None]) for side in obs))
 
     candidates, asked = pairs(9), pairs(3)
     points, before = (torch.cat([s.obs.flatten(1) for s in queries], 1) for queries in (candidates, asked))
-    for known, centers in ((asked, list(before)), (None, [points[0]])):
-        expected = [] if known else [0]
-        while len(expected) < 4:
-            gaps = [min((point - center).norm().item() for center in centers) for point in points]
-            expected.append(max(range(9), key=lambda i: gaps[i]))
-            centers.append(points[expected[-1]])
-        assert k_center(candidates, known, 4).first.env_reward[:, 0].tolist() == expected
+    expected = [0, *greedy(points, points[:1], 3)]
+    assert k_center(candidates, asked, 4).first.env_reward[:, 0].tolist() == greedy(points, before, 4)
+    assert k_center(candidates, None, 4).first.env_reward[:, 0].tolist() == expected
     radius = torch.cdist(points, points[expected]).amin(1).max()
     best_radius = min(torch.cdist(points, points[list(four)]).amin(1).max() for four in combinations(range(9), 4))
     assert best_radius <= radius <= 2 * best_radius
@@ -121,16 +107,6 @@ def test_k_center_never_asks_one_candidate_twice() -> None:
     same = Segments(torch.zeros(5, 2, 3), torch.zeros(5, 2, 1), torch.arange(5)[:, None])
     chosen = k_center(Queries(same, same), None, 9)
     assert sorted(chosen.first.env_reward[:, 0].tolist()) == [0, 1, 2, 3, 4]
-
-
-def greedy(points: torch.Tensor, before: torch.Tensor, count: int) -> list[int]:
-    """k-center by its definition."""
-    picks: list[int] = []
-    for _ in range(count):
-        centers = torch.cat([before, points[picks]])
-        gaps = [-1.0 if i in picks else min((x - y).norm().item() for y in centers) for i, x in enumerate(points)]
-        picks.append(int(np.argmax(gaps)))
-    return picks
 
 
 @pytest.mark.parametrize("score", ["disagreement", "entropy", "information_gain"])
@@ -143,12 +119,10 @@ def test_a_hybrid_is_k_center_among_the_half_that_scores_highest(score: str) -> 
     kept = np.argsort(-scores)[:20]
     points, before = (torch.cat([s.obs.flatten(1) for s in q[:2]], 1) for q in (candidates, asked))
     expected = [int(kept[i]) for i in greedy(points[kept.copy()], before, 15)]
-    assert rows(query_rules.choose(f"k_center+{score}", members, candidates, asked, 15), candidates) == expected
-    assert rows(query_rules.choose(score, members, candidates, asked, 15), candidates) == list(kept[:15])
-    assert rows(query_rules.choose("k_center", members, candidates, asked, 15), candidates) == greedy(
-        points, before, 15
-    )
-    assert expected != greedy(points, before, 15)
+    of_all = greedy(points, before, 15)
+    assert expected != of_all
+    for name, chosen in ((f"k_center+{score}", expected), (score, list(kept[:15])), ("k_center", of_all)):
+        assert rows(query_rules.choose(name, members, candidates, asked, 15), candidates) == chosen
 
 
 @pytest.mark.parametrize("name", QUERY_RULES)
@@ -203,11 +177,8 @@ def test_no_pair_is_asked_that_a_label_would_tell_nothing_of() -> None:
 @pytest.mark.parametrize("name", ["uniform", "disagreement", "k_center"])
 def test_segments_as_long_as_episodes_are_never_asked_twice(name: str) -> None:
     """Each episode is one segment: few pairs, and each session asks as many as are new."""
-    run, seen = (
-        build("pebble", total_timesteps=400, segment_length=50, labels=30, query=name, recent_episodes=4),
-        list[Queries](),
-    )
-    oracle = run.teacher
+    run = build("pebble", total_timesteps=400, segment_length=50, labels=30, query=name, recent_episodes=4)
+    seen, oracle = list[Queries](), run.teacher
 
     def spy(queries: Queries) -> Preferences:
         seen.append(queries)
@@ -250,14 +221,9 @@ def test_the_difference_of_a_pair_is_that_of_its_observations_step_by_step() -> 
 
 def watched(**settings: Any) -> tuple[list[float], list[dict[str, float]]]:
     """The differences of all asked pairs, in units of each session, and the sessions' metrics."""
-    own = {
-        "query": "uniform",
-        "policy_aligned": False,
-        "anchor_share": 0.0,
-        "newest_share": 0.0,
-        "critic_layer_norm": False,
-    } | settings
-    run, found = build("pebble", total_timesteps=400, labels=30, train_freq=100, **own), list[torch.Tensor]()
+    own = {"query": "uniform", "policy_aligned": False, "anchor_share": 0.0, "newest_share": 0.0} | settings
+    own |= {"total_timesteps": 400, "labels": 30, "train_freq": 100, "critic_layer_norm": False}
+    run, found = build("pebble", **own), list[torch.Tensor]()
     oracle = run.teacher
 
     def spy(asked: Queries) -> Preferences:

@@ -245,6 +245,8 @@ def test_words_stand_for_settings_and_b_prefs_values_where_none_is_told() -> Non
         ("mistake=0.2,skip,beta=10", {"teacher_mistake": 0.2, "teacher_skip": 0.1, "teacher_beta": 10.0}),
         ("equal,bpref_compat", {"teacher_equal": 0.1, "teacher_bpref_compat": True}),
         ("human", {"teacher_human": True}),
+        ("person", {"teacher_person": 0.5}),
+        ("person=1,bound=1.5,watch=0", {"teacher_person": 1.0, "teacher_bound": 1.5, "teacher_watch": 0.0}),
     ):
         assert teacher_settings(words) == rest | settings
 

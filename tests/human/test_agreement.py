@@ -8,20 +8,7 @@ import pytest
 
 from rlhf_bilevel.human.agreement import CHANCE, agreed, report, share, too_few
 from rlhf_bilevel.human.records import Chosen, Labeller
-from rlhf_bilevel.human.tables import (
-    BOTH_BAD,
-    CANT_TELL,
-    EQUAL,
-    EXPERT,
-    GOLD,
-    LABEL,
-    LEFT,
-    REPEAT,
-    RIGHT,
-    SKIP,
-    SLIGHTLY_LEFT,
-    SLIGHTLY_RIGHT,
-)
+from rlhf_bilevel.human.tables import BOTH_BAD, CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 
 ANN, BOB, EVE = (Labeller(number, name, "labeller") for number, name in enumerate(("Ann", "Bob", "Eve")))
 VERA = Labeller(9, "Vera", EXPERT)
@@ -125,17 +112,15 @@ def test_what_looks_wrong_is_said_in_words_and_named() -> None:
 
 
 def test_how_strong_a_preference_is_matters_for_agreement_and_not_for_checks() -> None:
-    chosen = [chose(ANN, q, LEFT if q % 2 else SLIGHTLY_RIGHT) for q in range(20)]
-    chosen += [chose(ANN, q, SLIGHTLY_LEFT if q % 2 else RIGHT, REPEAT) for q in range(20)]
+    chosen = [chose(ANN, q, LEFT if q % 2 else "slightly_right") for q in range(20)]
+    chosen += [chose(ANN, q, "slightly_left" if q % 2 else RIGHT, REPEAT) for q in range(20)]
     chosen += [chose(BOB, q, LEFT if q % 2 else RIGHT) for q in range(20)]
     chosen.append(chose(ANN, 20, BOTH_BAD))
     found = report(Everything(*chosen))  # type: ignore[arg-type]
     ann = found.labellers[0]
     assert ann.repeats == share(20, 20) and ann.left == share(20, 40) and ann.ties == 1
-    assert found.agreement and found.agreement.alpha == pytest.approx(
-        alpha([[1.0, 1.0] if q % 2 else [0.25, 0.0] for q in range(20)])
-    )
-    assert found.agreement.alpha < 1
+    expected = alpha([[1.0, 1.0] if q % 2 else [0.25, 0.0] for q in range(20)])
+    assert found.agreement and found.agreement.alpha == pytest.approx(expected) and expected < 1
 
 
 def test_few_answers_are_no_habit() -> None:

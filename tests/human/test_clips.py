@@ -15,7 +15,6 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
 from PIL import Image
 
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
@@ -60,24 +59,20 @@ gymnasium.register("Drawn-v0", Drawn)
 gymnasium.register("Undrawable-v0", Undrawable)
 
 
-def recorded(
-    env_id: str, folder: Path, rows: int, apart: bool = False
-) -> tuple[RecordedEnv, ReplayBuffer, ClipRecorder]:
+Recorded = tuple[RecordedEnv, ReplayBuffer, ClipRecorder]
+
+
+def recorded(env_id: str, folder: Path, rows: int, apart: bool = False) -> Recorded:
     make: Any = partial(clip_recorder.make, env_id, 0)
-    env = FaultTolerantEnv(partial(SubprocessEnv, make, env_id, 60.0) if apart else make)
-    assert isinstance(env.observation_space, Box) and isinstance(env.action_space, Box)
-    store, recorder = (
-        ReplayBuffer(env.observation_space.shape[0], env.action_space.shape[0], rows),
-        ClipRecorder(folder),
-    )
+    env: Any = FaultTolerantEnv(partial(SubprocessEnv, make, env_id, 60.0) if apart else make)
+    store = ReplayBuffer(env.observation_space.shape[0], env.action_space.shape[0], rows)
+    recorder = ClipRecorder(folder)
     return RecordedEnv(env, store, recorder), store, recorder
 
 
-def play(
-    env: Any, store: ReplayBuffer, episodes: int, steps: int, seed: int = 0, seen: Any = lambda: None
-) -> list[Any]:
+def play(env: Any, store: ReplayBuffer, episodes: int, steps: int, seen: Any = lambda: None) -> list[Any]:
     """Fills the store under random actions; what ``seen`` tells before each."""
-    rng, told = np.random.default_rng(seed), []
+    rng, told = np.random.default_rng(0), []
     for _ in range(episodes):
         store.begin(0)
         obs, info = env.reset()
@@ -231,9 +226,7 @@ def test_an_env_without_mujoco_is_shown_by_its_own_pictures(tmp_path: Path) -> N
     assert clip["kind"] == "frames" and clip["fps"] == 20
     assert recorder.pictures(range(4, 8), [0, 2]) == clip["frames"][::2]
     for x, source in zip(where[4:], clip["frames"], strict=True):
-        kind, _, data = source.partition(",")
-        assert kind == "data:image/jpeg;base64"
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(float)
+        picture = jpeg_of(source).mean(-1)
         middle = (picture.mean(0) @ np.arange(96)) / picture.mean(0).sum()
         assert abs(middle - np.clip(24 * (x + 2), 4, 91)) < 2
     recorder.close()
@@ -250,7 +243,7 @@ def test_pictures_are_those_that_the_env_draws_itself(env_id: str, tmp_path: Pat
     shown, steps = list[np.ndarray](), [0, 20, 39]
     drawn = registration.make(env_id, 0, render_mode="rgb_array")
     play(drawn, ReplayBuffer(store.obs.shape[1], store.act.shape[1], 40), 1, 40, seen=lambda: shown.append(see(drawn)))
-    pictures = [jpeg_of(url).astype(float) for url in recorder.pictures(range(40), steps)]
+    pictures = [jpeg_of(url) for url in recorder.pictures(range(40), steps)]
     recorder.close()
     apart = [[np.abs(picture - shown[step]).mean() for step in steps] for picture in pictures]
     assert [int(np.argmin(row)) for row in apart] == [0, 1, 2] and np.diag(apart).max() < 8, apart
@@ -262,7 +255,9 @@ def see(env: Any) -> np.ndarray:
 
 
 def jpeg_of(url: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))))
+    kind, _, data = url.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(float)
 
 
 def test_a_landscape_is_shown_with_its_heights_and_a_free_camera_with_its_angle() -> None:

@@ -30,16 +30,11 @@ AXE = Path(__import__("axe_core_python").__file__).parent / "axe.min.js"
 WATCH = """window.violations = [];
 addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
   window.violations.push(violatedDirective + " " + blockedURI));"""
-KEYS = {
-    "left": "ArrowLeft",
-    "right": "ArrowRight",
-    "equal": "ArrowUp",
-    "both_bad": "b",
-    "cant_tell": "ArrowDown",
-    "skip": "s",
-}
+KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "both_bad": "b", "cant_tell": "ArrowDown"}
+KEYS["skip"] = "s"
 READY = ".stage:not(.front)[data-drawn]"  # the next pair
-SHOWN = "document.body.dataset.query"
+STATE, SHOWN = "document.body.dataset.state", "document.body.dataset.query"
+MOVED_ON = f"before => {SHOWN} && {SHOWN} !== before"
 IS_BRIGHTER = """() => {
   const mean = (side) => {
     const canvas = document.querySelector(`.front .${side} canvas`);
@@ -75,9 +70,7 @@ class Visit:
         self.context.add_init_script(WATCH)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
-        self.page.on(
-            "console", lambda message: self.complaints.append(message.text) if message.type == "error" else None
-        )
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def open(self, link: str, state: str = "pair") -> Page:
@@ -89,12 +82,11 @@ class Visit:
 
     def press(self, key: str) -> None:
         """And waits until another pair, or none, is shown."""
-        if self.page.evaluate("document.body.dataset.state") == "pair":
+        if self.page.evaluate(STATE) == "pair":
             looked(self.page)
         before = self.page.evaluate(SHOWN)
         self.page.keyboard.press(key)
-        over = f"before => document.body.dataset.state === 'empty' || ({SHOWN} && {SHOWN} !== before)"
-        self.page.wait_for_function(over, arg=before)
+        self.page.wait_for_function(f"before => {STATE} === 'empty' || ({MOVED_ON})(before)", arg=before)
 
     def sent(self) -> None:
         """Waits until no answer is waiting in the browser."""
@@ -156,11 +148,11 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
         looked(page)
         query = given[choice] = page.evaluate(SHOWN)
         page.click(f"[data-choice={choice}]")
-        page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+        page.wait_for_function(MOVED_ON, arg=query)
     looked(page)
     query = given["held"] = page.evaluate(SHOWN)
     page.keyboard.down("ArrowLeft")
-    page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    page.wait_for_function(MOVED_ON, arg=query)
     for _ in range(5):
         page.keyboard.down("ArrowLeft")  # again without having been let go: the key repeats
     page.keyboard.up("ArrowLeft")
@@ -170,7 +162,7 @@ def test_buttons_do_what_keys_do_and_a_held_key_is_one_answer(server: Served, vi
     looked(page)
     query = page.evaluate(SHOWN)
     page.click("[data-choice=left]")  # whose focus must not turn the next space into an answer
-    page.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=query)
+    page.wait_for_function(MOVED_ON, arg=query)
     looked(page)
     page.keyboard.press(" ")
     expect(page.locator("#play-word")).to_have_text("Play")
@@ -327,10 +319,8 @@ def test_undo_brings_back_the_pair_as_it_was(server: Served, visit: Visit) -> No
     visit.sent()
     second = page.evaluate(SHOWN)
     visit.press("u")
-    assert (page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")) == (
-        first,
-        side,
-    ) and not server.store.all_chosen()
+    assert (page.evaluate(SHOWN), page.evaluate("document.body.dataset.left")) == (first, side)
+    assert not server.store.all_chosen()
     visit.press("ArrowRight")
     assert page.evaluate(SHOWN) == second
     visit.sent()
@@ -460,9 +450,8 @@ def test_a_pair_comes_up_by_itself_and_the_page_says_what_training_does(tmp_path
         expect(page.locator("#doing")).to_have_text("Training waits for 1 more answer (step 1,200 of 5,000).")
         visit.press("ArrowLeft")
         expect(page.locator("#pause-heading")).to_have_text("Nothing to label now")
-        expect(page.locator("#doing")).to_have_text(
-            "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
-        )
+        has_them = "Training has the answers that it waited for, and goes on (step 1,200 of 5,000)."
+        expect(page.locator("#doing")).to_have_text(has_them)
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "the agent practises"))
         expect(page.locator("#doing")).to_contain_text("Training goes on, step 1,300 of 5,000: the agent practises.")
         expect(page.locator("#mine")).to_have_text("1")
@@ -501,10 +490,7 @@ def test_without_a_connection_the_page_says_so_in_place_of_what_training_does(tm
 
 
 TRAINING = {
-    "silent": (
-        "Training has not reported for some seconds (step 5 of 9). It is busy, or it was stopped.",
-        {},
-    ),
+    "silent": ("Training has not reported for some seconds (step 5 of 9). It is busy, or it was stopped.", {}),
     "on": ("Training goes on, step 5 of 9: it learns. 2 more answers until the reward is updated.", {"needed": 2}),
     "waiting": ("Training waits for 1 more answer (step 5 of 9).", {"needed": 1}),
     "away": ("Training is not running. Answers are kept for it.", {}),
@@ -611,10 +597,8 @@ def test_who_chooses_among_policies_is_told_so_and_nothing_of_training(tmp_path:
         server.store.set_status(replace(status, labels=6, stopped=True, ended=True))
         expect(heading).to_have_text("All done")
         expect(doing).to_have_text("You chose among 4 policies.")
-        expect(text).to_have_text(
-            "The agent now acts by the policy that was preferred. Thank you. "
-            "To see the agent: rlhf-bilevel watch runs/chosen"
-        )
+        thanks = "The agent now acts by the policy that was preferred. Thank you."
+        expect(text).to_have_text(f"{thanks} To see the agent: rlhf-bilevel watch runs/chosen")
         assert page.evaluate("(bar => bar.value / bar.max)(document.getElementById('bar'))") == 1
 
 
@@ -649,22 +633,14 @@ def test_before_the_first_question_the_page_says_what_the_agent_does_and_when_it
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_from_its_checkpoint_says_that_no_answer_is_lost(server: Served, visit: Visit) -> None:
-    page = visit.open(server.link())
-    for again, used, outlook in (
-        (
-            3,
-            "4 of 10 labels used; 3 more are kept, and used again later",
-            "It repeats what came after its last saved state.",
-        ),
-        (
-            1,
-            "4 of 10 labels used; 1 more is kept, and used again later",
-            "It repeats what came after its last saved state.",
-        ),
-        (0, "4 of 10 labels used", "6 more answers"),
+    page, repeats = visit.open(server.link()), "It repeats what came after its last saved state."
+    for again, kept, outlook in (
+        (3, "; 3 more are kept, and used again later", repeats),
+        (1, "; 1 more is kept, and used again later", repeats),
+        (0, "", "6 more answers"),
     ):
         server.store.set_status(Status(1300, 5000, 4, 10, False, 6, "it trains.", again=again))
-        expect(page.locator("#used")).to_have_text(used)
+        expect(page.locator("#used")).to_have_text(f"4 of 10 labels used{kept}")
         expect(page.locator("#outlook")).to_contain_text(outlook)
 
 
@@ -755,14 +731,14 @@ def test_a_pair_that_is_answered_in_one_window_is_not_asked_in_the_other(server:
     first = page.evaluate(SHOWN)
     assert other.evaluate(SHOWN) == first
     visit.press("ArrowLeft")
-    other.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=first)
+    other.wait_for_function(MOVED_ON, arg=first)
     expect(other.locator("#notice")).to_have_text("That pair was answered in another window.")
     for window in (other, page, other):
         looked(window)
         before = window.evaluate(SHOWN)
         window.keyboard.press("ArrowLeft")
         for each in (page, other):  # neither still shows what the other has answered
-            each.wait_for_function(f"before => {SHOWN} && {SHOWN} !== before", arg=before)
+            each.wait_for_function(MOVED_ON, arg=before)
     visit.sent()
     assert len(chosen(server.store)) == 4
     assert "not taken" not in (page.text_content("#notice") or "") + (other.text_content("#notice") or "")
@@ -806,7 +782,7 @@ def test_who_is_signed_out_is_told_so_and_no_answer_is_lost(server: Served, visi
     other.wait_for_selector("body[data-state=pair]")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(300)
-    assert page.evaluate("document.body.dataset.state") == "gone" and not server.store.all_chosen()
+    assert page.evaluate(STATE) == "gone" and not server.store.all_chosen()
     other.close()
     visit.context.add_cookies(cookies)  # type: ignore[arg-type]
     page.wait_for_selector("body[data-state=pair]")
@@ -853,10 +829,8 @@ def test_everything_is_in_sight_on_a_small_screen(tmp_path: Path, chromium: Brow
     width, height = size
     visit = Visit(chromium, viewport={"width": width, "height": height}, reduced_motion="reduce")
     with served(tmp_path, 1, question="Which one is closer to standing on one leg?") as server:
-        status = Status(
-            61_200, 1_000_000, 138, 200, False, 16, "The agent tries what 138 labels tell it, 120 steps a second"
-        )
-        server.store.set_status(status)
+        doing = "The agent tries what 138 labels tell it, 120 steps a second"
+        server.store.set_status(Status(61_200, 1_000_000, 138, 200, False, 16, doing))
         page = visit.open(server.link())
         expect(page.locator("#doing")).to_contain_text("16 more answers")
         clips = [page.locator(f".front .{side}").bounding_box() for side in ("left", "right")]
@@ -916,9 +890,8 @@ def test_a_telephone_is_told_of_its_buttons_and_not_of_keys(tmp_path: Path, chro
         audit(page)
         for name in ("/quality", "/overview"):
             page.goto(server.url + name)
-            assert page.evaluate(
-                "[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)"
-            )
+            fits = "[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)"
+            assert page.evaluate(fits)
             expect(page.locator("tbody td").nth(1)).to_have_css("display", "grid")
             audit(page)
     visit.context.close()
@@ -936,11 +909,12 @@ def test_long_words_are_not_cut_and_a_long_message_moves_nothing(tmp_path: Path,
         cut = "(part) => part.scrollWidth > part.clientWidth + 1 || part.scrollHeight > part.clientHeight + 1"
         for name in (".title", "header", ".progress", *(f"[data-choice={choice}]" for choice in KEYS)):
             assert not page.locator(name).first.evaluate(cut), name
-        equal = page.locator("[data-choice=equal]")
-        whole_text = (
-            "(button) => { const text = document.createRange(); text.selectNode(button.lastChild); return text; }"
-        )
-        assert equal.evaluate(f"(button) => ({whole_text})(button).getClientRects().length") == 1  # in one line
+        rows = """(button) => {
+          const text = document.createRange();
+          text.selectNode(button.lastChild);
+          return text.getClientRects().length;
+        }"""
+        assert page.locator("[data-choice=equal]").evaluate(rows) == 1  # in one line
         parts = "document.querySelectorAll('.front .clip, .choices, footer button')"
         whole = f"[...{parts}].map((part) => part.getBoundingClientRect().y)"
         before = page.evaluate(whole)
@@ -962,9 +936,8 @@ def test_both_clips_keep_one_time(server: Served, visit: Visit) -> None:
     expect(page.locator("#play-word")).to_have_text("Play")
     seen = []
     for frame in (2, 5, 8):
-        page.locator("#scrubber").evaluate(
-            f"(range) => {{ range.value = {frame}; range.dispatchEvent(new Event('input')); }}"
-        )
+        drag = f"(range) => {{ range.value = {frame}; range.dispatchEvent(new Event('input')); }}"
+        page.locator("#scrubber").evaluate(drag)
         left, right = (page.evaluate(column, side) for side in ("left", "right"))
         assert left == pytest.approx(right, abs=0.02)  # a frame is 0.083
         seen.append(left)
@@ -1074,9 +1047,8 @@ def test_the_policy_is_in_force(server: Served, chromium: Browser) -> None:
     """Without which no violations would prove nothing."""
     visit = Visit(chromium)
     page = visit.open(server.link())
-    page.evaluate(
-        "document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.ran = true' }))"
-    )
+    script = "Object.assign(document.createElement('script'), { textContent: 'window.ran = true' })"
+    page.evaluate(f"document.body.append({script})")
     page.evaluate("document.body.setAttribute('style', 'color: red')")
     page.wait_for_function("() => window.violations.length >= 2")
     assert page.evaluate("window.ran") is None
@@ -1113,10 +1085,9 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
         page.click("[data-choice=left]")
         page.wait_for_selector("body[data-state=empty]")
         audit(page)
-        page.goto(server.url + "/quality")
-        audit(page)
-        page.goto(server.url + "/overview")
-        audit(page)
+        for name in ("/quality", "/overview"):
+            page.goto(server.url + name)
+            audit(page)
         page.click("ul a")  # of the note
         page.wait_for_function(
             "() => [...document.querySelectorAll('.view canvas')].every((canvas) => "
@@ -1140,8 +1111,7 @@ def audit(page: Page) -> None:
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(AXE.read_text())
     page.evaluate("Promise.all(document.getAnimations().map((animation) => animation.finished))")  # colours fade in
-    found = page.evaluate(
-        "async () => (await axe.run()).violations.map((v) => [v.impact, v.id, v.nodes.map((node) => node.html)])"
-    )
+    findings = "violations.map((v) => [v.impact, v.id, v.nodes.map((node) => node.html)])"
+    found = page.evaluate(f"async () => (await axe.run()).{findings}")
     assert [finding for finding in found if finding[0] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

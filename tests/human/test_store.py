@@ -20,35 +20,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event, text
 
 from rlhf_bilevel.errors import CorruptFileError, UserError
-from rlhf_bilevel.human import database, tables
+from rlhf_bilevel.human import database, records, tables
 from rlhf_bilevel.human.location import run_id
-from rlhf_bilevel.human.records import (
-    Answered,
-    Assignment,
-    ConflictError,
-    ConsumedError,
-    Labeller,
-    NotFoundError,
-    Outcome,
-    Pending,
-    Question,
-    Status,
-)
+from rlhf_bilevel.human.records import Answered, Assignment, ConflictError, Labeller, NotFoundError, Outcome, Pending
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import (
-    BOTH_BAD,
-    CANT_TELL,
-    EQUAL,
-    EXPERT,
-    GOLD,
-    LABEL,
-    LEFT,
-    REPEAT,
-    RIGHT,
-    SKIP,
-    SLIGHTLY_LEFT,
-    SLIGHTLY_RIGHT,
-)
+from rlhf_bilevel.human.tables import CANT_TELL, EQUAL, EXPERT, GOLD, LABEL, LEFT, REPEAT, RIGHT, SKIP
 from tests.support import postgres
 from tests.support.faults import corrupted
 
@@ -102,10 +78,11 @@ def store(opened: Open, clock: Clock) -> LabelStore:
 
 def asked(store: LabelStore, session: int = 0, count: int = 4, wanted: int = 1, **more: Any) -> int:
     """Query i of session s is about segments ``s.i better`` and ``s.i worse``, which its clips show, too."""
-    names = [f"{session}.{i}" for i in range(count)]
-    clips = [({"shows": f"{name} better"}, {"shows": f"{name} worse"}) for name in names]
-    pairs = [(f"{name} better".encode(), f"{name} worse".encode()) for name in names]
-    return store.ask(session, [Question(*pair, *clip) for pair, clip in zip(pairs, clips, strict=True)], wanted, **more)
+    questions = []
+    for i in range(count):
+        better, worse = f"{session}.{i} better", f"{session}.{i} worse"
+        questions.append(records.Question(better.encode(), worse.encode(), {"shows": better}, {"shows": worse}))
+    return store.ask(session, questions, wanted, **more)
 
 
 def somebody(store: LabelStore, name: str = "Ann", role: str = "labeller") -> Labeller:
@@ -142,9 +119,18 @@ def label(
 
 
 def test_what_is_chosen_by_eye_is_the_label_on_whatever_side_it_was(store: LabelStore) -> None:
+    """A slightly better side is half as far from a tie, and both bad is a tie."""
+    strong = {LEFT: 1.0, "slightly_left": 0.75, EQUAL: 0.5, "both_bad": 0.5, "slightly_right": 0.25, RIGHT: 0.0}
     asked(store, count=30)
-    sides = Counter(honest(store, assignment) for assignment in label(store, somebody(store), 30))
-    assert store.collect(0, 99) == [Answered(1.0, f"0.{i} better".encode(), f"0.{i} worse".encode()) for i in range(30)]
+    ann, expected, sides = somebody(store), list[Answered](), Counter[str]()
+    for number in range(30):
+        choice = [*strong][number % 6]
+        (assignment,) = label(store, ann, choice=choice)
+        sides[side := honest(store, assignment)] += 1
+        value = strong[choice] if side == LEFT else 1 - strong[choice]
+        expected.append(Answered(value, f"0.{number} better".encode(), f"0.{number} worse".encode()))
+    assert store.collect(0, 99) == expected
+    assert Counter(c.choice for c in store.all_chosen()) == dict.fromkeys(strong, 5)  # both bad is not equal
     assert min(sides[LEFT], sides[RIGHT]) > 5  # fewer with a probability of 10^-4, were the seed not fixed
 
 
@@ -218,9 +204,7 @@ def test_a_skip_is_for_others_and_cant_tell_is_an_answer_without_a_label(store: 
     assert store.assign(ann, 3) == []
     assert store.pending() == Pending(3, 0)  # nobody is there to be waited for
     assert store.collect(0, 99) == [] and (lambda p: (p.mine, p.total, p.open))(store.progress(ann)) == (1, 1, 2)
-    assert {assignment.query_id for assignment in label(store, bob, 2)} == {
-        assignment.query_id for assignment in skipped
-    }
+    assert {o.query_id for o in label(store, bob, 2)} == {o.query_id for o in skipped}
     assert [answer.label for answer in store.collect(1, 99)] == [1.0, 1.0]
 
 
@@ -292,18 +276,12 @@ def test_newest_queries_come_first_and_take_the_place_of_those_that_nobody_has_l
     asked(store, 0, 4)
     (kept,) = store.assign(ann, 1, 60)
     clock.now += 1
-    assert (
-        asked(store, 1, 4, max_open=5) == 4 and asked(store, 1, 4, max_open=5) == 0
-    )  # asked again, it is the same session
+    assert asked(store, 1, 4, max_open=5) == 4
+    assert asked(store, 1, 4, max_open=5) == 0  # asked again, it is the same session
     assert store.asked(1) == 4 and store.pending() == Pending(5, 5)
     for _ in range(2):  # a page that is loaded again shows what it showed
-        assert [name(store, assignment) for assignment in store.assign(ann, 9, 60, 0)] == [
-            "0.0",
-            "1.0",
-            "1.1",
-            "1.2",
-            "1.3",
-        ]
+        shown = [name(store, assignment) for assignment in store.assign(ann, 9, 60, 0)]
+        assert shown == ["0.0", "1.0", "1.1", "1.2", "1.3"]
     assert name(store, kept) == "0.0"
 
 
@@ -330,7 +308,7 @@ def test_who_is_late_learns_that_training_has_used_the_answer(store: LabelStore,
     clock.now += 61
     label(store, bob)
     store.collect(0, 9)
-    with pytest.raises(ConsumedError, match="has used"):
+    with pytest.raises(records.ConsumedError, match="has used"):
         store.choose(ann, assignment.query_id, LEFT, "key")
 
 
@@ -338,26 +316,17 @@ def test_pairs_are_asked_again_with_their_sides_swapped_and_count_for_nothing(st
     asked(store, count=30)
     ann = somebody(store)
     assigned = label(store, ann, 40, repeats=0.4)
-    before = {
-        assignment.query_id: (number, assignment)
-        for number, assignment in enumerate(assigned)
-        if assignment.purpose == LABEL
-    }
-    again = [(number, assignment) for number, assignment in enumerate(assigned) if assignment.purpose == REPEAT]
-    assert len(again) == len({assignment.query_id for _, assignment in again}) > 5
-    for number, assignment in again:
-        first, known = before[assignment.query_id]
-        assert (assignment.left_clip, assignment.right_clip) == (
-            known.right_clip,
-            known.left_clip,
-        ) and number - first > 5
+    before = {o.query_id: (number, o) for number, o in enumerate(assigned) if o.purpose == LABEL}
+    again = [(number, o) for number, o in enumerate(assigned) if o.purpose == REPEAT]
+    assert len(again) == len({o.query_id for _, o in again}) > 5
+    for number, o in again:
+        first, known = before[o.query_id]
+        assert (o.left_clip, o.right_clip) == (known.right_clip, known.left_clip) and number - first > 5
     taken = store.collect(0, 99)
     assert len(taken) == len(before) and {answer.label for answer in taken} == {1.0}
     assert store.progress(ann)[:2] == (40, 40)  # all are answers: a smaller number would tell which ones are checks
     label(store, ann, 30 - len(before))
-    assert (
-        store.assign(ann, 2, repeats=1.0) == []
-    )  # nobody is kept busy with repetitions while there is nothing to label
+    assert store.assign(ann, 2, repeats=1.0) == []  # while there is nothing to label, nobody is kept busy
 
 
 def test_an_experts_answers_are_gold_for_others(store: LabelStore) -> None:
@@ -396,13 +365,13 @@ def test_training_and_people_meet_in_the_store_across_processes(opened: Open) ->
     training, page = opened(clock), opened(clock)
     assert page.run_info() == {} and page.status() is None
     training.set_run_info({"env": "Steer-v0"})
-    training.set_status(Status(10, 100, 3, 20, True, 5, "waits"))
+    training.set_status(records.Status(10, 100, 3, 20, True, 5, "waits"))
     assert page.run_info() == {"env": "Steer-v0"}
-    assert page.status() == Status(10, 100, 3, 20, True, 5, "waits", updated_at=clock.now)
+    assert page.status() == records.Status(10, 100, 3, 20, True, 5, "waits", updated_at=clock.now)
     ann = somebody(page)
     assert page.progress(ann).needed == 5
     asked(training, count=4)
-    training.set_status(Status(10, 100, 3, 20, True, 3, "waits", spare=1))
+    training.set_status(records.Status(10, 100, 3, 20, True, 3, "waits", spare=1))
     label(page, ann)
     assert page.progress(ann).needed == 2  # training has not counted this answer yet
 
@@ -627,22 +596,6 @@ def test_a_run_is_named_once(tmp_path: Path) -> None:
     assert len(names) == 1 and len(names.pop()) == 32 and [path.name for path in tmp_path.iterdir()] == ["run_id"]
 
 
-def test_a_slightly_better_side_is_half_as_far_from_a_tie_and_both_bad_is_a_tie(store: LabelStore) -> None:
-    """On whatever side the better segment was."""
-    strong = {LEFT: 1.0, SLIGHTLY_LEFT: 0.75, EQUAL: 0.5, BOTH_BAD: 0.5, SLIGHTLY_RIGHT: 0.25, RIGHT: 0.0}
-    asked(store, count=30)
-    ann, expected = somebody(store), dict[bytes, float]()
-    for number in range(30):
-        (assignment,) = store.assign(ann, 1, repeats=0, gold=0)
-        choice = [*strong][number % 6]
-        store.choose(ann, assignment.query_id, choice, str(number))
-        left, right = (sees(store, clip) for clip in (assignment.left_clip, assignment.right_clip))
-        first = max(left, right, key=lambda name: name.endswith("better"))
-        expected[first.encode()] = strong[choice] if first == left else 1 - strong[choice]
-    assert {answer.first: answer.label for answer in store.collect(0, 99)} == expected
-    assert Counter(c.choice for c in store.all_chosen()) == dict.fromkeys(strong, 5)  # both bad is not told as equal
-
-
 def test_a_note_stays_with_its_answer(store: LabelStore) -> None:
     asked(store)
     ann = somebody(store)
@@ -687,11 +640,9 @@ def test_a_check_is_final_when_the_answers_around_it_are(store: LabelStore, cloc
         return assignment.purpose
 
     def finals() -> list[bool]:
-        assert [chosen.final for chosen in store.all_chosen()] == [not past.can_change for past in past_choices()]
-        return [not past.can_change for past in past_choices()]
-
-    def past_choices() -> list[Any]:
-        return store.history(ann, 20)[::-1]
+        found = [not past.can_change for past in store.history(ann, 20)[::-1]]
+        assert found == [chosen.final for chosen in store.all_chosen()]
+        return found
 
     assert [answers(number, 0) for number in range(6)] == [LABEL] * 6
     clock.now += 1

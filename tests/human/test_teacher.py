@@ -26,20 +26,12 @@ from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.feedback.pairs import joined
 from rlhf_bilevel.human import dataset, teacher
 from rlhf_bilevel.human.location import run_id
 from rlhf_bilevel.human.records import Pending, Question
 from rlhf_bilevel.human.store import LabelStore
-from rlhf_bilevel.human.tables import (
-    BOTH_BAD,
-    CANT_TELL,
-    EQUAL,
-    LEFT,
-    RIGHT,
-    SKIP,
-    SLIGHTLY_LEFT,
-    SLIGHTLY_RIGHT,
-)
+from rlhf_bilevel.human.tables import BOTH_BAD, CANT_TELL, EQUAL, LEFT, RIGHT, SKIP, SLIGHTLY_LEFT, SLIGHTLY_RIGHT
 from rlhf_bilevel.human.teacher import HumanTeacher
 from rlhf_bilevel.runs import build, environments, selection
 from rlhf_bilevel.runs.asked_queries import load
@@ -48,7 +40,7 @@ from rlhf_bilevel.training.query_session import labels_due
 from rlhf_bilevel.types import Preferences, Queries
 from tests.conftest import small_config
 from tests.data.test_label_log import queries
-from tests.human.test_store import somebody
+from tests.human.test_store import label, somebody
 from tests.runs.test_resume import EVERY, QUICK, state
 from tests.support.faults import child, kill, tables
 
@@ -75,15 +67,19 @@ class FakeRecorder:
 
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_selection(spec: Any, config: Any, envs: list[Any], store: ReplayBuffer, stream: int) -> tuple[Any, Any]:
+        assert stream == environments.SELECTION
+        return envs, FakeRecorder(store)
+
     monkeypatch.setattr(build, "recorded_envs", lambda spec, config, training, store: (training, FakeRecorder(store)))
+    monkeypatch.setattr(selection, "recorded_envs", of_selection)
     monkeypatch.setattr(teacher, "INTERVAL", 0.01)
 
 
 def agent(out: Path | None, teacher: str | None = "human", share: float = 0.0, **settings: Any) -> Agent:
-    own: dict[str, Any] = {"teacher_pending_share": share} if teacher == "human" else {}
+    own: dict[str, Any] = {}
     if teacher == "human":
-        own["teacher_human"] = True
-        teacher = None
+        own, teacher = {"teacher_pending_share": share, "teacher_human": True}, None
     kind = {"teacher": teacher, "out": out, "checkpoint_every": EVERY}
     return Agent("penalty", "tests.conftest:Steer-v0", **kind, **(QUICK | own | settings))
 
@@ -110,9 +106,7 @@ def test_the_labelling_time_of_a_session_is_what_people_spent_since_the_one_befo
     RunFolder(tmp_path).write_config(record)
     asked, log = [], LabelLog(tmp_path / "labels.sqlite")
     for _ in range(2):
-        first, second = (store.sample_segments([(0, 60)], 2, 5, rng) for _ in range(2))
-        asked.append(Queries(first, second))
-
+        asked.append(Queries(*(store.sample_segments([(0, 60)], 2, 5, rng) for _ in range(2))))
     now = [time.time()]
 
     def look(label_store: LabelStore, choice: str, seconds: float) -> None:
@@ -284,9 +278,8 @@ def test_what_everybody_skips_is_not_waited_for(begun: Path, capsys: pytest.Capt
         with LabelStore.of(begun) as label_store:
             ann = somebody(label_store)
             people._ask(0, queries(6), 40)
-            for number, choice in enumerate((SKIP, CANT_TELL, LEFT, SKIP, RIGHT, EQUAL)):
-                (assignment,) = label_store.assign(ann, 1, repeats=0)
-                label_store.choose(ann, assignment.query_id, choice, str(number))
+            for choice in (SKIP, CANT_TELL, LEFT, SKIP, RIGHT, EQUAL):
+                label(label_store, ann, choice=choice)
         answers = people(queries(6))
     assert len(answers.label) == 3 and answers.label.tolist().count(0.5) == 1
     assert f"rlhf-bilevel label {begun}" in capsys.readouterr().out
@@ -310,9 +303,8 @@ def test_a_dataset_tells_who_chose_what_and_when(begun: Path, monkeypatch: pytes
             label_store.choose(ann, both[0][number].query_id, choice, str(number), 10.0 + number, 11.0 + number)
         assignment = both[1][0]
         label_store.choose(bob, assignment.query_id, LEFT, "0", 20.0, 21.5)
-        lefts = {
-            (c.labeller.name, c.query_id): float(c.left_is_first) for c in label_store.all_chosen() if c.choice == LEFT
-        }
+        chosen = [c for c in label_store.all_chosen() if c.choice == LEFT]
+        lefts = {(c.labeller.name, c.query_id): float(c.left_is_first) for c in chosen}
         first = label_store.all_asked()[0].query_id
     data = load(begun)
     assert data.labeller == ("Ann", "Bob", "Ann", "Ann", "Ann", "")
@@ -327,9 +319,8 @@ def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun:
     with LabelStore.of(begun) as label_store:
         label_store.ask(0, questions(asked))
         ann = somebody(label_store)
-        for number, word in enumerate(words):
-            (assignment,) = label_store.assign(ann, 1, repeats=0)
-            label_store.choose(ann, assignment.query_id, word, str(number))
+        for word in words:
+            label(label_store, ann, choice=word)
         sides = [c.left_is_first for c in label_store.all_chosen()]
     data, expected = load(begun), [0.75, 0.25, 0.5, 1.0]
     assert data.label.tolist() == [x if first else 1 - x for x, first in zip(expected, sides, strict=True)]
@@ -346,9 +337,7 @@ def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun:
 def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_path: Path) -> None:
     asked, data = queries(4), tmp_path / "elsewhere.parquet"
     made = {"env_id": "e", "labeller": "Eve", "sampler": "uniform", "t_shown": [1.0] * 5, "t_answered": [2.0] * 5}
-    both = Queries(
-        *(type(a)(*map(torch.cat, zip(a, b, strict=True))) for a, b in zip(asked, queries(1, 7), strict=True))
-    )
+    both = joined([asked, queries(1, 7)])
     Dataset.of(both, torch.tensor([1.0, 0.5, 0.0, torch.nan, 1.0]), **made).write(data)  # type: ignore[arg-type]
     with LabelStore.of(begun) as label_store:
         label_store.ask(0, questions(asked))
@@ -393,8 +382,7 @@ def test_the_keyboard_ends_the_wait_and_the_page_says_so(begun: Path, monkeypatc
             assert waiting and waiting.waiting and waiting.needed == 6 and "for 6 more answers" in waiting.doing
             told = label_store.progress(ann)
             assert (told.mine, told.total, told.open, told.needed) == (0, 0, 6, 6)
-            (assignment,) = label_store.assign(ann, 1)
-            label_store.choose(ann, assignment.query_id, LEFT, "first")
+            label(label_store, ann, choice=LEFT)
             assert label_store.progress(ann).needed == 5  # before training counts again
             raise KeyboardInterrupt
 
@@ -446,10 +434,7 @@ def test_a_resumed_run_tells_of_the_answers_that_it_will_use_again(begun: Path) 
         with entered(begun, share=1.0) as people, LabelStore.of(begun) as label_store:
             recorded = RecordedTeacher(people, log)
             recorded(queries(6))
-            ann = somebody(label_store)
-            for number in range(3):
-                (assignment,) = label_store.assign(ann, 1, repeats=0)
-                label_store.choose(ann, assignment.query_id, LEFT, str(number))
+            label(label_store, somebody(label_store), 3, LEFT)
             answers = recorded(queries(6))
         run: Any = SimpleNamespace(step=3, prefs=PreferenceBuffer(), learnt=False, on_policy_since=10)
         with entered(begun, share=0.0) as people, LabelStore.of(begun) as label_store:
@@ -493,19 +478,8 @@ def choose(run: Path, new: Path | None, teacher: str) -> selection.Selection:
     return Agent.load(run).select(12, teacher=teacher, out=new)
 
 
-def fake_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    def recorded(spec: Any, config: Any, envs: list[Any], store: ReplayBuffer, stream: int) -> tuple[list[Any], Any]:
-        assert stream == environments.SELECTION
-        return envs, FakeRecorder(store)
-
-    monkeypatch.setattr(selection, "recorded_envs", recorded)
-
-
 @pytest.mark.slow
-def test_people_choose_the_policy_that_the_oracle_chooses(
-    tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_clips(monkeypatch)
+def test_people_choose_the_policy_that_the_oracle_chooses(tmp_path: Path, oracle: tuple[Path, str]) -> None:
     new = tmp_path / "new"
     with person(new):
         chosen = choose(oracle[0], new, "human")
@@ -520,11 +494,10 @@ def test_people_choose_the_policy_that_the_oracle_chooses(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("asked", [0, 3])
 def test_people_s_answers_are_not_lost_if_a_selection_is_killed(
-    tmp_path: Path, oracle: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, asked: int
+    tmp_path: Path, oracle: tuple[Path, str], asked: int
 ) -> None:
-    fake_clips(monkeypatch)
     new = tmp_path / "new"
 
     def stop() -> None:

@@ -16,7 +16,7 @@ from rlhf_bilevel.human.clips import recorder
 from rlhf_bilevel.human.clips.episodes import Episode, Episodes, record_episodes
 from rlhf_bilevel.human.clips.page import Show, page
 from tests.human.test_clips import WALKER
-from tests.human.test_page import AXE, Visit, audit
+from tests.human.test_page import Visit, audit
 from tests.human.test_viewer import NO_WEBGL, browser  # noqa: F401  (a fixture)
 
 LENGTHS = 100, 60  # steps of the first and of the second run's first episode
@@ -50,11 +50,8 @@ def cut(episode: Episode, steps: int) -> Episode:
         short = [[track[:steps] for track in part] for part in frames["parts"]]
         frames[name] = short if name == "parts" else [track[:steps] for track in frames["focus"]]
     assert episode.learned_rewards is not None
-    return episode._replace(
-        clip=dict(episode.clip, frames=frames),
-        env_rewards=episode.env_rewards[:steps],
-        learned_rewards=episode.learned_rewards[:steps],
-    )
+    rewards = {"env_rewards": episode.env_rewards[:steps], "learned_rewards": episode.learned_rewards[:steps]}
+    return episode._replace(clip=dict(episode.clip, frames=frames), **rewards)
 
 
 class Opened(Visit):
@@ -69,22 +66,15 @@ class Opened(Visit):
 
     def seek(self, step: int) -> None:
         """As somebody who drags the slider there."""
-        self.page.evaluate(
-            """(step) => { const slider = document.getElementById("scrubber");
-            slider.value = step; slider.dispatchEvent(new Event("input")); }""",
-            step,
-        )
+        drag = "(step) => { scrubber.value = step; scrubber.dispatchEvent(new Event('input')); }"
+        self.page.evaluate(drag, step)
 
     def picture(self, number: int) -> np.ndarray:
         """Bytes of the middle of a run's scene."""
-        return np.array(
-            self.page.evaluate(
-                """(number) => { const canvas = document.querySelectorAll(".view canvas")[number];
-                const left = (canvas.width - 160) / 2, top = (canvas.height - 120) / 2;
-                return [...canvas.getContext("2d").getImageData(left, top, 160, 120).data]; }""",
-                number,
-            )
-        ).reshape(120, 160, 4)[..., :3]
+        middle = """(number) => { const canvas = document.querySelectorAll(".view canvas")[number];
+            const left = (canvas.width - 160) / 2, top = (canvas.height - 120) / 2;
+            return [...canvas.getContext("2d").getImageData(left, top, 160, 120).data]; }"""
+        return np.array(self.page.evaluate(middle, number)).reshape(120, 160, 4)[..., :3]
 
 
 @pytest.fixture
@@ -142,12 +132,8 @@ def test_each_step_shows_its_own_rewards_and_pose(opened: Callable[..., Opened],
     for step in (0, 30, 80):
         shown.seek(step)
         late = min(step, LENGTHS[1] - 1)  # what has ended stays at its last step
-        expected = [
-            one.env_rewards[step],
-            one.learned_rewards[step],
-            other.env_rewards[late],
-            other.learned_rewards[late],
-        ]
+        expected = [one.env_rewards[step], one.learned_rewards[step]]
+        expected += [other.env_rewards[late], other.learned_rewards[late]]
         np.testing.assert_allclose(shown.page.evaluate(NOW), expected, rtol=1e-3)
         along = [1000 * at / (LENGTHS[0] - 1) for at in (step, step, late, late)]
         np.testing.assert_allclose(shown.page.evaluate(CURSORS), along, atol=0.01)
@@ -214,10 +200,8 @@ def test_no_rule_of_accessibility_is_broken(opened: Callable[..., Opened], schem
     for size in ((1280, 800), (390, 844), (320, 568)):
         viewport = {"width": size[0], "height": size[1]}
         shown = opened(color_scheme=scheme, reduced_motion="reduce", viewport=viewport)
-        shown.page.evaluate(AXE.read_text())
         audit(shown.page)
-        told = shown.page.locator("#scrubber").get_attribute("aria-valuetext")
-        assert told == "0.0 of 24.8 s"
+        assert shown.page.locator("#scrubber").get_attribute("aria-valuetext") == "0.0 of 24.8 s"
 
 
 @pytest.mark.slow

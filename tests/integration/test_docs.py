@@ -26,11 +26,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = "docs/tutorials/label-it-yourself.md"
 CALLBACKS, ELSEWHERE = "docs/how-to/callbacks.md", "docs/how-to/reward-elsewhere.md"
 OWN_TESTS = {"README.md", TUTORIAL, CALLBACKS, ELSEWHERE}
-WITH_PYTHON = [
-    path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/tutorials/*.md")), *sorted(ROOT.glob("docs/how-to/*.md")))
-    if pages.blocks(path, "python")
-]
+WITH_PYTHON = [path.relative_to(ROOT).as_posix() for path in writing.plain_pages() if pages.blocks(path, "python")]
 TINY = {
     r"\.learn\([\d_]+": ".learn(300",
     r"episodes=\d+": "episodes=1",
@@ -178,9 +174,8 @@ def check_settings(page: str, args: dict) -> None:
     given = current_names({key: yaml.safe_load(value) for key, value in pairs.items()}, methods)
     shared = {key: value for key, value in given.items() if "." not in key}
     words = args.get("teacher") or "none"
-    taught = (
-        {} if words == "none" or re.match("re(play|run)=", words) else teacher_settings(words)
-    )  # files are not there
+    files = re.match("re(play|run)=", words)  # which are not there
+    taught = {} if words == "none" or files else teacher_settings(words)
     assert validate({"total_timesteps": args.get("steps") or 100_000} | taught | shared), page
     for method in methods:
         own = {key.split(".")[1]: value for key, value in given.items() if key.startswith(f"{method}.")}

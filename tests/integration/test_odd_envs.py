@@ -234,7 +234,6 @@ def test_what_is_odd_and_legal_is_learnt_on_and_stored_as_it_happened(
         length = {"segment_length": 1} if name == "OneStep" else {}
         agent = Agent("pebble", f"Learnt/{name}-v0", **TINY | length).learn(STEPS)
     assert (name in told) == any(part in str(line.message) for line in said for part in ("is cut after", "is nan"))
-    assert agent.run is not None
     store, env, labels = agent.run.store, agent.run.envs[0].unwrapped, len(agent.run.prefs)
     assert store.size == STEPS and torch.isfinite(store.table).all() and labels == 12
     x, v, push, reward = (torch.tensor(column).double() for column in zip(*chain(*env.trace), strict=True))

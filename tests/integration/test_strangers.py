@@ -19,7 +19,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.data.label_log import LabelLog, RecordedTeacher
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.evaluation.records import read_records
-from rlhf_bilevel.runs.checkpoint import Checkpoints, Manifest
+from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.utils.files import load_tensors, read_verified, write_sums
 from rlhf_bilevel.utils.json_yaml import read_json, read_yaml
 from tests.conftest import SMALL
@@ -127,17 +127,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, canary: Canary, n
     assert not canary.nest.exists()
 
 
-def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    saved(folder, 1)
-    shutil.copy(folder / "rows-0-4.safetensors", tmp_path / "secret-0-4.safetensors")
-    file = folder / "step-000000001" / "manifest.json"
-    manifest = Manifest.unseal(file)
-    manifest.tables["rows"][0].file = "../secret-0-4.safetensors"
-    file.write_bytes(manifest.seal())
-    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptFileError):
-        Checkpoints(folder, "same").load()
+def test_checksums_of_other_files_count_for_none(tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ../../etc/passwd\n")
     with pytest.raises(CorruptFileError, match="does not name policy"):
         read_verified(tmp_path, "policy.safetensors", 100)

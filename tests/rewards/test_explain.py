@@ -52,7 +52,7 @@ def test_the_features_that_made_the_labels_come_first_with_their_signs(form: str
 
 def test_a_network_cannot_be_read() -> None:
     reward = RewardEnsemble(3, 1, 2, (8,), torch.Generator())
-    with pytest.raises(UserError, match="reward_form=linear"):
+    with pytest.raises(UserError, match="reward_form=additive"):
         weights_of(reward, list("abcd"), torch.zeros(2, 3), torch.zeros(2, 1))
 
 

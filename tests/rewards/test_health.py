@@ -49,7 +49,7 @@ def saturating(run: Run, batch: Preferences, logits: Tensor) -> Tensor:
     ],
 )
 def test_a_reward_that_goes_wrong_is_told_and_taken_back_within_its_session(upper: Any, told: str) -> None:
-    run = build("pebble", total_timesteps=400, train_freq=10, labels=80, reward_lr=0.03)
+    run = build("pebble", total_timesteps=400, train_freq=10, labels=80, reward_form="network", reward_lr=0.03)
     healthy, steps = run.method, train(run)
     while len(run.prefs) < 40:
         next(steps)

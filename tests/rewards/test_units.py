@@ -15,7 +15,7 @@ def test_a_reward_that_sees_units_of_spread_finds_a_small_quantity_beside_a_larg
     first, second = (Segments(obs[i], act[i], truth[i]) for i in range(2))
     answers = Preferences(first, second, (truth[0].sum(-1) > truth[1].sum(-1)).float())
     found = {}
-    config = Config(total_timesteps=1000, queries_per_session=20, reward_net_arch=(32, 32))
+    config = Config(total_timesteps=1000, queries_per_session=20, reward_form="network", reward_net_arch=(32, 32))
     for units in "measured", "raw":
         found[units] = judged(fitted(answers, 60, config, units), Preferences(
             *(Segments(*(column[60:] for column in part)) for part in (first, second)), answers.label[60:]

@@ -1,6 +1,5 @@
 """A run on several cores finds what a run on one finds, bit for bit, and leaves no process behind."""
 
-import csv
 import multiprocessing
 import os
 import shutil
@@ -29,7 +28,7 @@ from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.training import loop
 from tests.conftest import SMALL, Steer, build
-from tests.support.faults import child, kill
+from tests.support.faults import child, kill, logged
 
 SETTINGS: dict[str, Any] = {
     **SMALL,
@@ -72,11 +71,9 @@ def spec(out: Path, threads: int, method: str = "penalty", env: str = "Steer-v0"
 
 def found(folder: Path) -> list[Any]:
     """All that a run has written about what it has found and learnt, but for its speed."""
-    with (folder / "progress.csv").open() as file:
-        rows = [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(file)]
     policies = {step: path.read_bytes() for step, path in RunFolder(folder).kept_policies().items()}
     learnt = [(folder / name).read_bytes() for name in ("evaluations.csv", "policy.safetensors", "reward.safetensors")]
-    return [rows, policies, *learnt]
+    return [logged(folder), policies, *learnt]
 
 
 def waits(for_this: Callable[[], Any], seconds: float = 60.0) -> Any:

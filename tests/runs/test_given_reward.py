@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_bilevel import Agent, LearnedReward
 from rlhf_bilevel.errors import UserError
@@ -19,6 +18,7 @@ from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.json_yaml import read_yaml
 from tests.cli.test_cli import fails
 from tests.conftest import SMALL, Steer
+from tests.support.faults import same_run
 
 FAST = {key: value for key, value in SMALL.items() if not key.startswith(("labels", "reward_"))}
 
@@ -72,21 +72,17 @@ def test_learners_see_the_given_reward_from_the_first_step_and_nobody_is_asked(
 
 
 def test_the_run_is_recorded_and_resumes_bit_for_bit(file: Path, tmp_path: Path) -> None:
-    class Fails(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps == 130:
-                raise ZeroDivisionError
-            return True
+    def fails_at_130(told: dict[str, Any], _: Any) -> bool:
+        return told["self"].num_timesteps != 130 or 1 / 0
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     Agent("pebble", "Steer-v0", reward=file, out=whole, **FAST).learn(200)
     with pytest.raises(ZeroDivisionError):
-        Agent("pebble", "Steer-v0", reward=file, out=cut, checkpoint_every="50", **FAST).learn(200, callback=Fails())
+        Agent("pebble", "Steer-v0", reward=file, out=cut, checkpoint_every="50", **FAST).learn(200, fails_at_130)
     told = read_yaml(cut / "config.yaml")["settings"]
     assert told["reward"] == str(file) and len(told["reward_sha256"]) == 64 and told["labels"] == 0
     Agent.resume(cut)
-    for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    same_run(whole, cut)
     again, first = LearnedReward.load(whole), LearnedReward.load(file)
     obs = np.linspace(-2, 2, 9)[:, None]
     assert again.info == first.info and np.array_equal(again(obs, obs / 2), first(obs, obs / 2))

@@ -1,14 +1,13 @@
 """Logs show each step once, whatever was written between a checkpoint and a fault."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_bilevel.data.run_folder import STEP
 from rlhf_bilevel.evaluation.rollout import Evaluation
 from rlhf_bilevel.runs.logger import Log
+from tests.support.faults import events, logged
 
 
 def written(log: Log, *steps: int) -> None:
@@ -36,19 +35,10 @@ def test_a_log_that_goes_on_drops_what_came_after_its_step(tmp_path: Path) -> No
     plain = Log(whole, False, 0, {})
     written(plain, 100, 200, 300, 400)
     plain.close()
-
-    def progress(folder: Path) -> list[dict[str, str]]:
-        with (folder / "progress.csv").open() as file:
-            return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
-
-    def events(folder: Path) -> list[tuple[int, float]]:
-        accumulator = EventAccumulator(str(folder), purge_orphaned_data=False)
-        accumulator.Reload()
-        return [(event.step, event.value) for event in accumulator.Scalars("rollout/true_return")]
-
-    assert progress(tmp_path) == progress(whole) and len(progress(whole)) == 4
+    assert logged(tmp_path) == logged(whole) and len(logged(whole)) == 4
     assert (tmp_path / "evaluations.csv").read_bytes() == (whole / "evaluations.csv").read_bytes()
-    assert sorted(events(tmp_path)) == events(whole) == [(step, float(step)) for step in (100, 200, 300, 400)]
+    for folder in (tmp_path, whole):
+        assert events(folder, "rollout/true_return") == [(step, float(step)) for step in (100, 200, 300, 400)]
 
 
 def test_files_of_a_run_that_begins_anew_are_removed(tmp_path: Path) -> None:
@@ -68,17 +58,16 @@ def test_rows_that_wait_for_an_evaluation_are_written_in_order_and_the_first_has
         for step in (100, 150, 200, 250):
             row = {"train/loss": float(step)} | ({"rollout/true_return": 1.0} if step != 150 else {})
             if step == 150 and late:
-                log.hold()
+                log.logger.hold()
             elif step == 150:
                 row |= found
             log.record(row, step)
             log.write(row)
             if step == 200 and late and told:
-                log.release(found)
+                log.logger.release(found)
         log.record({"train/loss": 0.5}, 260)  # of a row that comes later
         log.close()
-        with (folder / "progress.csv").open() as file:
-            return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
+        return logged(folder)
 
     whole = rows(late=False)
     assert rows(late=True) == whole and [row[STEP] for row in whole] == ["100", "150", "200", "250"]

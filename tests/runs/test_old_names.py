@@ -40,10 +40,6 @@ def options(method: str, **settings: Any) -> dict[str, Any]:
     return RunSpec.of(method, "Steer-v0", settings).resolve().options
 
 
-def settings_of(run: Path) -> Config:
-    return validate(RunFolder(run).trusted_config(trust=False)["settings"])
-
-
 def test_they_are_no_settings_of_all_runs_and_each_is_an_option_of_the_methods_that_are_named() -> None:
     assert OLD.keys() == MOVED.keys() and not MOVED.keys() & Config.model_fields.keys()
     for name, methods in MOVED.items():
@@ -98,7 +94,7 @@ def test_a_folder_of_before_is_evaluated_and_begins_another_run(tmp_path: Path, 
     write_sums(run, [path.name for path in run.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert settings_of(run) == agent.config
+        assert validate(RunFolder(run).trusted_config(trust=False)["settings"]) == agent.config
         assert Agent.load(run).evaluate(1).returns == agent.evaluate(1).returns
         args = parser().parse_args(["train", method, "--env", "Pendulum-v1", "--config", str(run / CONFIG)])
         assert spec(args, method, "Pendulum-v1").resolve() == agent.config

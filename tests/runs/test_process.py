@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
 from rlhf_bilevel import Agent
@@ -166,15 +165,14 @@ def test_ctrl_c_within_a_row_of_tensorboards_does_not_hang(tmp_path: Path, monke
 def test_a_programs_own_handler_of_ctrl_c_is_called_and_kept(tmp_path: Path, whole: Path) -> None:
     came = list[int]()
 
-    class Strikes(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps in (20, 40):
-                ctrl_c()
-            return True
+    def strikes(told: dict[str, Any], _: Any) -> bool:
+        if told["self"].num_timesteps in (20, 40):
+            ctrl_c()
+        return True
 
     previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        agent(tmp_path / "run").learn(STEPS, callback=Strikes())
+        agent(tmp_path / "run").learn(STEPS, callback=strikes)
         with delayed_interrupts():
             ctrl_c()
             assert len(came) == 2
@@ -222,23 +220,21 @@ def test_a_second_run_in_this_process_is_refused_and_the_first_is_as_alone(tmp_p
             use()
         refused.append(str(caught.value))
 
-    class Meddles(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps == 70:
-                ways = [
-                    lambda: agent(tmp_path / "other", seed=3).learn(STEPS),
-                    lambda: Agent.resume(tmp_path / "begun"),
-                    lambda: learn_together([agent(seed=4)], STEPS),
-                ]
-                for way in ways:
-                    another(way)  # within a callback
-                    thread = threading.Thread(target=another, args=(way,))
-                    thread.start()
-                    thread.join()
-            return True
+    def meddles(told: dict[str, Any], _: Any) -> bool:
+        ways = [
+            lambda: agent(tmp_path / "other", seed=3).learn(STEPS),
+            lambda: Agent.resume(tmp_path / "begun"),
+            lambda: learn_together([agent(seed=4)], STEPS),
+        ]
+        for way in ways if told["self"].num_timesteps == 70 else ():
+            another(way)  # within a callback
+            thread = threading.Thread(target=another, args=(way,))
+            thread.start()
+            thread.join()
+        return True
 
     agent(tmp_path / "begun", seed=5).start(STEPS)
-    agent(tmp_path / "run").learn(STEPS, callback=Meddles())
+    agent(tmp_path / "run").learn(STEPS, callback=meddles)
     assert len(refused) == 6 and not (tmp_path / "other").exists()
     same_run(tmp_path / "run", whole)
     agent().learn(STEPS)  # one after another
@@ -274,15 +270,14 @@ def test_a_progress_bar_writes_a_line_a_minute_where_nobody_watches(
 ) -> None:
     clock = [0.0]
 
-    class Slow(BaseCallback):
-        def _on_step(self) -> bool:
-            clock[0] += 2.0
-            return True
+    def slow(*_: Any) -> bool:
+        clock[0] += 2.0
+        return True
 
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     with (tmp_path / "log").open("w") as log:
         monkeypatch.setattr(sys, "stderr", log)
-        agent().learn(STEPS, callback=Slow(), progress_bar=True)
+        agent().learn(STEPS, callback=slow, progress_bar=True)
     told = [line for line in (tmp_path / "log").read_text().replace("\r", "\n").split("\n") if line.strip()]
     assert 3 <= len(told) <= 7 and f"{STEPS}/{STEPS}" in told[-1]  # of 240 seconds; one at each end
 

@@ -1,6 +1,5 @@
 """A run that is killed at any moment goes on as if nothing had happened, bit for bit."""
 
-import csv
 import os
 import random
 import shutil
@@ -18,7 +17,6 @@ import torch
 from filelock import FileLock
 from stable_baselines3 import TD3
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_bilevel import Agent
 from rlhf_bilevel.errors import CorruptFileError, UserError
@@ -32,7 +30,7 @@ from rlhf_bilevel.training.snapshot import capture
 from rlhf_bilevel.types import Preferences, Queries, Segments
 from rlhf_bilevel.utils.serialization import digest
 from tests.conftest import FEW, SMALL, build
-from tests.support.faults import child, kill, same_run, tables
+from tests.support.faults import child, events, kill, logged, same_run, tables
 
 STEPS = 300
 QUICK: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4}
@@ -40,7 +38,6 @@ EVERY = "50"  # steps: at the end of each episode
 
 
 def state(agent: Agent) -> str:
-    assert agent.run is not None
     tree, tables = capture(agent.run)
     answers = agent.run.prefs[:] if len(agent.run.prefs) else None
     return digest([tree, {name: dict(columns) for name, columns in tables.items()}, answers])
@@ -66,14 +63,6 @@ def killed(step: int, work: Callable[[], Any]) -> None:
         work()
 
     assert child(stop) == 9
-
-
-def logged(out: Path) -> list[dict[str, str]]:
-    """What progress.csv holds, but for the wall-clock."""
-    if not (out / "progress.csv").exists():
-        return []
-    with (out / "progress.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(file)]
 
 
 def equal(one: Path, other: Path) -> None:
@@ -218,12 +207,6 @@ def test_twenty_random_kills_of_the_command_line(tmp_path: Path, commanded: Path
 def test_logs_show_each_step_once(tmp_path: Path, whole: tuple[Path, str]) -> None:
     killed(222, lambda: started("penalty", tmp_path / "run"))
     Agent.resume(tmp_path / "run", checkpoint_every=EVERY)
-
-    def events(out: Path, key: str) -> list[tuple[int, float]]:
-        accumulator = EventAccumulator(str(out), purge_orphaned_data=False)
-        accumulator.Reload()
-        return sorted((event.step, event.value) for event in accumulator.Scalars(key))
-
     for key in ("rollout/true_return", "eval/true_return", "train_1/critic_loss"):
         assert events(tmp_path / "run", key) == events(whole[0], key)
     assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2

@@ -134,14 +134,15 @@ def test_a_teacher_sees_each_policy_first_about_as_often_and_both_from_one_start
 
 
 def test_a_pair_without_an_answer_costs_no_label(collapsed: Path) -> None:
-    def silent(queries: Queries) -> Preferences:
-        silent.asked += 1  # type: ignore[attr-defined]
-        return select(OracleTeacher()(queries), slice(silent.asked % 2))  # type: ignore[attr-defined]
+    asked = list[Queries]()
 
-    silent.asked = 0  # type: ignore[attr-defined]
+    def silent(queries: Queries) -> Preferences:
+        asked.append(queries)
+        return select(OracleTeacher()(queries), slice(len(asked) % 2))
+
     chosen = Agent.load(collapsed).select(27, teacher=silent)
     assert chosen.chosen == GOOD
-    assert chosen.labels <= 27 < 2 * chosen.labels <= silent.asked + 1  # type: ignore[attr-defined]
+    assert chosen.labels <= 27 < 2 * chosen.labels <= len(asked) + 1
 
 
 def test_the_command_writes_the_chosen_policy_as_a_run(
@@ -184,9 +185,8 @@ def test_each_option_s_mistake_is_one_line(collapsed: Path, capsys: Any, words: 
 def test_a_run_without_policies_says_so(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(plain, tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / "policies")
-    assert "there is no policy to choose, it kept none: a run keeps 10" in fails(
-        capsys, "select", str(tmp_path / "old")
-    )
+    told = fails(capsys, "select", tmp_path / "old")
+    assert "there is no policy to choose, it kept none: a run keeps 10" in told
     assert "is not a run's folder" in fails(capsys, "select", str(tmp_path))
     with pytest.raises(UserError, match="give out= to the agent"):
         Agent("pebble", "Steer-v0", **QUICK).learn(60).select()

@@ -23,6 +23,7 @@ from rlhf_bilevel.studies.scheduler import LocalExecutor
 from rlhf_bilevel.studies.worker import all_settings, main, work
 from rlhf_bilevel.utils.files import write_sums
 from tests.conftest import SMALL
+from tests.support.faults import same_run
 
 ENV = "tests.conftest:Steer-v0"
 FEW: dict[str, Any] = SMALL | {
@@ -74,16 +75,35 @@ def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_
     assert quick.having(batch_size=8).resolve(replace(method, settings={"batch_size": 9})).batch_size == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "form", "lr", "lasso"),
+    [
+        ({}, "additive", 0.01, 0.1),
+        ({"reward_lasso": 0}, "additive", 0.01, 0),
+        ({"reward_form": "linear"}, "linear", 0.01, 0),
+        ({"reward_form": "network"}, "network", 3e-4, 0),
+        ({"reward_form": "network", "reward_lr": 1e-3}, "network", 1e-3, 0),
+    ],
+)
+def test_settings_that_depend_on_the_form_of_the_reward(
+    given: dict[str, Any], form: str, lr: float, lasso: float
+) -> None:
+    config = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300, **given}).resolve()
+    assert (config.reward_form, config.reward_lr, config.reward_lasso) == (form, lr, lasso)
+
+
+def test_methods_about_the_ensembles_spread_and_b_pref_have_networks() -> None:
+    for method, preset in ("rune", "cpu"), ("pebble", "paper"):
+        config = RunSpec.of(method, "Pendulum-v1", {"total_timesteps": 300}, preset=preset).resolve()
+        assert (config.reward_form, config.reward_lr, config.reward_lasso) == ("network", 3e-4, 0)
+
+
 def test_an_option_of_another_method_changes_nothing_and_its_own_is_read() -> None:
     spec = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9", "qpa.ratio": 0})
     with pytest.raises(UserError, match=r"unknown setting 'qpa\.ratio'"):
         spec.resolve()
-    threshold = (
-        RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9"})
-        .resolve()
-        .options["threshold"]
-    )
-    assert threshold == 0.9
+    own = RunSpec.of("surf", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": "0.9"})
+    assert own.resolve().options["threshold"] == 0.9
     other = RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300, "surf.threshold": 0.9}).resolve()
     assert other == RunSpec.of("pebble", "Pendulum-v1", {"total_timesteps": 300}).resolve()
 
@@ -106,7 +126,6 @@ def test_every_way_to_ask_for_a_run_gives_the_same_settings(tmp_path: Path, monk
     )
     agent = Agent("penalty", "Pendulum-v1", preset="quick", **GIVEN)
     agent.start(300)
-    assert agent.config is not None
     found = [
         all_settings(line),
         all_settings(run_options.spec(filed, "penalty", "Pendulum-v1")),
@@ -143,8 +162,7 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
     Agent("pebble", ENV, out=tmp_path / "agent", **FEW).learn(90)
     assert work(replace(spec, out=tmp_path / "worker")) == 0
     for other in ("agent", "worker"):
-        for name in ("policy.safetensors", "reward.safetensors", "evaluations.csv"):
-            assert (tmp_path / "spec" / name).read_bytes() == (tmp_path / other / name).read_bytes(), (other, name)
+        same_run(tmp_path / "spec", tmp_path / other)
     one, other = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("spec", "agent"))
     assert one == other
 
@@ -164,10 +182,7 @@ def test_a_spec_trains_to_the_run_that_the_agent_and_the_worker_train(tmp_path: 
         ),
         ({"settings": {"total_timesteps": 300, "reward_damping": "big"}}, "reward_damping='big': must be a number"),
         ({"settings": {"total_timesteps": 300, "options": [1]}}, "options=[1]"),
-        (
-            {"settings": {"total_timesteps": 300, "learning_starts": 300}},
-            "leave no step of 300 to learn from labels",
-        ),
+        ({"settings": {"total_timesteps": 300, "learning_starts": 300}}, "leave no step of 300 to learn from labels"),
         ({"settings": [300]}, "is no specification of a run"),
         ({"out": 7}, "is no specification of a run"),
         ({"threds": 1}, "unexpected keyword argument 'threds'"),
@@ -220,14 +235,16 @@ def test_a_run_of_before_keeps_the_defaults_of_before(tmp_path: Path) -> None:
     """Its config.yaml is of version 1, and has no setting that did not exist."""
     out = tmp_path / "run"
     settings = {key: value for key, value in FEW.items() if key != "total_timesteps"}
-    Agent("pebble", ENV, out=out, **settings | {"critic_layer_norm": False, "anchor_share": 0}).learn(90)
+    former = {"critic_layer_norm": False, "anchor_share": 0, "reward_form": "network", "reward_lasso": 0}
+    Agent("pebble", ENV, out=out, **settings | former).learn(90)
     lines = [
         line.replace("version: 2", "version: 1")
         for line in (out / "config.yaml").read_text().splitlines(keepends=True)
-        if not line.startswith(("  critic_layer_norm:", "  anchor_share:"))
+        if not line.startswith(tuple(f"  {name}:" for name in former))
     ]
     (out / "config.yaml").write_text("".join(lines))
     write_sums(out, [path.name for path in out.iterdir() if path.suffix in (".yaml", ".zip", ".safetensors", ".csv")])
     agent = Agent.load(out)
-    assert agent.config is not None and not agent.config.critic_layer_norm and agent.config.anchor_share == 0
+    assert agent.config is not None
+    assert {name: getattr(agent.config, name) for name in former} == former
     agent.evaluate(1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlhf_bilevel.agent import Agent
+from rlhf_bilevel.data.answers import no_answers
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.records import read_records
 from rlhf_bilevel.studies import batched_seeds
@@ -44,7 +45,7 @@ def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     """Then one is due more updates at a step than the others."""
     runs = [build("pebble", seed=seed, total_timesteps=120, pretrain_steps=20) for seed in (0, 1)]
     answering, silent = runs[1].teacher, [True]
-    runs[1].teacher = lambda queries: answering(queries) if not silent else _none(queries)
+    runs[1].teacher = lambda queries: answering(queries) if not silent else no_answers(queries)
     with pytest.warns(UserWarning, match="answered none"):
         for rows in batched_seeds.train(runs):
             if runs[0].step == 60:
@@ -53,13 +54,6 @@ def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     assert all(run.learnt for run in runs)
     updates = [run.learners[0].model._n_updates for run in runs]  # type: ignore[attr-defined]
     assert updates[0] == updates[1] == 120 - runs[0].config.learning_starts + runs[0].config.reset_updates
-
-
-def _none(queries: Any) -> Any:
-    from rlhf_bilevel.data.answers import select
-    from rlhf_bilevel.types import Preferences
-
-    return select(Preferences(*queries, label=torch.zeros(len(queries.first.obs))), slice(0))
 
 
 def test_a_cohort_needs_learners_that_can_be_stacked() -> None:

@@ -5,10 +5,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,7 @@ def test_no_run_outlives_the_sweep(tmp_path: Path) -> None:
     def interrupt(_: Any) -> None:
         raise KeyboardInterrupt
 
-    def forever() -> Iterator[Any]:
-        while True:
-            yield None
-
-    engine = Scripted(a=forever())  # type: ignore[arg-type]
+    engine = Scripted(a=repeat(None))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         run_all([planned(tmp_path / "a")], engine, interrupt)
     assert engine.stopped == 1

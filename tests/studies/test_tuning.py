@@ -312,9 +312,8 @@ def test_a_tiny_study_by_the_command_line(
     words = next(line for line in told.splitlines() if line.startswith("  --set")).split()
     assert by_file == settings("--config", str(best_run), *words)
     longer = settings("--config", "out/best.yaml", "--steps", "100000")
-    assert (
-        longer["learning_starts"] == 1000 and longer["batch_size"] == by_file["batch_size"]
-    )  # phases follow from the steps
+    assert longer["learning_starts"] == 1000  # phases follow from the steps
+    assert longer["batch_size"] == by_file["batch_size"]
 
     main(command)
     assert "trial 0" not in capsys.readouterr().out.split("Best")[0]  # nothing was left to do

@@ -1,5 +1,6 @@
 """Faults on purpose: processes that are killed at a chosen moment, and a disk that is full at a chosen call."""
 
+import csv
 import errno
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def child(work: Callable[[], Any]) -> int:
@@ -101,6 +103,21 @@ def tables(path: Path) -> list[list[tuple]]:
             connection.execute("SELECT number, asked, sha256 FROM sessions ORDER BY number").fetchall(),
             connection.execute("SELECT * FROM answers ORDER BY number").fetchall(),
         ]
+
+
+def logged(out: Path) -> list[dict[str, str]]:
+    """What progress.csv holds, but for the wall-clock."""
+    if not (out / "progress.csv").exists():
+        return []
+    with (out / "progress.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(file)]
+
+
+def events(out: Path, key: str) -> list[tuple[int, float]]:
+    """Step and value of what TensorBoard's files hold of a metric, in order."""
+    accumulator = EventAccumulator(str(out), purge_orphaned_data=False)
+    accumulator.Reload()
+    return sorted((event.step, event.value) for event in accumulator.Scalars(key))
 
 
 def same_run(one: Path, other: Path) -> None:

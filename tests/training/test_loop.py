@@ -264,6 +264,28 @@ def test_the_first_episode_that_ends_early_is_told_where_a_reward_is_learnt(
     assert all("step 20: " in line and "termination=absorb or termination=nonnegative" in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, 0),
+        ({"teacher_mistake": 0.5}, 1),  # nobody can learn what it likes
+        ({"teacher_mistake": 0.5, "reward_form": "network"}, 0),
+        ({"teacher_mistake": 0.5, "labels": 90}, 0),  # too few to tell
+    ],
+)
+def test_a_reward_that_is_no_network_and_cannot_say_what_the_labels_say_is_told_once(
+    settings: dict[str, Any], warned: int
+) -> None:
+    run = build(
+        "pebble", **{"labels": 240, "queries_per_session": 60, "num_interact": 40, "reward_epochs": 20} | settings
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        list(train(run))
+    found = [str(one.message) for one in told if "which only reward_form=network can say" in str(one.message)]
+    assert len(found) == warned and all("the additive reward orders only" in line for line in found)
+
+
 def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_return_stays() -> None:
     settings = {key: value for key, value in SMALL.items() if key != "n_eval_episodes"} | {"eval_freq": 100}
     with warnings.catch_warnings():

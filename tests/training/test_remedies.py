@@ -124,7 +124,7 @@ def test_a_weighed_loss_has_the_value_of_the_plain_one_and_the_gradient_of_the_w
 
 
 def test_a_label_that_a_member_does_not_hold_does_not_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trained(reward_damping=0.0, member_weights="bootstrap")
+    run = trained(reward_damping=0.0, reward_lasso=0.0, member_weights="bootstrap")
     before = [weight.detach().clone() for weight in run.reward.weights]
 
     def only_the_first(count: int, members: int, seed: int) -> torch.Tensor:

@@ -102,8 +102,8 @@ class Stage:
         for frame, values in enumerate(poses):
             self._place(values)
             focus[frame] = self._focus()
-            for part, (position, matrix) in enumerate(self._placements(data)):
-                placements[frame, part, :3] = position
+            placements[frame, :, :3] = np.concatenate((data.geom_xpos[self._geoms], data.site_xpos[self._sites]))
+            for part, matrix in enumerate(np.concatenate((data.geom_xmat[self._geoms], data.site_xmat[self._sites]))):
                 mujoco.mju_mat2Quat(placements[frame, part, 3:], matrix)
         # q and -q are one rotation: a sign that changes from frame to frame would turn the part around in between
         flipped = (placements[1:, :, 3:] * placements[:-1, :, 3:]).sum(-1, keepdims=True) < 0
@@ -155,21 +155,16 @@ class Stage:
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)
 
-    def _placements(self, data: mujoco.MjData) -> Any:
-        """The position (3,) and the rotation matrix (9,) of each part, in their order."""
-        yield from ((data.geom_xpos[geom], data.geom_xmat[geom]) for geom in self._geoms)
-        yield from ((data.site_xpos[site], data.site_xmat[site]) for site in self._sites)
-
     def _focus(self) -> np.ndarray:
-        """The point (3,) at which the camera looks: the body that it follows, or the middle of the model."""
-        body = self._model.cam_bodyid[self._camera] if self._camera >= 0 else 0
-        return self._data.subtree_com[body] if body else self._middle()
+        """The point (3,) at which the camera looks: the body that it follows, or the middle of the model.
 
-    def _middle(self) -> np.ndarray:
-        """The point (3,) at which a fixed camera looks: as far in front of it as the middle of the model is."""
+        A fixed camera looks at the point as far in front of it as the middle of the model is.
+        """
         model, data = self._model, self._data
         if self._camera < 0:
             return model.stat.center
+        if body := model.cam_bodyid[self._camera]:
+            return data.subtree_com[body]
         ahead = -data.cam_xmat[self._camera].reshape(3, 3)[:, 2]
         far = (model.stat.center - data.cam_xpos[self._camera]) @ ahead
         return data.cam_xpos[self._camera] + max(far, model.stat.extent / 4) * ahead
@@ -180,9 +175,8 @@ class Stage:
         for site in self._sites:
             colour = self._colour(model.site_rgba[site], model.site_matid[site])
             shape = {"type": SHAPES[int(model.site_type[site])], "size": _floats(model.site_size[site])}
-            parts.append(
-                shape | {"rgba": colour, "mark": bool(model.site_bodyid[site] == 0)}
-            )  # a site of the world marks a goal
+            mark = bool(model.site_bodyid[site] == 0)  # a site of the world marks a goal
+            parts.append(shape | {"rgba": colour, "mark": mark})
         used = sorted({part["mesh"] for part in parts if "mesh" in part})
         return {
             "extent": float(model.stat.extent),

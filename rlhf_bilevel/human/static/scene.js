@@ -1,5 +1,5 @@
 /**
- * What the server says of a scene and of a clip (human/scene.py), and where the parts are at a time.
+ * What the server says of a scene and of a clip (human/clips/scene.py), and where the parts are at a time.
  *
  * @typedef {object} Part
  * @property {"plane" | "hfield" | "sphere" | "capsule" | "ellipsoid" | "cylinder" | "box" | "mesh"} type

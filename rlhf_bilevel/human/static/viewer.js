@@ -96,14 +96,12 @@ export class ClipViewer {
     const { turn, tilt, zoom } = this.camera, now = [this._loads, this._share, turn, tilt, zoom, this.fallback].join();
     if (now === this._drawn) return;
     this._drawn = now;
-    if (this._clip && this._renderer instanceof (this.fallback ? WebGLClip : CanvasClip)) this._renderer = null; // WebGL came or went
-    if (this._clip) this._renderer ??= this._render(this._clip);
+    if (this._clip) {
+      const { id, scene, motion } = this._clip;
+      if (this._renderer instanceof (this.fallback ? WebGLClip : CanvasClip)) this._renderer = null; // WebGL came or went
+      this._renderer ??= studio && !studio.lost ? new WebGLClip(studio, id, scene, motion) : new CanvasClip(scene, motion);
+    }
     this._renderer?.draw(this._context, this.camera);
-  }
-
-  /** @param {{id: string, scene: Scene, motion: Motion}} clip */
-  _render({ id, scene, motion }) {
-    return studio && !studio.lost ? new WebGLClip(studio, id, scene, motion) : new CanvasClip(scene, motion);
   }
 
   _fit() {
@@ -129,10 +127,10 @@ export class ClipViewer {
     canvas.addEventListener("pointermove", (event) => {
       const before = pointers.get(event.pointerId);
       if (!before) return;
-      const apart = pointers.size === 2 ? spread() : 0;
+      const apart = pointers.size === 2 ? spread() : 0, radians = Math.PI / Math.max(200, canvas.clientHeight);
       pointers.set(event.pointerId, [event.clientX, event.clientY]);
       if (apart) this.camera.magnify(spread() / apart);
-      else this._turn(event.clientX - before[0], event.clientY - before[1]);
+      else this.camera.rotate(-radians * (event.clientX - before[0]), radians * (event.clientY - before[1]));
       this.show(this._share);
     });
     canvas.addEventListener("pointerup", (event) => pointers.delete(event.pointerId));
@@ -146,11 +144,5 @@ export class ClipViewer {
       this.camera.reset();
       this.show(this._share);
     });
-  }
-
-  /** @param {number} right pixels @param {number} down */
-  _turn(right, down) {
-    const radians = Math.PI / Math.max(200, this.canvas.clientHeight);
-    this.camera.rotate(-right * radians, down * radians);
   }
 }

@@ -68,9 +68,7 @@ class RayTask:
 
 
 def work_remotely(out: Path, spec: str) -> int:
-    """The task: trains ``spec`` (JSON) and returns the exit code. Output goes to OUT.log; its process is not used
-    again.
-    """
+    """The task: trains ``spec`` (JSON), with output to OUT.log, and returns the exit code. Its process is used once."""
     log = RunFolder(out).output
     check_plain_file(log)
     sys.stdout = sys.stderr = stream = log.open("a", buffering=1)
