@@ -67,7 +67,8 @@ evidence: install
 	$(BIN)/python -m benchmarks.learning.evidence
 
 # The paper's Figure 1, on true return and success. smoke: does it work (minutes); cpu: many hours on two cores, resumed
-# run by run; paper: the published sizes, for a GPU, where the seeds of a variant learn in one update
+# run by run; tasks: the same settings on five other tasks; paper: the published sizes, for a GPU, where the seeds of a
+# variant learn in one update
 SCALE ?= cpu
 figure1: install
 	$(BIN)/python -m benchmarks.learning.figure1 --scale $(SCALE)

@@ -1,13 +1,15 @@
 """The paper's Figure 1 on true return and success: walker and door-open, the penalty method beside PEBBLE and controls.
 
-    python -m benchmarks.learning.figure1 --scale smoke|cpu|paper|former [--workers 2] [--cohort] [--draw]
+    python -m benchmarks.learning.figure1 --scale smoke|cpu|tasks|paper|former [--workers 2] [--cohort] [--draw]
 
 Runs what is missing, two side by side (on a GPU, the seeds of a variant at once); what was cut off goes on. Then draws.
-``cpu`` has the settings of ``--preset figure1``, ``paper`` those of ``--preset paper``. ``former`` has the ablations,
-with the defaults of their time. Tables are ``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed. Figures
-are ``docs/figures/figure1`` and, of ``former``, ``docs/figures/ablations``, each as SVG and PNG. ``smoke`` sees in some
-minutes that everything works. Its curves mean nothing, and go to ``runs/figure1-smoke``. ``--draw`` draws what is
-there. Environment steps of both learners count, and all variants of a panel have the same steps and labels.
+``cpu`` has the settings of ``--preset figure1``, and so has ``tasks``, unchanged on other tasks. ``paper`` has those of
+``--preset paper``. ``former`` has the ablations, with the defaults of their time. ``smoke`` sees in some minutes that
+everything works. Its curves mean nothing, and go to ``runs/figure1-smoke``. ``--draw`` draws what is there.
+
+Tables are ``benchmarks/results/figure1-SCALE-PANEL.csv``, which are committed. Figures are ``docs/figures/figure1``,
+``tasks`` and, of ``former``, ``ablations``, each as SVG and PNG. Environment steps of both learners count, and all
+variants of a panel have the same steps and labels.
 """
 
 from __future__ import annotations
@@ -98,6 +100,16 @@ SCALES = {
     "cpu": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=320, today=True),
         "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=320, today=True),
+    },
+    "tasks": {
+        name: Panel(f"{name}, {labels} labels", env, steps, labels, {"pebble": 4}, PRESET, first=320, today=True)
+        for name, env, steps, labels in (
+            ("cheetah-run", "dm_control/cheetah-run-v0", 250_000, 100),
+            ("walker-stand", "dm_control/walker-stand-v0", 125_000, 100),
+            ("reacher-easy", "dm_control/reacher-easy-v0", 125_000, 100),
+            ("drawer-open", "Meta-World/drawer-open-v3", 200_000, 1000),
+            ("button-press", "Meta-World/button-press-v3", 200_000, 1000),
+        )
     },
     "former": {
         "walker-100": Panel("walker-walk, 100 labels", WALKER, 75_000, 100, EIGHT, SIZE),
@@ -191,7 +203,7 @@ def table(scale: str, panel: str) -> str:
 
 def draw_scale(scale: str, results: Path, figures: Path) -> list[Path]:
     """The files drawn: none where no run has ended yet."""
-    name, panels, variants = "figure1", SCALES[scale], list(MAIN)
+    name, panels, variants = "tasks" if scale == "tasks" else "figure1", SCALES[scale], list(MAIN)
     if scale == "former":
         name, panels, variants = "ablations", {"walker-100": panels["walker-100"]}, list(ABLATED)
     tables = {panel: results / f"{table(scale, panel)}.csv" for panel in panels}
