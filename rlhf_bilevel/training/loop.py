@@ -46,8 +46,7 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
 
     Yields after every environment step its metrics, and how many gradient steps each learner has to take now.
     """
-    c, doubted = run.config, False
-    warned = run.method.reward_loss is None or not c.labels or c.termination != "as_is"  # or it cannot mislead
+    c, warned, doubted = run.config, not early_ends_matter(run), False
     while run.step < c.total_timesteps:
         number = acting_learner(run)
         learner, env = run.learners[number], run.envs[number]
@@ -206,6 +205,11 @@ def underfits(run: Run, metrics: Metrics) -> bool:
     """Whether a session has just ended in which a reward that is no network learnt few of its many labels."""
     right = metrics.get("reward/accuracy", 1.0)
     return run.reward.linear and not run.in_refresh and len(run.prefs) >= ENOUGH_LABELS and right < FEW_RIGHT
+
+
+def early_ends_matter(run: Run) -> bool:
+    """Whether an episode that ends early may mislead the learnt reward: see ``EARLY_END``."""
+    return run.method.reward_loss is not None and bool(run.config.labels) and run.config.termination == "as_is"
 
 
 def episode_metrics(run: Run, start: int) -> Metrics:
