@@ -14,6 +14,5 @@ TWIN = Method(
     learners=2,
     learner_rewards=lambda run: [run.store.learned(run.reward)] * 2,
     reward_loss=lambda run, batch, logits: cross_entropy(logits, batch.label).mean(),
-    # The upper level's pairs are those that the policies visit, as in QPA
-    settings={"other_every": 4},
+    settings={"other_every": 4},  # the agent acts in three of four episodes
 )

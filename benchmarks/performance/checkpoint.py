@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 def filled(rows: int) -> Run:
     """A run with that many transitions and weights that have been trained once."""
-    run = run_of("penalty", rows, rows + (REPEATS + 1) * NEW, env=ENV, reward_form=None)
+    run = run_of("penalty", rows, rows + (REPEATS + 1) * NEW, env=ENV)
     sampled = run.config.refresh_every * run.config.batch_size
     for learner in run.learners:
         # What a learner knows of its reward just before the next refresh: as many rows as it has sampled since the last

@@ -90,7 +90,7 @@ def run_of(env_id: str, args: argparse.Namespace, film: ClipRecorder | None) -> 
     run = ours.run_of(
         args.method, 0, (10 + args.rounds) * args.block, env=env_id, net_arch=(args.hidden, args.hidden),
         batch_size=args.batch, learning_starts=5 * args.block, queries_per_session=20, labels=20,
-        num_interact=10**6, refresh_every=0, reset_updates=0, reward_form=None,  # one session, before anything is timed
+        num_interact=10**6, refresh_every=0, reset_updates=0,  # one session, before anything is timed
     )  # fmt: skip
     if film:
         guards = (FaultTolerantEnv(partial(films.make, env_id, run.config.seed)) for _ in run.envs)

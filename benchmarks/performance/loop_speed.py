@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     quarter, env_id = args.steps // 4, registration.resolve(args.env)
     sizes = {"net_arch": (args.hidden, args.hidden), "batch_size": args.batch}
-    run = looping(args.method, args.steps, env=env_id, refresh_every=args.refresh_every, reward_form=None, **sizes)
+    run = looping(args.method, args.steps, env=env_id, refresh_every=args.refresh_every, **sizes)
     rows, start, learning = train(run), time.perf_counter(), 0.0
     for _ in rows:
         if run.step == quarter:

@@ -43,7 +43,7 @@ def run_of(
 ) -> Run:
     """A run with random transitions in its store; by default of walker's sizes and with the method's algorithm.
 
-    Rewards are networks, as the peers have. ``reward_form=None`` is the library's default.
+    Rewards are networks, as the peers have.
     """
     spec = RunSpec(method, registration.resolve(env), {}, device=device)
     sizes = {"total_timesteps": max(rows, steps), "learning_starts": 1, "pretrain_steps": 0}

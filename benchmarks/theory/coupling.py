@@ -293,7 +293,7 @@ def bradley_terry(features: Tensor, pairs: Pairs, ridge: float, pull: Tensor | N
 
 @dataclass(frozen=True)
 class Objective:
-    """``objective.py`` for B worlds: ``win_rate`` where ``wins`` is given, else ``preference_loss``.
+    """``objectives.py`` for B worlds: ``win_rate`` where ``wins`` is given, else ``preference_loss``.
 
     Without ``data`` the latter judges the reward on the policy's own pairs. Labels drawn from the policy stand in for
     them in its partial gradient in phi; where the policy should go is still told by ``teacher``.
