@@ -1,7 +1,7 @@
 """PrefPPO: PEBBLE with PPO as the learner [Christiano et al. 2017; Lee et al. 2021].
 
-    phi descends        CE, the cross-entropy of labelled pairs
-    the learner gets    mean_m r_m, once for each rollout
+phi descends        CE, the cross-entropy of labelled pairs
+the learner gets    mean_m r_m, once for each rollout
 """
 
 from typing import Annotated

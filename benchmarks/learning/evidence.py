@@ -205,7 +205,6 @@ ADDED = (
     ("additive, lasso .1", "pebble", "dm_control/walker-walk-v0", [310], 125_000, 100),
     ("penalty, additive, lasso .1", "penalty", "dm_control/walker-walk-v0", [311], 125_000, 100),
     ("additive, lasso .1", "pebble", "dm_control/cheetah-run-v0", [100], 250_000, 100),
-    ("additive, lasso .1", "pebble", "Meta-World/door-open-v3", [210], 200_000, 1000),
 )
 """The first six had the form in a module of their own."""
 FORMS: Mapping[str, Settings] = {
