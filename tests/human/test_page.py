@@ -1089,6 +1089,7 @@ def test_the_page_is_accessible_and_fits(tmp_path: Path, chromium: Browser, widt
             page.goto(server.url + name)
             audit(page)
         page.click("ul a")  # of the note
+        page.wait_for_selector(".view canvas")
         page.wait_for_function(
             "() => [...document.querySelectorAll('.view canvas')].every((canvas) => "
             "canvas.getContext('2d').getImageData(canvas.width / 2 | 0, canvas.height / 2 | 0, 1, 1).data[0] > 0)"

@@ -21,7 +21,7 @@ def test_the_settings_page_has_every_setting_once() -> None:
     text = reference.settings()
     shown = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert sorted(shown) == sorted(Config.model_fields.keys() - {"options"})
-    assert "| `n_eval_episodes` | whole number, at least 1, at most 10000 | 5; paper: 10; " in text
+    assert "| `n_eval_episodes` | whole number, at least 1, at most 10000 | 5; paper: 10 |" in text
     assert text.startswith("## Budget\n")
 
 

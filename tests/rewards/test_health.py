@@ -78,7 +78,7 @@ def test_a_first_session_that_goes_wrong_leaves_the_learners_at_the_state_entrop
             pass
     assert torch.equal(weights(run), before) and not run.reward_optimizer.state
     view = run.learners[0]._view  # type: ignore[attr-defined]
-    assert not view._cache  # the entropy's signal, which changes by itself
+    assert not view.cached  # the entropy's signal, which changes by itself
 
 
 def test_without_the_roll_back_the_same_move_would_have_destroyed_it() -> None:
