@@ -277,7 +277,9 @@ def test_a_reward_that_is_no_network_and_cannot_say_what_the_labels_say_is_told_
     settings: dict[str, Any], warned: int
 ) -> None:
     run = build(
-        "pebble", **{"labels": 240, "queries_per_session": 60, "num_interact": 40, "reward_epochs": 20} | settings
+        "pebble",
+        **{"labels": 120, "queries_per_session": 60, "num_interact": 20, "reward_epochs": 20, "total_timesteps": 80}
+        | settings,
     )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
