@@ -85,7 +85,8 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     given = {key: value for key, value in given.items() if value is not None}
     given |= current_names(assigned(args.set), methods)
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
-    preset = preset_settings(args.preset, registration.resolve(env))
+    reward = given.get("reward") or filed.get("reward")
+    preset = preset_settings(args.preset, registration.resolve(env), bool(reward))
     budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}
     settings = {"seed": 0} | budget | {key: value for key, value in filed.items() if value is not None} | given
     options = {name: getattr(args, name) for name in ("preset", "device", "threads", "checkpoint_every")}

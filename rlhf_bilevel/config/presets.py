@@ -35,9 +35,13 @@ B-Pref updates the target critics by .005 at every second update; SB3 does it at
 """
 
 
-def preset_settings(name: str, env_id: str) -> dict[str, Any]:
-    """The settings of preset ``name`` for the environment ``env_id``. UserError if there is no such preset."""
+def preset_settings(name: str, env_id: str, given_reward: bool = False) -> dict[str, Any]:
+    """The settings of preset ``name`` for the environment ``env_id``, without its labels where a reward is given.
+
+    UserError if there is no such preset.
+    """
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     suite = env_id.split("/")[0]
-    return PRESETS[name] | PRESETS.get(f"{name}/{suite}", {})
+    settings = PRESETS[name] | PRESETS.get(f"{name}/{suite}", {})
+    return {key: value for key, value in settings.items() if not (given_reward and key == "labels")}

@@ -124,7 +124,8 @@ class RunSpec:
         """
         method = method or METHODS[self.method]
         check_options(self.settings, method)
-        settings = {"total_timesteps": ANY_STEPS} | preset_settings(self.preset, self.env)
+        preset = preset_settings(self.preset, self.env, bool(self.settings.get("reward")))
+        settings = {"total_timesteps": ANY_STEPS} | preset
         settings |= dict(method.settings) | dict(self.settings)
         if self.settings.get("reward"):
             from rlhf_bilevel.runs.given_reward import completed  # imports torch

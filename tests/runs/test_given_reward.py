@@ -10,6 +10,8 @@ import torch
 from gymnasium.spaces import Box
 
 from rlhf_bilevel import Agent, LearnedReward
+from rlhf_bilevel.__main__ import parser
+from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
 from rlhf_bilevel.rewards.ensemble import LinearReward
@@ -151,6 +153,13 @@ def test_what_does_not_fit_is_told_in_one_line_and_nothing_is_written(
     command = ["train", *options.split(), "--steps", "60", "--reward", str(file), "--out", str(out)]
     assert told.replace("FILE", str(file)) in fails(capsys, *command)
     assert not out.exists()
+
+
+def test_a_presets_labels_are_not_asked_for_where_a_reward_is_given(file: Path) -> None:
+    words = f"train pebble --env Steer-v0 --preset figure1 --reward {file} --set action_repeat=2".split()
+    typed = run_options.spec(parser().parse_args(words), "pebble", "Steer-v0")
+    made = RunSpec.of("pebble", "Steer-v0", {"total_timesteps": 125_000, "reward": file}, preset="figure1")
+    assert typed.resolve().labels == made.resolve().labels == 0
 
 
 def test_no_file_no_reward_and_no_teacher_beside_it(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
