@@ -71,7 +71,7 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
                 warnings.warn(
                     f"step {run.step}: the {c.reward_form} reward orders only {metrics['reward/accuracy']:.0%} of "
                     f"{len(run.prefs)} labels rightly: the teacher errs, or what it likes depends on two entries of "
-                    "the observation together, which only reward_form=network can say (docs/rewards.md)",
+                    "the observation together, which reward_form=network can say (docs/rewards.md)",
                     stacklevel=2,
                 )
             if run.step > c.learning_starts and run.step % c.train_freq == 0:

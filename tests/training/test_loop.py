@@ -284,7 +284,7 @@ def test_a_reward_that_is_no_network_and_cannot_say_what_the_labels_say_is_told_
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         list(train(run))
-    found = [str(one.message) for one in told if "which only reward_form=network can say" in str(one.message)]
+    found = [str(one.message) for one in told if "which reward_form=network can say" in str(one.message)]
     assert len(found) == warned and all("the additive reward orders only" in line for line in found)
 
 
