@@ -1,7 +1,8 @@
 """Queries about offline data: random pairs of segments of a Minari dataset, answered by a teacher or left open.
 
 Minari (the extra ``minari``) is read from this machine (MINARI_DATASETS_PATH); nothing is downloaded. An episode there
-has one observation more than actions: step t of a segment is (obs_t, act_t, reward_t), with actions scaled to [-1, 1].
+has one observation more than actions: step t of a segment is (obs_t, act_t, reward_t). Actions are clipped to the
+space's bounds, as the environment does it, and scaled to [-1, 1].
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from rlhf_bilevel.data.answers import ask_teacher
 from rlhf_bilevel.data.label_log import encode_pairs as contents
 from rlhf_bilevel.data.preference_dataset import OPEN, SKIPPED, Dataset
-from rlhf_bilevel.envs.interface import space_problem
+from rlhf_bilevel.envs.interface import scale_action, space_problem
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.types import Queries, Segments, Teacher
 from rlhf_bilevel.utils.files import check_memory
@@ -68,7 +69,7 @@ def import_minari(
         for row in np.flatnonzero(episode == number):
             steps = slice(start[row], start[row] + segment_length)
             obs[row] = np.asarray(episode_data.observations)[steps].reshape(segment_length, -1)
-            act[row] = 2 * (episode_data.actions[steps] - act_space.low) / (act_space.high - act_space.low) - 1
+            act[row] = scale_action(episode_data.actions[steps], act_space)
             truth[row] = episode_data.rewards[steps]
     segments = [torch.from_numpy(column).unflatten(0, (2, pairs)) for column in (obs, act, truth)]
     queries = Queries(*(Segments(*(column[side] for column in segments)) for side in (0, 1)))

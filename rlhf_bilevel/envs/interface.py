@@ -109,6 +109,12 @@ def check_observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return flat
 
 
+def scale_action(act: Any, space: Box) -> np.ndarray:
+    """Actions (..., a) as a run stores them: clipped to the space's bounds, and scaled to [-1, 1]."""
+    clipped = np.clip(act, space.low, space.high)
+    return 2 * (clipped - space.low) / (space.high - space.low) - 1
+
+
 def check_reward(value: Any) -> float:
     """The reward as a float. InvalidEnvError unless ``value`` is one finite number of at most LARGEST in size."""
     if not isinstance(value, float):

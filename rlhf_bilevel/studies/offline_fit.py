@@ -32,6 +32,7 @@ from rlhf_bilevel.data.preference_buffer import PreferenceBuffer
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registration
+from rlhf_bilevel.envs.interface import scale_action
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import interval_text as shown_with_interval
 from rlhf_bilevel.evaluation.rollout import mean_interval
@@ -238,7 +239,7 @@ def play(env: gymnasium.Env[np.ndarray, np.ndarray], policy: Policy, number: int
     while not over:
         act = policy(obs)
         observations.append(obs)
-        acts.append(2 * (act - space.low) / (space.high - space.low) - 1)
+        acts.append(scale_action(act, space))
         obs, value, terminated, truncated, _ = env.step(act)
         truth.append(float(value))
         over = terminated or truncated

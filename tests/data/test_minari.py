@@ -35,7 +35,7 @@ def episodes(tmp_path_factory: pytest.TempPathFactory):
         for number, length in enumerate(LENGTHS):
             observations, steps = [env.reset(seed=number)[0]], []
             for _ in range(length):
-                act = env.action_space.sample()
+                act = 1.2 * env.action_space.sample()  # Pendulum clips: some are beyond its bounds
                 obs, reward, *ends, _ = env.step(act)
                 observations.append(obs)
                 steps.append((act, float(reward), *ends))
@@ -60,9 +60,11 @@ def test_pairs_are_uniform_runs_of_steps_with_scaled_actions_and_oracle_labels(e
         ((number, start),) = found
         steps = slice(start, start + 11)
         assert np.array_equal(episodes[number].observations[steps], obs.numpy())
-        assert np.allclose(episodes[number].actions[steps] / 2, act.numpy(), atol=1e-6)  # torques in [-2, 2]
+        torques = episodes[number].actions[steps]  # [-2, 2]
+        assert np.allclose((torques / 2).clip(-1, 1), act.numpy(), atol=1e-6)
         assert np.allclose(episodes[number].rewards[steps], reward.numpy())
         places.append((number, start))
+    assert max(abs(episode.actions).max() for episode in episodes) > 2 and abs(data.segments.act).max() == 1
     assert len(places) == len(set(places)) == 20 + 2 + 40  # all that there are, each once
     returns = data.segments.env_reward.double().sum(-1)
     assert torch.equal(data.label == 1, returns[data.first] > returns[data.second])

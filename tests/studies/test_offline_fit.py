@@ -182,6 +182,12 @@ def test_the_true_reward_agrees_with_itself_on_the_environment() -> None:
     assert found["step"]["pearson"] > 1 - 1e-6 and found["return"]["pearson"] > 1 - 1e-6
 
 
+def test_an_action_beyond_the_bounds_counts_as_what_the_environment_makes_of_it() -> None:
+    env = registration.make("Linear-v0", 0)
+    _, acts, _ = offline_fit.play(env, lambda obs: np.array([3.0], np.float32), 0)
+    assert (acts == 1).all()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
