@@ -397,7 +397,7 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
 def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
     settings = {"net_arch": (32, 32), "batch_size": 64, "reward_net_arch": (32,), "reward_epochs": 20, "seed": seed}
-    steps = 1300 * METHODS[method].learners  # two learners share the steps
+    steps = 1800 * METHODS[method].learners  # two learners share the steps
     run = build(method, total_timesteps=steps, labels=80, other_every=4, **settings)
     list(train(run))
     model = run.learners[0].model
