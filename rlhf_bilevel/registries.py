@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_bilevel.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from rlhf_bilevel.envs.suites import Suite
+    from rlhf_bilevel.envs.suite import Suite
     from rlhf_bilevel.feedback.query_rules import Rule
     from rlhf_bilevel.rewards.ensemble import RewardEnsemble
     from rlhf_bilevel.training.method import Method
@@ -45,14 +45,16 @@ QUERY_RULES: Registry[Rule] = Registry(
     takes=("members", "candidates", "labelled", "count"),
 )
 TEACHERS: Registry[Any] = Registry("teacher", {}, base="collections.abc:Callable")
-"""A ``types.Teacher``, or a class of teachers that is made with the run's ``Config`` and ``ReplayBuffer``."""
+"""A ``types.Teacher``, or a class of teachers that is made with the run's ``Config`` and ``ReplayBuffer``.
+
+Empty at first: the package's own teachers are words of ``--teacher`` (feedback/teacher_spec.py)."""
 REWARD_FORMS: Registry[type[RewardEnsemble]] = Registry(
     "reward form",
     {
         "network": "rlhf_bilevel.rewards.ensemble:RewardEnsemble",
-        "linear": "rlhf_bilevel.rewards.ensemble:LinearReward",
-        "quadratic": "rlhf_bilevel.rewards.ensemble:QuadraticReward",
-        "additive": "rlhf_bilevel.rewards.ensemble:AdditiveReward",
+        "linear": "rlhf_bilevel.rewards.forms:LinearReward",
+        "quadratic": "rlhf_bilevel.rewards.forms:QuadraticReward",
+        "additive": "rlhf_bilevel.rewards.forms:AdditiveReward",
     },
     base="rlhf_bilevel.rewards.ensemble:RewardEnsemble",
     classes=True,
@@ -75,6 +77,6 @@ SUITES: Registry[Suite] = Registry(
         "dm_control": "rlhf_bilevel.envs.dm_control:SUITE",
         "Meta-World": "rlhf_bilevel.envs.metaworld:SUITE",
     },
-    base="rlhf_bilevel.envs.suites:Suite",
+    base="rlhf_bilevel.envs.suite:Suite",
 )
 """By the first part of their environments' ids."""

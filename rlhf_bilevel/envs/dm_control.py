@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box
 
-from rlhf_bilevel.envs.suites import Suite, SuiteEnv, folders
+from rlhf_bilevel.envs.suite import Suite, SuiteEnv, folders
 
 
 class DMControlSuite(Suite):

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlhf_bilevel.envs.suites import Suite, folders
+from rlhf_bilevel.envs.suite import Suite, folders
 
 PROTOCOLS = ("bpref", "mt1")
 """Meta-World's goal, random in every episode: hidden from the observation (as B-Pref ran it), or visible in it."""

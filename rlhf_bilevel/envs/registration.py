@@ -33,7 +33,7 @@ from rlhf_bilevel.envs.episodes import SeededEpisodes
 from rlhf_bilevel.envs.interface import InvalidEnvError, NotFiniteError, space_problem, value_text
 from rlhf_bilevel.envs.metaworld import PROTOCOLS
 from rlhf_bilevel.envs.opengl import find_opengl
-from rlhf_bilevel.envs.suites import Suite, SuiteEnv
+from rlhf_bilevel.envs.suite import Suite, SuiteEnv
 from rlhf_bilevel.envs.user_code import faults_as_user_errors
 from rlhf_bilevel.envs.wrappers import AbsorbingState, ActionRepeat
 from rlhf_bilevel.errors import UserError

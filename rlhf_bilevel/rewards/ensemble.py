@@ -3,9 +3,8 @@
     r_m(s, a) = level + bound tanh(f_m(x / unit)),    x = [s, a] clipped to [low, high],    m = 1 ... M
     r(s, a)   = mean_m r_m - pessimism std_m r_m      what learners are rewarded with
 
-f_m is a network (``network``), linear in x (``linear``), linear in x and in all products of two of its entries
-(``quadratic``), or a sum of functions of one entry each (``additive``), each in a class of its own. All but the first
-can be read (``explain``). Each weight tensor holds all members along its first axis.
+f_m is a network here (``reward_form=network``). Other forms are subclasses, in forms.py. Each weight tensor holds all
+members along its first axis.
 
 Units: ``measure`` sets them to the standard deviations of x. In raw units, which B-Pref has, networks generalise much
 worse to later pairs (docs/search.md). Bound: the value gap is linear in r, so that a penalty on it could make an
@@ -31,7 +30,6 @@ from rlhf_bilevel.registries import REWARD_FORMS
 from rlhf_bilevel.types import Preferences, Queries
 
 ROWS = 2048  # steps that a CPU computes at once
-BENDS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # of an additive reward's functions, in standard deviations
 
 
 class RewardEnsemble(nn.Module):
@@ -198,48 +196,6 @@ class RewardEnsemble(nn.Module):
             return members.mean(0)
         spread = (members.var(0, correction=0) + 1e-12).sqrt()  # a root has no slope at 0
         return members.mean(0) - self.pessimism * spread
-
-
-class LinearReward(RewardEnsemble):
-    """f is linear in x."""
-
-    linear = True
-
-
-class QuadraticReward(LinearReward):
-    """f is linear in x and all products of two of its entries."""
-
-    def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:
-        """x, followed by all products of two of its entries."""
-        first, second = torch.triu_indices(x.shape[1], x.shape[1])
-        return torch.cat([x, x[:, first] * x[:, second]], 1)
-
-    @staticmethod
-    def num_features(inputs: int) -> int:
-        """As in ``RewardEnsemble``."""
-        return inputs * (inputs + 3) // 2
-
-    def names(self, names: Sequence[str]) -> list[str]:
-        """The names of x's entries and of their products."""
-        return [*names, *(f"{a} * {b}" for i, a in enumerate(names) for b in names[i:])]
-
-
-class AdditiveReward(LinearReward):
-    """f is a sum of functions of one entry of x each, linear between bends at ``BENDS``: a generalised additive model
-    (Hastie and Tibshirani 1986).
-
-    With ``reward_lasso`` only few entries count (sparse additive models, Ravikumar et al. 2009).
-    """
-
-    def terms(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, "N terms"]:
-        """The standardised entries of x, and for each bend how far they are above it."""
-        x = super().terms(obs, act)
-        return torch.cat([x, *(functional.relu(x - bend) for bend in BENDS)], -1)
-
-    @staticmethod
-    def num_terms(features: int) -> int:
-        """As in ``RewardEnsemble``."""
-        return features * (1 + len(BENDS))
 
 
 def _through(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.learning import self_preference
 from rlhf_bilevel import Agent
-from rlhf_bilevel.rewards.ensemble import LinearReward
+from rlhf_bilevel.rewards.forms import LinearReward
 from rlhf_bilevel.types import Segments
 from tests.conftest import SMALL
 

@@ -14,7 +14,7 @@ from rlhf_bilevel.__main__ import parser
 from rlhf_bilevel.cli import run_options
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teachers import OracleTeacher
-from rlhf_bilevel.rewards.ensemble import LinearReward
+from rlhf_bilevel.rewards.forms import LinearReward
 from rlhf_bilevel.rewards.reward_file import BoxActions, RewardInfo
 from rlhf_bilevel.runs.spec import RunSpec
 from rlhf_bilevel.utils.json_yaml import read_yaml

@@ -21,7 +21,8 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.preference_dataset import Dataset
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.rewards.ensemble import AdditiveReward, RewardEnsemble
+from rlhf_bilevel.rewards.ensemble import RewardEnsemble
+from rlhf_bilevel.rewards.forms import AdditiveReward
 from rlhf_bilevel.studies import offline_fit
 from rlhf_bilevel.types import Queries, Segments
 from rlhf_bilevel.utils.files import load_tensors

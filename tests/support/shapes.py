@@ -16,6 +16,7 @@ MODULES = [
     "rlhf_bilevel.methods.cost",
     "rlhf_bilevel.rewards.bradley_terry",
     "rlhf_bilevel.rewards.ensemble",
+    "rlhf_bilevel.rewards.forms",
 ]
 if os.environ.get("SHAPES"):
     install_import_hook(MODULES, "tests.support.shapes.typechecker")

@@ -29,7 +29,7 @@ from rlhf_bilevel.data.replay_buffer import ReplayBuffer
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registration, wrappers
 from rlhf_bilevel.envs.interface import InvalidEnvError
-from rlhf_bilevel.envs.suites import SuiteEnv
+from rlhf_bilevel.envs.suite import SuiteEnv
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.human.clips import scene
 from rlhf_bilevel.human.clips.renderer import jpeg
