@@ -199,7 +199,8 @@ OTHER_TASKS: dict[str, tuple[int, Settings]] = {
 DEFAULTS = ONE_LEARNER | {"twin": ("twin", {}), "penalty": ("penalty", {})}
 
 
-NETWORK, ADDITIVE = ({"preset": "figure1", "labels": 100, "reward_form": form} for form in ("network", "additive"))
+NETWORK: Settings = {"preset": "figure1", "labels": 100, "reward_form": "network"}
+ADDITIVE: Settings = {"preset": "figure1", "labels": 100, "reward_form": "additive", "reward_lasso": 0.1}
 ADDED = (
     ("additive, lasso .1 (module)", "pebble", "dm_control/walker-walk-v0", range(300, 306), 125_000, 100),
     ("additive, lasso .1", "pebble", "dm_control/walker-walk-v0", [310], 125_000, 100),
@@ -209,9 +210,16 @@ ADDED = (
 """The first six had the form in a module of their own."""
 FORMS: Mapping[str, Settings] = {
     "network": {"reward_form": "network"},
-    "additive, learning rate .003": {"reward_form": "additive"},
-    "additive, learning rate .01": {"reward_form": "additive", "reward_lr": 0.01},
+    "additive, learning rate .003": {"reward_form": "additive", "reward_lasso": 0.1},
+    "additive, learning rate .01": {"reward_form": "additive", "reward_lasso": 0.1, "reward_lr": 0.01},
 }
+LASSOS: Sequence[tuple[str, str, Settings, Iterable[int]]] = (
+    ("pebble, lasso .1", "pebble", {"reward_lasso": 0.1}, range(320, 330)),
+    ("pebble, lasso .2", "pebble", {"reward_lasso": 0.2}, [325]),
+    ("pebble, lasso .3", "pebble", {"reward_lasso": 0.3}, [325]),
+    ("penalty, lasso .1", "penalty", {"reward_lasso": 0.1}, range(320, 323)),
+    ("penalty, lasso .3", "penalty", {"reward_lasso": 0.3}, range(320, 323)),
+)
 
 
 SEARCH: dict[str, Group] = {
@@ -240,6 +248,11 @@ SEARCH: dict[str, Group] = {
         named("search-additive", name, "pebble", CARTPOLE, seed, 12_000, QUICK | own, today=True)
         for seed in range(100, 104)
         for name, own in FORMS.items()
+    ],
+    "search-lasso": [
+        named("search-lasso", name, method, "dm_control/walker-walk-v0", seed, 125_000, ADDITIVE | own, today=True)
+        for name, method, own, seeds in LASSOS
+        for seed in seeds
     ],
     "search-spread": [
         named("search-spread", name, method, "dm_control/walker-walk-v0", seed, 30_000, WALK | own)

@@ -98,11 +98,11 @@ SCALES = {
         "door-1000": Panel("door-open, 20 labels", DOOR, 2000, 20, seeds(2), SMALL, today=True),
     },
     "cpu": {
-        "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=320, today=True),
-        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=320, today=True),
+        "walker-100": Panel("walker-walk, 100 labels", WALKER, 125_000, 100, seeds(10), PRESET, first=330, today=True),
+        "door-1000": Panel("door-open, 1000 labels", DOOR, 200_000, 1000, seeds(5), PRESET, first=330, today=True),
     },
     "tasks": {
-        name: Panel(f"{name}, {labels} labels", env, steps, labels, {"pebble": 4}, PRESET, first=320, today=True)
+        name: Panel(f"{name}, {labels} labels", env, steps, labels, {"pebble": 4}, PRESET, first=330, today=True)
         for name, env, steps, labels in (
             ("cheetah-run", "dm_control/cheetah-run-v0", 250_000, 100),
             ("walker-stand", "dm_control/walker-stand-v0", 125_000, 100),

@@ -32,7 +32,7 @@ from rlhf_bilevel.utils.urls import check_database, check_teacher_url
 
 POLICIES = 10  # that a run keeps of its own, see ``Config.policy_steps``
 FORM_DEFAULTS: Mapping[str, dict[str, Any]] = {
-    "additive": {"reward_lr": 0.01, "reward_lasso": 0.1},
+    "additive": {"reward_lr": 0.01, "reward_lasso": 0.3},
     "linear": {"reward_lr": 0.01, "reward_lasso": 0.0},
     "quadratic": {"reward_lr": 0.01, "reward_lasso": 0.0},
     "network": {"reward_lr": 3e-4, "reward_lasso": 0.0},

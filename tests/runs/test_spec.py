@@ -78,7 +78,7 @@ def test_defaults_come_before_the_preset_that_before_the_method_and_that_before_
 @pytest.mark.parametrize(
     ("given", "form", "lr", "lasso"),
     [
-        ({}, "additive", 0.01, 0.1),
+        ({}, "additive", 0.01, 0.3),
         ({"reward_lasso": 0}, "additive", 0.01, 0),
         ({"reward_form": "linear"}, "linear", 0.01, 0),
         ({"reward_form": "network"}, "network", 3e-4, 0),
