@@ -389,9 +389,9 @@ def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
 def test_it_learns_a_task_from_labels_alone(method: str) -> None:
     """True return of the agent, deterministic, on the probe: random is about 15, the best possible about 46 of 50.
 
-    Two of three seeds: so few labels mislead a seed now and then, with every method.
+    Two of three seeds must go two thirds of this way: so few labels mislead a seed now and then, with every method.
     """
-    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
+    assert np.median([true_return(method, seed) for seed in range(3)]) > 35
 
 
 def true_return(method: str, seed: int) -> float:
