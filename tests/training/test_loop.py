@@ -389,14 +389,16 @@ def test_state_entropy_widens_the_visited_states_without_any_label() -> None:
 def test_it_learns_a_task_from_labels_alone(method: str) -> None:
     """True return of the agent, deterministic, on the probe: random is about 15, the best possible about 46 of 50.
 
-    Two of three seeds must go two thirds of this way: so few labels mislead a seed now and then, with every method.
+    Two of three seeds: so few labels mislead a seed now and then, with every method.
+    The default lasso is too strong for this task of few entries (docs/search.md).
     """
-    assert np.median([true_return(method, seed) for seed in range(3)]) > 35
+    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
 
 
 def true_return(method: str, seed: int) -> float:
     """Mean of five episodes."""
     settings = {"net_arch": (32, 32), "batch_size": 64, "reward_net_arch": (32,), "reward_epochs": 20, "seed": seed}
+    settings |= {"reward_lasso": 0.1}
     steps = 1800 * METHODS[method].learners  # two learners share the steps
     run = build(method, total_timesteps=steps, labels=80, other_every=4, **settings)
     list(train(run))
