@@ -218,7 +218,7 @@ LASSOS: Sequence[tuple[str, str, Settings, Iterable[int]]] = (
     ("pebble, lasso .2", "pebble", {"reward_lasso": 0.2}, [325]),
     ("pebble, lasso .3", "pebble", {"reward_lasso": 0.3}, [325]),
     ("penalty, lasso .1", "penalty", {"reward_lasso": 0.1}, range(320, 323)),
-    ("penalty, lasso .3", "penalty", {"reward_lasso": 0.3}, range(320, 323)),
+    ("penalty, lasso .3", "penalty", {"reward_lasso": 0.3}, [320, 321]),
 )
 
 
