@@ -7,10 +7,11 @@ Queries are random pairs from the ``aligned_episodes`` newest episodes. A share 
 learner is drawn from the ``newest_rows`` newest rows (hybrid replay).
 """
 
+from pydantic import model_validator
 from torch import Tensor
 
 from rlhf_bilevel.config import Options
-from rlhf_bilevel.config.fields import Few, Fraction
+from rlhf_bilevel.config.fields import Few, Fraction, check_order
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
 from rlhf_bilevel.training.method import Method
 from rlhf_bilevel.training.run import Run
@@ -26,6 +27,12 @@ class QpaOptions(Options):
     """Shortest crop, as a share of a segment."""
     longest: Fraction = 0.9
     """Longest crop, as a share of a segment."""
+
+    @model_validator(mode="after")
+    def check_crops(self) -> "QpaOptions":
+        """ValueError if no crop is so short and so long."""
+        check_order(self, "shortest", "longest")
+        return self
 
 
 def reward_loss(run: Run, batch: Preferences, logits: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ p = P(first better) is held fixed. Each member has its own, on the whole pair.
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rlhf_bilevel.config import Options
-from rlhf_bilevel.config.fields import Few, Fraction, Weight
+from rlhf_bilevel.config.fields import Few, Fraction, Weight, check_order
 from rlhf_bilevel.rewards import bradley_terry
 from rlhf_bilevel.rewards.bradley_terry import crops, cross_entropy
 from rlhf_bilevel.training.method import Method
@@ -35,6 +35,12 @@ class SurfOptions(Options):
     """Shortest crop, as a share of a segment."""
     longest: Fraction = 0.92
     """Longest crop, as a share of a segment."""
+
+    @model_validator(mode="after")
+    def check_crops(self) -> "SurfOptions":
+        """ValueError if no crop is so short and so long."""
+        check_order(self, "shortest", "longest")
+        return self
 
 
 def cropped(run: Run, pairs: Queries | Preferences) -> Tensor:

@@ -11,7 +11,7 @@ from rlhf_bilevel.cli.arguments import add_choice, add_set_option, add_threads_o
 from rlhf_bilevel.config.names import current_names, flatten_options
 from rlhf_bilevel.config.presets import PRESETS, preset_settings
 from rlhf_bilevel.config.record import check_record, upgrade
-from rlhf_bilevel.config.schema import NAMED
+from rlhf_bilevel.config.schema import FORM_DEFAULTS, NAMED
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.feedback.teacher_spec import BY_SETTINGS, OURS, teacher_settings
@@ -85,6 +85,9 @@ def spec(args: argparse.Namespace, method: str, env: str, more: Mapping[str, Any
     given = {key: value for key, value in given.items() if value is not None}
     given |= current_names(assigned(args.set), methods)
     filed = from_file(args.config, methods, args.teacher is not None, given) if args.config else {}
+    if given.get("reward_form", filed.get("reward_form")) != filed.get("reward_form"):
+        by_form = {key for values in FORM_DEFAULTS.values() for key in values}
+        filed = {key: value for key, value in filed.items() if key not in by_form}  # they were the other form's
     reward = given.get("reward") or filed.get("reward")
     preset = preset_settings(args.preset, registration.resolve(env), bool(reward))
     budget = {key: preset[key] for key in ("total_timesteps", "labels") if key in preset}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from rlhf_bilevel.utils.numbers import parse_number
 from rlhf_bilevel.utils.registry import Registry
@@ -37,6 +37,12 @@ def one_of(registry: Registry[Any], optional: bool = False) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def check_order(settings: BaseModel, low: str, high: str) -> None:
+    """ValueError if the setting ``low`` is above the setting ``high``."""
+    if getattr(settings, low) > getattr(settings, high):
+        raise ValueError(f"{low}={getattr(settings, low)} is above {high}={getattr(settings, high)}")
 
 
 def check_ent_coef(value: Any) -> Any:

@@ -173,7 +173,7 @@ class Config(BaseModel):
     ends. B-Pref has 0."""
     reward_lasso: Weight
     """Weight in the loss of the summed norms of each term's first weights, in nats. It leaves few entries that count.
-    0.1 for an additive reward, 0 for other forms."""
+    0.3 for an additive reward, 0 for other forms."""
     reward_accuracy: Fraction = 0.97
     """The epochs of a session stop when this share of the labels is predicted."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

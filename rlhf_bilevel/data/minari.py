@@ -29,7 +29,7 @@ def import_minari(
 ) -> Dataset:
     """``pairs`` random pairs of segments of ``segment_length`` steps, uniform over all that lie within one episode.
 
-    A pair has two different segments, and no pair occurs twice. If there are fewer pairs, all of them are taken, with a
+    A pair has segments of two places, and no pair occurs twice. If there are fewer pairs, all of them are taken, with a
     warning. ``teacher`` answers them and sees the dataset's rewards as the truth; without one, all labels are open.
 
     UserError if Minari or the dataset is missing, if its spaces cannot be used, if no two segments are that long, and
@@ -38,7 +38,7 @@ def import_minari(
     data = _load_local(dataset_id)
     obs_space, act_space = data.observation_space, data.action_space
     if fault := space_problem(obs_space, act_space):
-        raise UserError(f"{dataset_id}: {fault}")
+        raise UserError(f"{dataset_id} is of an environment that cannot be used as it is: {fault}")
     numbers = data.episode_indices
     lengths = np.array([int(metadata["total_steps"]) for metadata in data.storage.get_episode_metadata(numbers)])
     starts = np.maximum(lengths - segment_length + 1, 0)  # number of segments in each episode
@@ -109,8 +109,14 @@ def _load_local(dataset_id: str) -> Any:
         import minari
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'rlhf-bilevel[minari]'") from None
-    dataset_ids = minari.list_local_datasets()
+    try:
+        dataset_ids = minari.list_local_datasets()
+    except ValueError as error:  # one folder that is no dataset, of all
+        raise UserError(f"Minari cannot list the datasets of this machine: {error}") from None
     if dataset_id not in dataset_ids:
         hint = did_you_mean(dataset_id, dataset_ids) if dataset_ids else "there are none on this machine"
         raise UserError(f"unknown Minari dataset {dataset_id!r}; {hint} (minari download fetches one)")
-    return minari.load_dataset(dataset_id)
+    try:
+        return minari.load_dataset(dataset_id)
+    except ValueError as error:
+        raise UserError(f"Minari cannot load {dataset_id!r}: {error}") from None

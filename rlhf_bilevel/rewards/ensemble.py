@@ -109,15 +109,17 @@ class RewardEnsemble(nn.Module):
     def unbounded(self, obs: Float[Tensor, "*lead o"], act: Float[Tensor, "*lead a"]) -> Float[Tensor, " M *lead"]:
         """f_m of each member: (M, ...)."""
         shape = obs.shape[:-1]
-        x = self.terms(obs, act)
         layers = list(zip(self.weights, self.biases, strict=True))
-        if x.is_cuda:
+        if obs.is_cuda:
+            x = self.terms(obs, act)
             y = x.expand(len(layers[0][0]), *x.shape)
             for number, (weight, bias) in enumerate(layers):
                 y = torch.baddbmm(bias, functional.leaky_relu(y, inplace=True) if number else y, weight)
         else:  # a CPU is faster member by member, on no more rows than fit into its cache
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
-            y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in x.split(ROWS)], 1)
+            rows = zip(obs.flatten(0, -2).split(ROWS), act.flatten(0, -2).split(ROWS), strict=True)
+            parts = [self.terms(*part) for part in rows]
+            y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in parts], 1)
         return y.reshape(len(y), *shape)
 
     def features(self, x: Float[Tensor, "N x"]) -> Float[Tensor, "N features"]:

@@ -47,7 +47,8 @@ def weights_of(reward: RewardEnsemble, names: Sequence[str], obs: Tensor, act: T
     moved = features - features.mean(0)
     variance = moved.square().mean(0)
     covariance = (weights * torch.einsum("nkf,nf->kf", terms, moved)).sum(1) / len(features)
-    slopes = torch.where(variance > 0, covariance / variance, 0.0)  # (M, features)
+    varies = features.amax(0) > features.amin(0)  # not variance > 0: a mean is rounded
+    slopes = torch.where(varies, covariance / variance, 0.0)  # (M, features)
     mean, spread = slopes.mean(0), slopes.std(0, correction=0)
     effect = (weights.mean(0) * terms).sum(1).std(0) * torch.where(mean < 0, -1.0, 1.0)
     columns = zip(reward.names(names), mean.tolist(), spread.tolist(), effect.tolist(), strict=True)

@@ -59,7 +59,7 @@ class LearnedReward:
     def save(self, path: Path | str) -> None:
         """One file, for ``load`` and ``train --reward``. UserError where there is one already."""
         with reserve_new_file(Path(path)) as file:
-            write(file, reward_file.to_bytes(self.ensemble, self.info))
+            write(file, reward_file.to_bytes(self.ensemble, self.info.model_copy(update={"version": 2})))
 
     def __call__(self, obs: ArrayLike, act: ArrayLike, members: bool = False) -> np.ndarray:
         """Reward per step, float32: obs (..., *shape) and act (..., a) to (...), or each member's to (M, ...).
@@ -70,6 +70,8 @@ class LearnedReward:
         x, a, batch = self._inputs(obs, act)
         with torch.no_grad():
             found = self.ensemble.members(x, a) if members else self.ensemble(x, a)
+        if not found.isfinite().all():
+            raise NotFiniteError(f"an observation is too large for the reward: {float(x.abs().max()):.3g}")
         return found.reshape((*found.shape[:-1], *batch)).numpy()
 
     def std(self, obs: ArrayLike, act: ArrayLike) -> np.ndarray:
@@ -106,7 +108,7 @@ class LearnedReward:
         for name, values in (("observation", x), ("action", action)):
             if not np.isfinite(values).all():
                 raise NotFiniteError(f"the {name} holds {values[~np.isfinite(values)][0]}")
-        return torch.from_numpy(x), torch.from_numpy(action.reshape(rows, -1)), batch
+        return torch.from_numpy(x), torch.from_numpy(action.reshape(rows, self.info.act_size)), batch
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -29,9 +29,15 @@ from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
     "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
-    "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "cost_hidden", "reward",
+    "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "reward_units", "cost_hidden", "reward",
 )  # fmt: skip
 """Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
+RATES = {
+    "learning_rate": ("learners",),
+    "reward_lr": ("reward_optimizer", "health"),
+    "cost_learning_rate": ("method",),
+}
+"""Settings that are an optimizer's rate, and the parts of a run's state with such optimizers."""
 LEARNER_SEEDS = 100_003  # between the seeds of a run's learners
 
 
@@ -75,6 +81,14 @@ def check(loaded: Checkpoint, old: Config, new: Config) -> None:
                 f"{name}={after}: a fork keeps the {name} of its run, {before}, as what was stored and "
                 "learnt depends on it"
             )
+    for name, before, after in (
+        ("termination", old.termination, new.termination),
+        ("ent_coef", old.ent_coef, new.ent_coef),
+    ):
+        if _stored(before) != _stored(after):
+            raise UserError(
+                f"{name}={after}: a fork of a run with {name}={before} cannot have it, as what was stored depends on it"
+            )
     if new.total_timesteps <= loaded.step:
         raise UserError(
             f"steps={new.total_timesteps}: the checkpoint is at step {loaded.step}, and a fork must end after it"
@@ -83,6 +97,11 @@ def check(loaded: Checkpoint, old: Config, new: Config) -> None:
     if new.training_labels < used:
         held_back = f" (select_labels={new.select_labels} are held back)" if new.select_labels else ""
         raise UserError(f"labels={new.labels}: the checkpoint has used {used} labels already{held_back}")
+
+
+def _stored(value: str) -> str:
+    """Equal for values of ``termination``, or of ``ent_coef``, with which a run stores the same things."""
+    return value if value == "absorb" else "auto" if value.startswith("auto") else ""
 
 
 def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tree:
@@ -105,6 +124,28 @@ def adapt_learners(tree: Tree, old: tuple[int, int], new: tuple[int, int]) -> Tr
         envs[place] = tree["envs"][order[number] if existing else agent]
     writers = torch.tensor([places[order.index(who)] for who in tree["store"]["writers"].tolist()], dtype=torch.int64)
     return tree | {"learners": learners, "envs": envs, "store": tree["store"] | {"writers": writers}}
+
+
+def adapt_rates(tree: Tree, old: Config, new: Config) -> Tree:
+    """The state with the rates of ``new``: an optimizer's state holds its rate. One that is not ``old``'s stays."""
+    tree = dict(tree)
+    before, after = (config.options | config.model_dump() for config in (old, new))
+    for name, parts in RATES.items():
+        if before.get(name) == after.get(name) or name not in before or name not in after:
+            continue
+        for part in parts:
+            tree[part] = _with_rate(tree[part], before[name], after[name])
+    return tree
+
+
+def _with_rate(node: Any, before: float, after: float) -> Any:
+    """A part of a state in which every optimizer's rate ``before`` has become ``after``."""
+    if isinstance(node, dict) and node.keys() == {"parameters", "groups"}:
+        groups = [group | {"lr": after} if group.get("lr") == before else group for group in node["groups"]]
+        return node | {"groups": groups}
+    if isinstance(node, dict):
+        return {key: _with_rate(value, before, after) for key, value in node.items()}
+    return [_with_rate(value, before, after) for value in node] if isinstance(node, list) else node
 
 
 def reseed(tree: Tree, seed: int, everything: bool) -> Tree:

@@ -117,6 +117,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
         state = fork.adapt_learners(loaded.tree["run"], before, after)
         if record["method"] != spec.method:
             state = state | {"method": None}
+        state = fork.adapt_rates(state, old, config)
         state = fork.reseed(state, config.seed, everything=config.seed != old.seed)
     if spec.out is None:
         begins = loaded._replace(tree=loaded.tree | {"run": state})

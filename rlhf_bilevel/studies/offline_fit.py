@@ -102,14 +102,19 @@ def fit_reward(
     env = registration.make(env_id, config.seed, TEST, config.protocol, **kind)
     sizes = _sizes(data, env, env_id)
     train, validation, test = split(data, np.random.default_rng([config.seed, 0]))
-    rng = torch.Generator().manual_seed(config.seed)
-    reward = RewardEnsemble.of(config, *sizes, rng)
+    answers = data.store(train)
+    reward = RewardEnsemble.of(config, *sizes, torch.Generator().manual_seed(config.seed))
     if config.reward_units == "measured":
-        reward.measure(data.segments.obs, data.segments.act)
+        reward.measure(*answers.steps())
     if config.reward_clip:
-        reward.clip(data.segments.obs, data.segments.act)
+        reward.clip(*answers.steps())
     reward.labels = len(train)
-    epochs = descend(reward, data.store(train), data.preferences(validation), config)
+    epochs = descend(reward, answers, data.preferences(validation), config)
+    if not epochs:
+        warnings.warn(
+            "no reward was learnt: none predicted the labels to stop by better than the random start", stacklevel=2
+        )
+    reward.pessimism = config.pessimism
     policies: dict[str, Policy] = {"random": uniform_policy(env, np.random.default_rng([config.seed, 2]))}
     if source and (policy := _policy_of(source, env_id, trust)):
         policies["agent"] = policy

@@ -30,6 +30,8 @@ EARLY_END = (
 )
 FEW_RIGHT, ENOUGH_LABELS = 0.75, 100
 """A reward that is no network is doubted if it orders a smaller share of so many labels rightly."""
+MANY_UNITS = 10.0
+"""A reward is doubted if an input of it spreads over more of its units."""
 
 
 def train(run: Run) -> Iterator[Metrics]:
@@ -66,14 +68,9 @@ def interact(run: Run) -> Iterator[tuple[Metrics, int]]:
                 warned = True
                 warnings.warn(f"step {run.step}: {EARLY_END}", stacklevel=2)
             metrics, updates = update_upper_level(run)
-            if not doubted and underfits(run, metrics):
+            if not doubted and (doubt := doubt_about(run, metrics)):
                 doubted = True
-                warnings.warn(
-                    f"step {run.step}: the {c.reward_form} reward orders only {metrics['reward/accuracy']:.0%} of "
-                    f"{len(run.prefs)} labels rightly: the teacher errs, or what it likes depends on two entries of "
-                    "the observation together, which reward_form=network can say (docs/rewards.md)",
-                    stacklevel=2,
-                )
+                warnings.warn(f"step {run.step}: the {c.reward_form} reward {doubt} (docs/rewards.md)", stacklevel=2)
             if run.step > c.learning_starts and run.step % c.train_freq == 0:
                 updates += c.gradient_steps
             if done:
@@ -201,10 +198,31 @@ def reset_critics(run: Run) -> int:
     return run.config.reset_updates
 
 
-def underfits(run: Run, metrics: Metrics) -> bool:
-    """Whether a session has just ended in which a reward that is no network learnt few of its many labels."""
-    right = metrics.get("reward/accuracy", 1.0)
-    return run.reward.linear and not run.in_refresh and len(run.prefs) >= ENOUGH_LABELS and right < FEW_RIGHT
+def doubt_about(run: Run, metrics: Metrics) -> str | None:
+    """What is doubtful of the reward after a session: inputs that have outgrown their units; few of many labels learnt.
+
+    Only a reward that is no network is doubted for its labels.
+    """
+    c, reward, labels = run.config, run.reward, len(run.prefs)
+    if run.in_refresh or "reward/accuracy" not in metrics:
+        return None
+    with torch.no_grad():
+        spread = (reward.clipped_features(*run.prefs.steps()).std(0) / reward.unit).max().item()
+        varies = (reward(*run.prefs.steps()).std() / reward.bound).item()
+    if c.reward_units == "measured" and spread > MANY_UNITS:
+        return (
+            f"has an input that varies {spread:.0f} times as much as when its unit was measured, at the first labels, "
+            "and may rest on it alone: initial_comparison_frac or pretrain_steps shows more before"
+        )
+    if reward.linear and labels >= ENOUGH_LABELS and metrics["reward/accuracy"] < FEW_RIGHT:
+        return (
+            f"orders only {metrics['reward/accuracy']:.0%} of {labels} labels rightly: the teacher errs, or what it "
+            "likes depends on two entries of the observation together, which reward_form=network can say"
+        )
+    if reward.linear and c.reward_lasso and varies < 2 * c.reward_lr and labels >= c.training_labels:
+        # This is what Adam's steps leave of weights that the lasso keeps at 0
+        return f"hardly varies over its {labels} labels: reward_lasso={c.reward_lasso:g} is too strong for them"
+    return None
 
 
 def early_ends_matter(run: Run) -> bool:

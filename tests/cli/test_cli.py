@@ -138,6 +138,7 @@ gymnasium.register("Needs-v0", "package_that_is_not_here:Env")
         (f"{TRAIN} --set sigma", "key=value"),
         (f"{SURF} --set surf.treshold=1", "did you mean 'surf.threshold'?"),
         (f"{SURF} --set surf.threshold=2", "surf.threshold=2: "),
+        (f"{SURF} --set surf.shortest=0.95", "shortest=0.95 is above longest=0.92"),
         (f"{SURF} --set srf.threshold=1", "no method is called 'srf'; did you mean 'surf'?"),
         (f"{TRAIN} --set reward.learning_rat=1", "no method is called 'reward'; did you mean 'reward_lr'?"),
         ("train mine.py:METHOD --env Pendulum-v1 --steps 9", "a module is named without .py: mine:METHOD"),
@@ -695,6 +696,23 @@ def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp
     args = parser().parse_args(words)
     assert args.keep_every == 0
     assert spec(args, "surf", "Pendulum-v1").resolve().options["threshold"] == 0.9
+
+
+def test_another_reward_form_than_a_files_has_values_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "total_timesteps: 300\nreward_form: additive\nreward_lr: 0.01\nreward_lasso: 0.3\n"
+    )
+    for words, form, rate, lasso in (
+        ([], "additive", 0.01, 0.3),
+        (["--set", "reward_form=additive"], "additive", 0.01, 0.3),
+        (["--set", "reward_form=network"], "network", 3e-4, 0.0),
+        (["--set", "reward_form=network", "--set", "reward_lr=.5"], "network", 0.5, 0.0),
+    ):
+        args = parser().parse_args(
+            ["train", "pebble", "--env", "Pendulum-v1", "--config", str(tmp_path / "run.yaml"), *words]
+        )
+        config = spec(args, "pebble", "Pendulum-v1").resolve()
+        assert (config.reward_form, config.reward_lr, config.reward_lasso) == (form, rate, lasso)
 
 
 @pytest.mark.parametrize("name", ["mine", "./mine.py"])

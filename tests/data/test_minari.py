@@ -100,6 +100,13 @@ def test_the_command_writes_a_dataset_and_names_mistakes(tmp_path: Path, capsys:
         import_minari("nothing/like-v0", 1, 1)
 
 
+def test_a_folder_that_is_no_dataset_is_told_in_one_line(episodes, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "notes (old)" / "data").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Minari cannot list the datasets of this machine: .*notes"):
+        import_minari(NAME, 5, 5)
+
+
 def test_no_pair_is_of_one_segment_or_comes_twice(episodes) -> None:
     """Segments of 49 steps: two, of the longest episode; of 29: twenty-four."""
     for length, pairs, there in ((49, 5, 1), (29, 500, 24 * 23 // 2), (29, 230, 230), (29, 20, 20)):

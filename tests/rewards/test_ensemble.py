@@ -192,6 +192,17 @@ def test_logits_are_those_of_the_members_and_the_size_is_of_what_tanh_bounds() -
     assert torch.allclose(size, f.square().mean(), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["network", "additive"])
+def test_no_more_rows_are_computed_at_once_than_a_cache_holds(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward, rng = ensemble(form=form), torch.Generator().manual_seed(0)
+    obs, act = torch.randn(5000, 3, generator=rng), torch.randn(5000, 2, generator=rng)
+    rows, terms = list[int](), reward.terms
+    monkeypatch.setattr(reward, "terms", lambda o, a: rows.append(len(o)) or terms(o, a))
+    whole = reward.members(obs, act)
+    assert max(rows) <= 2048 and sum(rows) == 5000
+    torch.testing.assert_close(whole[:, 4000:], reward.members(obs[4000:], act[4000:]), rtol=0, atol=0)
+
+
 def test_initial_weights_follow_their_generator_and_spare_the_global_one() -> None:
     before = torch.get_rng_state()
     first, again, other = ensemble(), ensemble(), ensemble(seed=1)

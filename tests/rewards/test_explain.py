@@ -56,6 +56,18 @@ def test_a_network_cannot_be_read() -> None:
         weights_of(reward, list("abcd"), torch.zeros(2, 3), torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize("form", ["linear", "additive"])
+def test_an_entry_that_never_changes_has_no_weight(form: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    obs = torch.randn(80, 10, 3, generator=rng)
+    obs[..., 1], obs[..., 2] = 0.1, 7.3
+    reward = learnt(form, obs[..., 0], obs)
+    found = {weight.feature: weight for weight in weights_of(reward, list("abcd"), obs, torch.zeros(80, 10, 1))}
+    assert found["a"].weight > 0.1
+    for name in "bcd":
+        assert found[name][1:3] == (0, 0) and abs(found[name].effect) < 1e-5
+
+
 def test_features_have_the_suites_names() -> None:
     names = registration.entry_names(registration.make("walker_walk", 0))
     assert names[:1] + names[14:16] + names[24:26] == [

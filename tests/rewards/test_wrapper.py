@@ -22,6 +22,7 @@ import rlhf_bilevel
 from rlhf_bilevel import Agent, LearnedReward, LearnedRewardVecEnvWrapper, LearnedRewardWrapper
 from rlhf_bilevel.config.presets import BPREF
 from rlhf_bilevel.envs import registration
+from rlhf_bilevel.envs.interface import NotFiniteError
 from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.rewards import reward_file
 from tests.conftest import SMALL, Steer
@@ -345,6 +346,21 @@ def test_a_file_of_version_1_is_read_without_means(folder: Path, tmp_path: Path)
     path.write_bytes(save(found, {reward_file.KEY: info.model_copy(update={"version": 1}).model_dump_json()}))
     reward, _ = reward_file.from_bytes(path.read_bytes(), path)
     assert not reward.center.any()
+    LearnedReward.load(path).save(tmp_path / "again.safetensors")
+    again = LearnedReward.load(tmp_path / "again.safetensors")
+    assert not again.ensemble.center.any() and again.info == info
+
+
+def test_an_observation_beyond_all_numbers_has_no_reward(folder: Path) -> None:
+    reward = LearnedReward.load(folder)
+    obs = np.full(reward.info.observations, 3e38)
+    with pytest.raises(NotFiniteError, match=r"too large for the reward: 3e\+38"):
+        reward(obs, np.zeros(reward.info.act_size))
+
+
+def test_no_steps_have_no_rewards(folder: Path) -> None:
+    reward = LearnedReward.load(folder)
+    assert reward(np.zeros((0, reward.info.observations)), np.zeros((0, reward.info.act_size))).shape == (0,)
 
 
 def test_a_file_that_another_has_changed_is_refused_and_makes_nothing_large(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rlhf_bilevel.__main__ import main
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.runs.checkpoint import Checkpoints
+from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
 from tests.conftest import FEW, SMALL
@@ -143,6 +144,9 @@ def test_two_learners_become_one_and_rows_keep_their_writers(tmp_path: Path) -> 
         ("--set net_arch=8,8", "a fork keeps the net_arch of its run"),
         ("--set critic_layer_norm=false", "a fork keeps the critic_layer_norm of its run"),
         ("--set reward_use_action=false", "a fork keeps the reward_use_action of its run"),
+        ("--set reward_units=raw", "a fork keeps the reward_units of its run"),
+        ("--set termination=absorb", "a fork of a run with termination=as_is cannot have it"),
+        ("--set ent_coef=0.2", "ent_coef=0.2: a fork of a run with ent_coef=auto_0.1 cannot have it"),
         ("--set sigm=3", "did you mean 'penalty.sigma'?"),
         ("--set surf.threshold=.9", "surf alone has it"),
         ("--teacher human", "a fork is not labelled by people"),
@@ -155,6 +159,24 @@ def test_what_cannot_be_forked_is_told_in_one_line(
     out = tmp_path / "fork"
     assert told in fails(capsys, "fork", str(whole[0]), "--trust", "--out", str(out), *words.split())
     assert not out.exists()
+
+
+def test_a_fork_learns_at_its_own_rates(whole: tuple[Path, str]) -> None:
+    """At rates of nearly nothing, nothing has moved after 100 steps."""
+    settings: dict[str, Any] = {"learning_rate": 1e-9, "reward_lr": 1e-9, "options": {"cost_learning_rate": 1e-9}}
+    early, late, usual = (
+        Agent.fork(whole[0], at=200, **own).learn(steps).run
+        for own, steps in ((settings, 1), (settings, 100), ({}, 100))
+    )
+
+    def moved(run: Run) -> list[float]:
+        parts = [
+            (of.reward, of.learners[0].model.actor, of.learners[1].model.critic, of.state.cost) for of in (early, run)
+        ]
+        pairs = (zip(old.parameters(), new.parameters(), strict=True) for old, new in zip(*parts, strict=True))
+        return [max((a - b).abs().max().item() for a, b in pair) for pair in pairs]
+
+    assert max(moved(late)) < 1e-5 and min(moved(usual)) > 1e-4
 
 
 def test_a_run_without_a_checkpoint_cannot_be_forked(tmp_path: Path) -> None:

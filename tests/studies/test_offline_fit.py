@@ -115,6 +115,28 @@ def test_labels_without_a_pattern_teach_nothing_and_stop_early() -> None:
     assert held < 0.72 and last < 0.8 and by_heart > held + 0.05
 
 
+def test_labels_that_teach_nothing_are_told() -> None:
+    data = boltzmann(60)
+    queries = Queries(*data.preferences()[:2])
+    label = torch.randint(2, (60,), generator=torch.Generator().manual_seed(0)).float()
+    noise = Dataset.of(queries, label, env_id="Linear-v0", labeller="coin", sampler="uniform")
+    with pytest.warns(UserWarning, match="no reward was learnt"):
+        found = offline_fit.fit_reward(noise, "Linear-v0", **SETTINGS | {"reward_lr": 1.0, "reward_epochs": 1})
+    assert found.report["epochs"] == 0
+
+
+def test_units_and_ranges_are_those_of_what_is_trained_on_and_pessimism_is_the_files() -> None:
+    data, settings = boltzmann(60), SETTINGS | {"reward_epochs": 1, "reward_clip": True, "pessimism": 0.5}
+    reward = offline_fit.fit_reward(data, "Linear-v0", **settings).learned
+    train, *_ = offline_fit.split(data, np.random.default_rng([0, 0]))
+    obs, _ = data.store(train).steps()
+    seen = reward.ensemble.unit[:2], reward.ensemble.low[:2], reward.ensemble.high[:2]
+    expected = obs.flatten(0, 1).std(0), obs.flatten(0, 1).amin(0), obs.flatten(0, 1).amax(0)
+    for got, here in zip(seen, expected, strict=True):
+        torch.testing.assert_close(got, here)
+    assert reward.info.pessimism == reward.ensemble.pessimism == 0.5
+
+
 def test_the_calibration_error_is_that_of_another_library() -> None:
     rng = np.random.default_rng(0)
     output = torch.from_numpy(rng.normal(0, 2, 5000))

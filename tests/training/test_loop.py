@@ -288,6 +288,30 @@ def test_a_reward_that_is_no_network_and_cannot_say_what_the_labels_say_is_told_
     assert len(found) == warned and all("the additive reward orders only" in line for line in found)
 
 
+@pytest.mark.parametrize(("lasso", "warned"), [(0.01, 0), (50.0, 1)])
+def test_a_reward_that_the_lasso_has_emptied_is_told_once(lasso: float, warned: int) -> None:
+    run = build("pebble", labels=40, reward_lasso=lasso, reward_epochs=60)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        list(train(run))
+    found = [str(one.message) for one in told if "is too strong for them" in str(one.message)]
+    assert len(found) == warned and all("hardly varies over its 40 labels: reward_lasso=50" in one for one in found)
+
+
+@pytest.mark.parametrize(("form", "units", "warned"), [
+    ("additive", "measured", 1), ("network", "measured", 1), ("network", "raw", 0)
+])  # fmt: skip
+def test_an_input_that_outgrows_its_unit_is_told_once(form: str, units: str, warned: int) -> None:
+    run = build("pebble", reward_form=form, reward_units=units, labels=40, queries_per_session=10)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in train(run):
+            if run.learnt and run.step % 10 == 0:  # as if the first labels had shown much less
+                run.reward.unit[0] = 1e-3
+    found = [str(one.message) for one in told if "may rest on it alone" in str(one.message)]
+    assert len(found) == warned
+
+
 def test_with_absorbing_states_all_episodes_are_equally_long_and_their_true_return_stays() -> None:
     settings = {key: value for key, value in SMALL.items() if key != "n_eval_episodes"} | {"eval_freq": 100}
     with warnings.catch_warnings():
