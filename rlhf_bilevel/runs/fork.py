@@ -28,7 +28,7 @@ from rlhf_bilevel.utils.files import naming_write_errors, open_to_read, sha256, 
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
+    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm", "norm_obs",
     "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "reward_units", "cost_hidden", "reward",
 )  # fmt: skip
 """Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
