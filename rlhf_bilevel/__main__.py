@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "select" and args.out and RunFolder(args.out).selecting.is_file():
             going_on = "; the same command goes on"
         if args.command in ("train", "resume") and args.dir and RunFolder(args.dir).begun:
-            going_on = f"; rlhf-bilevel resume {args.dir} goes on"
+            going_on = f"; rlhf-bilevel resume {shlex.quote(str(args.dir))} goes on"
         print(f"rlhf-bilevel: interrupted{going_on}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough

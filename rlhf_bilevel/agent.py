@@ -251,16 +251,22 @@ class Agent:
 
         The checkpoint is the newest, or the newest at step ``at`` or before. ``settings`` are those that differ:
         ``labels=200`` is the new budget, including the labels that were used. Another ``seed`` draws all random numbers
-        anew. Another ``method`` starts from the policy that a user would get. ``custom`` holds your own objects by
-        name, see ``resume``. ``threads`` is as ``--threads``, and sets torch's number of threads; None: as before. If
-        nothing differs, it continues as the run did, bit for bit.
+        anew. Another ``method`` starts from the policy that a user would get. Another ``teacher`` may be given, and so
+        must be what was your own object, see ``resume``; a ``method`` that was goes into ``custom``. ``threads`` is as
+        ``--threads``, and sets torch's number of threads; None: as before. If nothing differs, it continues as the run
+        did, bit for bit.
 
         Raises UserError if there is no checkpoint, or if a changed setting changes the shapes of what was learnt.
         """
         source = Path(folder).absolute()
+        given = {name: settings.pop(name) for name in start.OWN_PARTS if name in settings}
+        teacher = given.get("teacher")
+        custom = dict(custom) | {name: part for name, part in given.items() if not isinstance(part, str)}
+        if isinstance(teacher, str):
+            custom["teacher"] = None  # another than the run's
         spec, parts, _ = start.read_folder(Path(folder), trust, custom)
         old_settings = dict(spec.settings)
-        if parts.teacher is not None:
+        if teacher is not None or parts.teacher is not None:
             old_settings = {key: value for key, value in old_settings.items() if not key.startswith("teacher_")}
         new_method = METHODS[method] if isinstance(method, str) else method or parts.method
         if method is not None:  # the new method's settings replace the old one's
@@ -269,8 +275,8 @@ class Agent:
         agent = cls(
             custom.get("method", spec.method) if method is None else method,
             spec.env,
-            teacher=parts.teacher,
-            algorithm=custom.get("algorithm", spec.algorithm) if method is None else None,
+            teacher=parts.teacher if teacher is None else teacher,
+            algorithm=given.get("algorithm", custom.get("algorithm", spec.algorithm)) if method is None else None,
             algorithm_settings=dict(parts.algorithm_settings),
             device=spec.device,
             out=out,
@@ -292,7 +298,7 @@ class Agent:
         loaded = fork.load_checkpoint(Path(folder), at)
         claim.check_outside(agent.out, source)
         least_steps = 0 if "total_timesteps" in settings else loaded.step + 1
-        agent._origin = Origin(source, loaded, trust or "teacher_url" in settings)
+        agent._origin = Origin(source, loaded, trust or "teacher_url" in settings, retaught=isinstance(teacher, str))
         agent._spec = agent._spec.having(total_timesteps=max(agent._spec.steps, least_steps))
         fork.check(loaded, validate(spec.settings), agent._spec.resolve(agent.method))
         return agent
@@ -322,6 +328,8 @@ class Agent:
     def evaluate(self, episodes: int) -> Evaluation:
         """True returns and successes in ``episodes`` test episodes: neither training nor its evaluations have them."""
         self._trained_model()
+        if not isinstance(episodes, int) or episodes < 1:
+            raise UserError(f"episodes={episodes!r:.60}: must be a whole number, at least 1")
         evaluation = evaluate(lambda obs: self.predict(obs)[0], self.make_env(TEST), episodes)
         return replace(evaluation, within=bounds(self.env_id, "true_return"))
 

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +178,24 @@ def test_an_agent_is_saved_into_no_folder_but_its_own(folder: Path, tmp_path: Pa
     Agent.load(tmp_path / "new").save(tmp_path / "empty")
     obs = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
     assert np.array_equal(Agent.load(tmp_path / "empty").predict(obs)[0], agent.predict(obs)[0])
+
+
+def test_an_agent_that_has_changed_since_it_was_loaded_does_not_replace_the_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    agent = Agent.load(tmp_path / "run")
+    agent.save(tmp_path / "run")  # it is there already: nothing is written, such as model.zip without its temperature
+    with torch.no_grad():
+        agent.model.actor.mu.bias += 1
+    with pytest.raises(UserError, match="is not overwritten"):
+        agent.save(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("episodes", ["3", 2.5, 0])
+def test_a_number_of_episodes_that_is_none_is_told(folder: Path, episodes: Any) -> None:
+    with pytest.raises(UserError, match="must be a whole number, at least 1"):
+        Agent.load(folder).evaluate(episodes)
 
 
 def test_a_run_that_is_cut_off_is_not_sealed_by_another_like_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def run_folder(path: Path) -> RunFolder:
 def finished(path: Path) -> None:
     """UserError if there is no run, or one that has not ended."""
     if not run_folder(path).ended:
-        raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
+        raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {shlex.quote(str(path))} goes on with it")
 
 
 def new_folder(path: Path) -> Path:

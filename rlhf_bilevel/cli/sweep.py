@@ -45,6 +45,11 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Work:
     """Checks the options and returns the work. UserError, before anything is written, if one is wrong."""
     on_cluster(args)
+    if args.cohort:
+        for method in args.method:
+            learner = args.algorithm or METHODS[method].algorithm
+            if learner != "SAC":
+                raise UserError(f"--cohort takes learners of plain SAC: {method} learns by {learner}")
     writable_folder("--out", args.out)
     runs: dict[Path, RunSpec] = {}
     first = args.seed or 0

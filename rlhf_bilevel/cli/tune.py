@@ -129,7 +129,10 @@ def run(args: argparse.Namespace) -> Work:
         except Timeout:
             raise UserError(f"{out} is being searched by another process") from None
         count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-        of_what = f"{count}; mean of the last {LAST} evaluations"
+        evaluations = min(LAST, kind.steps // kind.resolve().eval_freq or 1)
+        of_what = f"{count}; " + (
+            f"mean of the last {evaluations} evaluations" if evaluations > 1 else "one evaluation"
+        )
         print(f"Best: trial {found.number}, true return {found.value:.4g} ({of_what})")
         print(f"  {as_options(found.params)}")
         options = f"--preset {args.preset}" + (f" --algorithm {kind.algorithm}" if kind.algorithm else "")

@@ -80,11 +80,12 @@ def did_you_mean_setting(value: str, names: Collection[str], options: Collection
     return "rlhf-bilevel settings lists them all, and with a METHOD its own"
 
 
-def parse_checkpoint_every(text: str) -> tuple[float, float]:
+def parse_checkpoint_every(text: object) -> tuple[float, float]:
     """``1m`` (minutes) or ``5000`` (steps) as (environment steps, seconds) between two checkpoints; one is infinite.
 
     ``0`` means never: both are infinite. UserError for anything else.
     """
+    text = str(text)
     try:
         number_given = parse_int(text.removesuffix("m"))
     except ValueError:

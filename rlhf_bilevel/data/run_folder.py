@@ -102,7 +102,8 @@ class RunFolder:
     @property
     def output(self) -> Path:
         """The log of what a run of a study printed; it is beside the folder."""
-        return self.path.with_name(f"{self.path.name}.log")
+        path = self.path.absolute()  # "." has no name
+        return path.with_name(f"{path.name}.log")
 
     def events(self) -> list[Path]:
         """TensorBoard's files."""
@@ -168,7 +169,8 @@ class RunFolder:
 
     def claim(self) -> FileLock:
         """A study's lock on the run, beside the folder. Entering it raises Timeout if another process holds it."""
-        return lock(self.path.with_name(f".{self.path.name}.lock"))
+        path = self.path.absolute()  # "." has no name
+        return lock(path.with_name(f".{path.name}.lock"))
 
     def write_config(self, record: Mapping[str, Any]) -> None:
         """Writes config.yaml, with all that is needed to repeat the run."""
@@ -256,6 +258,14 @@ class RunFolder:
         logs += [self.selection] if self.selection.is_file() else []
         files = [self.config, self.model, self.policy, self.reward, *logs, *self.kept_policies().values()]
         write_sums(self.path, [str(file.relative_to(self.path)) for file in files])
+
+    def has_models(self, model: OffPolicyAlgorithm, reward: bytes) -> bool:
+        """Whether the policy and the reward model are those of ``write_models``."""
+        from safetensors.torch import save as to_bytes
+
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.policy.state_dict().items()}
+        found = ((self.policy, to_bytes(weights)), (self.reward, reward))
+        return all(file.is_file() and file.read_bytes() == content for file, content in found)
 
     def keep_policy(self, step: int, policy: nn.Module) -> None:
         """Keeps what the policy is at this step: of an actor-critic the actor, of any other all weights."""

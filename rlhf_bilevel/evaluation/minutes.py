@@ -45,5 +45,7 @@ def against_minutes(minutes: np.ndarray, values: np.ndarray, method: str) -> tup
         raise UserError(f"{method}: {UNKNOWN}")
     places = np.unique(minutes)
     places = places[(places >= minutes[:, 0].max()) & (places <= minutes[:, -1].min())]
+    if not len(places):
+        raise UserError(f"{method}: its runs share no labelling minutes, and no curve against them can be drawn")
     newest = [np.searchsorted(row, places, side="right") - 1 for row in minutes]
     return places, np.stack([row[at] for row, at in zip(values, newest, strict=True)])

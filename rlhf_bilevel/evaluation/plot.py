@@ -186,7 +186,9 @@ def legend_label(method: str, tasks: Sequence[Task]) -> str:
     groups = [task.groups[method] for task in tasks]
     labels = min(group.labels[1] for group in groups), max(group.labels[1] for group in groups)
     seeds = len(groups[0].values)
-    return f"{method} ({range_text(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
+    name = method.replace("$", r"\$")  # no formula
+    name = f"\u200b{name}" if name.startswith("_") else name  # matplotlib leaves such out of a legend
+    return f"{name} ({range_text(labels)} labels, {f'{seeds} seeds' if seeds > 1 else '1 seed: no interval'})"
 
 
 def bounds_note(within: tuple[float, float], tasks: Sequence[Task]) -> str:

@@ -117,7 +117,7 @@ def read_table(file: Path) -> list[EvaluationRecord]:
     if not file.exists():
         raise UserError(f"{file}: no such file")
     try:
-        rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode()))
+        rows = csv.DictReader(io.StringIO(read(file, CSV_LIMIT).decode("utf-8-sig")))
         needed = [name for name in EvaluationRecord._fields if name not in EvaluationRecord._field_defaults]
         if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
             raise UserError(f"{file} is no table of evaluations: it has no column {missing[0]!r}")

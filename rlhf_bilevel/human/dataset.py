@@ -20,7 +20,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.label_log import decode_segments, encode_pairs
 from rlhf_bilevel.data.preference_dataset import OPEN, Dataset
 from rlhf_bilevel.human.records import Asked, ConflictError, ConsumedError, NotFoundError, Outcome, first_better
-from rlhf_bilevel.human.store import LabelStore
+from rlhf_bilevel.human.store import LabelStore, check_labeller
 from rlhf_bilevel.human.tables import DECIDED, LEFT_BETTER
 from rlhf_bilevel.types import Queries
 from rlhf_bilevel.utils.files import sha256
@@ -74,6 +74,8 @@ def import_choices(store: LabelStore, dataset: Dataset) -> Imported:
     query_ids = {(row.first, row.second): row.query_id for row in store.all_asked()}
     rows = [row for row in dataset.labelled.tolist() if float(dataset.label[row]) in LEFT_BETTER.values()]
     answers = dataset.preferences(torch.tensor(rows, dtype=torch.int64))
+    for name in {dataset.labeller[row] for row in rows}:  # before any is stored
+        check_labeller(name)
     outcomes = list[Outcome]()
     for row, pair in zip(rows, encode_pairs(answers), strict=True):
         query_id, name = query_ids.get(pair), dataset.labeller[row]

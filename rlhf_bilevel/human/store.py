@@ -396,10 +396,15 @@ class LabelStore:
 
     def _add_labeller(self, c: Connection, name: str) -> int:
         """The id of the labeller ``name``, who is added if not there yet. UserError if the name is not allowed."""
-        if not (0 < len(name) <= MAX_LETTERS and name.isprintable() and name.strip() == name):
-            raise UserError(f"a labeller's name has 1 to {MAX_LETTERS} printable letters, not {name[:MAX_LETTERS]!r}")
+        check_labeller(name)
         insert_if_absent(c, labellers, run=self.run, name=name, role=LABELLER)
         return c.scalars(select(labellers.c.id).where(labellers.c.run == self.run, labellers.c.name == name)).one()
+
+
+def check_labeller(name: str) -> None:
+    """UserError if nobody can have that name."""
+    if not (0 < len(name) <= MAX_LETTERS and name.isprintable() and name.strip() == name):
+        raise UserError(f"a labeller's name has 1 to {MAX_LETTERS} printable letters, not {name[:MAX_LETTERS]!r}")
 
 
 def _packed(content: Mapping[str, Any]) -> bytes:

@@ -56,7 +56,7 @@ class HumanTeacher:
     """
 
     def __init__(self, config: Config, buffer: ReplayBuffer, recorder: ClipRecorder, folder: Path) -> None:
-        self.recorder, self.resume = recorder, f"rlhf-bilevel resume {folder}"
+        self.recorder, self.resume = recorder, f"rlhf-bilevel resume {shlex.quote(str(folder))}"
         self._config, self._buffer, self._folder = config, buffer, folder
         self.policies = 0
         self._stored_scenes, self._announced = set[str](), False
@@ -141,7 +141,7 @@ class HumanTeacher:
             self._announced = True
             database = self._config.teacher_labels_db
             option = f" --labels-db {shlex.quote(database)}" if database else ""
-            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {self._folder}{option}")
+            tqdm.write(f"Pairs to compare are waiting: rlhf-bilevel label {shlex.quote(str(self._folder))}{option}")
 
     def _clip(self, first_row: int) -> dict[str, Any]:
         """The clip of the segment that begins at ``first_row``; its scene is in the label store when this returns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class LearnedReward:
             if not run.begun and run.reward.is_file():
                 return cls.load(run.reward)
             if not run.examine().ended:
-                raise UserError(f"{path} has not come to its end: rlhf-bilevel resume {path} goes on with it")
+                resume = f"rlhf-bilevel resume {shlex.quote(str(path))}"
+                raise UserError(f"{path} has not come to its end: {resume} goes on with it")
             path, data = run.reward, run.read_reward()
         else:
             data = read(path, REWARD_LIMIT)

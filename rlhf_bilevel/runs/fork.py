@@ -29,7 +29,8 @@ from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
     "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm", "norm_obs",
-    "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "reward_units", "cost_hidden", "reward",
+    "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "reward_units", "reward_clip",
+    "cost_hidden", "reward",
 )  # fmt: skip
 """Settings that change the shape or meaning of stored data or weights: a fork cannot change them."""
 RATES = {
@@ -46,6 +47,8 @@ def load_checkpoint(folder: Path, at: int | None) -> Checkpoint:
 
     UserError if there is none, CorruptFileError if it does not belong to a run.
     """
+    if at is not None and not isinstance(at, int):
+        raise UserError(f"at={at!r:.60}: must be a step of training, a whole number")
     run = RunFolder(folder).examine()
     checkpoints = Checkpoints(run.checkpoints, run.config_sha256())
     loaded = checkpoints.load(at)
@@ -136,6 +139,21 @@ def adapt_rates(tree: Tree, old: Config, new: Config) -> Tree:
         for part in parts:
             tree[part] = _with_rate(tree[part], before[name], after[name])
     return tree
+
+
+def differ(old: Config, new: Config) -> bool:
+    """Whether settings differ, apart from the budgets."""
+    before, after = (config.model_dump() | {"total_timesteps": 0, "labels": 0} for config in (old, new))
+    return before != after
+
+
+def forget_rewards(tree: Tree) -> Tree:
+    """The state without the rewards of rows that learners keep: they may be another function's."""
+    nothing = {"cached": torch.zeros(0, dtype=torch.int32), "reward": torch.zeros(0)}
+    learners = [
+        learner | {"view": learner["view"] | nothing} if "view" in learner else learner for learner in tree["learners"]
+    ]
+    return tree | {"learners": learners}
 
 
 def _with_rate(node: Any, before: float, after: float) -> Any:

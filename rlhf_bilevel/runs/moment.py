@@ -25,6 +25,7 @@ from rlhf_bilevel.runs.environments import make_env
 from rlhf_bilevel.runs.parts import Parts
 from rlhf_bilevel.runs.process import default_torch, preserved_generators
 from rlhf_bilevel.runs.spec import RunSpec
+from rlhf_bilevel.utils.json_yaml import read_json
 
 
 class Moment(NamedTuple):
@@ -54,7 +55,8 @@ class Moment(NamedTuple):
         config, run = validate(spec.settings), RunFolder(folder)
         env = make_env(spec.env, config)
         if at is None and run.ended:
-            step = max(Checkpoints(run.checkpoints, "").steps(), default=run.last_step())
+            step = _selected_step(run) or max(Checkpoints(run.checkpoints, "").steps(), default=run.last_step())
+            step = step or config.total_timesteps  # of an agent that was saved
             model, reward = load_learnt(folder, spec, parts, config)
         else:
             loaded = fork.load_checkpoint(folder, at)
@@ -92,6 +94,12 @@ def _load_from_checkpoint(
             load(loaded.tree["run"]["learners"][number])
             reward.load_state_dict(loaded.tree["run"]["reward"])
     reward.labels = sum(loaded.tree["sessions"])
-    careful = config.pessimism_from == "start" or reward.labels >= config.labels
+    careful = config.pessimism_from == "start" or reward.labels >= config.training_labels
     reward.pessimism = config.pessimism if careful else 0.0
     return learner.model, reward
+
+
+def _selected_step(run: RunFolder) -> int:
+    """The step of the policy that was chosen in the run, or in a selection that wrote the folder; 0 if none was."""
+    step = read_json(run.selection).get("chosen") if run.selection.is_file() else 0
+    return step if isinstance(step, int) else 0

@@ -27,7 +27,7 @@ def save(
 ) -> None:
     """Writes what ``build.load_learnt`` needs, without a pickle, and SB3's own file ``model.zip``, which is a pickle.
 
-    UserError if ``folder`` holds anything but this agent, or an equal one.
+    Nothing is written if ``folder`` holds this agent already. UserError if it holds anything else.
     """
     record = config_record(spec, parts, config)
     if folder.exists() and not folder.is_dir():
@@ -36,8 +36,14 @@ def save(
         if not folder.exists() or not any(folder.iterdir()):
             folder.mkdir(parents=True, exist_ok=True)
             RunFolder(folder).write_config(record)
-        elif not (RunFolder(folder).ended and RunFolder(folder).has_config(record)):
+        elif not (
+            RunFolder(folder).ended
+            and RunFolder(folder).has_config(record)
+            and RunFolder(folder).has_models(model, _reward_file(spec.env, config, model, reward))  # type: ignore[arg-type]
+        ):
             raise UserError(f"{folder} holds something else than this agent, and is not overwritten: choose another")
+        else:
+            return
         write_learnt(folder, spec.env, config, model, reward)
 
 
@@ -48,9 +54,13 @@ def write_selection(folder: Path, chosen: selection.Selection) -> None:
 
 def write_learnt(folder: Path, env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> None:
     """Writes the agent's model and the reward model into a run's folder."""
-    info = RewardInfo.of(reward, env_id, config, model.observation_space, model.action_space)
     with on_its_own(model):
-        RunFolder(folder).write_models(model, to_bytes(reward, info))  # type: ignore[arg-type]
+        RunFolder(folder).write_models(model, _reward_file(env_id, config, model, reward))  # type: ignore[arg-type]
+
+
+def _reward_file(env_id: str, config: Config, model: BaseAlgorithm, reward: RewardEnsemble) -> bytes:
+    info = RewardInfo.of(reward, env_id, config, model.observation_space, model.action_space)
+    return to_bytes(reward, info)
 
 
 def config_record(spec: RunSpec, parts: Parts, config: Config) -> dict[str, Any]:

@@ -40,7 +40,11 @@ from rlhf_bilevel.runs.spec import RunSpec, resolve_device
 from rlhf_bilevel.utils.files import JSON_LIMIT, check_trust, read, write
 from rlhf_bilevel.utils.json_yaml import to_json
 from rlhf_bilevel.utils.registry import Registry
+from rlhf_bilevel.utils.suggest import did_you_mean
 from rlhf_bilevel.utils.versions import installed_versions
+
+OWN_PARTS = ("method", "env", "teacher", "algorithm", "algorithm_settings")
+"""What may be an object of the user's own."""
 
 
 class Origin(NamedTuple):
@@ -49,6 +53,7 @@ class Origin(NamedTuple):
     folder: Path
     loaded: Checkpoint | None = None  # the checkpoint; None: the newest, when it begins
     trust: bool = False  # whether the teacher that the folder names may be asked
+    retaught: bool = False  # whether the teacher is another, by name
 
 
 def train(spec: RunSpec, observers: Observers = NOBODY) -> Session:
@@ -98,7 +103,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
     source = RunFolder(origin.folder)
     record = source.trusted_config(trust=True)  # its modules were imported before
     old = validate(record["settings"])
-    if record["teacher"] not in OURS and parts.teacher is None:
+    if record["teacher"] not in OURS and parts.teacher is None and not origin.retaught:
         raise UserError(
             f"{origin.folder} was taught by a teacher of your own, {record['teacher']}: give it as teacher="
         )
@@ -117,6 +122,8 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
         state = fork.adapt_learners(loaded.tree["run"], before, after)
         if record["method"] != spec.method:
             state = state | {"method": None}
+        if record["method"] != spec.method or fork.differ(old, config):
+            state = fork.forget_rewards(state)
         state = fork.adapt_rates(state, old, config)
         state = fork.reseed(state, config.seed, everything=config.seed != old.seed)
     if spec.out is None:
@@ -199,6 +206,9 @@ def read_folder(folder: Path, trust: bool, custom: Mapping[str, Any]) -> tuple[R
     ``custom`` are those of ``method``, ``env``, ``teacher``, ``algorithm`` and ``algorithm_settings`` that were the
     user's own objects: UserError if one is missing. ``trust`` allows that a module is imported for its environment.
     """
+    for name in custom:
+        if name not in OWN_PARTS:
+            raise UserError(f"{name}= is no part of a run; {did_you_mean(name, OWN_PARTS)}")
     record = RunFolder(folder).trusted_config(trust, custom)
 
     def part(name: str, available: Mapping[str, Any]) -> Any:
@@ -251,6 +261,7 @@ def select(
     assert spec.out is not None
     check_outside(spec.out, source.path)
     folder, asked_for = spec.folder, to_json(request).encode()
+    created = not spec.out.exists()
     with delayed_interrupts():
         spec.out.mkdir(parents=True, exist_ok=True)
         lock = folder.lock()
@@ -275,4 +286,7 @@ def select(
             folder.selecting.unlink()
     finally:
         lock.release()
+        if created and {path.name for path in spec.out.iterdir()} <= {folder.lock_file.name}:  # it came to nothing
+            folder.lock_file.unlink(missing_ok=True)
+            spec.out.rmdir()
     return chosen

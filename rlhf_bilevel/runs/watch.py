@@ -73,7 +73,9 @@ def _steps(folder: Path, at: At) -> list[int | None]:
     if at == "all":
         steps: list[int | None] = [*Checkpoints(RunFolder(folder).examine().checkpoints, "").steps()] or [None]
     else:
-        steps = [at] if at is None or isinstance(at, int) else [*dict.fromkeys(at)]
+        steps = [at] if at is None or isinstance(at, int | str) else [*dict.fromkeys(at)]
+    if not steps:
+        raise UserError(f'at={at!r} names no moment: a step, several, or "all"')
     if len(steps) > MOMENTS:
         raise UserError(f"{len(steps)} moments of {folder}: at most {MOMENTS} are shown; name some with --at STEP")
     return steps

@@ -698,6 +698,14 @@ def test_a_default_may_be_given_and_a_file_may_hold_several_methods_settings(tmp
     assert spec(args, "surf", "Pendulum-v1").resolve().options["threshold"] == 0.9
 
 
+def test_a_cohort_of_another_learner_is_refused_before_a_folder_is_made(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    sweep = f"sweep pebble prefppo --env Pendulum-v1 --steps 300 --cohort --out {tmp_path / 'runs'}".split()
+    assert "--cohort takes learners of plain SAC: prefppo learns by PPO" in fails(capsys, *sweep)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_another_reward_form_than_a_files_has_values_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "total_timesteps: 300\nreward_form: additive\nreward_lr: 0.01\nreward_lasso: 0.3\n"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation import plot
 from rlhf_bilevel.evaluation.plot import KINDS, draw
 from rlhf_bilevel.evaluation.records import EvaluationRecord, read_table, write_table
@@ -182,6 +183,29 @@ def test_curves_against_minutes_show_the_newest_evaluation_as_far_as_all_runs_ha
     assert axis.lines[0].get_xdata().tolist() == [0, 1, 2, 3]
     seeds = np.array([[0, 1], [100, 1], [200, 101], [300, 101]])
     np.testing.assert_allclose(axis.lines[0].get_ydata(), interval(iqm, seeds[:, None], within=(0, 1000)).value)
+
+
+def test_runs_that_share_no_minutes_are_told() -> None:
+    rows = [
+        EvaluationRecord("pebble", ENVS[0], seed, 100, 0, 0, True, 1.0, None, 5, "", 2.0 + seed) for seed in range(2)
+    ]
+    with pytest.raises(UserError, match="pebble: its runs share no labelling minutes"):
+        drawn(plot.draw_curves, "minutes", rows=rows)
+
+
+@pytest.mark.parametrize("name", [r"$\bad$", "_mine"])
+def test_a_methods_name_is_shown_as_it_is(name: str, tmp_path: Path) -> None:
+    rows = [EvaluationRecord(name, ENVS[0], 0, step, 0, 0, True, 1.0, None, 5, "") for step in STEPS]
+    (axis,) = drawn(plot.draw_curves, rows=rows)
+    axis.figure.savefig(tmp_path / "figure.svg")
+    assert len(axis.legend().get_texts()) == 1
+
+
+def test_a_table_that_a_spreadsheet_has_written_is_read(tmp_path: Path) -> None:
+    write_table(ROWS, tmp_path / "rows.csv")
+    rows = read_table(tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "rows.csv").read_bytes())
+    assert read_table(tmp_path / "rows.csv") == rows
 
 
 def test_one_evaluation_of_some_seeds_is_a_dot_with_a_whisker() -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -332,6 +333,17 @@ def test_slight_preferences_and_bad_pairs_go_into_a_dataset_and_come_back(begun:
         label_store.ask(0, questions(asked))
         assert dataset.import_choices(label_store, Dataset.read(tmp_path / "labels.parquet")) == (4, 0, 0)
         assert [answer.label for answer in label_store.collect(0, 9)] == data.label.tolist()
+
+
+def test_a_name_that_nobody_can_have_is_told_before_an_answer_is_stored(begun: Path, tmp_path: Path) -> None:
+    asked, data = queries(3), tmp_path / "elsewhere.parquet"
+    made = Dataset.of(asked, torch.ones(3), env_id="e", labeller="ada", sampler="uniform")
+    replace(made, labeller=("ada", "", "eve")).write(data)
+    with LabelStore.of(begun) as label_store:
+        label_store.ask(0, questions(asked))
+        with pytest.raises(UserError, match="printable letters, not ''"):
+            dataset.import_choices(label_store, Dataset.read(data))
+        assert not label_store.all_chosen()
 
 
 def test_answers_that_were_given_elsewhere_are_entered_once(begun: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.errors import AlreadyExistsError, UserError
 from rlhf_bilevel.runs.checkpoint import Checkpoints
 from rlhf_bilevel.training.run import Run
+from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
 from tests.conftest import FEW, SMALL
@@ -159,6 +160,33 @@ def test_what_cannot_be_forked_is_told_in_one_line(
     out = tmp_path / "fork"
     assert told in fails(capsys, "fork", str(whole[0]), "--trust", "--out", str(out), *words.split())
     assert not out.exists()
+
+
+def test_a_fork_pays_all_rows_by_its_own_reward(tmp_path: Path) -> None:
+    run("pebble", tmp_path / "run")
+    agent = Agent.fork(tmp_path / "run", method="sac").learn(60)
+    learner: Any = agent.run.learners[0]
+    kept = learner._view._cached[: agent.run.store.size].nonzero()[:, 0]
+    assert len(kept) and torch.equal(learner._view._reward[kept], agent.run.store.env_reward[kept])
+
+
+def test_a_fork_takes_another_teacher_and_tells_what_is_no_part_of_a_run(whole: tuple[Path, str]) -> None:
+    asked = list[int]()
+
+    def teacher(queries: Queries) -> Preferences:
+        asked.append(len(queries.first.env_reward))
+        return Preferences(*queries, label=torch.ones(asked[-1]))
+
+    for given in (teacher, "mistake"):
+        Agent.fork(whole[0], at=100, teacher=given).learn(100)
+    assert asked
+    with pytest.raises(UserError, match="a fork keeps the algorithm"):
+        Agent.fork(whole[0], algorithm="TD3")
+    for use in (Agent.load, Agent.resume):
+        with pytest.raises(UserError, match=r"tacher= is no part of a run; did you mean 'teacher'\?"):
+            use(whole[0], tacher=teacher)
+    with pytest.raises(UserError, match="at='100': must be a step of training"):
+        Agent.fork(whole[0], at="100")  # type: ignore[arg-type]
 
 
 def test_a_fork_learns_at_its_own_rates(whole: tuple[Path, str]) -> None:

@@ -192,6 +192,12 @@ def test_a_run_without_policies_says_so(tmp_path: Path, plain: Path, capsys: pyt
         Agent("pebble", "Steer-v0", **QUICK).learn(60).select()
 
 
+def test_a_selection_that_cannot_begin_leaves_no_folder(collapsed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="segment_length=9999"):
+        Agent.load(collapsed).select(segment_length=9999, out=tmp_path / "chosen")
+    assert not (tmp_path / "chosen").exists()
+
+
 def test_a_policy_that_was_changed_is_refused(tmp_path: Path, plain: Path) -> None:
     shutil.copytree(plain, tmp_path / "run")
     file = next(iter(RunFolder(tmp_path / "run").kept_policies().values()))

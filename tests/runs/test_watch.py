@@ -225,7 +225,8 @@ def test_a_learner_of_a_users_own_is_watched(tmp_path: Path) -> None:
 
 def test_a_saved_agent_without_checkpoints_is_watched(pebble: Path, tmp_path: Path) -> None:
     Agent.load(pebble).save(tmp_path / "saved")
-    assert Moment.of(tmp_path / "saved").reward is not None
+    moment = Moment.of(tmp_path / "saved")
+    assert moment.reward is not None and moment.step == moment.config.total_timesteps
 
 
 def test_an_episode_in_which_the_environment_fails_is_left_out(pebble: Path) -> None:
@@ -333,6 +334,9 @@ def test_a_mistake_in_python_is_told_too(pebble: Path, tmp_path: Path) -> None:
         rlhf_bilevel.watch(pebble)
     with pytest.raises(UserError, match="at least 1"):
         rlhf_bilevel.watch(pebble, episodes=0, html=tmp_path / "page.html")
+    for at, told in (([], "names no moment"), ("500", "must be a step of training")):
+        with pytest.raises(UserError, match=told):
+            rlhf_bilevel.watch(pebble, at=at, html=tmp_path / "page.html")  # type: ignore[arg-type]
     (tmp_path / "page.html").touch()
     with pytest.raises(AlreadyExistsError):
         rlhf_bilevel.watch(pebble, html=tmp_path / "page.html")
