@@ -219,7 +219,8 @@ def doubt_about(run: Run, metrics: Metrics) -> str | None:
             f"orders only {metrics['reward/accuracy']:.0%} of {labels} labels rightly: the teacher errs, or what it "
             "likes depends on two entries of the observation together, which reward_form=network can say"
         )
-    if reward.linear and c.reward_lasso and varies < 2 * c.reward_lr and labels >= c.training_labels:
+    decided = bool((run.prefs[:].label != 0.5).any())  # of ties alone, a reward that does not vary is right
+    if reward.linear and c.reward_lasso and varies < 2 * c.reward_lr and labels >= c.training_labels and decided:
         # This is what Adam's steps leave of weights that the lasso keeps at 0
         return f"hardly varies over its {labels} labels: reward_lasso={c.reward_lasso:g} is too strong for them"
     return None
