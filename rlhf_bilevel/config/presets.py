@@ -8,8 +8,7 @@ from rlhf_bilevel.errors import UserError
 
 BPREF: dict[str, Any] = {
     "query": "disagreement", "policy_aligned": False, "newest_share": 0.0, "anchor_share": 0.0,
-    "critic_layer_norm": False, "norm_obs": False, "reward_use_action": True, "initial_comparison_frac": 0.0,
-    "reward_form": "network",
+    "critic_layer_norm": False, "reward_use_action": True, "initial_comparison_frac": 0.0, "reward_form": "network",
 }  # fmt: skip
 """B-Pref's values of settings whose defaults are others here. They were the defaults before."""
 

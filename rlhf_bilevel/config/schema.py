@@ -132,9 +132,6 @@ class Config(BaseModel):
     """Whether the critics begin anew at the end of pre-training, as their values are those of state entropy."""
     reset_updates: Times = 100
     """Gradient steps directly after that reset."""
-    norm_obs: bool = False
-    """Off-policy learners only: whether their networks see observations from their mean, in standard deviations of
-    those stored before the first update. An entry that spreads by less than 1 keeps its unit."""
     critic_layer_norm: bool = True
     """SAC only: a layer normalisation before each activation of the critics."""
     newest_share: Annotated[float, Field(ge=0, le=1)] = 0.5

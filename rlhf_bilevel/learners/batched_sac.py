@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from rlhf_bilevel.data.replay_buffer import DeviceCopy, RelabelledView
 from rlhf_bilevel.errors import UserError
-from rlhf_bilevel.learners.normed_policy import NormedObs, NormedPolicy, measure_once
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.learners.squashed_gaussian import squashed, squashed_slope
 from rlhf_bilevel.learners.stacked_adam import Rows, Settings
 from rlhf_bilevel.learners.stacked_networks import Memory, Networks, layer_pieces, policy_pieces
@@ -59,7 +59,7 @@ def stackable(model: Any) -> bool:
         and not callable(model.learning_rate)
         and model.target_update_interval == 1
         and policy.activation_fn is nn.ReLU
-        and policy.features_extractor_class in (FlattenExtractor, NormedObs)
+        and policy.features_extractor_class is FlattenExtractor
         and policy.optimizer_class is torch.optim.Adam
         and set(policy.optimizer_kwargs) <= {"fused"}
     )
@@ -275,8 +275,6 @@ class BatchedSAC:
         finite.
         """
         at = at or slice(0, len(self._models))
-        for model, view in zip(self._models[at], self._views[at], strict=True):
-            measure_once(model.policy, view.store)
         measured = torch.stack([self._improve(at) for _ in range(updates)]).mean(0)  # (4, l)
         metrics = []
         for model, column in zip(self._models[at], measured.T.tolist(), strict=True):
@@ -323,14 +321,11 @@ class BatchedSAC:
         """Draws batches and noise of the models ``at``."""
         update = self.update
         rewards, noises = (drawn[at] for drawn in self._chance)
-        for model, drawn, reward, noise, view, rng in zip(
-            self._models[at], update.drawn[at], rewards, noises, self._views[at], self._noises[at], strict=True
+        for drawn, reward, noise, view, rng in zip(
+            update.drawn[at], rewards, noises, self._views[at], self._noises[at], strict=True
         ):
             rows, reward[:] = view.sample(len(drawn))
             self._stores[view.store].take(rows, out=drawn)
-            if isinstance(model.actor.features_extractor, NormedObs):
-                for obs in (drawn[:, : update.obs], drawn[:, update.obs + update.act : -2]):
-                    model.actor.features_extractor.convert(obs)
             for part in noise:  # in SB3's order: first for a ~ pi(s), then for a' ~ pi(s')
                 part.normal_(generator=rng)
         update.reward[at] = rewards

@@ -26,7 +26,7 @@ from rlhf_bilevel.config import Config
 from rlhf_bilevel.data.replay_buffer import RelabelledView, ReplayBuffer
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import stackable
-from rlhf_bilevel.learners.normed_policy import NormedObs, NormedPolicy, measure_once
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.learners.sb3_tools import drawing_from, logging_to, save_for_sb3
 from rlhf_bilevel.types import Metrics, RewardFn, RowReward, Steps
 from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_state
@@ -109,8 +109,6 @@ class SB3Learner:
     ) -> None:
         seed = config.seed + number * 100_003
         arguments = settings(config, algorithm, device) | {"seed": seed} | overrides | {"buffer_size": 1}
-        if config.norm_obs:
-            arguments["policy_kwargs"] = {"features_extractor_class": NormedObs, **arguments["policy_kwargs"]}
         model: Any = algorithm(env=env, **arguments)
         self.model = model
         model.buffer_size = overrides.get("buffer_size", BUFFER)  # of a saved model; here the store is the buffer
@@ -144,7 +142,6 @@ class SB3Learner:
     def improve(self, updates: int, step: int) -> Metrics:
         """As ``Learner.improve``, by SB3's ``train``. The metrics are those that SB3 logs."""
         self.model._update_current_progress_remaining(step, self._config.total_timesteps)
-        measure_once(self.model.policy, self._view.store)
         with drawing_from(self._rng), logging_to(self._metrics, self.model):
             self.model.train(updates, self._config.batch_size)
         values = dict(self._metrics.name_to_value)

@@ -19,7 +19,6 @@ from rlhf_bilevel.envs.subprocess import registered
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.evaluation.rollout import Evaluation, evaluate
 from rlhf_bilevel.learners.batched_sac import stackable
-from rlhf_bilevel.learners.normed_policy import NormedObs
 from rlhf_bilevel.runs.logger import Log
 from rlhf_bilevel.training.query_session import labelling_minutes
 from rlhf_bilevel.training.run import Run
@@ -127,13 +126,10 @@ def mean_policy(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
     actor = policy.actor
     layers = [layer for layer in [*actor.latent_pi, actor.mu] if isinstance(layer, nn.Linear)]
     *hidden, last = [(layer.bias.detach(), layer.weight.detach().T) for layer in layers]
-    normed = actor.features_extractor if isinstance(actor.features_extractor, NormedObs) else None
 
     def act(obs: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             values = torch.as_tensor(obs[None], dtype=torch.float32)
-            if normed:
-                values = normed(values)
             for bias, weight in hidden:
                 values = torch.addmm(bias, values, weight).relu_()
             mean = torch.addmm(last[0], values, last[1])

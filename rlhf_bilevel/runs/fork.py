@@ -28,7 +28,7 @@ from rlhf_bilevel.utils.files import naming_write_errors, open_to_read, sha256, 
 from rlhf_bilevel.utils.serialization import Tree, random_state
 
 SHAPES = (
-    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm", "norm_obs",
+    "action_repeat", "env_kwargs", "flatten", "protocol", "segment_length", "net_arch", "critic_layer_norm",
     "ensemble_size", "reward_form", "reward_net_arch", "reward_use_action", "reward_units", "reward_clip",
     "cost_hidden", "reward",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from rlhf_bilevel.data.replay_buffer import DeviceCopy, ReplayBuffer
 from rlhf_bilevel.envs import registration
 from rlhf_bilevel.errors import UserError
 from rlhf_bilevel.learners.batched_sac import BatchedSAC, stackable
-from rlhf_bilevel.learners.normed_policy import NormedObs, NormedPolicy
+from rlhf_bilevel.learners.normed_policy import NormedPolicy
 from rlhf_bilevel.learners.off_policy import SB3Learner
 from rlhf_bilevel.learners.sb3_tools import on_its_own
 from rlhf_bilevel.learners.together import Together
@@ -29,8 +29,7 @@ def filled(rows: int = 200) -> ReplayBuffer:
     store, rng = ReplayBuffer(3, 1, rows), np.random.default_rng(0)
     store.begin(0)
     for row in range(rows):
-        obs, next_obs = rng.normal(size=3) * (1, 3, 0.2) + 1, rng.normal(size=3) * (1, 3, 0.2) + 1
-        store.add(obs, rng.uniform(-1, 1, 1), next_obs, rng.normal(), row % 7 == 0)
+        store.add(rng.normal(size=3), rng.uniform(-1, 1, 1), rng.normal(size=3), rng.normal(), row % 7 == 0)
     return store
 
 
@@ -78,7 +77,6 @@ def assert_alike(left: SB3Learner, right: SB3Learner, within: float) -> None:
         {"gamma": 0.5, "tau": 0.3, "target_entropy": -3.0},
         {"policy": NormedPolicy},
         {"policy": NormedPolicy, "policy_kwargs": {"net_arch": {"pi": [8], "qf": [12, 10, 12]}, "n_critics": 3}},
-        {"policy_kwargs": {"net_arch": [16, 12], "features_extractor_class": NormedObs}},
     ],
 )
 @pytest.mark.parametrize(("updates", "batched"), [(1, False), (20, False), (20, True)])

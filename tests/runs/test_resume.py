@@ -113,7 +113,6 @@ def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
         "refresh_every": 15,
         "n_eval_episodes": 1,
         **({"penalty.sigma_spread": 0.5} if method == "penalty" else {}),
-        "norm_obs": method == "twin",
     }
     few |= FEW.get(method, {})
     expected = state(started(method, None, **few))
