@@ -259,6 +259,9 @@ class Agent:
         Raises UserError if there is no checkpoint, or if a changed setting changes the shapes of what was learnt.
         """
         source = Path(folder).absolute()
+        for name in ("env", "env_id", "algorithm", "device", "preset"):
+            if isinstance(settings.get(name), str):
+                raise UserError(f"{name}={settings[name]!r:.60}: a fork keeps the {name} of its run")
         given = {name: settings.pop(name) for name in start.OWN_PARTS if name in settings}
         teacher = given.get("teacher")
         custom = dict(custom) | {name: part for name, part in given.items() if not isinstance(part, str)}
@@ -276,7 +279,7 @@ class Agent:
             custom.get("method", spec.method) if method is None else method,
             spec.env,
             teacher=parts.teacher if teacher is None else teacher,
-            algorithm=given.get("algorithm", custom.get("algorithm", spec.algorithm)) if method is None else None,
+            algorithm=custom.get("algorithm", spec.algorithm) if method is None else None,
             algorithm_settings=dict(parts.algorithm_settings),
             device=spec.device,
             out=out,

@@ -118,7 +118,7 @@ class RewardEnsemble(nn.Module):
         else:  # a CPU is faster member by member, on no more rows than fit into its cache
             members = list(zip(*(zip(weight, bias, strict=True) for weight, bias in layers), strict=True))
             rows = zip(obs.flatten(0, -2).split(ROWS), act.flatten(0, -2).split(ROWS), strict=True)
-            parts = [self.terms(*part) for part in rows]
+            parts = (self.terms(*part) for part in rows)  # one after another: of all rows they may be large
             y = torch.cat([torch.stack([_through(part, member) for member in members]) for part in parts], 1)
         return y.reshape(len(y), *shape)
 

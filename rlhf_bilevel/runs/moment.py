@@ -101,5 +101,6 @@ def _load_from_checkpoint(
 
 def _selected_step(run: RunFolder) -> int:
     """The step of the policy that was chosen in the run, or in a selection that wrote the folder; 0 if none was."""
-    step = read_json(run.selection).get("chosen") if run.selection.is_file() else 0
+    told = read_json(run.selection) if run.selection.is_file() else None
+    step = told.get("chosen") if isinstance(told, dict) else 0
     return step if isinstance(step, int) else 0

@@ -1,5 +1,6 @@
 """The batched ensemble against one network at a time, and state entropy against a plain search."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -196,9 +197,17 @@ def test_logits_are_those_of_the_members_and_the_size_is_of_what_tanh_bounds() -
 def test_no_more_rows_are_computed_at_once_than_a_cache_holds(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reward, rng = ensemble(form=form), torch.Generator().manual_seed(0)
     obs, act = torch.randn(5000, 3, generator=rng), torch.randn(5000, 2, generator=rng)
-    rows, terms = list[int](), reward.terms
-    monkeypatch.setattr(reward, "terms", lambda o, a: rows.append(len(o)) or terms(o, a))
-    whole = reward.members(obs, act)
+    rows, terms, alive = list[int](), reward.terms, list[weakref.ref[torch.Tensor]]()
+
+    def counted(o: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        rows.append(len(o))
+        assert sum(ref() is not None for ref in alive) <= 1  # what was computed before is not kept
+        alive.append(weakref.ref(x := terms(o, a)))
+        return x
+
+    monkeypatch.setattr(reward, "terms", counted)
+    with torch.no_grad():
+        whole = reward.members(obs, act)
     assert max(rows) <= 2048 and sum(rows) == 5000
     torch.testing.assert_close(whole[:, 4000:], reward.members(obs[4000:], act[4000:]), rtol=0, atol=0)
 

@@ -180,8 +180,9 @@ def test_a_fork_takes_another_teacher_and_tells_what_is_no_part_of_a_run(whole: 
     for given in (teacher, "mistake"):
         Agent.fork(whole[0], at=100, teacher=given).learn(100)
     assert asked
-    with pytest.raises(UserError, match="a fork keeps the algorithm"):
-        Agent.fork(whole[0], algorithm="TD3")
+    for name in ("algorithm", "env", "env_id", "device", "preset"):
+        with pytest.raises(UserError, match=f"{name}='other': a fork keeps the {name} of its run"):
+            Agent.fork(whole[0], **{name: "other"})
     for use in (Agent.load, Agent.resume):
         with pytest.raises(UserError, match=r"tacher= is no part of a run; did you mean 'teacher'\?"):
             use(whole[0], tacher=teacher)
