@@ -56,12 +56,16 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-FEW: dict[str, dict[str, Any]] = {"prefppo": {"options": {"n_steps": 64}}, "rime": {"options": {"warm_updates": 1}}}
-"""What a method needs to show itself in a few hundred steps."""
-
-
 SMALL_OPTIONS: dict[str, Any] = {"cost_hidden": (16,), "cost_steps": 5, "visit_batch": 64}
 """The same, of the methods that have them."""
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "penalty": {"options": SMALL_OPTIONS},
+    "prefppo": {"options": {"n_steps": 64}},
+    "rime": {"options": {"warm_updates": 1}},
+}
+"""What a method needs to show itself in a few hundred steps."""
 
 
 def small_config(steps: int = 300, **settings: Any) -> Config:

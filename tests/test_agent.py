@@ -30,7 +30,7 @@ from tests.conftest import FEW, SMALL, Steer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "first"
-    Agent("penalty", "Steer-v0", out=out, **SMALL).learn(150)
+    Agent("penalty", "Steer-v0", out=out, **SMALL | FEW["penalty"]).learn(150)
     return out
 
 
@@ -48,7 +48,7 @@ def test_a_run_leaves_all_that_repeats_and_shows_it(folder: Path) -> None:
 
 
 def test_saved_and_loaded_agents_act_the_same_and_so_does_the_exported_file(folder: Path, tmp_path: Path) -> None:
-    agent = Agent("penalty", "Steer-v0", **SMALL).learn(150)  # the same seed: the same agent as in the folder
+    agent = Agent("penalty", "Steer-v0", **SMALL | FEW["penalty"]).learn(150)  # as in the folder
     loaded = Agent.load(folder)
     main(["export", str(folder), "--sb3", str(tmp_path / "sb3.zip")])
     plain = SAC.load(tmp_path / "sb3.zip")
@@ -87,7 +87,7 @@ def test_a_users_own_teacher_is_asked() -> None:
 
 @pytest.mark.slow
 def test_another_algorithm_of_sb3_is_a_learner() -> None:
-    agent = Agent("penalty", "Steer-v0", algorithm=TD3, **SMALL).learn(120)
+    agent = Agent("penalty", "Steer-v0", algorithm=TD3, **SMALL | FEW["penalty"]).learn(120)
     assert isinstance(agent.model, TD3)
 
 

@@ -84,8 +84,10 @@ class CheckpointManager:
     def __enter__(self) -> CheckpointManager:
         with ExitStack() as stack:
             stack.callback((self._lock or self._folder.lock()).release)
-            self._labels = stack.enter_context(closing(LabelLog(self._folder.labels)))
             self._checkpoints = Checkpoints(self._folder.checkpoints, self._folder.config_sha256())
+            if self._checkpoints.steps() and not self._folder.labels.exists():
+                raise CorruptFileError(f"{self._folder.labels}: no such file, and the run's checkpoints need it")
+            self._labels = stack.enter_context(closing(LabelLog(self._folder.labels)))
             self._last_save, self._save_seconds, self._last_kept = (0, time.monotonic()), 0.0, 0
             self._open = stack.pop_all()
         return self
@@ -93,19 +95,21 @@ class CheckpointManager:
     def __exit__(self, *raised: object) -> None:
         self._open.close()
 
-    def restore(self, run: Run) -> Marks:
+    def restore(self, run: Run, origin: RunFolder | None = None) -> Marks:
         """Restores the newest checkpoint, if there is one, and records the teacher's answers from now on.
 
-        Returns the marks of the logs at that checkpoint; none at the start.
+        Returns the marks of the logs at that checkpoint; none at the start. Errors name the checkpoints of ``origin``,
+        if the run is a fork of it that begins.
         """
+        folder = origin.checkpoints if origin else self._checkpoints.folder
         run.teacher = self._teacher = RecordedTeacher(run.teacher, self._labels)
         loaded = self._checkpoints.load()
         if loaded is None:
             return {}
-        with restoring(self._checkpoints.folder, loaded.step):
+        with restoring(folder, loaded.step):
             saved = CheckpointState(**loaded.tree)
         answers = self._labels.used(saved.sessions, saved.labels)
-        with restoring(self._checkpoints.folder, loaded.step):
+        with restoring(folder, loaded.step):
             restore(run, saved.run, loaded.tables, answers)
         self._teacher.session = len(answers)
         self._last_save, self._last_kept = (run.step, time.monotonic()), run.step

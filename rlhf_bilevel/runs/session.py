@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from rlhf_bilevel.data.run_folder import RunFolder
 from rlhf_bilevel.envs import registration
-from rlhf_bilevel.errors import UserError
+from rlhf_bilevel.errors import CorruptFileError, UserError
 from rlhf_bilevel.runs import asked_queries, fork, selection
 from rlhf_bilevel.runs.callbacks import CallbackLike, Hooks, check_callback
 from rlhf_bilevel.runs.checkpoint import Checkpoint
-from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, restoring
+from rlhf_bilevel.runs.checkpoint_manager import CheckpointManager, Marks, restoring
 from rlhf_bilevel.runs.environments import EVALUATION, make_env
 from rlhf_bilevel.runs.evaluations import Evaluations
 from rlhf_bilevel.runs.logger import Log, output_formats
@@ -61,7 +61,8 @@ NOBODY = Observers()
 class Session:
     """A run in this process, from the moment when its folder is taken to its end.
 
-    ``lock`` is the lock on its folder. A fork without one starts at ``begins``, a checkpoint of the run in ``origin``.
+    ``lock`` is the lock on its folder. A fork that begins has the folder of the run that it continues as ``origin``;
+    without a folder of its own it starts at ``begins``, a checkpoint of that run.
     """
 
     def __init__(
@@ -102,6 +103,16 @@ class Session:
         if fault := why_no_label(self.run):
             raise UserError(fault)
 
+    def _restore(self, keeper: CheckpointManager) -> Marks:
+        """See ``CheckpointManager.restore``. A fork that cannot begin leaves its folder free."""
+        origin, self._origin = self._origin, None
+        try:
+            return keeper.restore(self.run, RunFolder(origin) if origin else None)
+        except CorruptFileError:
+            if origin:
+                fork.undo(self.spec.folder.path)
+            raise
+
     def _keep_policy(self) -> None:
         """Keeps the agent's policy in the run's folder. If that fails, the run goes on without it."""
         try:
@@ -141,7 +152,7 @@ class Session:
             if spec.out:
                 manager = CheckpointManager(spec.out, spec.checkpoint_every, self._lock, spec.keep_every)
                 keeper = stack.enter_context(manager)
-            events = keeper.restore(run) if keeper else {}
+            events = self._restore(keeper) if keeper else {}
             if self._begins:
                 assert self._origin is not None
                 answers = fork.used_answers(self._origin, self._begins)

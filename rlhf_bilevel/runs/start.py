@@ -137,7 +137,7 @@ def begin_fork(spec: RunSpec, parts: Parts, origin: Origin, additional_steps: in
         try:
             with delayed_interrupts():
                 fork.begin(origin.folder, spec.out, loaded, state, config_bytes(config_record(spec, parts, config)))
-            return Session(spec, parts, build(spec, parts, config, environments), lock)
+            return Session(spec, parts, build(spec, parts, config, environments), lock, origin=origin.folder)
         except BaseException:
             fork.undo(spec.out)
             raise

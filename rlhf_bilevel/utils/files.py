@@ -191,8 +191,9 @@ def open_in_place(path: Path, flags: int) -> BufferedWriter:
 def reserve_new_file(path: Path) -> Iterator[Path]:
     """Creates an empty file in the place of one that is written next. AlreadyExistsError if there is one already.
 
-    The file is removed if the code inside fails.
+    The file, and the folders that were made for it, are removed if the code inside fails.
     """
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     with naming_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -203,6 +204,9 @@ def reserve_new_file(path: Path) -> Iterator[Path]:
         yield path
     except BaseException:
         path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else has come into it
+            for folder in made:
+                folder.rmdir()
         raise
 
 

@@ -549,7 +549,7 @@ def test_train_evaluate_and_plot(
     table = "method,env,seed,step,labels,learner,is_agent,true_return,success,episodes,commit\n"
     Path("earlier.csv").write_text(table + "sac,Pendulum-v1,0,300,0,0,1,-150,,5,\n")
     train = "train penalty --env Pendulum-v1 --steps 300 --labels 20 --out run --reference earlier.csv"
-    main([*train.split(), *QUICK])
+    main([*train.split(), *QUICK, "--set", "penalty.cost_steps=5"])
     told = capsys.readouterr().out
     assert "penalty reached a true return of -" in told and "300 steps with 20 labels" in told
     assert "SAC on the true reward reaches -150" in told and "at the same steps (one seed)" in told

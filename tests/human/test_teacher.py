@@ -39,7 +39,7 @@ from rlhf_bilevel.runs.asked_queries import load
 from rlhf_bilevel.studies.batched_seeds import learn_together
 from rlhf_bilevel.training.query_session import labels_due
 from rlhf_bilevel.types import Preferences, Queries
-from tests.conftest import small_config
+from tests.conftest import FEW, small_config
 from tests.data.test_label_log import queries
 from tests.human.test_store import label, somebody
 from tests.runs.test_resume import EVERY, QUICK, state
@@ -82,7 +82,7 @@ def agent(out: Path | None, teacher: str | None = "human", share: float = 0.0, *
     if teacher == "human":
         own, teacher = {"teacher_pending_share": share, "teacher_human": True}, None
     kind = {"teacher": teacher, "out": out, "checkpoint_every": EVERY}
-    return Agent("penalty", "tests.conftest:Steer-v0", **kind, **(QUICK | own | settings))
+    return Agent("penalty", "tests.conftest:Steer-v0", **kind, **(QUICK | FEW["penalty"] | own | settings))
 
 
 def better(label_store: LabelStore, left: str, right: str) -> str:

@@ -379,8 +379,9 @@ def test_a_new_file_takes_the_place_of_none_that_has_come_meanwhile(tmp_path: Pa
     (tmp_path / "theirs").write_text("theirs")
     with pytest.raises(UserError, match="exists already"), reserve_new_file(tmp_path / "theirs"):
         write(tmp_path / "theirs", b"ours")
-    with contextlib.suppress(ZeroDivisionError), reserve_new_file(tmp_path / "ours"):
-        raise ZeroDivisionError
+    for name in ("ours", "new/folder/ours"):
+        with contextlib.suppress(ZeroDivisionError), reserve_new_file(tmp_path / name):
+            raise ZeroDivisionError
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
 

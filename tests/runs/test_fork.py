@@ -20,7 +20,7 @@ from rlhf_bilevel.training.run import Run
 from rlhf_bilevel.types import Preferences, Queries
 from rlhf_bilevel.utils.files import sha256
 from tests.cli.test_cli import fails
-from tests.conftest import FEW, SMALL
+from tests.conftest import FEW, SMALL, SMALL_OPTIONS
 from tests.runs.test_checkpoint import forge
 from tests.runs.test_resume import QUICK, equal, state
 from tests.support.faults import at_call, child, full_disk, kill
@@ -29,8 +29,8 @@ STEPS = 300
 
 
 def run(method: str, out: Path | None, steps: int = STEPS, **settings: Any) -> Agent:
-    agent = Agent(method, "tests.conftest:Steer-v0", out=out, keep_every=100, **(QUICK | settings))
-    return agent.learn(steps)
+    given = QUICK | FEW.get(method, {}) | settings
+    return Agent(method, "tests.conftest:Steer-v0", out=out, keep_every=100, **given).learn(steps)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -192,7 +192,8 @@ def test_a_fork_takes_another_teacher_and_tells_what_is_no_part_of_a_run(whole: 
 
 def test_a_fork_learns_at_its_own_rates(whole: tuple[Path, str]) -> None:
     """At rates of nearly nothing, nothing has moved after 100 steps."""
-    settings: dict[str, Any] = {"learning_rate": 1e-9, "reward_lr": 1e-9, "options": {"cost_learning_rate": 1e-9}}
+    options = SMALL_OPTIONS | {"cost_learning_rate": 1e-9}
+    settings: dict[str, Any] = {"learning_rate": 1e-9, "reward_lr": 1e-9, "options": options}
     early, late, usual = (
         Agent.fork(whole[0], at=200, **own).learn(steps).run
         for own, steps in ((settings, 1), (settings, 100), ({}, 100))
@@ -253,6 +254,7 @@ def test_a_checkpoint_names_no_file_outside_the_two_folders(tmp_path: Path, whol
         (lambda told: told.update(sessions="x"), "does not fit config.yaml"),
         (lambda told: told.update(sessions=[0] * 99), "99 were used"),
         (lambda told: told["run"].update(learners="x"), "does not fit config.yaml"),
+        (lambda told: told["run"].update(generator="x"), "does not fit config.yaml"),
     ],
 )
 def test_a_state_that_is_none_is_told_in_one_line_before_a_folder_is_begun(

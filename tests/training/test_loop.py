@@ -416,7 +416,8 @@ def test_it_learns_a_task_from_labels_alone(method: str) -> None:
     Two of three seeds: so few labels mislead a seed now and then, with every method.
     The default lasso is too strong for this task of few entries (docs/search.md).
     """
-    assert np.median([true_return(method, seed) for seed in range(3)]) > 38
+    learnt = [true_return(method, seed) > 38 for seed in range(2)]
+    assert all(learnt) or (any(learnt) and true_return(method, 2) > 38)
 
 
 def true_return(method: str, seed: int) -> float:
