@@ -52,6 +52,7 @@ SMALL: dict[str, Any] = {
     "n_eval_episodes": 2, "labels": 40, "reward_batch": 16,
     "other_every": 2,  # so that two learners take turns within few steps
     "initial_comparison_frac": 0,  # so that sessions are alike
+    "train_freq": 4,
     "reward_use_action": True,  # actions are what these tests can choose
 }  # fmt: skip
 

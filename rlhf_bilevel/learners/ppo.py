@@ -31,7 +31,8 @@ from rlhf_bilevel.utils.serialization import Tree, load_optimizer, optimizer_sta
 class PPOLearner:
     """A ``Learner`` with PPO. It must be the only learner of its run, and it has no critic of actions.
 
-    It takes its gradient steps when a rollout of ``n_steps`` is full, however many are asked for.
+    It takes its gradient steps at the first update with ``n_steps`` or more steps since the last ones, however many
+    are asked for.
     """
 
     def __init__(

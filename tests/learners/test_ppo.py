@@ -37,7 +37,7 @@ gymnasium.register("Choose-v0", Choose)
 @pytest.mark.parametrize(("env_id", "size"), [("Steer-v0", 1), ("Choose-v0", 3)])
 def test_true_reward_is_plain_sb3_ppo_bit_for_bit(env_id: str, size: int) -> None:
     """Over rollouts that begin and end within episodes, whose ends are time limits."""
-    config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, seed=3)
+    config = small_config(total_timesteps=210, learning_starts=0, pretrain_steps=0, train_freq=1, seed=3)
     env, same = (registration.make(env_id, 3, discrete=True) for _ in range(2))
     learner = PPOLearner(env, config, ReplayBuffer(1, size, 210), **ROLLOUT)
     run = build("prefppo", labels=0, options=ROLLOUT, **config.model_dump(exclude={"labels", "options", "ent_coef"}))

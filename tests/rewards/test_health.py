@@ -92,7 +92,7 @@ def test_without_the_roll_back_the_same_move_would_have_destroyed_it() -> None:
 
 
 def test_a_learner_that_diverges_stops_the_run_and_names_what_did() -> None:
-    run = build("sac", total_timesteps=100, learning_starts=20)
+    run = build("sac", total_timesteps=100, learning_starts=20, train_freq=1)
     steps = train(run)
     for _ in range(30):
         next(steps)

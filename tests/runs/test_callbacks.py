@@ -187,7 +187,7 @@ def no_improvement() -> sb3.EvalCallback:
     (lambda: sb3.EveryNTimesteps(20, Each(lambda self: self.n_calls < 2)), 40),
 ])  # fmt: skip
 def test_callbacks_stop_the_training_where_sb3s_do(tmp_path: Path, callback: Callable[[], Any], end: int) -> None:
-    agent = learnt(callback(), out=tmp_path / "run")
+    agent = learnt(callback(), out=tmp_path / "run", train_freq=1)
     assert agent.run is not None and agent.run.step == end
     assert Agent.load(tmp_path / "run").predict(np.zeros(1, np.float32))[0].shape == (1,)
     assert logged(tmp_path / "run")[-1]["time/total_timesteps"] == str(end)
@@ -215,7 +215,7 @@ def test_the_training_environment_is_the_runs() -> None:
 
 def test_a_checkpoint_of_sb3s_is_a_plain_model_with_all_that_was_stored(tmp_path: Path) -> None:
     keep = sb3.CheckpointCallback(60, str(tmp_path / "sb3"), save_replay_buffer=True, save_vecnormalize=True)
-    agent = learnt(keep)
+    agent = learnt(keep, train_freq=1)
     kinds = ("rl_model_{}_steps.zip", "rl_model_replay_buffer_{}_steps.pkl")
     assert {path.name for path in (tmp_path / "sb3").iterdir()} == {k.format(n) for k in kinds for n in (60, 120)}
     model = SAC.load(tmp_path / "sb3" / "rl_model_120_steps", env=steer())
@@ -238,8 +238,8 @@ def test_a_checkpoint_of_sb3s_is_a_plain_model_with_all_that_was_stored(tmp_path
 def test_a_saved_buffer_moves_nothing(tmp_path: Path) -> None:
     """Its rewards are drawn, as long as they are those of the state entropy."""
     keep = sb3.CheckpointCallback(25, str(tmp_path / "sb3"), save_replay_buffer=True)
-    learnt(None, out=tmp_path / "without", pretrain_steps=60, **BPREF)
-    learnt(keep, out=tmp_path / "with", pretrain_steps=60, **BPREF)
+    learnt(None, out=tmp_path / "without", pretrain_steps=60, train_freq=1, **BPREF)
+    learnt(keep, out=tmp_path / "with", pretrain_steps=60, train_freq=1, **BPREF)
     same_run(tmp_path / "without", tmp_path / "with")
     with (tmp_path / "sb3" / "rl_model_replay_buffer_50_steps.pkl").open("rb") as file:
         buffer = pickle.load(file)

@@ -33,7 +33,7 @@ from tests.conftest import FEW, SMALL, build
 from tests.support.faults import child, events, kill, logged, same_run, tables
 
 STEPS = 300
-QUICK: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4}
+QUICK: dict[str, Any] = SMALL | {"eval_freq": 90}
 EVERY = "50"  # steps: at the end of each episode
 
 

@@ -35,7 +35,7 @@ from tests.conftest import SMALL
 from tests.support.faults import child, kill, same_run
 
 ENV = "tests.conftest:Steer-v0"
-SETTINGS: dict[str, Any] = SMALL | {"eval_freq": 90, "train_freq": 4, "labels": 20}
+SETTINGS: dict[str, Any] = SMALL | {"eval_freq": 90, "labels": 20}
 
 
 def planned(out: Path, steps: int = 300) -> RunSpec:
