@@ -249,7 +249,7 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(tmp_path: Path, by: sign
             run.kill()
         said = run.communicate(timeout=60)[1]
         waits(lambda: not theirs(), 120)
-        assert by == signal.SIGKILL or said.count("Traceback") == 1  # that of the program itself
+        assert by == signal.SIGKILL or said.count("Traceback") == 1, said  # that of the program itself
     finally:
         for pid in theirs():
             os.kill(pid, signal.SIGKILL)

@@ -43,7 +43,7 @@ def test_each_run_of_a_cohort_is_the_one_that_it_is_alone(method: str) -> None:
 @pytest.mark.slow
 def test_runs_may_learn_their_first_reward_at_different_steps() -> None:
     """Then one is due more updates at a step than the others."""
-    runs = [build("pebble", seed=seed, total_timesteps=120, pretrain_steps=20) for seed in (0, 1)]
+    runs = [build("pebble", seed=seed, total_timesteps=120, pretrain_steps=20, train_freq=1) for seed in (0, 1)]
     answering, silent = runs[1].teacher, [True]
     runs[1].teacher = lambda queries: answering(queries) if not silent else no_answers(queries)
     with pytest.warns(UserWarning, match="answered none"):
